@@ -1,0 +1,53 @@
+"""What every test shares: one torch thread, a ROS domain of its own, loopback only, and loud skips."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Set before any test imports a library that reads them. Two cores serve the whole run, and BLAS
+# threads that wait for each other cost more than they bring at these sizes.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'dds' / 'loopback.xml'))
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The folder of the project."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def ki_data() -> Path:
+    """The folder of recordings that `KI_DATA` names; without it the test is skipped, and says so."""
+    folder = os.environ.get('KI_DATA')
+    if not folder or not Path(folder).is_dir():
+        pytest.skip('KI_DATA names no folder of recordings: nothing was checked on real data')
+    return Path(folder)
+
+
+_domains = iter(range(1, 100))
+
+
+@pytest.fixture(autouse=True)
+def ros_domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """A domain id that no other test of this run uses, for every test marked `ros`.
+
+    The process id is mixed in, so that two runs side by side rarely meet; ids stay below 102,
+    which is what the default port range of Linux leaves to Fast DDS.
+    """
+    if request.node.get_closest_marker('ros') is None:
+        return None
+    if importlib.util.find_spec('rclpy') is None:
+        pytest.skip('rclpy is not installed: `make setup` installs it. NOTHING of ROS 2 was checked here')
+    domain = 1 + (next(_domains) * 7 + os.getpid()) % 100
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    return domain

@@ -1,0 +1,99 @@
+"""The import table of ARCHITECTURE.md, held: a room imports only the rooms and libraries it may."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {'ki', 'ki_msgs', 'ki_robot', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training', 'tests', 'benchmarks'}
+
+# room -> the other rooms it may import. `ki` may import every room, and nothing imports `ki`.
+MAY_IMPORT = {
+    'ki_robot': set(),
+    'ki_vla': {'ki_robot'},
+    'training': {'ki_vla', 'ki_robot'},
+    'ki_policy_node': {'ki_vla', 'ki_robot', 'ki_msgs'},
+    'ki_sim': {'ki_robot', 'ki_msgs'},
+    'ki': ROOMS - {'tests', 'benchmarks'},
+}
+# room -> heavy libraries it must never import.
+NEVER = {
+    'ki_robot': {'torch', 'rclpy', 'mujoco', 'transformers', 'onnxruntime'},
+    'ki_vla': {'rclpy', 'mujoco'},
+    'training': {'rclpy', 'mujoco'},
+    'ki_policy_node': {'mujoco'},
+    'ki_sim': {'torch', 'transformers'},
+}
+# what the processes that must not wait for a heavy import may not load, even indirectly
+LIGHT_MODULES = ['ki_policy_node.chunk_executor', 'ki_policy_node.recorder']
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Every absolute module name that a file imports, wherever in the file, with its line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module
+
+
+@pytest.mark.parametrize('room', sorted(MAY_IMPORT))
+def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
+    wrong = []
+    for path in sorted((ROOT / room).rglob('*.py')):
+        for line, name in imports_of(path):
+            top = name.split('.')[0]
+            if top in ROOMS and top != room and top not in MAY_IMPORT[room]:
+                wrong.append(f'{path.relative_to(ROOT)}:{line} imports {name}')
+            if top in NEVER.get(room, set()):
+                wrong.append(f'{path.relative_to(ROOT)}:{line} imports {name}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_the_node_takes_only_the_engine_and_the_bundle_of_the_model() -> None:
+    allowed = ('ki_vla.engine', 'ki_vla.bundle', 'ki_vla.processor', 'ki_vla.errors')
+    wrong = [
+        f'{path.relative_to(ROOT)}:{line} imports {name}'
+        for path in sorted((ROOT / 'ki_policy_node').rglob('*.py'))
+        for line, name in imports_of(path)
+        if name.split('.')[0] == 'ki_vla' and not name.startswith(allowed)
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_only_the_simulators_node_speaks_ros() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / 'ki_sim').rglob('*.py'))
+        for _, name in imports_of(path)
+        if name.split('.')[0] in {'rclpy', 'ki_msgs'} and path.name != 'node.py'
+    ]
+    assert not wrong, f'only ki_sim/node.py may import rclpy or ki_msgs: {wrong}'
+
+
+def test_commands_import_their_rooms_lazily() -> None:
+    """`ki --help` must answer at once: no file of `ki` imports a room or a heavy library at its top level."""
+    heavy = {'torch', 'mujoco', 'onnxruntime', 'transformers', 'rclpy', 'cv2'} | (ROOMS - {'ki', 'ki_robot'})
+    wrong = []
+    for path in sorted((ROOT / 'ki').rglob('*.py')):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            wrong += [f'{path.relative_to(ROOT)}: {name}' for name in names if name.split('.')[0] in heavy]
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('module', [m for m in LIGHT_MODULES if (ROOT / (m.replace('.', '/') + '.py')).exists()])
+def test_processes_that_guard_the_robot_never_load_torch(module: str) -> None:
+    code = f'import sys, {module}; print(sorted({{"torch", "transformers", "onnxruntime"}} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'
