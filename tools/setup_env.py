@@ -1,0 +1,141 @@
+"""Makes .venv with everything in it; the first of the two commands of the README. Run by `make setup`.
+
+Only the standard library: this runs before anything is installed. Every step says in one line what it does, and
+a step whose inputs have not changed is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / '.venv'
+STAMP = VENV / 'setup.stamp'
+PYTHONS = ((3, 10), (3, 13))  # from, up to but not
+
+
+def has_dri() -> bool:
+    """Whether Mesa's software renderer is there for EGL."""
+    return any(Path('/usr/lib').glob('*/dri/*_dri.so')) or any(Path('/usr/lib').glob('*/libgallium-*.so'))
+
+
+def has_headers() -> bool:
+    """Whether this Python can compile extensions."""
+    return Path(sysconfig.get_paths()['include'], 'Python.h').is_file()
+
+
+# package -> is it there already? What is missing is asked of apt.
+SYSTEM_PACKAGES: dict[str, Callable[[], bool]] = {
+    'make': lambda: shutil.which('make') is not None,
+    'cmake': lambda: shutil.which('cmake') is not None,
+    'g++': lambda: shutil.which('g++') is not None,
+    'ffmpeg': lambda: shutil.which('ffmpeg') is not None,
+    'python3-venv': lambda: sys.version_info >= (3, 3) and has_module('ensurepip'),
+    'python3-dev': has_headers,
+    'libegl1': lambda: ctypes.util.find_library('EGL') is not None,
+    'libgl1-mesa-dri': has_dri,
+    'libosmesa6': lambda: ctypes.util.find_library('OSMesa') is not None,
+}
+
+
+def has_module(name: str) -> bool:
+    """Whether this Python can import `name`."""
+    return subprocess.run([sys.executable, '-c', f'import {name}'], capture_output=True).returncode == 0
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(f'setup: {line}', flush=True)
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Runs a command, and ends the set-up with its name when it fails."""
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment)
+    if done.returncode:
+        raise SystemExit(f'setup: `{" ".join(str(part) for part in command)}` failed with {done.returncode}.')
+
+
+def sourced_ros() -> str:
+    """Distribution of the ROS 2 that this shell has sourced, or ''."""
+    return os.environ.get('ROS_DISTRO', '') if os.environ.get('AMENT_PREFIX_PATH') else ''
+
+
+def install_system_packages() -> None:
+    """Installs what is missing with apt when root or with password-less sudo; otherwise says what to type."""
+    missing = [package for package, present in SYSTEM_PACKAGES.items() if not present()]
+    if not missing:
+        return
+    install = ['apt-get', 'install', '-y', '--no-install-recommends', *missing]
+    root = [] if os.geteuid() == 0 else ['sudo', '-n']
+    allowed = not root or subprocess.run([*root, 'true'], capture_output=True).returncode == 0
+    if shutil.which('apt-get') is None or not allowed:
+        say(f'missing on this machine: {" ".join(missing)}. Install with: sudo {" ".join(install)}')
+        return
+    say(f'system packages: {" ".join(missing)}')
+    quiet = {'stdout': subprocess.DEVNULL, 'env': os.environ | {'DEBIAN_FRONTEND': 'noninteractive'}}
+    if subprocess.run([*root, *install], stderr=subprocess.DEVNULL, **quiet).returncode:
+        subprocess.run([*root, 'apt-get', 'update'], **quiet)
+        if subprocess.run([*root, *install], **quiet).returncode:
+            say(f'apt-get could not install {" ".join(missing)}; going on without')
+
+
+def make_venv(distro: str) -> None:
+    """Makes .venv once; it sees the system's packages only where a sourced ROS 2 lives among them."""
+    config = VENV / 'pyvenv.cfg'
+    if not config.is_file():
+        say(f'.venv for Python {sys.version.split()[0]}' + (f' on top of the sourced ROS 2 {distro}' if distro else ''))
+        run(sys.executable, '-m', 'venv', *(['--system-site-packages'] if distro else []), VENV)
+    sees_system = 'include-system-site-packages = true' in config.read_text(encoding='utf-8')
+    if bool(distro) != sees_system:
+        made, now = ('with', 'none is') if sees_system else ('without', f'{distro} is')
+        raise SystemExit(
+            f'setup: .venv was made {made} a sourced ROS 2, and now {now} sourced; the two do not mix. '
+            'Remove .venv, or use a shell like the one that made it.'
+        )
+
+
+def install_python_packages(extras: list[str]) -> None:
+    """Installs the project, editable, with these extras; skipped while nothing that decides about it has changed."""
+    digest = hashlib.sha256(' '.join(extras).encode())
+    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'constraints.txt'):
+        digest.update((ROOT / name).read_bytes())
+    if STAMP.is_file() and STAMP.read_text(encoding='utf-8') == digest.hexdigest():
+        say('Python packages: up to date')
+        return
+    say(f'Python packages: {", ".join(extras)} (some minutes the first time)')
+    pip = [VENV / 'bin' / 'python', '-m', 'pip', 'install', '--quiet', '--constraint', 'constraints.txt']
+    run(*pip, 'setuptools', 'wheel')
+    # Every ROS process of this environment re-executes itself once for its library path; pip need not.
+    run(*pip, '--no-build-isolation', '--editable', f'.[{",".join(extras)}]', _ROS_WHEELS_BOOTSTRAP_COMPLETE='1')
+    STAMP.write_text(digest.hexdigest(), encoding='utf-8')
+
+
+def main() -> None:
+    """The steps, in order."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--accelerator', choices=('cpu', 'gpu'), default='cpu')
+    accelerator = parser.parse_args().accelerator
+    if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
+        raise SystemExit(f'setup: Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}: make setup PYTHON=…')
+    distro = sourced_ros()
+    install_system_packages()
+    make_venv(distro)
+    install_python_packages([accelerator, 'export', 'sim', 'train', 'dev', *([] if distro else ['ros'])])
+    if distro:
+        run(sys.executable, 'tools/build_ws.py', '--packages-select', 'ki_msgs')
+    else:
+        run(VENV / 'bin' / 'python', 'tools/build_msgs.py')
+    say('done. Next: .venv/bin/ki doctor')
+
+
+if __name__ == '__main__':
+    main()
