@@ -1,0 +1,1 @@
+"""Text, state and actions as token ids."""

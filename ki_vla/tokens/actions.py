@@ -1,0 +1,200 @@
+"""Action tokens inside the model's vocabulary: chunk <-> ids, and what may come next while they are decoded.
+
+A chunk is written as the codec's tokens (FAST or naive), each moved to its row of the vocabulary, then '|'. Decoding is
+constrained: `ActionStream` knows at every step which ids can still lead to a chunk of the right length, so that a model
+that decodes under it always ends in a valid chunk, and a stream from elsewhere that is not valid is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ki_vla.errors import VlaError
+from ki_vla.tokens.fast import FastCodec
+from ki_vla.tokens.naive import NaiveCodec
+from ki_vla.tokens.vocabulary import Vocabulary
+
+
+class ActionCodec(Protocol):
+    """What a codec of action chunks offers; FastCodec and NaiveCodec are the two."""
+
+    horizon: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    def values(self) -> int:
+        """How many numbers a complete stream holds."""
+
+    def encode(self, actions_HD: np.ndarray, *, clip: bool = False) -> list[int]:
+        """A normalised chunk -> tokens."""
+
+    def beyond(self, actions_HD: np.ndarray) -> int:
+        """How many numbers of a chunk clipping would change."""
+
+    def decode(self, tokens: Sequence[int]) -> np.ndarray:
+        """Tokens -> the normalised chunk; an invalid stream is a VlaError."""
+
+    def pieces(self) -> list[bytes]:
+        """For every token the UTF-8 bytes it stands for; one character is one number."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON with a field `kind`."""
+
+
+def codec_from_dict(data: dict[str, Any]) -> FastCodec | NaiveCodec:
+    """The codec a `to_dict` describes."""
+    kind = data.get('kind') if isinstance(data, dict) else None
+    if kind == 'fast':
+        return FastCodec.from_dict(data)
+    if kind == 'naive':
+        return NaiveCodec.from_dict(data)
+    raise VlaError(f"action codec: kind must be 'fast' or 'naive', got {kind!r}.")
+
+
+def save_codec(codec: ActionCodec, path: str | Path) -> None:
+    """Write fast.json."""
+    Path(path).write_text(json.dumps(codec.to_dict(), ensure_ascii=True) + '\n', encoding='utf-8')
+
+
+def load_codec(path: str | Path) -> FastCodec | NaiveCodec:
+    """Read fast.json."""
+    try:
+        data = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
+    return codec_from_dict(data)
+
+
+@dataclass(frozen=True)
+class ActionTokens:
+    """A codec placed in a vocabulary."""
+
+    codec: ActionCodec
+    vocabulary: Vocabulary
+    # Row p: what token t does to a stream with p bytes of a character still missing. starts < 0: not allowed there.
+    _starts: np.ndarray = field(init=False, repr=False, compare=False)
+    _after: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that the codec fits and work out what each token does to a stream."""
+        if self.codec.size > self.vocabulary.action_size:
+            raise VlaError(
+                f'the codec has {self.codec.size} action tokens, the vocabulary {self.vocabulary.action_size}.'
+            )
+        pieces = self.codec.pieces()
+        table = np.array([[_scan(piece, pending) for piece in pieces] for pending in (0, 1)], dtype=np.int64)
+        object.__setattr__(self, '_starts', table[:, :, 0])
+        object.__setattr__(self, '_after', table[:, :, 1])
+
+    def encode(self, actions_HD: np.ndarray, *, clip: bool = False) -> list[int]:
+        """A normalised chunk -> ids of the vocabulary, '|' at the end."""
+        tokens = np.asarray(self.codec.encode(actions_HD, clip=clip))
+        return [*self.vocabulary.action_ids(tokens).tolist(), self.vocabulary.bar]
+
+    def decode(self, ids: Sequence[int]) -> np.ndarray:
+        """Ids as `encode` writes them, EOS after '|' allowed -> the normalised chunk [H, D].
+
+        Raises:
+            VlaError: truncated, over-long, or with ids that are no action tokens.
+        """
+        stream = self.stream()
+        ids = [int(token) for token in ids]
+        if ids and ids[-1] == self.vocabulary.eos:
+            ids = ids[:-1]
+        for token in ids:
+            stream.push(token)
+        return stream.chunk()
+
+    def stream(self) -> ActionStream:
+        """A checker for one chunk, to be fed id by id."""
+        return ActionStream(self)
+
+
+class ActionStream:
+    """The state of one chunk while it is decoded token by token."""
+
+    def __init__(self, tokens: ActionTokens) -> None:
+        self._tokens = tokens
+        self._remaining = tokens.codec.values
+        self._pending = 0
+        self._ids: list[int] = []
+        self.complete = False
+
+    def allowed(self) -> np.ndarray:
+        """Ids that may come next, int64; empty once the closing '|' has come."""
+        vocabulary = self._tokens.vocabulary
+        if self.complete:
+            return np.zeros(0, dtype=np.int64)
+        if self._remaining == 0 and self._pending == 0:
+            return np.array([vocabulary.bar], dtype=np.int64)
+        starts = self._tokens._starts[self._pending]
+        tokens = np.flatnonzero((starts >= 0) & (starts <= self._remaining))
+        if tokens.size == 0:
+            raise VlaError('the action codec has no token that continues this stream.')
+        return vocabulary.action_ids(tokens)
+
+    def push(self, token: int) -> None:
+        """Take the next id.
+
+        Raises:
+            VlaError: it is not one of `allowed()`.
+        """
+        vocabulary = self._tokens.vocabulary
+        if self.complete:
+            raise VlaError(f"action stream: id {token} after the closing '|'.")
+        if token == vocabulary.bar:
+            if self._remaining or self._pending:
+                raise VlaError(f"action stream is truncated: '|' came with {self._remaining} values missing.")
+            self.complete = True
+            return
+        index = int(vocabulary.action_tokens(np.array([token]))[0])
+        starts = int(self._tokens._starts[self._pending, index]) if index < self._tokens.codec.size else -1
+        if starts < 0:
+            raise VlaError(f'action stream: id {token} cannot follow here.')
+        if starts > self._remaining:
+            raise VlaError(
+                f'action stream is too long: id {token} holds {starts} values, {self._remaining} are missing.'
+            )
+        self._pending = int(self._tokens._after[self._pending, index])
+        self._remaining -= starts
+        self._ids.append(int(token))
+
+    def chunk(self) -> np.ndarray:
+        """The normalised chunk [H, D].
+
+        Raises:
+            VlaError: the stream is not complete.
+        """
+        if not self.complete:
+            raise VlaError(f"action stream is truncated: {self._remaining} values and the closing '|' are missing.")
+        return self._tokens.codec.decode(self._tokens.vocabulary.action_tokens(np.array(self._ids)).tolist())
+
+
+def _scan(piece: bytes, pending: int) -> tuple[int, int]:
+    """What a piece does to a stream with `pending` bytes missing: (characters begun, bytes missing after).
+
+    (-1, 0) if it cannot stand there. Characters of one or two bytes only: no codec here writes longer ones.
+    """
+    starts = 0
+    for byte in piece:
+        if pending:
+            if not 0x80 <= byte <= 0xBF:
+                return -1, 0
+            pending = 0
+        elif byte < 0x80:
+            starts += 1
+        elif 0xC2 <= byte <= 0xDF:
+            starts, pending = starts + 1, 1
+        else:
+            return -1, 0
+    return (starts, pending) if piece else (-1, 0)
