@@ -1,0 +1,98 @@
+"""Flow matching: the clock, the noise, the field, the sampler. Every sign and direction of time is decided here.
+
+tau = 0 is noise and tau = 1 is the action:  a_tau = tau a + (1 - tau) omega.  The network predicts omega - a (paper,
+equation 3), so an Euler step of size d goes to  a_tau - d * field.  Public checkpoints (openpi, lerobot) count
+t = 1 - tau: the same field, only the clock runs the other way. `time_features` reads 1 - tau, so such weights fit as they are.
+
+Shape legend: B batch, R draws, H horizon, A action dims; `...` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ALPHA, S = 1.5, 0.999
+MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def time_features(tau: Tensor, width: int) -> Tensor:
+    """phi: tau [...] -> float32 [..., width], sines then cosines with periods from 4e-3 to 4, on the clock 1 - tau."""
+    fraction = torch.linspace(0.0, 1.0, width // 2, device=tau.device, dtype=torch.float32)
+    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
+    angle = (1.0 - tau.float())[..., None] * (2.0 * math.pi / period)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def sample_tau(
+    shape: tuple[int, ...], generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Times with the density of the paper: (s - tau) / s ~ Beta(1.5, 1), which favours low tau, the noisy end.
+
+    Beta(1.5, 1) has the distribution function x^1.5, so it is drawn by inversion.
+    """
+    uniform = torch.rand(shape, generator=generator, device=device)
+    return S * (1.0 - uniform ** (1.0 / ALPHA))
+
+
+def noised(actions: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
+    """a_tau for actions and noise [..., H, A] and tau [..., 1|H]."""
+    return tau[..., None] * actions + (1.0 - tau[..., None]) * noise
+
+
+def target(actions: Tensor, noise: Tensor) -> Tensor:
+    """What the network is to predict: omega - a."""
+    return noise - actions
+
+
+def give_first_actions(
+    tau: Tensor, horizon: int, max_delay: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Training for real-time chunking: the first d actions are clean (tau = 1), d uniform in 0..max_delay.
+
+    Args:
+        tau: [B, R], or [B, R, H].
+        horizon: H.
+        max_delay: the largest d, in steps; below the horizon.
+        generator: for reproducible delays.
+
+    Returns:
+        tau_BRH and the mask of given actions, bool [B, R, H], which carry no loss.
+    """
+    delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=tau.device)
+    given_BRH = torch.arange(horizon, device=tau.device) < delay_BR[..., None]
+    tau_BRH = tau if tau.ndim == 3 else tau[..., None].expand(-1, -1, horizon)
+    return torch.where(given_BRH, 1.0, tau_BRH), given_BRH
+
+
+def step(noisy: Tensor, field: Tensor, size: float) -> Tensor:
+    """One Euler step of `size` in tau, towards the action."""
+    return noisy - size * field
+
+
+def clean_estimate(noisy: Tensor, field: Tensor, tau: Tensor) -> Tensor:
+    """Where a straight line from here would end: the action the network has in mind at tau [..., 1|H]."""
+    return noisy - (1.0 - tau[..., None]) * field
+
+
+def step_times(steps: int, device: torch.device | None = None) -> Tensor:
+    """Tau at the start of every Euler step, float32 [steps]: 0, 1/steps, ..."""
+    return torch.arange(steps, device=device, dtype=torch.float32) / steps
+
+
+def euler(field: Field, noise: Tensor, steps: int) -> Tensor:
+    """Integrate from noise (tau 0) to the action (tau 1).
+
+    Args:
+        field: (noisy [..., H, A], tau [..., 1]) -> field [..., H, A].
+        noise: [..., H, A].
+        steps: number of Euler steps; 10 in the paper.
+    """
+    noisy = noise
+    for tau in step_times(steps, noise.device):
+        noisy = step(noisy, field(noisy, tau.expand(noisy.shape[:-2])[..., None]), 1.0 / steps)
+    return noisy

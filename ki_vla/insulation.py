@@ -1,0 +1,59 @@
+"""Knowledge insulation: the attention of the paper's equations 5 and 6, and the one place where a gradient is stopped.
+
+Queries of a later segment (the action expert's tokens "a") look at an earlier context (the backbone's tokens "b") and
+at their own segment, in one softmax:
+
+    (P_ab, P_aa) = softmax( [ Q_a sg(K_b)^T ,  Q_a K_a^T ] + A )        equation 5, second row
+    E_a          = P_ab sg(V_b) + P_aa V_a                              equation 6, second row
+
+sg lets values through and no gradient: what the expert learns never reaches the backbone. The backbone's own rows
+hold no term of the expert at all (P_ba = 0), so they are plain attention and live in `gemma.py`.
+
+Shape legend: B batch, R draws of (tau, noise) that share one context, Q queries, S context tokens, N heads, G key/value
+heads, M = N/G heads that share one of them, K head dim.
+"""
+
+# Shape suffixes are upper case.
+# ruff: noqa: N815
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Context(NamedTuple):
+    """Rotated keys and values of an earlier segment, [B, S, G, K] for each layer, and who sees them [B, 1|Q, S]."""
+
+    k: Tensor | tuple[Tensor, ...]
+    v: Tensor | tuple[Tensor, ...]
+    sees_BQS: Tensor
+
+
+def attend(
+    q_BRQNK: Tensor,
+    k_BRQGK: Tensor,
+    v_BRQGK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    sees_BQS: Tensor,
+    sees_BQQ: Tensor,
+    insulate: bool,
+) -> Tensor:
+    """Equations 5 and 6 for scaled and rotated queries; the masks broadcast over B and Q. Returns [B, R, Q, N, K]."""
+    if insulate:
+        k_BSGK, v_BSGK = k_BSGK.detach(), v_BSGK.detach()  # sg(.)
+    B, R, Q, N, K = q_BRQNK.shape
+    G, S = k_BSGK.shape[2], k_BSGK.shape[1]
+    q = q_BRQNK.reshape(B, R, Q, G, N // G, K)
+    logits_ab = torch.einsum('brqgmk,bsgk->bgrmqs', q, k_BSGK).float()
+    logits_aa = torch.einsum('brqgmk,brpgk->bgrmqp', q, k_BRQGK).float()
+    least = torch.finfo(torch.float32).min
+    logits_ab = logits_ab.masked_fill(~sees_BQS[:, None, None, None], least)
+    logits_aa = logits_aa.masked_fill(~sees_BQQ[:, None, None, None], least)
+    P = torch.cat([logits_ab, logits_aa], dim=-1).softmax(dim=-1).to(v_BRQGK.dtype)
+    P_ab, P_aa = P.split([S, Q], dim=-1)
+    E = torch.einsum('bgrmqs,bsgk->brqgmk', P_ab, v_BSGK) + torch.einsum('bgrmqp,brpgk->brqgmk', P_aa, v_BRQGK)
+    return E.reshape(B, R, Q, N, K)
