@@ -57,9 +57,9 @@ def say(line: str) -> None:
     print(f'setup: {line}', flush=True)
 
 
-def run(*command: str | Path, **environment: str) -> None:
+def run(*command: str | Path) -> None:
     """Runs a command, and ends the set-up with its name when it fails."""
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment)
+    done = subprocess.run([str(part) for part in command], cwd=ROOT)
     if done.returncode:
         raise SystemExit(f'setup: `{" ".join(str(part) for part in command)}` failed with {done.returncode}.')
 
@@ -114,8 +114,8 @@ def install_python_packages(extras: list[str]) -> None:
     say(f'Python packages: {", ".join(extras)} (some minutes the first time)')
     pip = [VENV / 'bin' / 'python', '-m', 'pip', 'install', '--quiet', '--constraint', 'constraints.txt']
     run(*pip, 'setuptools', 'wheel')
-    # Every ROS process of this environment re-executes itself once for its library path; pip need not.
-    run(*pip, '--no-build-isolation', '--editable', f'.[{",".join(extras)}]', _ROS_WHEELS_BOOTSTRAP_COMPLETE='1')
+    # Compat mode puts this folder on the path as a whole, so that a new package needs no second set-up.
+    run(*pip, '--no-build-isolation', '--config-settings', 'editable_mode=compat', '-e', f'.[{",".join(extras)}]')
     STAMP.write_text(digest.hexdigest(), encoding='utf-8')
 
 

@@ -1,0 +1,75 @@
+"""The command `ki`. Every file of this folder that does not start with an underscore is a subcommand of that name.
+
+To add one, add a file and nothing else::
+
+    \"\"\"First line: what `ki --help` shows.\"\"\"
+
+    import typer
+
+    app = typer.Typer(help='First line: what `ki --help` shows.')
+
+    @app.command()
+    def hello(name: str) -> None:
+        from ki_robot import contract  # rooms are imported inside: `ki --help` must answer at once
+        ...
+
+One `@app.command()` makes `ki FILE`; several make `ki FILE NAME`. A KiError raised anywhere below becomes one
+sentence on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ki_robot.errors import KiError
+
+
+class Subcommands(TyperGroup):
+    """Finds subcommands by file name and imports only the one that is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the files beside this one, as commands."""
+        files = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])} - {'main'}
+        return sorted(name.replace('_', '-') for name in files if not name.startswith('_'))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of one file; None for an unknown name, which the parser then reports."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f'ki.{cmd_name.replace("-", "_")}')
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=Subcommands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def ki() -> None:
+    """A robot, told what to do in plain words: check, record, train, export, replay, run."""
+
+
+def main() -> None:
+    """Runs the command line; the console script `ki`."""
+    try:
+        app(prog_name='ki')
+    except KiError as error:
+        print(f'ki: {error}', file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `ki topic echo ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == '__main__':
+    main()
