@@ -1,0 +1,1 @@
+"""A mobile bimanual robot in MuJoCo: scenes, tasks with language, a scripted expert, recordings and questions."""
