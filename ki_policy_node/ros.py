@@ -1,0 +1,121 @@
+"""What nodes and commands share about ROS 2: the transport profile, message classes by name, QoS that fits, files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ki_policy_node.errors import NodeError
+
+DDS_PROFILES = ('loopback', 'lan', 'none')
+
+
+def config_file(name: str) -> Path:
+    """A file below config/: of this source tree, or of the installed share folder.
+
+    Raises:
+        NodeError: no such file in any of them.
+    """
+    prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
+    folders = [Path(__file__).resolve().parent.parent / 'config']
+    folders += [Path(prefix, 'share', 'ki_policy_node', 'config') for prefix in prefixes if prefix]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise NodeError(f'No file config/{name} in {", ".join(str(folder) for folder in folders)}.')
+
+
+def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | None = None) -> str:
+    """Chooses how processes reach each other, for this process and its children; call it before rclpy.init.
+
+    What the environment already says wins. `profile` is loopback, lan or none; without one, KI_DDS decides,
+    and without that loopback.
+
+    Returns:
+        The profile in force: a name, or the path that was set from outside.
+    """
+    environment = os.environ if environment is None else environment
+    preset = environment.get('FASTRTPS_DEFAULT_PROFILES_FILE') or environment.get('FASTDDS_DEFAULT_PROFILES_FILE')
+    if preset:
+        return preset
+    profile = profile or environment.get('KI_DDS', 'loopback')
+    if profile not in DDS_PROFILES:
+        raise NodeError(f'Unknown DDS profile {profile!r} (KI_DDS or dds:). Choose one of: {", ".join(DDS_PROFILES)}.')
+    if profile == 'none':
+        return profile
+    path = str(config_file(f'dds/{profile}.xml'))
+    # Fast DDS 2 (up to Jazzy) reads the first name, Fast DDS 3 (from Kilted on) the second.
+    environment['FASTRTPS_DEFAULT_PROFILES_FILE'] = environment['FASTDDS_DEFAULT_PROFILES_FILE'] = path
+    environment.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST' if profile == 'loopback' else 'SUBNET')
+    if profile == 'loopback' and environment.get('ROS_DISTRO') == 'humble':
+        environment.setdefault('ROS_LOCALHOST_ONLY', '1')
+    return profile
+
+
+def message_class(name: str) -> Any:
+    """The class of an interface named as ROS names it, e.g. 'sensor_msgs/msg/Image'.
+
+    Raises:
+        NodeError: the package or the type is not installed here.
+    """
+    package, _, rest = name.partition('/')
+    kind, _, type_name = rest.partition('/')
+    try:
+        return getattr(importlib.import_module(f'{package}.{kind}'), type_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise NodeError(f'The message type {name} is not installed here: install or build {package}.') from error
+
+
+@contextlib.contextmanager
+def node(name: str, **options: Any) -> Iterator[Any]:
+    """A node for the length of a `with` block, with ROS started before and shut down after."""
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    use_dds_profile()
+    # Ctrl-C arrives as KeyboardInterrupt in the command that spins, not as a closed context below it.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        made = rclpy.create_node(name, **options)
+        try:
+            yield made
+        finally:
+            made.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+
+
+def spin_until(node: Any, condition: Any, timeout_s: float) -> bool:
+    """Spins until `condition()` holds or the time is over; says whether it held."""
+    import rclpy
+
+    end = time.monotonic() + timeout_s
+    while not condition():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        rclpy.spin_once(node, timeout_sec=min(left, 0.1))
+    return True
+
+
+def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
+    """A subscription QoS that hears every publisher of a topic: the weakest that any of them offers.
+
+    A reliable subscription hears nothing from a best-effort publisher, and says nothing about it.
+    """
+    from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+    offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+    reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
+    latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
