@@ -1,0 +1,61 @@
+"""lerobot's pi0_base and pi05_base, in and out: openpi's names, in what lerobot saved itself with `model.` in front."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ki_vla.config import ModelConfig
+from ki_vla.errors import VlaError
+from ki_vla.importers.mapping import ImportReport, convert
+from ki_vla.importers.openpi import default_config, export_openpi, openpi_plan
+from ki_vla.importers.stream import open_checkpoint
+
+
+def import_lerobot(
+    source: str | Path, path: str | Path, *, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
+) -> ImportReport:
+    """Write our weights file from a local lerobot pi0 or pi05 policy, whether or not its names begin with `model.`.
+
+    Args:
+        source: the policy's folder (its config.json is read for the horizon), or its safetensors file.
+        path: the weights file to write.
+        config: the model to make; unless given, the full size in the variant that the tensors show.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        VlaError: see `mapping.convert`; or config.json names another kind of policy.
+    """
+    checkpoint = open_checkpoint(source)
+    if config is None:
+        config = _with_policy_config(default_config(checkpoint), Path(source))
+    return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
+
+
+def export_lerobot(
+    weights: str | Path, config: ModelConfig, folder: str | Path, *, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write our weights back under lerobot's names. Its config.json and processors are the caller's to add.
+
+    Raises:
+        VlaError: the structure is not one that lerobot knows.
+    """
+    return export_openpi(weights, config, folder, dtype=dtype, root='model.')
+
+
+def _with_policy_config(config: ModelConfig, source: Path) -> ModelConfig:
+    """The horizon from lerobot's config.json, where there is one."""
+    file = source / 'config.json'
+    if not source.is_dir() or not file.is_file():
+        return config
+    try:
+        policy = json.loads(file.read_text(encoding='utf-8'))
+        kind, horizon = policy.get('type', config.name), int(policy.get('chunk_size', config.horizon))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise VlaError(f'{file}: not a readable policy configuration ({error}).') from error
+    if kind != config.name:
+        raise VlaError(f'{file}: says the policy is {kind!r}, but the tensors are those of {config.name!r}.')
+    return replace(config, horizon=horizon)

@@ -1,0 +1,139 @@
+"""Key tables of the public checkpoints, written down from their listings and not from the importers' mapping."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ki_vla.config import GemmaConfig, ModelConfig, VisionConfig, preset
+from ki_vla.importers.stream import Checkpoint, TensorInfo
+from ki_vla.model import KiVla, initialise
+
+Table = dict[str, tuple[int, ...]]
+
+
+def siglip(prefix: str, depth: int, width: int, mlp: int, patch: int, tokens: int) -> Table:
+    table: Table = {
+        f'{prefix}embeddings.patch_embedding.weight': (width, 3, patch, patch),
+        f'{prefix}embeddings.patch_embedding.bias': (width,),
+        f'{prefix}embeddings.position_embedding.weight': (tokens, width),
+        f'{prefix}post_layernorm.weight': (width,),
+        f'{prefix}post_layernorm.bias': (width,),
+    }
+    for n in range(depth):
+        at = f'{prefix}encoder.layers.{n}.'
+        for name in ('layer_norm1', 'layer_norm2'):
+            table |= {f'{at}{name}.weight': (width,), f'{at}{name}.bias': (width,)}
+        for name in ('q_proj', 'k_proj', 'v_proj', 'out_proj'):
+            table |= {f'{at}self_attn.{name}.weight': (width, width), f'{at}self_attn.{name}.bias': (width,)}
+        table |= {f'{at}mlp.fc1.weight': (mlp, width), f'{at}mlp.fc1.bias': (mlp,)}
+        table |= {f'{at}mlp.fc2.weight': (width, mlp), f'{at}mlp.fc2.bias': (width,)}
+    return table
+
+
+def gemma(prefix: str, size: GemmaConfig, adaptive: bool = False) -> Table:
+    def norm(name: str) -> Table:
+        if adaptive:
+            return {f'{name}.dense.weight': (3 * size.width, size.width), f'{name}.dense.bias': (3 * size.width,)}
+        return {f'{name}.weight': (size.width,)}
+
+    q, kv = size.heads * size.head_dim, size.kv_heads * size.head_dim
+    table = norm(f'{prefix}norm')
+    for n in range(size.depth):
+        at = f'{prefix}layers.{n}.'
+        table |= norm(f'{at}input_layernorm') | norm(f'{at}post_attention_layernorm')
+        table |= {
+            f'{at}self_attn.q_proj.weight': (q, size.width),
+            f'{at}self_attn.k_proj.weight': (kv, size.width),
+            f'{at}self_attn.v_proj.weight': (kv, size.width),
+            f'{at}self_attn.o_proj.weight': (size.width, q),
+            f'{at}mlp.gate_proj.weight': (size.mlp, size.width),
+            f'{at}mlp.up_proj.weight': (size.mlp, size.width),
+            f'{at}mlp.down_proj.weight': (size.width, size.mlp),
+        }
+    return table
+
+
+def _vision(prefix: str, v: VisionConfig) -> Table:
+    return siglip(prefix, v.depth, v.width, v.mlp, v.patch_size, (v.image_size // v.patch_size) ** 2)
+
+
+def openpi_table(config: ModelConfig, pi05: bool, root: str = '') -> Table:
+    """openpi / lerobot, research listing: pi05 has 812 tensors, pi0 777."""
+    w, a = config.expert.width, config.action_dim
+    at, pali = f'{root}paligemma_with_expert.gemma_expert.', f'{root}paligemma_with_expert.paligemma.'
+    table: Table = {
+        f'{root}action_in_proj.weight': (w, a), f'{root}action_in_proj.bias': (w,),
+        f'{root}action_out_proj.weight': (a, w), f'{root}action_out_proj.bias': (a,),
+        f'{at}lm_head.weight': (config.vocab_size, w),
+        f'{pali}lm_head.weight': (config.vocab_size, config.backbone.width),
+        f'{pali}model.multi_modal_projector.linear.weight': (config.backbone.width, config.vision.width),
+        f'{pali}model.multi_modal_projector.linear.bias': (config.backbone.width,),
+    }  # fmt: skip
+    if pi05:
+        for name in ('time_mlp_in', 'time_mlp_out'):
+            table |= {f'{root}{name}.weight': (w, w), f'{root}{name}.bias': (w,)}
+    else:
+        table |= {f'{root}state_proj.weight': (w, config.state_dim), f'{root}state_proj.bias': (w,)}
+        table |= {f'{root}action_time_mlp_in.weight': (w, 2 * w), f'{root}action_time_mlp_in.bias': (w,)}
+        table |= {f'{root}action_time_mlp_out.weight': (w, w), f'{root}action_time_mlp_out.bias': (w,)}
+    table |= gemma(f'{at}model.', config.expert, adaptive=pi05)
+    table |= gemma(f'{pali}model.language_model.', config.backbone)
+    return table | _vision(f'{pali}model.vision_tower.vision_model.', config.vision)
+
+
+def paligemma_table(config: ModelConfig, naming: str, rows: int) -> Table:
+    """google/paligemma-3b-pt-224: 'old' as published, 'new' as newer versions of transformers name it."""
+    text, rest = ('language_model.model.', '') if naming == 'old' else ('model.language_model.', 'model.')
+    table: Table = {
+        f'{text}embed_tokens.weight': (rows, config.backbone.width),
+        f'{rest}multi_modal_projector.linear.weight': (config.backbone.width, config.vision.width),
+        f'{rest}multi_modal_projector.linear.bias': (config.backbone.width,),
+    }
+    return table | gemma(text, config.backbone) | _vision(f'{rest}vision_tower.vision_model.', config.vision)
+
+
+@pytest.fixture
+def tables() -> tuple[Callable[..., Table], Callable[..., Table]]:
+    return openpi_table, paligemma_table
+
+
+@pytest.fixture
+def as_checkpoint() -> Callable[[Table], Checkpoint]:
+    """A checkpoint of the given names and shapes without any data, for checks by name and shape at full size."""
+
+    def make(table: Table) -> Checkpoint:
+        return Checkpoint(
+            Path('synthetic'), {n: TensorInfo(Path('synthetic'), torch.float32, s, 0) for n, s in table.items()}
+        )
+
+    return make
+
+
+@pytest.fixture
+def write() -> Callable[[Table, Path], dict[str, torch.Tensor]]:
+    """Write random weights of the given names and shapes; returns them."""
+
+    def make(table: Table, path: Path) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in table.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, str(path))
+        return tensors
+
+    return make
+
+
+@pytest.fixture
+def variant() -> Callable[[str], ModelConfig]:
+    """'pi05' or 'pi0' at the tiny size."""
+    variants = {'pi05': {}, 'pi0': {'adaptive': False, 'state_repr': 'suffix'}}
+    return lambda name: replace(preset('tiny', **variants[name]), name=name)
+
+
+@pytest.fixture
+def model() -> Callable[[ModelConfig], KiVla]:
+    return lambda config: initialise(KiVla(config), torch.Generator().manual_seed(1))
