@@ -1,0 +1,293 @@
+"""A recording as a whole: a rosbag2 folder with all its files, or one bare .mcap or .db3 file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ki_bags.errors import BagError
+from ki_bags.problems import Problems
+from ki_bags.storage import MAX_MESSAGE_BYTES, Channel, FileReport, Message, channels_of, messages_of
+from ki_bags.types import Decoder
+
+SUFFIXES = ('.mcap', '.db3')
+MAX_METADATA_BYTES = 16 << 20
+PARTIAL = '.partial'
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of a recording; `count` is what the metadata promises, None when nobody says."""
+
+    name: str
+    type: str
+    count: int | None
+    definition: str = ''
+
+
+@dataclass
+class Bag:
+    """An opened recording; nothing of its messages is in memory.
+
+    Attributes:
+        path: The folder or file.
+        files: The storage files in order.
+        topics: By name.
+        declared: How many messages the metadata promises; None when nobody says.
+        custom: The custom data of the metadata.
+        problems: What is wrong with it, as far as known: complete after `messages` has run to its end.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    topics: dict[str, Topic]
+    declared: int | None
+    custom: dict[str, str]
+    compression: str
+    declared_per_file: dict[str, int]
+    problems: Problems = field(default_factory=Problems)
+    decoder: Decoder = field(default_factory=Decoder)
+
+    def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
+        """The messages of `topics` (default: all), file by file, in log-time order where the file's index is sound.
+
+        Damage ends a file, never the iteration: it is added to `problems`, as are counts that differ from the metadata.
+        """
+        # What lies in each file is counted for all topics only when all are read.
+        wanted = (lambda topic: True) if topics is None else frozenset(topics).__contains__
+        counts: dict[str, int] = {}
+        for file in self.files:
+            report = FileReport()
+            with _plain_file(file, self.compression, self.problems) as plain:
+                if plain is None:
+                    continue
+                declared = self.declared_per_file.get(file.name)
+                for message in messages_of(plain, wanted, declared, report):
+                    if self.compression != 'message':
+                        yield message
+                    elif (inflated := _inflate(message, report)) is not None:
+                        yield inflated
+            for topic, count in report.counts.items():
+                counts[topic] = counts.get(topic, 0) + count
+            self._note(file, report)
+        self._compare(counts, wanted)
+
+    def decode(self, message: Message) -> Any:
+        """The ROS message; damaged CDR raises whatever the decoder meets, so catch Exception around it."""
+        return self.decoder.decode(message.type, message.data)
+
+    def _note(self, file: Path, report: FileReport) -> None:
+        if report.damage:
+            kind = 'damaged' if report.salvaged else 'unreadable'
+            text = f'{file.name} is damaged: {report.count} messages were read before {report.damage}'
+            self.problems.add(self.path, file.name, kind, text)
+        if report.oversized:
+            self.problems.add(self.path, file.name, 'oversized', 'a message is too large to be one', report.oversized)
+
+    def _compare(self, counts: dict[str, int], wanted: Any) -> None:
+        for topic in self.topics.values():
+            if topic.count is None or not wanted(topic.name):
+                continue
+            read = counts.get(topic.name, 0)
+            if read != topic.count:
+                text = f'the metadata promises {topic.count} messages of {topic.name}, {read} could be read'
+                self.problems.add(self.path, topic.name, 'count', text, abs(topic.count - read))
+
+
+def open_bag(path: str | Path) -> Bag:
+    """Opens a rosbag2 folder (whatever its storage, split or compressed), a bare .mcap or a bare .db3 for reading.
+
+    Raises:
+        BagError: Nothing there, no storage file, or messages in another serialisation than CDR.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BagError(f'{path} does not exist; name a rosbag2 folder, a .mcap or a .db3 file.')
+    problems = Problems()
+    meta = _metadata(path, problems) if path.is_dir() else {}
+    files = _files(path, meta, problems)
+    declared, per_topic = _declared(meta, path)
+    decoder = Decoder()
+    topics: dict[str, Topic] = {}
+    file_compression = str(meta.get('compression_mode') or '').lower()
+    compression = '' if file_compression in ('', 'none', 'storage') else file_compression
+    for file in files:
+        for channel in _channels(file, path, compression, problems):
+            if channel.definition:
+                decoder.learn(channel.type, channel.definition)
+            count = per_topic.get(channel.topic) if per_topic else channel.count
+            if channel.topic not in topics or count is not None:
+                topics[channel.topic] = Topic(channel.topic, channel.type, count, channel.definition)
+    for name, type_name in _promised_topics(meta).items():
+        topics.setdefault(name, Topic(name, type_name, per_topic.get(name)))
+    if len(files) > 1 and not per_topic:
+        topics = {name: Topic(name, each.type, None, each.definition) for name, each in topics.items()}
+    custom = meta.get('custom_data')
+    return Bag(
+        path,
+        tuple(files),
+        topics,
+        declared,
+        {str(key): str(value) for key, value in custom.items()} if isinstance(custom, dict) else {},
+        compression,
+        _per_file(meta, files, declared),
+        problems,
+        decoder,
+    )
+
+
+def find_bags(folder: str | Path) -> list[Path]:
+    """Every recording at or below a folder, sorted: rosbag2 folders, and storage files that belong to none.
+
+    Raises:
+        BagError: The folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise BagError(f'{folder} does not exist; name a recording or a folder of recordings.')
+    if folder.is_file() or _is_bag(folder):
+        return [folder]
+    found = {path.parent for path in folder.rglob('metadata.yaml') if _is_bag(path.parent)}
+    for path in folder.rglob('*'):
+        if path.suffix in SUFFIXES and path.is_file() and path.parent not in found:
+            # A recorder that was killed leaves a folder without metadata: one recording, not one a file.
+            found.add(path.parent if path.parent.name.endswith(PARTIAL) else path)
+    return sorted(found)
+
+
+def _is_bag(folder: Path) -> bool:
+    if (folder / 'metadata.yaml').is_file():
+        return True
+    return folder.name.endswith(PARTIAL) and any(each.suffix in SUFFIXES for each in folder.iterdir())
+
+
+def _metadata(folder: Path, problems: Problems) -> dict[str, Any]:
+    """The content of metadata.yaml; anything wrong with it is a problem, and the files are then read without it."""
+    path = folder / 'metadata.yaml'
+    if not path.is_file():
+        problems.add(folder, 'metadata.yaml', 'no_metadata', 'metadata.yaml is missing: the recording was not finished')
+        return {}
+    try:
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise ValueError(f'{path.stat().st_size} bytes are too many')
+        found = yaml.load(path.read_text(encoding='utf-8'), Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+        info = found['rosbag2_bagfile_information']
+        if not isinstance(info, dict):
+            raise TypeError('rosbag2_bagfile_information is no mapping')
+        return info
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        text = ' '.join(str(error).split())[:200]
+        problems.add(folder, 'metadata.yaml', 'bad_metadata', f'metadata.yaml cannot be used: {text}')
+        return {}
+
+
+def _files(path: Path, meta: dict[str, Any], problems: Problems) -> list[Path]:
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise BagError(f'{path} is no recording; name a rosbag2 folder, a .mcap or a .db3 file.')
+        return [path]
+    named = meta.get('relative_file_paths')
+    if isinstance(named, list):
+        # Old writers put the folder in front, and a path must not lead out of the recording.
+        files = [path / Path(str(each)).name for each in named]
+    else:
+        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+    for missing in [each for each in files if not each.is_file()]:
+        problems.add(path, missing.name, 'file_missing', f'{missing.name} is named by metadata.yaml and is not there')
+    files = [each for each in files if each.is_file()]
+    if not files:
+        raise BagError(f'{path} holds no storage file (.mcap or .db3); copy the whole folder of the recording.')
+    return files
+
+
+def _declared(meta: dict[str, Any], path: Path) -> tuple[int | None, dict[str, int]]:
+    per_topic: dict[str, int] = {}
+    for each in meta.get('topics_with_message_count') or ():
+        try:
+            about = each['topic_metadata']
+            name, encoding = str(about['name']), str(about.get('serialization_format', 'cdr'))
+            per_topic[name] = per_topic.get(name, 0) + int(each['message_count'])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+        _require_cdr(path, name, encoding)
+    count = meta.get('message_count')
+    return count if isinstance(count, int) else None, per_topic
+
+
+def _promised_topics(meta: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in meta.get('topics_with_message_count') or ():
+        about = each.get('topic_metadata') if isinstance(each, dict) else None
+        if isinstance(about, dict) and 'name' in about:
+            found[str(about['name'])] = str(about.get('type', ''))
+    return found
+
+
+def _per_file(meta: dict[str, Any], files: list[Path], declared: int | None) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in meta.get('files') or ():
+        if isinstance(each, dict) and isinstance(each.get('message_count'), int):
+            found[Path(str(each.get('path'))).name] = each['message_count']
+    if not found and len(files) == 1 and declared is not None:
+        found[files[0].name] = declared
+    return found
+
+
+def _require_cdr(path: Path, topic: str, encoding: str) -> None:
+    if encoding and encoding != 'cdr':
+        raise BagError(
+            f'{path}: topic {topic} is stored as {encoding!r}; only CDR can be read. '
+            'Record it with an rmw that speaks CDR, or convert it with `ros2 bag convert`.'
+        )
+
+
+def _channels(file: Path, path: Path, compression: str, problems: Problems) -> list[Channel]:
+    found: list[Channel] = []
+    with _plain_file(file, compression, problems) as plain:
+        if plain is None:
+            return []
+        try:
+            found = channels_of(plain)
+        except Exception as error:
+            text = ' '.join(str(error).split())[:200]
+            problems.add(path, file.name, 'unreadable', f'{file.name} cannot be opened: {type(error).__name__}: {text}')
+    for channel in found:
+        _require_cdr(path, channel.topic, channel.serialization)
+    return found
+
+
+@contextmanager
+def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Path | None]:
+    """The file itself, or a temporary copy without the compression of the whole file; None if that fails."""
+    if compression != 'file':
+        yield file
+        return
+    import zstandard
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain: Path | None = Path(folder) / file.name.removesuffix('.zstd')
+        try:
+            with file.open('rb') as source, plain.open('wb') as target:
+                zstandard.ZstdDecompressor().copy_stream(source, target)
+        except (OSError, zstandard.ZstdError) as error:
+            problems.add(file.parent, file.name, 'damaged', f'{file.name} cannot be decompressed to its end: {error}')
+            plain = plain if plain is not None and plain.is_file() and plain.stat().st_size else None
+        yield plain
+
+
+def _inflate(message: Message, report: FileReport) -> Message | None:
+    """The message without the compression of every single one; None, noted in the report, if that fails."""
+    import zstandard
+
+    try:
+        data = zstandard.ZstdDecompressor().decompress(message.data, max_output_size=MAX_MESSAGE_BYTES)
+        return Message(message.topic, message.type, message.log_ns, data)
+    except (zstandard.ZstdError, MemoryError) as error:
+        report.damage, report.salvaged = f'{message.topic}: {error}', True
+        return None

@@ -1,0 +1,249 @@
+"""One storage file (.mcap or .db3): its channels and its messages, by the quick reader or by the patient one.
+
+The quick reader (`rosbags`) uses the index of the file and yields in log-time order; it fails on some sound files
+and on every damaged one. The patient reader takes MCAP records one by one in file order, checks every CRC, and
+yields what lies before the damage; it is the only one that gets anything out of a truncated file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ki_bags.errors import BagError
+
+MAX_RECORD_BYTES = 1 << 30  # a chunk or message above this is damage, and must not be allocated
+MAX_MESSAGE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One topic of one file; `definition` is empty where the file carries none that is ros2msg."""
+
+    topic: str
+    type: str
+    serialization: str
+    definition: str = ''
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One recorded message, still CDR."""
+
+    topic: str
+    type: str
+    log_ns: int
+    data: bytes
+
+
+@dataclass
+class FileReport:
+    """What reading a file to its end showed."""
+
+    count: int = 0
+    damage: str = ''
+    salvaged: bool = False
+    oversized: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def channels_of(path: Path) -> list[Channel]:
+    """The channels of a file, by its index, or by reading it where that is broken.
+
+    Raises:
+        Exception: Whatever the readers meet when not even the channels can be had.
+    """
+    try:
+        with _Quick(path) as quick:
+            return quick.channels
+    except Exception:
+        found: dict[tuple[str, str], Channel] = {}
+        for channel in (_mcap_channels if path.suffix == '.mcap' else _sqlite_channels)(path):
+            found.setdefault((channel.topic, channel.type), channel)
+        return list(found.values())
+
+
+def messages_of(
+    path: Path, wanted: Callable[[str], bool], declared: int | None, report: FileReport
+) -> Iterator[Message]:
+    """The messages of the wanted topics; never raises for damage, but notes it in `report`.
+
+    Args:
+        path: A .mcap or .db3 file.
+        wanted: Which topics to yield.
+        declared: The number of messages that the metadata promises for this file, when it says.
+        report: Filled while reading; complete once the iterator is exhausted.
+    """
+    try:
+        with _Quick(path) as quick:
+            trusted = declared is None or quick.count == declared
+            if trusted:
+                for message in quick.messages(wanted):
+                    yield from _counted(message, report)
+                return
+    except Exception as error:
+        if report.count:
+            # Log-time order: what lies before the damage has been yielded, what follows would leave a gap.
+            report.damage = _say(error)
+            report.salvaged = True
+            return
+        first = error
+    else:
+        first = None
+    patient = _mcap_messages if path.suffix == '.mcap' else _sqlite_messages
+    try:
+        for message in patient(path, wanted):
+            yield from _counted(message, report)
+    except Exception as error:
+        report.damage = _say(error)
+        report.salvaged = report.count > 0
+    if first is not None and report.count == 0 and not report.damage:
+        report.damage = _say(first)
+
+
+def _counted(message: Message, report: FileReport) -> Iterator[Message]:
+    if len(message.data) > MAX_MESSAGE_BYTES:
+        report.oversized += 1
+        return
+    report.count += 1
+    report.counts[message.topic] = report.counts.get(message.topic, 0) + 1
+    yield message
+
+
+def _say(error: BaseException) -> str:
+    text = ' '.join(str(error).split()) or 'no reason given'
+    return f'{type(error).__name__}: {text[:200]}'
+
+
+class _Quick:
+    """`rosbags` on one file."""
+
+    def __init__(self, path: Path) -> None:
+        from rosbags.rosbag2 import Reader
+
+        self._reader = Reader(path)
+
+    def __enter__(self) -> _Quick:
+        self._reader.open()
+        for chunk in getattr(self._reader.storage, 'chunks', ()):
+            if max(chunk.uncompressed_size, chunk.compressed_size, chunk.chunk_length) > MAX_RECORD_BYTES:
+                self._reader.close()
+                raise BagError(f'a chunk claims {chunk.uncompressed_size} bytes')
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reader.is_open:
+            self._reader.close()
+
+    @property
+    def count(self) -> int:
+        return int(self._reader.message_count)
+
+    @property
+    def channels(self) -> list[Channel]:
+        from rosbags.interfaces import MessageDefinitionFormat
+
+        return [
+            Channel(
+                each.topic,
+                each.msgtype,
+                each.ext.serialization_format,
+                each.msgdef.data if each.msgdef.format == MessageDefinitionFormat.MSG else '',
+                each.msgcount,
+            )
+            for each in self._reader.connections
+        ]
+
+    def messages(self, wanted: Callable[[str], bool]) -> Iterator[Message]:
+        chosen = [each for each in self._reader.connections if wanted(each.topic)]
+        if chosen:
+            for connection, log_ns, data in self._reader.messages(chosen):
+                yield Message(connection.topic, connection.msgtype, log_ns, data)
+
+
+def _mcap_records(path: Path) -> Iterator[Any]:
+    """Records of an MCAP file in file order, every CRC checked; raises at the first damage."""
+    from mcap.stream_reader import StreamReader
+
+    with path.open('rb') as stream:
+        yield from StreamReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES).records
+
+
+def _mcap_channels(path: Path) -> Iterator[Channel]:
+    from mcap.records import Channel as Record
+    from mcap.records import Schema
+
+    schemas: dict[int, Any] = {}
+    seen = 0
+    try:
+        for record in _mcap_records(path):
+            if isinstance(record, Schema):
+                schemas[record.id] = record
+            elif isinstance(record, Record):
+                seen += 1
+                yield _mcap_channel(record, schemas)
+    except Exception:
+        if not seen:
+            raise
+
+
+def _mcap_channel(record: Any, schemas: dict[int, Any]) -> Channel:
+    schema = schemas.get(record.schema_id)
+    text = schema.data.decode('utf-8', 'replace') if schema is not None and schema.encoding == 'ros2msg' else ''
+    return Channel(record.topic, schema.name if schema else '', record.message_encoding, text)
+
+
+def _mcap_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Message]:
+    from mcap.records import Channel as Record
+    from mcap.records import Message as Entry
+    from mcap.records import Schema
+
+    schemas: dict[int, Any] = {}
+    channels: dict[int, Channel] = {}
+    for record in _mcap_records(path):
+        if isinstance(record, Entry):
+            channel = channels[record.channel_id]
+            if wanted(channel.topic):
+                yield Message(channel.topic, channel.type, record.log_time, record.data)
+        elif isinstance(record, Schema):
+            schemas[record.id] = record
+        elif isinstance(record, Record):
+            channels[record.id] = _mcap_channel(record, schemas)
+
+
+def _sqlite(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro&immutable=1', uri=True)
+    # Lets SQLite open a file that is shorter than its header says; nothing can be written here anyway.
+    connection.execute('PRAGMA writable_schema=ON')
+    return connection
+
+
+def _sqlite_channels(path: Path) -> Iterator[Channel]:
+    connection = _sqlite(path)
+    try:
+        for topic, name, encoding in connection.execute('SELECT name, type, serialization_format FROM topics'):
+            yield Channel(topic, name, encoding)
+    finally:
+        connection.close()
+
+
+def _sqlite_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Message]:
+    connection = _sqlite(path)
+    try:
+        topics = {
+            number: (topic, name) for number, topic, name in connection.execute('SELECT id, name, type FROM topics')
+        }
+        # In row order, without the index on time: a damaged page then costs only what follows it.
+        rows = connection.execute('SELECT topic_id, timestamp, data FROM messages NOT INDEXED ORDER BY rowid')
+        for number, log_ns, data in rows:
+            if number not in topics or data is None:
+                raise BagError('a row without a topic or without data')
+            topic, name = topics[number]
+            if wanted(topic):
+                yield Message(topic, name, int(log_ns), bytes(data))
+    finally:
+        connection.close()

@@ -1,0 +1,210 @@
+"""Recordings of every kind are read, and damaged ones as far as they are sound."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ki_bags.errors import BagError
+from ki_bags.reader import find_bags, open_bag
+from ki_bags.storage import MAX_RECORD_BYTES
+from ki_bags.types import message, serialise
+
+MakeBag = Callable[..., Path]
+UPSTREAM = 'rosbag2_upstream_testbags'
+
+
+def only_file(bag: Path) -> Path:
+    [file] = bag.glob('*.mcap')
+    return file
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_upstream_talker_is_read_where_the_usual_reader_finds_nothing(ki_data: Path, storage: str) -> None:
+    bag = open_bag(ki_data / UPSTREAM / 'rosbag2_py/test/resources' / storage / 'talker')
+    found = [bag.decode(each).data for each in bag.messages(['/topic'])]
+    assert bag.declared == 20
+    assert found == [f'Hello, world! {index}' for index in range(10)]
+    assert len(bag.problems) == 0
+
+
+def test_split_recording_is_one(ki_data: Path) -> None:
+    bag = open_bag(ki_data / UPSTREAM / 'rosbag2_py/test/resources/mcap/wbag')
+    counts = Counter(each.topic for each in bag.messages())
+    assert len(bag.files) == 5
+    assert sum(counts.values()) == bag.declared == 6074
+    assert counts == {name: topic.count for name, topic in bag.topics.items()}
+
+
+def test_another_serialisation_is_refused_by_name(ki_data: Path) -> None:
+    folder = ki_data / UPSTREAM / 'rosbag2_tests/resources/mcap/wrong_rmw_test'
+    with pytest.raises(BagError, match=r"/array_topic is stored as 'wrong_format'"):
+        open_bag(folder)
+    with pytest.raises(BagError, match='wrong_format'):
+        open_bag(folder / 'wrong_rmw_test_0.mcap')
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_upstream_cdr_test_has_its_seven_messages(ki_data: Path, storage: str) -> None:
+    bag = open_bag(ki_data / UPSTREAM / 'rosbag2_tests/resources' / storage / 'cdr_test')
+    assert Counter(each.topic for each in bag.messages()) == {'/array_topic': 4, '/test_topic': 3}
+
+
+def test_types_only_the_recording_knows_are_decoded(ki_data: Path) -> None:
+    bag = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
+    joints = [bag.decode(each) for each in bag.messages(['/robot/joint_state'])]
+    assert len(joints) == 4217
+    assert joints[0].name[0] == 'C1_A'
+    assert len(joints[0].position) == 21
+    everything = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
+    assert sum(1 for _ in everything.messages()) == 25387
+    assert len(everything.problems) == 0
+
+
+def test_bare_mcap_without_metadata_is_read(ki_data: Path) -> None:
+    bag = open_bag(ki_data / 'mcap_own_types' / 'controlled_data_0.mcap')
+    assert bag.declared is None
+    assert sum(1 for _ in bag.messages()) == 1356
+
+
+def test_find_bags_names_folders_bare_files_and_unfinished_ones(make_bag: MakeBag, tmp_path: Path) -> None:
+    make_bag('one', 3)
+    bare = tmp_path / 'deep' / 'bare.mcap'
+    bare.parent.mkdir()
+    shutil.copy(only_file(make_bag('two', 3)), bare)
+    killed = tmp_path / 'killed.partial'
+    shutil.copytree(tmp_path / 'two', killed)
+    (killed / 'metadata.yaml').unlink()
+    assert [path.name for path in find_bags(tmp_path)] == ['bare.mcap', 'killed.partial', 'one', 'two']
+    assert sum(1 for _ in open_bag(killed).messages()) == 3
+    assert find_bags(tmp_path / 'one') == [tmp_path / 'one']
+
+
+@pytest.mark.parametrize('mode', ['FILE', 'MESSAGE'])
+@pytest.mark.parametrize('plugin', ['MCAP', 'SQLITE3'])
+def test_compressed_recordings_are_read(tmp_path: Path, plugin: str, mode: str) -> None:
+    from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS2_JAZZY)
+    writer = Writer(tmp_path / 'bag', version=8, storage_plugin=StoragePlugin[plugin])
+    writer.set_compression(CompressionMode[mode], CompressionFormat.ZSTD)
+    with writer:
+        connection = writer.add_connection('/a', 'std_msgs/msg/String', typestore=store)
+        for index in range(5):
+            writer.write(
+                connection, index + 1, serialise(message('std_msgs/msg/String', data=str(index)), connection.msgtype)
+            )
+    bag = open_bag(tmp_path / 'bag')
+    assert [bag.decode(each).data for each in bag.messages()] == ['0', '1', '2', '3', '4']
+    assert len(bag.problems) == 0
+
+
+def test_truncated_file_is_read_up_to_the_cut(make_bag: MakeBag) -> None:
+    whole = make_bag(count=3000)
+    file = only_file(whole)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    bag = open_bag(whole)
+    found = [bag.decode(each).data[:4] for each in bag.messages()]
+    assert 900 < len(found) < 1600
+    assert found == [f'{index:04d}' for index in range(len(found))]
+    assert bag.problems.kinds() == {'damaged', 'count'}
+
+
+def test_truncated_database_is_read_up_to_the_cut(tmp_path: Path, cdr_text: Callable[[str], bytes]) -> None:
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    with Writer(tmp_path / 'bag', version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connection = writer.add_connection('/a', 'std_msgs/msg/String', typestore=get_typestore(Stores.ROS2_JAZZY))
+        for index in range(300):
+            writer.write(connection, index + 1, cdr_text(f'{index:04d}' * 256))
+    [file] = (tmp_path / 'bag').glob('*.db3')
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    bag = open_bag(tmp_path / 'bag')
+    found = [bag.decode(each).data[:4] for each in bag.messages()]
+    assert len(found) > 100
+    assert found == [f'{index:04d}' for index in range(len(found))]
+    assert {'damaged', 'count'} <= bag.problems.kinds()
+
+
+def test_flipped_bits_are_never_silently_wrong(make_bag: MakeBag) -> None:
+    """Whatever one flip does: messages that are yielded are the true ones, and fewer of them are reported."""
+    folder = make_bag(count=40)
+    file = only_file(folder)
+    sound = file.read_bytes()
+    true = {(each.topic, each.log_ns, each.data) for each in open_bag(folder).messages()}
+    assert len(true) == 40
+    rng = random.Random(0)
+    reported = 0
+    for _ in range(300):
+        data = bytearray(sound)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(bytes(data))
+        try:
+            bag = open_bag(folder)
+            found = [(each.topic, each.log_ns, each.data) for each in bag.messages()]
+        except BagError:  # the flip made the encoding of a topic another word than cdr
+            reported += 1
+            continue
+        assert {each[1:] for each in found} <= {each[1:] for each in true}
+        if set(found) != true:
+            assert len(bag.problems) > 0
+            reported += 1
+    assert reported > 200
+
+
+def test_a_chunk_that_claims_the_memory_of_the_machine_is_damage(make_bag: MakeBag) -> None:
+    folder = make_bag(count=20)
+    file = only_file(folder)
+    data = bytearray(file.read_bytes())
+    chunk = 8
+    while data[chunk] != 6:  # opcode of a chunk
+        chunk += 9 + int.from_bytes(data[chunk + 1 : chunk + 9], 'little')
+    data[chunk + 1 : chunk + 9] = (MAX_RECORD_BYTES * 8).to_bytes(8, 'little')
+    file.write_bytes(bytes(data[:-50]))  # without its index the file is read record by record
+    bag = open_bag(folder)
+    assert list(bag.messages()) == []
+    assert any('RecordLengthLimitExceeded' in each.text for each in bag.problems)
+
+
+def test_lost_or_broken_metadata_is_told_and_done_without(make_bag: MakeBag) -> None:
+    folder = make_bag(count=10)
+    (folder / 'metadata.yaml').write_text('rosbag2_bagfile_information: [1, 2')
+    bag = open_bag(folder)
+    assert bag.problems.kinds() == {'bad_metadata'}
+    assert sum(1 for _ in bag.messages()) == 10
+
+
+def test_missing_part_is_named_and_the_rest_is_read(make_bag: MakeBag) -> None:
+    folder = make_bag(count=3000, max_file_bytes=1 << 20)
+    files = sorted(folder.glob('*.mcap'))
+    assert len(files) > 2
+    files[1].unlink()
+    bag = open_bag(folder)
+    count = sum(1 for _ in bag.messages())
+    assert 0 < count < 3000
+    assert {'file_missing', 'count'} <= bag.problems.kinds()
+
+
+@pytest.mark.parametrize('content', [b'', b'\x89MCAP0\r\n', b'hello' * 100])
+def test_files_that_are_no_recording_are_problems_not_crashes(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / 'x.mcap').write_bytes(content)
+    bag = open_bag(tmp_path / 'x.mcap')
+    assert list(bag.messages()) == []
+    assert 'unreadable' in bag.problems.kinds()
+
+
+def test_missing_paths_and_empty_folders_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match='does not exist'):
+        open_bag(tmp_path / 'none')
+    with pytest.raises(BagError, match='holds no storage file'):
+        open_bag(tmp_path)
+    (tmp_path / 'x.txt').write_text('')
+    with pytest.raises(BagError, match=r'is no recording'):
+        open_bag(tmp_path / 'x.txt')
