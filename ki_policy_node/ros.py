@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -59,7 +60,7 @@ def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | N
 
 
 def message_class(name: str) -> Any:
-    """The class of an interface named as ROS names it, e.g. 'sensor_msgs/msg/Image'.
+    """The class of an interface named as ROS names it: 'sensor_msgs/msg/Image', 'x_msgs/action/Y_Goal'.
 
     Raises:
         NodeError: the package or the type is not installed here.
@@ -67,7 +68,7 @@ def message_class(name: str) -> Any:
     package, _, rest = name.partition('/')
     kind, _, type_name = rest.partition('/')
     try:
-        return getattr(importlib.import_module(f'{package}.{kind}'), type_name)
+        return functools.reduce(getattr, type_name.split('_'), importlib.import_module(f'{package}.{kind}'))
     except (ImportError, AttributeError, ValueError) as error:
         raise NodeError(f'The message type {name} is not installed here: install or build {package}.') from error
 
