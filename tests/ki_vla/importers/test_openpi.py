@@ -60,22 +60,71 @@ def test_weights_go_in_load_strictly_and_come_out_bit_for_bit(tables, write, var
             assert torch.equal(value, theirs[key]), key
 
 
-def test_each_of_our_parts_holds_what_its_name_says(tables, write, variant, tmp_path):
-    config = variant('pi05')
-    theirs = write(tables[0](config, True), tmp_path / 'in.safetensors')
+PALI = 'paligemma_with_expert.paligemma.'
+EXPERT = 'paligemma_with_expert.gemma_expert.model.'
+TOWER = f'{PALI}model.vision_tower.vision_model.'
+TEXT = f'{PALI}model.language_model.'
+# Many tensors of a layer have the same shape: only a list by hand shows that none was taken for another.
+PAIRS = {
+    'embed.weight': f'{PALI}lm_head.weight',
+    'projector.weight': f'{PALI}model.multi_modal_projector.linear.weight',
+    'backbone.norm.weight': f'{TEXT}norm.weight',
+    'backbone.layers.1.input_norm.weight': f'{TEXT}layers.1.input_layernorm.weight',
+    'backbone.layers.1.mlp_norm.weight': f'{TEXT}layers.1.post_attention_layernorm.weight',
+    'backbone.layers.1.q.weight': f'{TEXT}layers.1.self_attn.q_proj.weight',
+    'backbone.layers.1.k.weight': f'{TEXT}layers.1.self_attn.k_proj.weight',
+    'backbone.layers.1.v.weight': f'{TEXT}layers.1.self_attn.v_proj.weight',
+    'backbone.layers.1.o.weight': f'{TEXT}layers.1.self_attn.o_proj.weight',
+    'backbone.layers.1.gate.weight': f'{TEXT}layers.1.mlp.gate_proj.weight',
+    'backbone.layers.1.up.weight': f'{TEXT}layers.1.mlp.up_proj.weight',
+    'backbone.layers.1.down.weight': f'{TEXT}layers.1.mlp.down_proj.weight',
+    'expert.layers.2.q.weight': f'{EXPERT}layers.2.self_attn.q_proj.weight',
+    'expert.layers.2.k.weight': f'{EXPERT}layers.2.self_attn.k_proj.weight',
+    'expert.layers.2.v.weight': f'{EXPERT}layers.2.self_attn.v_proj.weight',
+    'expert.layers.2.o.weight': f'{EXPERT}layers.2.self_attn.o_proj.weight',
+    'expert.layers.2.gate.weight': f'{EXPERT}layers.2.mlp.gate_proj.weight',
+    'expert.layers.2.up.weight': f'{EXPERT}layers.2.mlp.up_proj.weight',
+    'expert.layers.2.down.weight': f'{EXPERT}layers.2.mlp.down_proj.weight',
+    'expert.action_in.weight': 'action_in_proj.weight',
+    'expert.action_out.bias': 'action_out_proj.bias',
+    'vision.patch.weight': f'{TOWER}embeddings.patch_embedding.weight',
+    'vision.position': f'{TOWER}embeddings.position_embedding.weight',
+    'vision.norm.weight': f'{TOWER}post_layernorm.weight',
+    'vision.norm.bias': f'{TOWER}post_layernorm.bias',
+    'vision.layers.1.norm1.weight': f'{TOWER}encoder.layers.1.layer_norm1.weight',
+    'vision.layers.1.norm2.bias': f'{TOWER}encoder.layers.1.layer_norm2.bias',
+    'vision.layers.1.q.weight': f'{TOWER}encoder.layers.1.self_attn.q_proj.weight',
+    'vision.layers.1.k.weight': f'{TOWER}encoder.layers.1.self_attn.k_proj.weight',
+    'vision.layers.1.v.bias': f'{TOWER}encoder.layers.1.self_attn.v_proj.bias',
+    'vision.layers.1.out.weight': f'{TOWER}encoder.layers.1.self_attn.out_proj.weight',
+    'vision.layers.1.fc1.weight': f'{TOWER}encoder.layers.1.mlp.fc1.weight',
+    'vision.layers.1.fc2.bias': f'{TOWER}encoder.layers.1.mlp.fc2.bias',
+}
+PAIRS_PI05 = {
+    'expert.time_in.weight': 'time_mlp_in.weight',
+    'expert.time_out.weight': 'time_mlp_out.weight',
+    'expert.norm.dense.weight': f'{EXPERT}norm.dense.weight',
+    'expert.layers.2.input_norm.dense.weight': f'{EXPERT}layers.2.input_layernorm.dense.weight',
+    'expert.layers.2.mlp_norm.dense.bias': f'{EXPERT}layers.2.post_attention_layernorm.dense.bias',
+}
+PAIRS_PI0 = {
+    'expert.state_in.weight': 'state_proj.weight',
+    'expert.time_in.weight': 'action_time_mlp_in.weight',
+    'expert.time_out.bias': 'action_time_mlp_out.bias',
+    'expert.norm.weight': f'{EXPERT}norm.weight',
+    'expert.layers.2.input_norm.weight': f'{EXPERT}layers.2.input_layernorm.weight',
+    'expert.layers.2.mlp_norm.weight': f'{EXPERT}layers.2.post_attention_layernorm.weight',
+}
+
+
+@pytest.mark.parametrize('name', ['pi05', 'pi0'])
+def test_each_of_our_parts_holds_what_its_name_says(tables, write, variant, tmp_path, name):
+    config = variant(name)
+    theirs = write(tables[0](config, name == 'pi05'), tmp_path / 'in.safetensors')
     import_openpi(tmp_path / 'in.safetensors', tmp_path / 'ours.safetensors', config=config)
     ours = load_file(tmp_path / 'ours.safetensors')
-    pali, expert = 'paligemma_with_expert.paligemma.', 'paligemma_with_expert.gemma_expert.model.'
-    pairs = {
-        'embed.weight': f'{pali}lm_head.weight',
-        'expert.time_in.weight': 'time_mlp_in.weight',
-        'expert.layers.2.mlp_norm.dense.bias': f'{expert}layers.2.post_attention_layernorm.dense.bias',
-        'backbone.layers.1.down.weight': f'{pali}model.language_model.layers.1.mlp.down_proj.weight',
-        'vision.position': f'{pali}model.vision_tower.vision_model.embeddings.position_embedding.weight',
-        'vision.layers.0.k.bias': f'{pali}model.vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.bias',
-    }
-    for mine, name in pairs.items():
-        assert torch.equal(ours[mine], theirs[name]), mine
+    for mine, their_name in (PAIRS | (PAIRS_PI05 if name == 'pi05' else PAIRS_PI0)).items():
+        assert torch.equal(ours[mine], theirs[their_name]), mine
 
 
 def test_bfloat16_in_and_out(tables, write, variant, tmp_path):

@@ -85,7 +85,7 @@ def test_what_transformers_saves_is_read_into_an_equal_backbone(tmp_path):
             text_config={
                 'model_type': 'gemma', 'hidden_size': b.width, 'intermediate_size': b.mlp, 'num_hidden_layers': b.depth,
                 'num_attention_heads': b.heads, 'num_key_value_heads': b.kv_heads, 'head_dim': b.head_dim,
-                'vocab_size': config.vocab_size + 64,
+                'vocab_size': config.vocab_size + 64, 'hidden_activation': 'gelu_pytorch_tanh',
             },
             projection_dim=b.width, hidden_size=b.width, image_token_index=config.vocab_size,
         )
@@ -101,6 +101,29 @@ def test_what_transformers_saves_is_read_into_an_equal_backbone(tmp_path):
     text = theirs.model.language_model
     assert torch.equal(first['backbone.layers.2.up.weight'], text.layers[2].mlp.up_proj.weight)
     assert torch.equal(first['embed.weight'], text.embed_tokens.weight[: config.vocab_size])
+    _compare_logits(theirs.eval(), first, config)
+
+
+def _compare_logits(theirs, weights, config):
+    """Picture, prompt and answer through both models: the imported weights compute the same."""
+    ours = KiVla(config)
+    ours.load_state_dict(weights, strict=True)
+    B, N, L, T = 2, config.vision.tokens, 5, 3
+    torch.manual_seed(0)
+    images = torch.rand(B, 3, config.vision.image_size, config.vision.image_size) * 2 - 1
+    prompt, answer = torch.randint(3, 2000, (B, L)), torch.randint(3, 2000, (B, T))
+    ones = torch.ones(B, L, dtype=torch.bool)
+    ids = torch.cat([torch.full((B, N), config.vocab_size), prompt, answer], dim=1)
+    with torch.no_grad():
+        prefix = ours.prefill(images[:, None], ones[:, :1], prompt, ones, torch.zeros(B, config.state_dim), hidden=True)
+        mine = ours.logits(ours.token_hidden(prefix, answer, ones[:, :T]))
+        types = (torch.arange(N + L + T)[None].expand(B, -1) >= N + L).long()
+        found = theirs(
+            input_ids=ids, pixel_values=images, attention_mask=torch.ones_like(ids), token_type_ids=types, labels=ids
+        )
+    reference = found.logits[:, N + L - 1 : N + L - 1 + T, : config.vocab_size]
+    assert reference.std() > 0.01
+    assert (mine - reference).abs().max() < 1e-4
 
 
 def test_too_many_rows_are_not_taken_for_padding(tables, write, tmp_path):
