@@ -78,7 +78,7 @@ def robot_body() -> str:
   <geom name="head" type="ellipsoid" size="0.055 0.075 0.06" pos="0.06 0 1.50" rgba="{WHITE}" {GHOST}/>
   <geom name="eye_l" type="sphere" size="0.014" pos="0.108 0.028 1.50" rgba="{DARK}" {GHOST}/>
   <geom name="eye_r" type="sphere" size="0.014" pos="0.108 -0.028 1.50" rgba="{DARK}" {GHOST}/>
-  <camera name="head" pos="0.17 0 1.50" xyaxes="0 -1 0 0.92 0 0.39" fovy="57"/>
+  <camera name="head" pos="0.17 0 1.50" xyaxes="0 -1 0 0.92 0 0.39" fovy="60"/>
   {arm_body('left')}
   {arm_body('right')}
 </body>"""

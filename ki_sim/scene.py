@@ -14,9 +14,9 @@ from ki_sim.things import Thing, check_kind
 
 TABLE_TOP = 0.72
 TABLE_CENTRE, TABLE_HALF = (0.51, 0.0), (0.24, 0.47)  # before the robot, in the frame of the station
-BIN_CENTRE = {'left': (0.475, 0.300), 'right': (0.475, -0.300)}
+BIN_CENTRE = {'left': (0.475, 0.310), 'right': (0.475, -0.310)}
 BIN_HALF, BIN_WALL, BIN_HEIGHT = (0.105, 0.078), 0.006, 0.085  # inner half sizes
-WORK_AREA = ((0.355, 0.565), (-0.150, 0.150))  # where things are put, between the bins and before both arms
+WORK_AREA = ((0.350, 0.565), (-0.135, 0.135))  # where things are put, between the bins and before both arms
 BIN_LOOK = {
     'left': ('0.16 0.30 0.36 1', '0.93 0.94 0.95 1'),
     'right': ('0.72 0.58 0.40 1', '0.30 0.20 0.12 1'),
@@ -131,7 +131,9 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
     a, b, tile = look.ambient, look.brightness, 'width="64" height="64"'
     return f"""<mujoco model="ki_sim">
 <compiler angle="radian" autolimits="true"/>
-<option timestep="{timestep_s}" integrator="implicitfast" cone="elliptic" impratio="8" iterations="30"/>
+<option timestep="{timestep_s}" integrator="implicitfast" cone="elliptic" impratio="8" iterations="30">
+  <flag multiccd="enable"/>
+</option>
 <size memory="8M"/>
 <visual>
   <global offwidth="1280" offheight="960" fovy="45"/>
@@ -148,8 +150,8 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
   <material name="table" texture="table" texrepeat="3 6" texuniform="false" specular="0.1"/>
 </asset>
 <worldbody>
-  <light directional="true" dir="{' '.join(map(str, look.light))}" pos="0 0 3" diffuse="{b} {b} {b}" specular="0.1 0.1 0.1"
-         castshadow="{'true' if shadows else 'false'}"/>
+  <light directional="true" dir="{' '.join(map(str, look.light))}" pos="0 0 3" diffuse="{b} {b} {b}"
+         specular="0.1 0.1 0.1" castshadow="{str(shadows).lower()}"/>
   <geom name="floor" type="plane" size="6 6 0.1" material="floor" contype="4" conaffinity="3"/>
   {tables}{bins}{robot_body()}{things}
 </worldbody>
@@ -169,7 +171,10 @@ def _table(index: int, station: Pose, look: Look) -> str:
     return (
         f'<body name="table{index}" pos="{x} {y} {TABLE_TOP}" euler="0 0 {station.yaw}">'
         f'<geom name="table{index}" type="box" size="{TABLE_HALF[0]} {TABLE_HALF[1]} 0.02" pos="0 0 -0.02" '
-        f'material="table" contype="4" conaffinity="3" friction="0.9 0.01 0.001"/>{legs}</body>'
+        f'material="table" contype="0" conaffinity="0"/>'
+        # What is felt reaches deeper than what is seen: nothing that a hand presses on comes out below.
+        f'<geom type="box" size="{TABLE_HALF[0]} {TABLE_HALF[1]} 0.15" pos="0 0 -0.15" group="3" contype="4" '
+        f'conaffinity="3" friction="0.9 0.01 0.001"/>{legs}</body>'
     )
 
 
@@ -198,7 +203,7 @@ def _bin(side: str) -> str:
     )
     return (
         f'<body name="{side}_bin" pos="{x} {y} {TABLE_TOP}">'
-        f'<geom name="{side}_bin_floor" type="box" size="{hx} {hy} 0.003" pos="0 0 0.003" rgba="{body}" {solid}/>'
+        f'<geom name="{side}_bin_floor" type="box" size="{hx} {hy} 0.053" pos="0 0 -0.047" rgba="{body}" {solid}/>'
         f'{parts}{painted}</body>'
     )
 

@@ -107,7 +107,7 @@ def _bottle(p: _Pen) -> list[str]:
     return [
         p.disc(p.r, p.h * 0.66, -p.h * 0.34, p.paint, True),
         p.blob((p.r, p.r, p.h * 0.16), (0, 0, p.h * 0.32), p.paint),
-        p.disc(p.r * 0.42, p.h * 0.22, p.h * 0.6, p.paint),
+        p.disc(p.r * 0.42, p.h * 0.34, p.h * 0.66, p.paint, True),
         p.disc(p.r * 0.5, p.h * 0.09, p.h * 0.9, PAPER),
         p.disc(p.r * 1.02, p.h * 0.2, -p.h * 0.3, p.light),
     ]

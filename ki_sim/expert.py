@@ -1,0 +1,428 @@
+"""The scripted expert: does every task from the true state of the world, a little differently each time.
+
+It says at every moment what it is doing, looks before it lets go, and tries again when a grasp failed. Its numbers of
+style are drawn from the episode's seed, so an episode is the same each time it is played.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ki_sim.kinematics import Arms, Floats, pointing, pointing_down
+from ki_sim.motion import Move, Mover, Style
+from ki_sim.robot import GRIPPERS, OPENING_MAX, SIDES
+from ki_sim.scene import BIN_CENTRE, BIN_HALF, BIN_HEIGHT, BIN_WALL, TABLE_TOP, Pose
+from ki_sim.things import KINDS
+from ki_sim.world import HOME_ARM, HOME_OPENING, World
+
+TRIES = 3
+FINGER_REACH = 0.018  # how far the finger tips extend beyond the point between the pads, m
+PALM_HEIGHT, PALM_HALF = 0.08, 0.075  # how far the palm is above that point, and half its width, m
+TRAVEL_HEIGHT = TABLE_TOP + BIN_HEIGHT + 0.045  # where the foot of a carried thing passes over bins and things
+MEETING = (0.40, 0.0, 1.00)  # where hands meet to hand over: the thing's centre, base frame
+TAKING = {  # a comfortable start for the inverse kinematics of a hand that comes from the side
+    'right': np.array([-0.1, -0.65, 2.2, -1.45, -1.6, -0.05]),
+    'left': np.array([0.1, -0.65, 2.2, 1.45, -1.6, 0.05]),
+}
+
+
+class Expert(Mover):
+    """Plays one episode. `moves()` yields one row per 50 ms; the caller steps the world between them."""
+
+    def __init__(self, world: World, style: Style | None = None, arms: Arms | None = None) -> None:
+        episode = world.episode
+        rng = np.random.default_rng([episode.seed, episode.goal_seed, sum(episode.task.encode()), 3])
+        super().__init__(world, style or draw_style(rng, episode.task), rng, arms)
+        self.things, self.goal = episode.scene.things, episode.goal
+
+    def moves(self) -> Iterator[Move]:
+        """The whole episode, up to a short rest at its end."""
+        yield from _PLANS[self.world.episode.task](self)
+        self.subtask = 'rest, the task is done'
+        yield from self.wait(0.4)
+
+    # plans of the tasks -----------------------------------------------------------------------------------------
+
+    def put_in_bins(self) -> Iterator[Move]:
+        """Each thing into its bin, nearest to the robot first, each with the arm on the bin's side."""
+        todo = sorted(zip(self.goal.things, self.goal.places, strict=True), key=lambda pair: self.things[pair[0]].x)
+        for count, (target, side) in enumerate(todo):
+            for _ in range(TRIES):
+                if self.world.thing_position(target)[2] < TABLE_TOP - 0.05:
+                    break  # it fell to the floor, where no arm reaches
+                if not (yield from self.pick(side, target)):
+                    continue
+                yield from self.drop_in_bin(side, target, side)
+                if self._in_bin_now(target, side):
+                    break
+            last = count == len(todo) - 1
+            if last or todo[count + 1][1] != side:
+                yield from self.go_home(side)
+
+    def stack(self) -> Iterator[Move]:
+        """One thing onto another, with the arm nearer to where they stand."""
+        (target,), foot = self.goal.things, self.goal.other
+        side = self.nearer_arm(target, foot)
+        for _ in range(TRIES):
+            if not (yield from self.pick(side, target)):
+                continue
+            x, y, z = self.world.thing_position(foot)
+            self.subtask = f'put the {self.label(target)} on the {self.label(foot)}'
+            yield from self.put_down(side, target, (x, y), z + self.things[foot].height / 2 + 0.004, pad=0.004)
+            if self.world.success():
+                break
+        yield from self.go_home(side)
+
+    def next_to(self) -> Iterator[Move]:
+        """One thing beside another, where there is room for it and for the fingers."""
+        (target,), other = self.goal.things, self.goal.other
+        side = self.nearer_arm(target, other)
+        for _ in range(TRIES):
+            if not (yield from self.pick(side, target)):
+                continue
+            self.subtask = f'put the {self.label(target)} next to the {self.label(other)}'
+            yield from self.put_down(side, target, self.free_spot(target, other), TABLE_TOP + 0.003)
+            if self.world.success():
+                break
+        yield from self.go_home(side)
+
+    def hand_over(self) -> Iterator[Move]:
+        """Pick with one hand, high on the thing; take it low with the other, from its side; let go."""
+        (target,), giver, taker = self.goal.things, self.goal.giver, self.goal.taker
+        for _ in range(TRIES):
+            if not (yield from self.pick(giver, target, grasp=0.80)):
+                continue
+            if (yield from self.give(giver, taker, target)):
+                break
+            yield from self.grip(taker, HOME_OPENING)
+            yield from self.swing(taker, HOME_ARM[taker])
+        yield from self.go_home(giver)
+
+    def fetch(self) -> Iterator[Move]:
+        """Drive to the second table, pick, drive back, put the thing down on the first."""
+        (target,) = self.goal.things
+        station = self.world.episode.scene.stations[1]
+        turn_at = Pose(-0.42, 0.10 + float(self.rng.uniform(-0.05, 0.05)), station.yaw / 2)
+        self.subtask = 'drive to the second table'
+        yield from self.drive(Pose(-0.40, 0.0, 0.0), through=0.12)
+        yield from self.drive(turn_at, through=0.15)
+        yield from self.drive(station)
+        _, y = station.into(*self.world.thing_position(target)[:2])
+        side = 'left' if y > 0 else 'right'
+        for _ in range(TRIES):
+            if not (yield from self.pick(side, target)):
+                continue
+            yield from self.carry_home(side, target)
+            self.subtask = f'bring the {self.label(target)} to the first table'
+            yield from self.drive(Pose(turn_at.x, turn_at.y, station.yaw / 2), through=0.15)
+            yield from self.drive(Pose(-0.38, 0.0, 0.0), through=0.10)
+            yield from self.drive(Pose(0.0, 0.0, 0.0))
+            self.subtask = f'put the {self.label(target)} on the first table'
+            spot = (0.40 + float(self.rng.uniform(-0.02, 0.02)), 0.08 if side == 'left' else -0.08)
+            yield from self.put_down(side, target, spot, TABLE_TOP + 0.003)
+            break
+        yield from self.go_home(side)
+
+    # skills -----------------------------------------------------------------------------------------------------
+
+    def pick(self, side: str, target: int, grasp: float | None = None) -> Iterator[Move]:
+        """Grasp a thing from above and lift it; returns whether it is held."""
+        thing, name = self.things[target], self.label(target)
+        self.subtask = f'reach for the {name}'
+        yield from self.maybe_pause()
+        position, yaw = self.grasp_pose(side, target, grasp)
+        aim = self.rng.normal(0, self.style.aim, 2).clip(-0.006, 0.006)
+        yaw += float(self.rng.normal(0, self.style.turn))
+        position = position + np.array([*aim, 0.0])
+        above = np.array(
+            [position[0], position[1], max(self.top_of(target) + 0.05, self.clear_height(target)) + FINGER_REACH]
+        )
+        if self.rng.random() < self.style.slip:  # a miss that the eye corrects before anything is touched
+            beside = above + np.array([*self.rng.uniform(-0.03, 0.03, 2), -0.01])
+            yield from self.free_move(side, beside, pointing_down(yaw))
+            yield from self.wait(0.15)
+        free = self.free_width(position, yaw, target)
+        opening = min(OPENING_MAX, thing.width + float(np.clip(free, 0.012, 0.045)))
+        yield from self.free_move(side, above, pointing_down(yaw), opening=opening)
+        self.subtask = f'grasp the {name}'
+        yield from self.line(side, position, pointing_down(yaw), speed=0.6)
+        yield from self.wait(0.1)
+        yield from self.grip(side, 0.0, until=lambda: target in self.world.touches.held(side))
+        yield from self.squeeze(side)
+        self.subtask = f'lift the {name}'
+        lifted = position + np.array([0.0, 0.0, 0.09])
+        yield from self.line(side, lifted, pointing_down(yaw), speed=0.8)
+        if target in self.world.touches.held(side):
+            return True
+        yield from self.grip(side, HOME_OPENING)
+        return False
+
+    def squeeze(self, side: str) -> Iterator[Move]:
+        """Close on past the first touch, so that the servo presses with what force it has."""
+        for _ in range(4):
+            self.opening[side] = max(0.0, self.opening[side] - 0.011)
+            yield self.row()
+
+    def free_move(self, side: str, position: Floats, rotation: Floats, opening: float | None = None) -> Iterator[Move]:
+        """An unhurried motion through free air, bowed a little, while the gripper opens on the way."""
+        bow = float(self.rng.normal(0, self.style.detour))
+        opening = self.opening[side] if opening is None else opening
+        start = self.opening[side]
+        moves = list(self.line(side, position, rotation, bow=float(np.clip(bow, -0.04, 0.04))))
+        for i, move in enumerate(moves, 1):
+            self.opening[side] = start + (opening - start) * min(1.0, 1.5 * i / len(moves))
+            action = move.action.copy()
+            action[6 if side == 'left' else 13] = self.opening[side]
+            yield Move(action, move.subtask)
+
+    def carry_home(self, side: str, target: int) -> Iterator[Move]:
+        """Draw a held thing close before driving."""
+        self.subtask = f'lift the {self.label(target)}'
+        position, rotation = self.hand(side)
+        near = np.array([0.36, 0.20 if side == 'left' else -0.20, max(position[2] + 0.05, 1.0)])
+        yield from self.line(side, near, rotation)
+
+    def drop_in_bin(self, side: str, target: int, place: str) -> Iterator[Move]:
+        """Carry a held thing over a bin, lower it between the walls, let go, and come out again."""
+        name = self.label(target)
+        self.subtask = f'carry the {name} to the {place} bin'
+        below = self.hand(side)[0][2] - self.foot_of(target)
+        inside = [i for i in range(len(self.things)) if i != target and self._in_bin_now(i, place)]
+        along = self.free_slot(place, inside)
+        x, y = np.array(BIN_CENTRE[place]) + np.array([along, 0.0]) + self.rng.uniform(-0.012, 0.012, 2)
+        yield from self.over(side, (x, y), max(TRAVEL_HEIGHT, self.clear_height(target)) + below)
+        self.subtask = f'drop the {name} into the {place} bin'
+        _, rotation = self.hand(side)
+        # The palm must stay above what stands in the bin already.
+        heap = max([0.03, 0.055 if len(inside) > 1 else 0.0, *(self.top_of(i) - TABLE_TOP - 0.085 for i in inside)])
+        low = np.array([x, y, TABLE_TOP + heap + below])
+        yield from self.line(side, low, rotation, speed=0.8)
+        yield from self.let_go(side, target, min(self.things[target].width + 0.03, 0.115))
+        yield from self.line(side, np.array([x, y, TRAVEL_HEIGHT + 0.06]), rotation)
+
+    def free_slot(self, place: str, inside: list[int]) -> float:
+        """How far from a bin's middle to let go, along the bin, m: far from what lies there, the middle for one thing."""
+        if len(self.goal.things) == 1:
+            return 0.0
+        taken = [self.world.thing_position(i)[0] - BIN_CENTRE[place][0] for i in inside]
+        return max((-0.052, 0.052, 0.0), key=lambda x: min([abs(x - other) for other in taken], default=0.0))
+
+    def put_down(
+        self, side: str, target: int, spot: tuple[float, float], foot: float, pad: float = 0.0
+    ) -> Iterator[Move]:
+        """Set a held thing down with its foot at a height, over a spot of the base frame."""
+        hand, rotation = self.hand(side)
+        pose, _ = self.world.odometry()
+        local = Pose(*pose).into(*self.world.thing_position(target)[:2])
+        offset = hand[:2] - local  # where the hand is relative to the thing it holds
+        below = hand[2] - self.foot_of(target)
+        x, y = np.asarray(spot) + offset
+        yield from self.over(side, (x, y), max(foot + 0.06, TABLE_TOP + 0.13, self.clear_height(target)) + below)
+        hand, rotation = self.hand(side)
+        # Look again: things shift a little in the hand on the way.
+        x, y = hand[:2] + np.asarray(spot) - Pose(*pose).into(*self.world.thing_position(target)[:2])
+        below = hand[2] - self.foot_of(target)
+        yield from self.line(side, np.array([x, y, foot + pad + below]), rotation, speed=0.5)
+        yield from self.wait(0.2)
+        yield from self.let_go(side, target, min(self.things[target].width + 0.035, OPENING_MAX))
+        yield from self.line(side, np.array([x, y, foot + below + 0.14]), rotation, speed=0.9)
+
+    def over(self, side: str, spot: tuple[float, float], height: float) -> Iterator[Move]:
+        """Carry what is held to above a spot, first up and then across."""
+        hand, rotation = self.hand(side)
+        if height > hand[2] + 0.01:
+            yield from self.line(side, np.array([hand[0], hand[1], height]), rotation)
+        yield from self.maybe_pause()
+        bow = float(np.clip(self.rng.normal(0, self.style.detour), -0.03, 0.03))
+        target = np.array([*spot, max(height, hand[2])])
+        yield from self.line(side, target, pointing_down(self.easy_yaw(side, target)), bow=bow)
+
+    def let_go(self, side: str, target: int, opening: float) -> Iterator[Move]:
+        """Open until no finger touches the thing."""
+        yield from self.grip(side, opening)
+        yield from self.wait(0.15)
+
+    def give(self, giver: str, taker: str, target: int) -> Iterator[Move]:
+        """Hold the thing up between the hands, take it with the other hand, let go; returns whether it worked."""
+        thing, name = self.things[target], self.label(target)
+        sign = 1.0 if taker == 'right' else -1.0
+        self.subtask = f'hold the {name} up to the {taker} hand'
+        meet = np.array(MEETING) + self.rng.uniform(-0.015, 0.015, 3)
+        below = self.hand(giver)[0][2] - self.world.thing_position(target)[2]
+        yield from self.line(giver, meet + np.array([0.0, 0.0, below]), pointing_down(self.easy_yaw(giver, meet)))
+        yield from self.wait(0.25)
+        self.subtask = f'take the {name} with the {taker} hand'
+        # Taking far below the giver's fingers: their tips end at 80 % less a finger's reach.
+        low = self.world.thing_position(target) - np.array([0.0, 0.0, thing.height * 0.26])
+        direction = sign * self.take_direction(taker, low)
+        rotation = pointing(direction)
+        approach = rotation[:, 0]
+        ready, _ = self.arms.solve(taker, low - 0.13 * approach, rotation, TAKING[taker], iterations=150)
+        yield from self.grip(taker, min(OPENING_MAX, thing.width + 0.05))
+        yield from self.swing(taker, ready)
+        yield from self.line(taker, low + 0.004 * approach, rotation, speed=0.5)
+        yield from self.grip(taker, 0.0, until=lambda: target in self.world.touches.held(taker))
+        yield from self.squeeze(taker)
+        self.subtask = f'let the {taker} hand have the {name}'
+        yield from self.grip(giver, min(OPENING_MAX, thing.width + 0.035))
+        hand, turned = self.hand(giver)
+        yield from self.line(giver, hand + np.array([0.0, 0.0, 0.10]), turned)
+        return target in self.world.touches.held(taker)
+
+    def go_home(self, side: str) -> Iterator[Move]:
+        """Back to where the arm rests."""
+        self.subtask = f'move the {side} arm back to rest'
+        hand, rotation = self.hand(side)
+        if hand[2] < TRAVEL_HEIGHT + 0.05:
+            yield from self.line(side, np.array([hand[0], hand[1], TRAVEL_HEIGHT + 0.06]), rotation)
+        start = self.opening[side]
+        moves = list(self.swing(side, HOME_ARM[side]))
+        for i, move in enumerate(moves, 1):
+            self.opening[side] = start + (HOME_OPENING - start) * i / len(moves)
+            action = move.action.copy()
+            action[6 if side == 'left' else 13] = self.opening[side]
+            yield Move(action, move.subtask)
+
+    # judgement --------------------------------------------------------------------------------------------------
+
+    def label(self, index: int) -> str:
+        """How the thing is called."""
+        return self.things[index].label
+
+    def nearer_arm(self, target: int, other: int) -> str:
+        """The arm on the side where a thing and its destination are."""
+        return 'left' if self.world.thing_position(target)[1] + self.world.thing_position(other)[1] > 0 else 'right'
+
+    def foot_of(self, index: int) -> float:
+        """Height of the lowest point of an upright thing, m above the floor."""
+        return float(self.world.thing_position(index)[2]) - self.things[index].height / 2
+
+    def top_of(self, index: int) -> float:
+        """Height of a thing's top, m above the floor."""
+        return float(self.world.thing_position(index)[2]) + self.things[index].height / 2
+
+    def local(self, index: int) -> tuple[float, float]:
+        """Where a thing is, in the base frame."""
+        pose, _ = self.world.odometry()
+        return Pose(*pose).into(*self.world.thing_position(index)[:2])
+
+    def grasp_pose(self, side: str, target: int, grasp: float | None) -> tuple[Floats, float]:
+        """Where and at which yaw a hand takes a thing from above, in the base frame."""
+        thing, kind = self.things[target], KINDS[self.things[target].kind]
+        x, y = self.local(target)
+        height = self.foot_of(target) + thing.height * (grasp or kind.grasp)
+        if self.world.thing_upright(target) < 0.7:  # it fell over: take it where it lies
+            height = float(self.world.thing_position(target)[2])
+        position = np.array([x, y, max(height, TABLE_TOP + FINGER_REACH + 0.003)])
+        own = self.world.thing_yaw(target) - float(self.world.odometry()[0][2])
+        easy = self.easy_yaw(side, position)
+        if kind.shape == 'square':
+            options = [own + k * math.pi / 2 for k in range(-2, 3)]
+        elif kind.shape == 'handled':
+            options = [own + k * math.pi for k in range(-1, 2)]
+        else:
+            options = [easy + turn for turn in (0.0, 0.3, -0.3, 0.6, -0.6, 0.9, -0.9)]
+        options = [yaw for yaw in options if abs(yaw - easy) < 1.2] or options
+        cost = {yaw: abs(yaw - easy) + 30 * max(0.0, 0.03 - self.free_width(position, yaw, target)) for yaw in options}
+        return position, min(cost, key=cost.__getitem__)
+
+    def easy_yaw(self, side: str, position: Floats) -> float:
+        """The yaw at which a wrist over a point is least turned: half of the shoulder's own."""
+        shoulder = 0.17 if side == 'left' else -0.17
+        return 0.5 * math.atan2(position[1] - shoulder, position[0] - 0.13)
+
+    def free_width(self, position: Floats, yaw: float, target: int) -> float:
+        """How much wider than the thing the gripper can open before a finger or the palm meets a neighbour, m.
+
+        At most 0.05; negative where the palm would come down on a tall neighbour.
+        """
+        closing = np.array([-math.sin(yaw), math.cos(yaw)])
+        free = 0.05
+        for i, thing in enumerate(self.things):
+            if i == target or not self.stands_here(i):
+                continue
+            offset = np.array(self.local(i)) - position[:2]
+            along, across = abs(float(offset @ closing)), abs(float(offset @ (-closing[1], closing[0])))
+            if across > thing.reach + 0.03:
+                continue
+            room = along - thing.reach - self.things[target].width / 2 - 0.016
+            if self.top_of(i) > position[2] + PALM_HEIGHT:
+                room = min(room, along - thing.reach - PALM_HALF)
+            free = min(free, 2 * room)
+        if position[2] < TABLE_TOP + BIN_HEIGHT + 0.02 and self.world.odometry()[0][1] < 0.3:  # bins stand on table 1
+            wall = BIN_CENTRE['left'][1] - BIN_HALF[1] - 3 * BIN_WALL - abs(position[1])
+            free = min(free, 2 * (wall / max(abs(closing[1]), 0.2) - self.things[target].width / 2 - 0.014))
+        return free
+
+    def stands_here(self, index: int) -> bool:
+        """Whether a thing is on a table, outside the bins."""
+        return self.world.thing_position(index)[2] > 0.5 and not any(self._in_bin_now(index, side) for side in SIDES)
+
+    def clear_height(self, target: int) -> float:
+        """Height over which a hand or a carried thing passes all others on their tables."""
+        others = [self.top_of(i) + 0.02 for i in range(len(self.things)) if i != target and self.stands_here(i)]
+        return max([TABLE_TOP, *others])
+
+    def free_spot(self, target: int, other: int) -> tuple[float, float]:
+        """A spot beside a thing, away from the others, in the base frame."""
+        x, y = self.local(other)
+        reach = self.things[other].width / 2 + self.things[target].width / 2
+        start = self.local(target)
+        best, best_cost = (x, y), math.inf
+        for angle in np.linspace(-math.pi, math.pi, 24, endpoint=False):
+            distance = reach + 0.038
+            spot = (x + distance * math.cos(angle), y + distance * math.sin(angle))
+            if not (0.33 < spot[0] < 0.60 and abs(spot[1]) < 0.17):
+                continue
+            crowd = 0.0
+            for i, thing in enumerate(self.things):
+                if i not in (target, other):
+                    room = math.dist(spot, self.local(i)) - thing.reach - self.things[target].reach
+                    crowd += max(0.0, 0.05 - room) * 40
+            # Fingers close about left-right: a neighbour before or behind leaves them room.
+            cost = crowd + 1.2 * abs(math.sin(angle)) + math.dist(spot, start)
+            if cost < best_cost:
+                best, best_cost = spot, cost
+        return best
+
+    def take_direction(self, taker: str, low: Floats) -> float:
+        """Compass direction (as for the right hand) from which a hand reaches a thing held up, best for its wrist."""
+        sign = 1.0 if taker == 'right' else -1.0
+        errors = {}
+        for degrees in (60, 68, 75, 82, 90):
+            angle = math.radians(degrees)
+            rotation = pointing(sign * angle)
+            _, near = self.arms.solve(taker, low, rotation, TAKING[taker], iterations=80)
+            _, far = self.arms.solve(taker, low - 0.13 * rotation[:, 0], rotation, TAKING[taker], iterations=80)
+            errors[angle] = max(near, far)
+        return min(errors, key=lambda angle: (errors[angle] > 1e-3, abs(angle - 1.25), errors[angle]))
+
+    def _in_bin_now(self, target: int, side: str) -> bool:
+        x, y, _ = self.world.thing_position(target)
+        cx, cy = BIN_CENTRE[side]
+        return abs(x - cx) < BIN_HALF[0] and abs(y - cy) < BIN_HALF[1]
+
+    def measured_opening(self, side: str) -> float:
+        """How far a gripper is open, m."""
+        return self.world.joint_states()[GRIPPERS[side]][0]
+
+
+def draw_style(rng: np.random.Generator, task: str) -> Style:
+    """An operator for one episode; the demo task's are calmer, so that little data teaches it."""
+    if task == 'demo':
+        return Style(speed=float(rng.uniform(0.30, 0.36)), detour=0.008, aim=0.002, turn=0.02, pause=0.0, slip=0.05)
+    return Style(speed=float(rng.uniform(0.25, 0.38)), detour=float(rng.uniform(0.0, 0.025)), slip=0.08)
+
+
+_PLANS: dict[str, Callable[[Expert], Iterator[Move]]] = {
+    'demo': Expert.put_in_bins,
+    'put_in_bin': Expert.put_in_bins,
+    'bus_table': Expert.put_in_bins,
+    'stack': Expert.stack,
+    'next_to': Expert.next_to,
+    'hand_over': Expert.hand_over,
+    'fetch': Expert.fetch,
+}
