@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, MutableMapping
@@ -120,3 +121,29 @@ def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )
+
+
+def spin_until_signal(node: Any) -> None:
+    """Spins a node until SIGINT or SIGTERM, and leaves ROS running, so that last words can be said."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+
+    told: list[int] = []
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+
+    def stop(number: int, _: Any) -> None:
+        told.append(number)
+        executor.wake()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not told and rclpy.ok():
+            executor.spin_once(timeout_sec=0.5)
+    except ExternalShutdownException:
+        pass
+    finally:
+        executor.remove_node(node)
+        executor.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
