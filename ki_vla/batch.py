@@ -98,7 +98,7 @@ class Batch:
         return self
 
 
-_BOOL, _INT, _FLOAT = (torch.bool,), (torch.int64,), (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_BOOL, _INT, _FLOAT = (torch.bool,), (torch.int64,), (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = {
     'images_BVCHW': (*_FLOAT, torch.uint8),
     'image_mask_BV': _BOOL,
@@ -200,8 +200,8 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> Batch:
     """Put samples together: dictionaries with the names of `Batch` less the leading B, as arrays or tensors.
 
     `prompt_L`, `target_T` and their masks may differ in length and are padded on the right; views may differ in
-    number and are padded with black, masked images. A missing `*_mask` of tokens means all valid; `action_token_T`
-    may be absent everywhere.
+    number and are padded with blank, masked images. A missing `*_mask` of tokens means all valid; `action_token_T`
+    may be absent everywhere. Numbers in float64 become float32.
 
     Raises:
         VlaError: there are no samples, or a sample lacks a field.

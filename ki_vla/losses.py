@@ -19,7 +19,7 @@ LOGIT_ROWS = 1024
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one batch. `total` has a graph; the others are for the report.
+    """Scalars of one batch; train on `total`.
 
     `tokens` is the mean over text and action tokens together, the trained one; `text` and `fast` are its two parts,
     each over its own `*_count` of tokens; `flow` is over `action_count` action entries. A loss without entries is 0.

@@ -324,8 +324,8 @@ class KiVla(nn.Module):
         everything = torch.ones_like(fast_P)
         return (
             masked_mean(loss_P, everything),
-            masked_mean(loss_P.detach(), ~fast_P),
-            masked_mean(loss_P.detach(), fast_P),
+            masked_mean(loss_P, ~fast_P),
+            masked_mean(loss_P, fast_P),
             (~fast_P).sum(),
             fast_P.sum(),
         )

@@ -1,0 +1,190 @@
+"""The whole model: training is inference, missing cameras, draws, speed, numbers in half precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ki_vla import flow
+from ki_vla.batch import Batch
+from ki_vla.config import preset
+from ki_vla.errors import VlaError
+from ki_vla.model import KiVla, Prefix, initialise
+from ki_vla.recipes import recipe
+
+
+def prefill(model: KiVla, batch: Batch, **more: bool) -> Prefix:
+    return model.prefill(
+        batch.images_BVCHW, batch.image_mask_BV, batch.prompt_BL, batch.prompt_mask_BL, batch.state_BS, **more
+    )
+
+
+@pytest.mark.parametrize('targets', [10, 0], ids=['with targets', 'without targets'])
+@pytest.mark.parametrize('name', ['ours', 'joint', 'pi0', 'hybrid', 'transfusion', 'ours_continuous_state'])
+def test_training_and_inference_have_the_same_field(
+    name: str, targets: int, make_model: Callable, make_batch: Callable
+) -> None:
+    """The flow loss of a training step, against the one computed from a cached prefix and the field alone."""
+    model = make_model(name)
+    batch = make_batch(model, targets=targets)
+    noise, tau = torch.randn(4, 2, 8, 4), torch.rand(4, 2)
+    draws = 1 if name == 'hybrid' else 2
+    noise, tau = noise[:, :draws], tau[:, :draws]
+    fields = []
+    original = model._field
+    model._field = lambda *a, **k: fields.append(original(*a, **k)) or fields[-1]
+    trained = model(batch, recipe(name), draws=draws, noise_BRHA=noise, tau=tau)
+    model._field = original
+    with torch.no_grad():
+        noisy = flow.noised(batch.actions_BHA[:, None], noise, tau[..., None])
+        field = model.field(prefill(model, batch), noisy, tau)
+    assert (fields[0][0] - field).abs().max() < 1e-5
+    mask = batch.action_mask_BHA[:, None].expand_as(field)
+    loss = (field - (noise - batch.actions_BHA[:, None]))[mask].square().mean()
+    assert float(trained.flow) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_what_a_missing_camera_shows_does_not_matter(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    images = batch.images_BVCHW.clone()
+    images[-1, -1] = 1.0
+    noise = torch.randn(4, 8, 4)
+    a, b = (model.denoise(prefill(model, x), noise, steps=3) for x in (batch, replace(batch, images_BVCHW=images)))
+    assert torch.allclose(a, b, atol=1e-6)
+    images[-1, 0] = 1.0
+    other = model.denoise(prefill(model, replace(batch, images_BVCHW=images)), noise, steps=3)
+    assert not torch.allclose(a[-1], other[-1], atol=1e-4)
+
+
+def test_a_missing_camera_is_the_same_as_one_that_was_never_there(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    mask = torch.tensor([[True, True, False]] * 4)
+    fewer = replace(batch, images_BVCHW=batch.images_BVCHW[:, :2], image_mask_BV=mask[:, :2])
+    noise = torch.randn(4, 8, 4)
+    a = model.denoise(prefill(model, replace(batch, image_mask_BV=mask)), noise, steps=3)
+    assert torch.allclose(a, model.denoise(prefill(model, fewer), noise, steps=3), atol=1e-5)
+
+
+def test_padding_of_the_prompt_does_not_matter(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    wider = replace(
+        batch,
+        prompt_BL=torch.cat([batch.prompt_BL, torch.full((4, 7), 5)], dim=1),
+        prompt_mask_BL=torch.cat([batch.prompt_mask_BL, torch.zeros(4, 7, dtype=torch.bool)], dim=1),
+    )
+    a, b = (model(x, generator=torch.Generator().manual_seed(0)) for x in (batch, wider))
+    assert float(a.total) == pytest.approx(float(b.total), rel=1e-5)
+
+
+def test_two_draws_are_the_mean_of_each(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    noise, tau = torch.randn(4, 2, 8, 4), torch.rand(4, 2)
+    both = model(batch, draws=2, noise_BRHA=noise, tau=tau).flow
+    each = [model(batch, noise_BRHA=noise[:, [r]], tau=tau[:, [r]]).flow for r in range(2)]
+    assert float(both) == pytest.approx(float(sum(each) / 2), rel=1e-5)
+
+
+def test_training_for_real_time_chunking_gives_the_first_actions(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    losses = [model(batch, generator=torch.Generator().manual_seed(0), max_delay=d).flow for d in (0, 4)]
+    assert not torch.equal(*losses)
+    losses[1].backward()
+    assert bool(model.expert.action_in.weight.grad.any())
+
+
+def test_the_same_seed_gives_the_same_losses(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    a, b, c = (model(batch, generator=torch.Generator().manual_seed(s)).flow for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize('name', ['ours', 'pi0'])
+def test_recomputing_blocks_changes_no_gradient(name: str, make_model: Callable, make_batch: Callable) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = make_model(name)
+        model.checkpointing = checkpointing
+        model(make_batch(model), recipe(name), generator=torch.Generator().manual_seed(0)).total.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name_ in found[0]:
+        assert torch.allclose(found[0][name_], found[1][name_], rtol=1e-4, atol=1e-6), name_
+
+
+def test_half_precision_trains_and_stays_near(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    exact = model(batch, generator=torch.Generator().manual_seed(0))
+    with torch.autocast('cpu', torch.bfloat16):
+        half = model(batch, generator=torch.Generator().manual_seed(0))
+    half.total.backward()
+    assert half.total.dtype == torch.float32
+    assert float(half.total) == pytest.approx(float(exact.total), rel=0.03)
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_weights_in_half_precision_run(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    noise = torch.randn(4, 8, 4)
+    exact = model.field(prefill(model, batch), noise, torch.full((4,), 0.5))
+    half = model.to(torch.bfloat16)
+    field = half.field(prefill(half, batch), noise, torch.full((4,), 0.5))
+    assert (field.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_parallel_decoding_gives_a_chunk_without_noise(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model('oft')
+    prefix = prefill(model, make_batch(model))
+    assert model.parallel_actions(prefix).shape == (4, 8, 4)
+    with pytest.raises(VlaError, match='parallel'):
+        model.field(prefix, torch.zeros(4, 8, 4), torch.zeros(4))
+    ours = make_model()
+    with pytest.raises(VlaError, match='parallel'):
+        ours.parallel_actions(prefill(ours, make_batch(ours)))
+
+
+def test_a_bad_batch_is_refused_before_anything_is_computed(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    with pytest.raises(VlaError, match='state_BS'):
+        model(replace(batch, state_BS=batch.state_BS[:, :1]))
+
+
+def test_hybridvla_with_several_draws_is_refused(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model('hybrid')
+    with pytest.raises(VlaError, match='only 1 draw'):
+        model(make_batch(model), recipe('hybrid'), draws=2)
+
+
+def test_fresh_weights_predict_evenly_and_stay_small() -> None:
+    from ki_vla.summary import random_batch
+
+    model = initialise(KiVla(preset('tiny')), torch.Generator().manual_seed(0))
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    found = model(random_batch(model.config))
+    assert 7.0 < float(found.tokens) < 10.0, 'ln 2048 = 7.6'
+    assert 1.0 < float(found.flow) < 3.0, 'a zero field: the variance of omega - a'
+
+
+def test_a_tiny_forward_takes_less_than_50_ms(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model, size=1)
+    best = 1.0
+    with torch.no_grad():
+        for _ in range(5):
+            start = time.perf_counter()
+            model(batch)
+            best = min(best, time.perf_counter() - start)
+    assert best < 0.05
