@@ -1,0 +1,244 @@
+"""Raw values <-> what the model sees: deltas, normalisation, padding, image size. Pure functions, exact inverses.
+
+Letters in names: N columns, M padded columns; `...` any leading axes (batch, horizon). Values are SI before and of
+order 1 after normalisation.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_robot.contract import Contract
+from ki_robot.errors import RobotError, shown
+from ki_robot.images import Image
+
+Array = NDArray[np.floating[Any]]
+Vector = NDArray[np.float64]
+
+EPSILON = 1e-6  # openpi adds it to every span
+MIN_SPAN = 1e-3  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
+_MOMENTS = ('mean', 'std', 'q01', 'q99')
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """Statistics of N columns over `count` values each; `provenance` says of which data (bags, hash, units)."""
+
+    names: tuple[str, ...]
+    mean: Vector
+    std: Vector
+    q01: Vector
+    q99: Vector
+    count: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _MOMENTS:
+            values = getattr(self, name)
+            if values.shape != (len(self.names),):
+                raise RobotError(f'stats.{name} has shape {values.shape}; {len(self.names)} columns are named.')
+            if not np.isfinite(values).all():
+                column = self.names[int(np.argmin(np.isfinite(values)))]
+                raise RobotError(f'stats.{name} is not finite in column {column}; compute the statistics anew.')
+        for name, values in (('std', self.std), ('q99 - q01', self.q99 - self.q01)):
+            if (values < 0).any():
+                raise RobotError(f'stats {name} is negative in column {self.names[int(np.argmin(values))]}.')
+        if self.count < 1:
+            raise RobotError(f'stats.count is {self.count}; statistics need at least one value.')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` and JSON take back without loss."""
+        moments = {name: getattr(self, name).tolist() for name in _MOMENTS}
+        return {'names': list(self.names), **moments, 'count': self.count, 'provenance': self.provenance}
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = 'stats') -> Stats:
+        """The statistics in plain data; every flaw is a RobotError that begins with `where`."""
+        if not isinstance(data, Mapping):
+            raise RobotError(f'{where} is {shown(data)}; a mapping with names, mean, std, q01, q99, count is needed.')
+        known = ('names', *_MOMENTS, 'count', 'provenance')
+        for key in data:
+            if key not in known:
+                raise RobotError(f'{where} has the unknown field {shown(key)}; known are {", ".join(known)}.')
+        for key in known[:-1]:
+            if key not in data:
+                raise RobotError(f'{where} has no field {key!r}; compute the statistics anew.')
+        names, count, provenance = data['names'], data['count'], data.get('provenance', {})
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RobotError(f'{where}.names is {shown(names)}; a list of column names is needed.')
+        if isinstance(count, bool) or not isinstance(count, int) or not isinstance(provenance, dict):
+            raise RobotError(
+                f'{where}.count is {shown(count)}; a whole number, and a mapping as provenance, are needed.'
+            )
+        try:
+            moments = {key: np.asarray(data[key], dtype=np.float64) for key in _MOMENTS}
+            return cls(names=tuple(names), count=count, provenance=dict(provenance), **moments)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RobotError(f'{where} holds something that is no number ({error}).') from error
+        except RobotError as error:
+            raise RobotError(f'{where}: {error}') from error
+
+    def check(self, names: Sequence[str], what: str = 'columns') -> None:
+        """Refuses statistics of other columns: those of another robot, or in another order."""
+        if self.names == tuple(names):
+            return
+        wanted = set(names)
+        for name in self.names:
+            if name not in wanted:
+                raise RobotError(f'stats.names has {name!r}, which is none of the {what}: they are of another robot.')
+        for name in names:
+            if name not in self.names:
+                raise RobotError(f'stats.names lacks {name!r}, one of the {what}: they are of another robot.')
+        raise RobotError(f'stats.names has the {what} in another order ({shown(self.names)}); compute them anew.')
+
+
+def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
+    """Writes named statistics (`state`, `actions`) as one JSON file."""
+    path.write_text(json.dumps({name: each.to_dict() for name, each in stats.items()}, indent=1, allow_nan=False))
+
+
+def load_stats(path: Path) -> dict[str, Stats]:
+    """Reads what `save_stats` wrote."""
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RobotError(f'{path} cannot be read as JSON: {error}.') from error
+    if not isinstance(data, dict):
+        raise RobotError(f'{path} holds {shown(data)}; a mapping of named statistics is needed.')
+    return {name: Stats.from_dict(each, f'{path}: {name}') for name, each in data.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """y = (x - centre) / scale per column, and back; shapes (..., N) with N = len(names)."""
+
+    names: tuple[str, ...]
+    centre_N: Vector  # noqa: N815
+    scale_N: Vector  # noqa: N815
+
+    def apply(self, values: Array) -> Array:
+        """Raw to model space; float32 stays float32."""
+        return ((values - self.centre_N) / self.scale_N).astype(values.dtype, copy=False)
+
+    def invert(self, values: Array) -> Array:
+        """Model space to raw."""
+        return (values * self.scale_N + self.centre_N).astype(values.dtype, copy=False)
+
+
+def quantile_scaling(stats: Stats, min_span: float = MIN_SPAN) -> Scaling:
+    """q01 .. q99 to -1 .. 1: (x - q01) / (q99 - q01 + 1e-6) * 2 - 1, the formula of openpi.
+
+    A column whose span is below `min_span` is scaled by `min_span` around the middle of its span instead (a constant
+    becomes 0), with a warning that names it: openpi's formula turns its sensor noise into thousands.
+    """
+    span = stats.q99 - stats.q01
+    flat = span < min_span
+    _warn(stats.names, flat, 'q99 - q01', span, min_span)
+    scale = np.where(flat, min_span, span + EPSILON) / 2.0
+    centre = np.where(flat, stats.q01 + span / 2.0, stats.q01 + scale)
+    return Scaling(stats.names, centre, scale)
+
+
+def zscore_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
+    """(x - mean) / (std + 1e-6); a standard deviation below `min_std` counts as `min_std`, with a warning."""
+    flat = stats.std < min_std
+    _warn(stats.names, flat, 'std', stats.std, min_std)
+    return Scaling(stats.names, stats.mean.copy(), np.where(flat, min_std, stats.std + EPSILON))
+
+
+def _warn(names: tuple[str, ...], flat: NDArray[np.bool_], what: str, values: Vector, floor: float) -> None:
+    for index in np.flatnonzero(flat):
+        warnings.warn(
+            f'column {names[index]} hardly moves in the statistics ({what} = {values[index]:.3g}); '
+            f'{floor:g} is used instead.',
+            stacklevel=3,
+        )
+
+
+def delta_reference(contract: Contract, state: Array) -> Array:
+    """What each action column is relative to: the measured value for deltas, 0 for absolute columns.
+
+    Args:
+        contract: Says which columns are deltas.
+        state: (..., S), the state at the observation that begins the chunk.
+
+    Returns:
+        (..., N) in the dtype of `state`.
+    """
+    names = contract.state_names
+    if state.shape[-1:] != (len(names),):
+        raise RobotError(f'state has shape {state.shape}; {contract.name} has {len(names)} state columns.')
+    reference = np.zeros((*state.shape[:-1], len(contract.actions)), dtype=state.dtype)
+    for index, column in enumerate(contract.actions):
+        if column.representation == 'delta':
+            reference[..., index] = state[..., names.index(column.name)]
+    return reference
+
+
+def to_delta(actions_HN: Array, reference_N: Array) -> Array:
+    """Absolute actions (..., H, N) as the model's: `delta` columns minus the reference (..., N)."""
+    return actions_HN - reference_N[..., None, :]
+
+
+def to_absolute(actions_HN: Array, reference_N: Array) -> Array:
+    """The inverse of `to_delta` (to one rounding; bit-exact for absolute columns)."""
+    return actions_HN + reference_N[..., None, :]
+
+
+def pad(values: Array, size: int) -> tuple[Array, NDArray[np.bool_]]:
+    """`values` (..., N) with zeros up to (..., size), and the mask (size,) of columns that are real."""
+    width = values.shape[-1]
+    if width > size:
+        raise RobotError(f'{width} columns do not fit into {size}; choose a model with as many action dimensions.')
+    padded = np.zeros((*values.shape[:-1], size), dtype=values.dtype)
+    padded[..., :width] = values
+    return padded, np.arange(size) < width
+
+
+def unpad(values: Array, size: int) -> Array:
+    """The first `size` of the padded columns."""
+    if values.shape[-1] < size:
+        raise RobotError(f'the model gives {values.shape[-1]} columns; the robot needs {size}.')
+    return values[..., :size]
+
+
+def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where an image lands in a square of `size`: (top, left, new height, new width), its shape kept."""
+    scale = size / max(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return (size - new_height) // 2, (size - new_width) // 2, new_height, new_width
+
+
+def resize_with_pad(image: Image, size: int) -> Image:
+    """`image` in a black square of `size`, its shape kept: uint8 (h, w, 3) to uint8 (size, size, 3).
+
+    Shrinking averages areas: plain linear interpolation reads 4 pixels of every patch, and thin things flicker. The
+    integer part of the factor is averaged first (a fast path of OpenCV), the rest after: twice as fast as one
+    INTER_AREA at 640 x 480 and nearer to the antialiased triangle filter that openpi's JAX resize uses.
+    Enlarging is linear.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise RobotError(f'image is {image.dtype} {image.shape}; uint8 (height, width, 3) is needed.')
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    top, left, new_height, new_width = placement(height, width, size)
+    factor = min(height // new_height, width // new_width)
+    shrunk: Any = image
+    if factor >= 2:
+        shrunk = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    kind = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
+    square = np.zeros((size, size, 3), dtype=np.uint8)
+    square[top : top + new_height, left : left + new_width] = cv2.resize(
+        shrunk, (new_width, new_height), interpolation=kind
+    )
+    return square
