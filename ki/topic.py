@@ -122,8 +122,7 @@ def plain(value: Any, longest: int | None) -> Any:
         return {name: plain(getattr(value, name), longest) for name in value.get_fields_and_field_types()}
     if isinstance(value, (bytes, bytearray)):
         return plain(list(value), longest)
-    if isinstance(value, (list, tuple, array.array)) or hasattr(value, 'tolist'):
+    if isinstance(value, (list, tuple, array.array)) or getattr(value, 'shape', None):
         head = [plain(item, longest) for item in value[:longest]]
-        head = [item.item() if hasattr(item, 'item') else item for item in head]
         return head if len(head) == len(value) else [*head, f'... {len(value) - len(head)} more']
-    return value
+    return value.item() if hasattr(value, 'item') else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import os
 import signal
 import sys
@@ -123,8 +124,8 @@ def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
     )
 
 
-def spin_until_signal(node: Any) -> None:
-    """Spins a node until SIGINT or SIGTERM, and leaves ROS running, so that last words can be said."""
+def spin_until_signal(node: Any, seconds: float = math.inf) -> None:
+    """Spins a node until SIGINT, SIGTERM or the end of the time, and leaves ROS running for last words."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
@@ -138,8 +139,9 @@ def spin_until_signal(node: Any) -> None:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not told and rclpy.ok():
-            executor.spin_once(timeout_sec=0.5)
+        end = time.monotonic() + seconds
+        while not told and rclpy.ok() and time.monotonic() < end:
+            executor.spin_once(timeout_sec=min(0.5, max(end - time.monotonic(), 0.0)))
     except ExternalShutdownException:
         pass
     finally:
@@ -147,3 +149,21 @@ def spin_until_signal(node: Any) -> None:
         executor.shutdown()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def offered_qos(text: str, depth: int = 10) -> Any:
+    """A publisher QoS that does what a bag says was offered: the strongest of the offers; reliable without any.
+
+    Args:
+        text: YAML list of offers, policies as numbers (up to Jazzy) or names (from Kilted on).
+        depth: Messages kept for a slow subscriber.
+    """
+    import yaml
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    offers = (yaml.safe_load(text) if text else None) or []
+    latched = any(str(offer.get('durability')) in {'1', 'transient_local'} for offer in offers)
+    qos = QoSProfile(depth=max([depth, *(int(offer.get('depth', 0)) for offer in offers)]))
+    if latched:
+        qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+    return qos

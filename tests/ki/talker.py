@@ -1,0 +1,46 @@
+"""A node for the tests: talks at `rate`, ends by itself after `count` ticks, and says goodbye when it is stopped."""
+
+from __future__ import annotations
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+
+from ki_policy_node import ros
+
+
+class Talker(Node):
+    """Two topics, one timer."""
+
+    def __init__(self) -> None:
+        """Declares its parameters."""
+        super().__init__('talker')
+        self.word = self.declare_parameter('word', 'hello').value
+        self.count = self.declare_parameter('count', 0).value
+        self.ticks = 0
+        self.words = self.create_publisher(String, 'words', 10)
+        self.states = self.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
+        self.create_timer(1.0 / self.declare_parameter('rate', 50.0).value, self.tick)
+        self.get_logger().info(f'{self.get_fully_qualified_name()} says {self.word}')
+
+    def tick(self) -> None:
+        """Says both."""
+        self.words.publish(String(data=f'{self.word} {self.ticks}'))
+        self.states.publish(JointState(name=[f'joint{number}' for number in range(20)], position=[0.5] * 20))
+        self.ticks += 1
+        if self.ticks == self.count:
+            raise SystemExit(3)
+
+
+def main() -> None:
+    """Until it is told to stop."""
+    ros.use_dds_profile()
+    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    ros.spin_until_signal(Talker())
+    print('goodbye', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,54 @@
+"""`ki` finds its subcommands by file name, quickly, and says errors in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ki import main
+from ki_robot.errors import KiError
+
+Ki = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_help_lists_every_file_and_no_helper(ki: Ki, root: Path) -> None:
+    done = ki('--help')
+    assert done.returncode == 0
+    files = {path.stem.replace('_', '-') for path in (root / 'ki').glob('[a-z]*.py')} - {'main'}
+    listed = {line.split()[0] for line in done.stdout.split('Commands:')[1].splitlines() if line.strip()}
+    assert files <= listed
+    assert not any(name.startswith('_') for name in listed)
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        'import sys, ki.main\n'
+        'try: ki.main.app(["--help"], prog_name="ki")\n'
+        'except SystemExit: pass\n'
+        'print(sorted({"torch", "rclpy", "mujoco", "onnxruntime", "cv2", "transformers"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == '[]'
+
+
+def test_an_unknown_command_is_refused(ki: Ki) -> None:
+    done = ki('nothing')
+    assert done.returncode == 2
+    assert "No such command 'nothing'" in done.stderr
+
+
+def test_an_error_becomes_one_sentence_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**_: object) -> None:
+        raise KiError('The arm has no elbow.')
+
+    monkeypatch.setattr(main, 'app', fails)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == 'ki: The arm has no elbow.\n'
