@@ -204,7 +204,7 @@ class Expert(Mover):
         yield from self.line(side, np.array([x, y, TRAVEL_HEIGHT + 0.06]), rotation)
 
     def free_slot(self, place: str, inside: list[int]) -> float:
-        """How far from a bin's middle to let go, along the bin, m: far from what lies there, the middle for one thing."""
+        """How far from a bin's middle to let go, along the bin, m: away from what lies there."""
         if len(self.goal.things) == 1:
             return 0.0
         taken = [self.world.thing_position(i)[0] - BIN_CENTRE[place][0] for i in inside]

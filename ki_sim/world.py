@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mujoco
@@ -155,10 +156,11 @@ class World:
 
     # commands ---------------------------------------------------------------------------------------------------
 
-    def step(self, action: npt.ArrayLike) -> None:
+    def step(self, action: npt.ArrayLike, each_tick: Callable[[], None] | None = None) -> None:
         """Carry out one row of the contract's action columns for one step of 50 ms.
 
-        Positions are reached at the step's end. Raises SimError for a row that a controller refuses.
+        Positions are reached at the step's end. `each_tick` is called after every 10 ms. Raises SimError for a row
+        that a controller refuses.
         """
         row = np.asarray(action, np.float64)
         if row.shape != (len(COLUMNS),):
@@ -167,7 +169,7 @@ class World:
             self.command_arm(side, Trajectory(ARM_JOINTS[side], (Point(STEP_NS, row[offset : offset + 6]),)))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
-        self.advance(STEP_NS)
+        self.advance(STEP_NS, each_tick)
 
     def command_arm(self, side: str, trajectory: Trajectory) -> None:
         """Give an arm's controller a trajectory."""
@@ -194,13 +196,15 @@ class World:
         self._hold()
         self.stopped = False
 
-    def advance(self, duration_ns: int) -> None:
+    def advance(self, duration_ns: int, each_tick: Callable[[], None] | None = None) -> None:
         """Let time pass; it does so in whole ticks of 10 ms."""
         for _ in range(max(1, round(duration_ns / TICK_NS))):
             self.time_ns += TICK_NS
             self._drive()
             mujoco.mj_step(self.model, self.data, SUBSTEPS)
             self._feel()
+            if each_tick is not None:
+                each_tick()
 
     # senses -----------------------------------------------------------------------------------------------------
 
