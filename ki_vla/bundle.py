@@ -18,10 +18,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import yaml
@@ -48,6 +48,7 @@ CONFIG, CONTRACT, STATS, CODEC = 'config.json', 'contract.yaml', 'stats.json', '
 TOKENIZER = (f'tokenizer/{TOKENIZER_FILE}', f'tokenizer/{VOCABULARY_FILE}')
 REQUIRED = (WEIGHTS_FILE, CONFIG, CONTRACT, STATS, *TOKENIZER)
 READ_BYTES = 4 * 2**20
+Weights = Union['KiVla', Mapping[str, torch.Tensor], str, Path, Callable[[Path], object]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ def write_bundle(
     folder: str | Path,
     *,
     name: str,
-    weights: KiVla | Mapping[str, torch.Tensor] | str | Path,
+    weights: Weights,
     processor: Processor,
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -139,7 +140,8 @@ def write_bundle(
     Args:
         folder: where; its parent is made.
         name: what people call the policy.
-        weights: a model, its state dict, or a weights file (streamed, whatever its size).
+        weights: a model, its state dict, a weights file (streamed, whatever its size), or a function that writes the
+            weights file at the path it is given.
         processor: everything else the policy consists of.
         recipe: how it was trained.
         provenance: anything worth keeping, as plain JSON.
@@ -204,11 +206,15 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
 
 def _write_weights(
     path: Path,
-    weights: KiVla | Mapping[str, torch.Tensor] | str | Path,
+    weights: Weights,
     config: ModelConfig,
     dtype: torch.dtype | None,
 ) -> None:
-    """Stream weights from wherever they are, checked against the configuration first."""
+    """Stream weights from wherever they are, checked against the configuration."""
+    if callable(weights) and not isinstance(weights, torch.nn.Module):
+        weights(path)
+        _check_weights(path, config)
+        return
     if isinstance(weights, str | Path):
         checkpoint = open_checkpoint(weights)
         found = {name: info.shape for name, info in checkpoint.tensors.items()}

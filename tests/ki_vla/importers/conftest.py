@@ -119,7 +119,7 @@ def write() -> Callable[[Table, Path], dict[str, torch.Tensor]]:
 
     def make(table: Table, path: Path) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(5)
-        tensors = {name: torch.randn(shape, generator=generator) for name, shape in table.items()}
+        tensors = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in table.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(path))
         return tensors

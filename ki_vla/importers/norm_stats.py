@@ -1,0 +1,108 @@
+"""openpi's norm_stats.json: normalisation in and out.
+
+The file has no column names. The caller gives those of the contract, whose columns must stand in openpi's order: for
+two arms the left joints, left gripper, right joints, right gripper, then the base.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ki_robot.contract import Contract
+from ki_robot.errors import RobotError
+from ki_robot.transforms import Stats
+from ki_vla.errors import VlaError
+
+FILE = 'norm_stats.json'
+MOMENTS = ('mean', 'std', 'q01', 'q99')
+Z99 = 2.3263478740408408  # standard deviations from the mean to the 99th percentile of a normal distribution
+
+
+def read_norm_stats(path: str | Path, contract: Contract, *, quantiles: bool = True) -> tuple[Stats, Stats]:
+    """State and action statistics, named by the contract's columns in their order.
+
+    Args:
+        path: norm_stats.json, or the folder that holds it.
+        contract: the robot whose columns these are.
+        quantiles: the file must have them. Without, those that are absent are taken from mean and standard deviation as
+            of a normal distribution, and the provenance says so: for policies that are scaled by z-scores.
+
+    A file may hold more columns than the robot has (openpi pads some to the model's width): the first ones are taken,
+    as openpi does, with a warning.
+
+    Raises:
+        VlaError: unreadable, a part or a field missing, or fewer columns than the robot has.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
+    parts = data.get('norm_stats') if isinstance(data, dict) else None
+    if not isinstance(parts, dict):
+        raise VlaError(f'{path}: has no table norm_stats; it is not a file of openpi.')
+    return (
+        _stats(path, parts, 'state', contract.state_names, quantiles),
+        _stats(path, parts, 'actions', contract.action_names, quantiles),
+    )
+
+
+def write_norm_stats(path: str | Path, state: Stats, actions: Stats) -> None:
+    """Write statistics as openpi reads them."""
+    parts = {
+        name: {moment: getattr(stats, moment).tolist() for moment in MOMENTS}
+        for name, stats in (('state', state), ('actions', actions))
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'norm_stats': parts}, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+
+
+def _stats(path: Path, parts: dict[str, Any], part: str, names: Sequence[str], quantiles: bool) -> Stats:
+    """One part of the file as Stats."""
+    table = parts.get(part)
+    if not isinstance(table, dict):
+        raise VlaError(f'{path}: norm_stats has no part {part!r}; it has {sorted(parts)}.')
+    estimated = not quantiles and table.get('q01') is None and table.get('q99') is None
+    given = ('mean', 'std') if estimated else MOMENTS
+    values = {moment: _column(path, part, moment, table.get(moment)) for moment in given}
+    widths = {moment: len(value) for moment, value in values.items()}
+    if len(set(widths.values())) != 1:
+        raise VlaError(f'{path}: norm_stats.{part} has columns of differing number: {widths}.')
+    width = widths['mean']
+    if width < len(names):
+        raise VlaError(f'{path}: norm_stats.{part} has {width} columns, the robot {len(names)}.')
+    if width > len(names):
+        warnings.warn(f'{path}: norm_stats.{part} has {width} columns; the first {len(names)} are taken.', stacklevel=3)
+    if estimated:
+        values |= {'q01': values['mean'] - Z99 * values['std'], 'q99': values['mean'] + Z99 * values['std']}
+    source = 'mean and std of a normal distribution' if estimated else 'the file'
+    try:
+        return Stats(
+            names=tuple(names),
+            **{moment: value[: len(names)] for moment, value in values.items()},
+            count=1,
+            provenance={'source': path.name, 'count': 'not in the file', 'quantiles': f'from {source}'},
+        )
+    except RobotError as error:
+        raise VlaError(f'{path}: norm_stats.{part}: {error}') from error
+
+
+def _column(path: Path, part: str, moment: str, value: Any) -> np.ndarray:
+    """One list of numbers."""
+    if value is None:
+        raise VlaError(f'{path}: norm_stats.{part}.{moment} is missing; compute the statistics anew, with quantiles.')
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise VlaError(f'{path}: norm_stats.{part}.{moment} holds something that is no number.') from error
+    if array.ndim != 1:
+        raise VlaError(f'{path}: norm_stats.{part}.{moment} has the shape {array.shape}; a list is needed.')
+    return array
