@@ -23,10 +23,20 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 def time_features(tau: Tensor, width: int) -> Tensor:
-    """phi: tau [...] -> float32 [..., width], sines then cosines with periods from 4e-3 to 4, on the clock 1 - tau."""
-    fraction = torch.linspace(0.0, 1.0, width // 2, device=tau.device, dtype=torch.float32)
-    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
-    angle = (1.0 - tau.float())[..., None] * (2.0 * math.pi / period)
+    """phi: tau [...] -> float32 [..., width], sines then cosines with periods from 4e-3 to 4, on the clock 1 - tau.
+
+    The fastest feature turns 250 times in the unit of time. Times and frequencies are split into a coarse part, whose
+    product is exact in float32 so that whole turns can be dropped, and a small rest: angles stay within one turn and
+    are right to float32, on every device and in every exported graph.
+    """
+    fraction = torch.linspace(0.0, 1.0, width // 2, device=tau.device, dtype=torch.float64)
+    turns = MIN_PERIOD**-1 * (MIN_PERIOD / MAX_PERIOD) ** fraction
+    coarse_turns = torch.round(turns * 2**4) / 2**4
+    fine_turns = (turns - coarse_turns).float()
+    t = (1.0 - tau.float())[..., None]
+    coarse_t = torch.round(t * 2**12) / 2**12
+    whole = coarse_t * coarse_turns.float()
+    angle = 2.0 * math.pi * (whole - torch.floor(whole) + coarse_t * fine_turns + (t - coarse_t) * turns.float())
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 

@@ -57,8 +57,17 @@ def test_time_features_run_on_the_clock_of_public_checkpoints() -> None:
     tau = torch.tensor([0.25])
     t = 0.75
     expected = [f(2 * math.pi * t / period) for f in (math.sin, math.cos) for period in (4e-3, 4.0)]
-    assert torch.allclose(flow.time_features(tau, 4)[0], torch.tensor(expected), atol=1e-3)
+    assert torch.allclose(flow.time_features(tau, 4)[0], torch.tensor(expected), atol=1e-6)
     assert flow.time_features(torch.rand(2, 3), 16).shape == (2, 3, 16)
+
+
+def test_time_features_are_exact_although_the_fastest_turns_250_times() -> None:
+    tau = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    t = 1.0 - tau
+    period = 4e-3 * 1000.0 ** torch.linspace(0, 1, 32, dtype=torch.float64)
+    angle = t.double()[:, None] * 2 * math.pi / period
+    exact = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    assert (flow.time_features(tau, 64) - exact).abs().max() < 2e-6
 
 
 def test_given_actions_are_clean_and_delays_cover_their_range() -> None:

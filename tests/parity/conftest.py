@@ -38,14 +38,14 @@ def small_config() -> Callable[..., ModelConfig]:
 
 @pytest.fixture
 def build_ours() -> Callable[[ModelConfig], KiVla]:
-    """Our model with random weights everywhere, large enough that every branch matters."""
+    """Our model with random weights everywhere, so that every branch matters."""
 
     def build(config: ModelConfig) -> KiVla:
         model = KiVla(config)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                std = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+                std = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
                 parameter.normal_(0.0, 0.3 if name == 'embed.weight' else std, generator=generator)
         return model.eval()
 

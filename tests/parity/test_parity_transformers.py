@@ -254,7 +254,7 @@ def test_vector_field_is_that_of_transformers_pi0(pi0: tuple, missing: bool, tau
     noisy = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         field = ours.field(ours.prefill(**mine), noisy, torch.full((2,), tau))
-        reference = theirs(**other, noise=noisy, timestep=torch.full((2,), 1.0 - tau)).logits
+        reference = theirs(**other, noise=noisy, timestep=1.0 - torch.full((2,), tau)).logits
     assert reference.std() > 0.1
     assert (field - reference).abs().max() < TOLERANCE
 
