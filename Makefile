@@ -19,7 +19,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py --accelerator $(ACCELERATOR)
 
 demo:
-	@$(OVERLAY); $(BIN)/ki up config/demo.yaml
+	@$(OVERLAY); rm -rf out/demo && $(BIN)/ki up config/demo.yaml && $(BIN)/ki bag info out/demo/episode_0000
 
 test:
 	@$(OVERLAY); $(BIN)/python -m pytest $(ARGS)

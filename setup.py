@@ -9,7 +9,7 @@ PACKAGE = 'ki_policy_node'
 ROOMS = ['ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
 
 # `ros2 run ki_policy_node NAME`; with pip, commands beside `ki`.
-NODES = ['recorder']
+NODES = ['chunk_executor', 'generated_robot', 'policy_node', 'recorder']
 
 REQUIRES = [
     'numpy>=1.26,<3',

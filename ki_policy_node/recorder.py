@@ -8,6 +8,9 @@ begins, so its first messages are there; latched ones (`/tf_static`, instruction
              ~/stop_recording    StopRecording, with the outcome
              ~/discard_episode   Trigger
     topic    episode             EpisodeMarker, latched; also written into the bag
+
+    parameters: folder (bags), prefix (episode), topics ([]: all that are not hidden), compression (none | lz4 | zstd),
+                cache_mib (256), task (when set, an episode of this task begins at once)
 """
 
 from __future__ import annotations
@@ -112,6 +115,8 @@ class Recorder(Node):
         self.create_timer(DISCOVERY_S, self.discover)
         self.create_timer(FEEDBACK_S, self._tick)
         self.discover()
+        if task := str(self.declare_parameter('task', '').value):
+            self.start(task)
 
     # -- listening
 
