@@ -156,27 +156,35 @@ class ObservationBuffer:
 
     def sample(self, now_ns: int) -> Observation | NotReady:
         """The observation at `now_ns`, or every reason why there is none."""
-        with self._lock:
-            self._tick(now_ns)
-            entries = {name: stream.newest for name, stream in self._streams.items()}
-            problems = [problem for stream in self._streams.values() for problem in self._judge(stream, now_ns)]
-            text, instruction_id = self._instruction
-            epoch = self.epoch
-        blocked = {problem.stream for problem in problems}
-        used = {name: entry for name, entry in entries.items() if entry is not None and name not in blocked}
-        optional = {camera.name for camera in self.contract.cameras if not camera.required}
-        problems = [problem for problem in problems if problem.stream not in optional]
-        if self.settings.require_instruction and not text:
-            problems.append(Problem('instruction', Hold.NO_INSTRUCTION, 'No instruction was given.'))
-        problems += self._spread(used)
+        problems, used, optional, (text, instruction_id), epoch = self._survey(now_ns)
         if problems:
             return NotReady(tuple(problems))
         return self._build(used, optional, text, instruction_id, epoch)
+
+    def problems(self, now_ns: int) -> tuple[Problem, ...]:
+        """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
+        return tuple(self._survey(now_ns)[0])
 
     def health(self, now_ns: int) -> tuple[StreamReport, ...]:
         """How every stream fares, cameras first, in the contract's order."""
         with self._lock:
             return tuple(self._report(name, stream, now_ns) for name, stream in self._streams.items())
+
+    def _survey(self, now_ns: int) -> tuple[list[Problem], dict[str, _Entry], set[str], tuple[str, str], int]:
+        """Problems, usable entries, names of the optional cameras, instruction with its id, epoch."""
+        with self._lock:
+            self._tick(now_ns)
+            entries = {name: stream.newest for name, stream in self._streams.items()}
+            problems = [problem for stream in self._streams.values() for problem in self._judge(stream, now_ns)]
+            instruction, epoch = self._instruction, self.epoch
+        blocked = {problem.stream for problem in problems}
+        used = {name: entry for name, entry in entries.items() if entry is not None and name not in blocked}
+        optional = {camera.name for camera in self.contract.cameras if not camera.required}
+        problems = [problem for problem in problems if problem.stream not in optional]
+        if self.settings.require_instruction and not instruction[0]:
+            problems.append(Problem('instruction', Hold.NO_INSTRUCTION, 'No instruction was given.'))
+        problems += self._spread(used)
+        return problems, used, optional, instruction, epoch
 
     def _stream(self, name: str) -> _Stream:
         if name not in self._streams:
