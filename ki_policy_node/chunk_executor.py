@@ -1,0 +1,365 @@
+"""The chunk executor: a process of its own between policy and controllers, without a model and without torch.
+
+The IO thread stores what arrives; a dispatch thread ticks at the control rate. What is decided is in `follower`, what
+is sent in `outputs`. If the policy process dies, this one holds the robot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+
+from ki_msgs.msg import ActionChunk as ActionChunkMessage
+from ki_msgs.msg import PolicyStatus, SafetyEvent
+from ki_policy_node import diagnostics, process
+from ki_policy_node.follower import Follower, Hold
+from ki_policy_node.outputs import Output, Plan, make_output
+from ki_policy_node.parameters import Parameters, Setting
+from ki_policy_node.safety import Event, Rules, State
+from ki_policy_node.streams import INPUT_QOS, joint_columns, on_incompatible
+from ki_robot.contract import load_contract
+from ki_robot.errors import Reason, Rejected
+from ki_robot.messages import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+WATCH_S = 0.25
+FOLLOWED = (PolicyStatus.STATE_RUNNING,)
+ENDED = (PolicyStatus.STATE_READY, PolicyStatus.STATE_DRY_RUN, PolicyStatus.STATE_UNCONFIGURED)
+
+SETTINGS = (
+    Setting('robot', '', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
+    Setting('rate', 100.0, 'Control rate [Hz].', 1.0, 1000.0),
+    Setting('enabled', False, 'Whether to command the robot from the start; else call ~/enable.'),
+    Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
+    Setting('state_timeout', 0.2, 'Age of the measured state [s] at which to hold.', 0.01, 10.0),
+    Setting('status_timeout', 0.25, 'Silence of the policy node [s] at which to hold; 0: do not watch it.', 0.0, 10.0),
+    Setting('chunk_timeout', 0.0, 'Time without a new chunk [s] at which to hold; 0: the end of the chunk.', 0.0, 60.0),
+    Setting('max_start_jump', 0.3, 'Farthest first command from the measured pose [rad or m].', 0.0, 10.0),
+    Setting('max_tracking_error', 0.5, 'Setpoint to measured pose [rad or m]; 0: do not watch.', 0.0, 10.0),
+    Setting('require_controllers', True, 'Hold while nobody subscribes to a command topic.'),
+    Setting('exclusive', True, 'Hold while somebody else publishes on a command topic.'),
+)
+
+
+class ChunkExecutor(LifecycleNode):
+    """Wiring of the executor; every decision is the follower's."""
+
+    def __init__(self) -> None:
+        super().__init__('chunk_executor', automatically_declare_parameters_from_overrides=True)
+        self._follower: Follower | None = None
+        self._outputs: list[Output] = []
+        self._inputs: list[Any] = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._dispatch: threading.Thread | None = None
+        self._lateness = diagnostics.Durations()
+        self._blocked = ''
+        self._said = ''
+        self._jump: Any = None
+        self.parameters = Parameters(self, SETTINGS, lambda: self._follower is not None)
+        self._state_pub = self.create_publisher(String, '~/state', LATCHED)
+        self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
+        self._applied_pub = self.create_publisher(JointState, '~/applied_command', NEWEST)
+        self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
+        self.create_timer(WATCH_S, self._watch)
+        self.create_timer(1.0, self._diagnose)
+        self._say('unconfigured')
+
+    def autostart(self) -> bool:
+        """Whether to configure and activate without being asked."""
+        return bool(self.parameters['autostart'])
+
+    # Lifecycle.
+
+    def on_configure(self, state: LifecycleState) -> Any:
+        """Reads the contract, makes every publisher and subscription."""
+        return process.told(self, self._configure, state, self._say)
+
+    def _configure(self, state: LifecycleState) -> None:
+        contract = load_contract(self.parameters['robot'])
+        rules = Rules(
+            state_timeout_ns=round(self.parameters['state_timeout'] * 1e9),
+            status_timeout_ns=round(self.parameters['status_timeout'] * 1e9),
+            chunk_timeout_ns=round(self.parameters['chunk_timeout'] * 1e9),
+            max_start_jump=self.parameters['max_start_jump'],
+            max_tracking_error=self.parameters['max_tracking_error'],
+        )
+        outputs = [make_output(self, spec, contract) for spec in contract.outputs]
+        self._follower = Follower(contract, rules, round(1e9 / self.parameters['rate']))
+        self._outputs = outputs
+        for stream in contract.state_streams:
+            columns = joint_columns(contract, stream)
+            kind = JointState if stream.type == 'joint_state' else Odometry
+            self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
+        self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
+        self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
+        self._listen(Bool, 'estop', self._on_estop, LATCHED)
+        threshold = JumpThreshold(
+            min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
+        )
+        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._say('inactive')
+
+    def on_activate(self, state: LifecycleState) -> Any:
+        """Starts to tick; commands only once enabled."""
+        return process.told(self, self._activate, state, self._say)
+
+    def _activate(self, state: LifecycleState) -> None:
+        assert self._follower is not None
+        if self.parameters['enabled']:
+            self._follower.enable(True, time.monotonic_ns())
+        self._stopping.clear()
+        self._dispatch = threading.Thread(target=self._run, name='dispatch', daemon=True)
+        self._dispatch.start()
+
+    def on_deactivate(self, state: LifecycleState) -> Any:
+        """Holds, then falls silent."""
+        self._last_word('deactivated')
+        self._say('inactive')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> Any:
+        """Frees what configure made."""
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for output in self._outputs:
+            if output.publisher is not None:
+                self.destroy_publisher(output.publisher)
+        self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
+        self._say('unconfigured')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> Any:
+        """Holds."""
+        self._last_word('shut down')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """The end of the process: the hold goes out and is acknowledged before the context dies."""
+        self._last_word('the executor ends')
+        self._say('ended')
+
+    def _last_word(self, reason: str) -> None:
+        self._stopping.set()
+        if self._dispatch is not None:
+            self._dispatch.join(1.0)
+            self._dispatch = None
+        if self._follower is None:
+            return
+        with self._lock:
+            action = self._follower.last_word(reason, time.monotonic_ns())
+            self._send(action, self._now_ns())
+        process.flush([output.publisher for output in self._outputs if output.publisher is not None])
+
+    # What arrives.
+
+    def _listen(self, kind: type, topic: str, callback: Any, qos: QoSProfile) -> None:
+        self._inputs.append(
+            self.create_subscription(kind, topic, callback, qos, event_callbacks=on_incompatible(self, topic))
+        )
+
+    def _on_state(self, stream: Any, columns: list[str]) -> Any:
+        def store(message: Any) -> None:
+            assert self._follower is not None
+            steady_ns = time.monotonic_ns()
+            try:
+                if stream.type == 'joint_state':
+                    values = joint_values(message, columns, stream.prefix, stream.extra_joints)
+                else:
+                    values = odometry_values(message, columns)
+            except Rejected as error:
+                with self._lock:
+                    self._follower.on_invalid_state(str(error), error.reason is Reason.NON_FINITE, steady_ns)
+                self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
+                return
+            if stream.type == 'joint_state':
+                with self._lock:
+                    pairs = dict(zip(columns, values.tolist(), strict=True))
+                    self._follower.on_state(pairs, stamp_ns(message.header) or steady_ns, steady_ns)
+
+        return store
+
+    def _on_chunk(self, message: Any) -> None:
+        assert self._follower is not None
+        steady_ns = time.monotonic_ns()
+        try:
+            chunk = to_chunk(message)
+        except Rejected as error:
+            with self._lock:
+                self._follower.on_invalid_chunk(str(error), steady_ns)
+            return
+        with self._lock:
+            self._follower.on_chunk(chunk, self._now_ns(), steady_ns)
+
+    def _on_status(self, message: Any) -> None:
+        assert self._follower is not None
+        text = message.message or 'not running'
+        with self._lock:
+            self._follower.on_status(message.state in FOLLOWED, message.state in ENDED, text, time.monotonic_ns())
+
+    def _on_estop(self, message: Any) -> None:
+        assert self._follower is not None
+        with self._lock:
+            self._follower.on_estop(message.data, time.monotonic_ns())
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        assert self._follower is not None
+        with self._lock:
+            self._follower.on_clock_jump(jump.delta.nanoseconds / 1e9, time.monotonic_ns())
+
+    def _on_enable(self, request: Any, response: Any) -> Any:
+        response.success = self._follower is not None and self._dispatch is not None
+        if not response.success:
+            response.message = 'The executor is not active; configure and activate it first.'
+            return response
+        assert self._follower is not None
+        with self._lock:
+            self._follower.enable(request.data, time.monotonic_ns())
+        response.message = 'enabled' if request.data else 'disabled'
+        return response
+
+    def _on_reset_fault(self, request: Any, response: Any) -> Any:
+        if self._follower is None:
+            response.success, response.message = False, 'The executor is not configured.'
+            return response
+        with self._lock:
+            response.message = self._follower.reset_fault()
+        response.success = not response.message
+        return response
+
+    # What goes out.
+
+    def _run(self) -> None:
+        """The dispatch thread: one tick a period on the steady clock, a missed one is not made up for."""
+        period_ns = round(1e9 / self.parameters['rate'])
+        applied_every = max(1, round(self.parameters['rate'] / 20.0))
+        due_ns, count = time.monotonic_ns(), 0
+        while not self._stopping.is_set():
+            due_ns += period_ns
+            wait_ns = due_ns - time.monotonic_ns()
+            if wait_ns > 0:
+                time.sleep(wait_ns / 1e9)
+            steady_ns = time.monotonic_ns()
+            self._lateness.add(steady_ns - due_ns)
+            if steady_ns - due_ns > period_ns:
+                due_ns = steady_ns
+            count += 1
+            try:
+                self._tick(steady_ns, count % applied_every == 0)
+            except Exception as error:
+                self._fail(error)
+
+    def _tick(self, steady_ns: int, show: bool) -> None:
+        assert self._follower is not None
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            now_ns = self._now_ns()
+            if self._blocked:
+                self._follower.stop(self._blocked, steady_ns)
+            action = self._follower.tick(now_ns, steady_ns)
+            self._send(action, now_ns)
+            events, self._follower.events = self._follower.events, []
+            state, reason = self._follower.state, self._follower.reason
+        for event in events:
+            self._publish_event(event, now_ns)
+        if show and action is not None:
+            self._publish_applied(action, now_ns)
+        self._say(f'{state.value}: {reason}' if reason else state.value)
+
+    def _send(self, action: Plan | Hold | None, now_ns: int) -> None:
+        if isinstance(action, Plan):
+            for output in self._outputs:
+                output.command(action, now_ns)
+        elif isinstance(action, Hold):
+            for output in self._outputs:
+                output.hold(action.pose_N, now_ns, action.again)
+
+    def _fail(self, error: Exception) -> None:
+        """A fault of our own: hold once, and keep it."""
+        assert self._follower is not None
+        self.get_logger().error(f'The dispatch failed, the robot holds: {type(error).__name__}: {error}')
+        with self._lock:
+            self._follower.stop(f'{type(error).__name__}: {error}', time.monotonic_ns())
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._state_pub.publish(String(data=text))
+            self.get_logger().info(text)
+
+    def _publish_event(self, event: Event, now_ns: int) -> None:
+        message = SafetyEvent(kind=event.kind.value, severity=event.severity.value, chunk_id=event.chunk_id)
+        message.step, message.interface_name, message.message = event.step, event.column, event.message
+        message.value, message.limit = event.value, event.limit
+        set_time(message.header.stamp, now_ns)
+        self._event_pub.publish(message)
+        self.get_logger().warning(event.message)
+
+    def _publish_applied(self, action: Plan | Hold, now_ns: int) -> None:
+        values_N = action.setpoint_N if isinstance(action, Plan) else action.pose_N
+        assert self._follower is not None
+        names = self._follower.contract.action_names
+        self._applied_pub.publish(fill_joint_state(JointState(), names, values_N, now_ns))
+
+    # What is watched.
+
+    def _watch(self) -> None:
+        """Controllers that do not listen, and strangers that command the same topic."""
+        if self._follower is None or self._dispatch is None:
+            return
+        blocked = ''
+        for output in self._outputs:
+            if output.publisher is None:
+                continue
+            topic = output.publisher.topic_name
+            if self.parameters['exclusive'] and self.count_publishers(topic) > 1:
+                blocked = f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.'
+            elif self.parameters['require_controllers'] and not output.publisher.get_subscription_count():
+                blocked = f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.'
+            if blocked:
+                break
+        if blocked and blocked != self._blocked:
+            self.get_logger().error(blocked)
+        self._blocked = blocked
+
+    def _diagnose(self) -> None:
+        follower = self._follower
+        state = follower.state if follower is not None else State.DISABLED
+        level = {State.HOLD: diagnostics.WARN, State.FAULT: diagnostics.ERROR}.get(state, diagnostics.OK)
+        if self._blocked:
+            level = diagnostics.ERROR
+        values = {
+            'state': state.value,
+            'lateness p50 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(50)),
+            'lateness p99 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(99)),
+        }
+        name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
+        line = diagnostics.status(level, name, self._blocked or self._said, self.parameters['robot'], values)
+        self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process `chunk_executor`."""
+    return process.run(ChunkExecutor, arguments)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,362 @@
+"""Follows chunks against the clock, within limits, and decides when to hold: the executor without ROS.
+
+States: `disabled` and `idle` command nothing; `run` follows a chunk; `hold` stands at one pose; `fault` holds until an
+operator resets it. Every time is passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs).
+Letters: H steps, N action columns, K knots of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ki_policy_node.interpolation import interpolate, slopes
+from ki_policy_node.limiter import Limiter
+from ki_policy_node.outputs import Plan, is_gripper
+from ki_policy_node.safety import Event, Kind, Rules, Severity, State
+from ki_robot.chunk import ActionChunk, Matrix, first_step_due
+from ki_robot.contract import Contract
+from ki_robot.errors import RobotError
+from ki_robot.names import interface_of
+
+WINDOW_NS = 300_000_000
+WINDOW_KNOTS = 6
+INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
+EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Stand at `pose_N`; velocity columns are 0. `again`: the same hold as at the tick before."""
+
+    pose_N: Matrix
+    again: bool
+
+
+class Follower:
+    """One robot's executor.
+
+    Args:
+        contract: Columns, limits and outputs.
+        rules: Watchdogs and jumps.
+        period_ns: Time between two ticks.
+    """
+
+    def __init__(self, contract: Contract, rules: Rules, period_ns: int) -> None:
+        self.contract = contract
+        self.rules = rules
+        self.state = State.DISABLED
+        self.reason = 'not enabled'
+        self.events: list[Event] = []
+        self.setpoint_N: Matrix | None = None
+        self._limiter = Limiter(contract.actions)
+        self._period_s = period_ns / 1e9
+        names = contract.action_names
+        self._position_N = np.array([interface_of(name) == 'position' for name in names])
+        gripped = {column for output in contract.outputs if is_gripper(output) for column in output.columns}
+        self._gripper_N = np.array([name in gripped for name in names])
+        linear = {c for o in contract.outputs if o.options.get('interpolation') == 'linear' for c in o.columns}
+        self._linear_N = np.array([name in linear for name in names])
+        self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
+        self._measured_N = np.full(len(names), np.nan)
+        self._measured_steady_ns: int | None = None
+        self._measured_stamp_ns = 0
+        self._invalid_states = self._invalid_chunks = 0
+        self._chunk: ActionChunk | None = None
+        self._slope_HN: Matrix | None = None
+        self._chunk_steady_ns = 0
+        self._status: tuple[bool, bool, str, int] | None = None
+        self._estop = False
+        self._held_since_ns = 0
+        self._hold_pose_N: Matrix | None = None
+        self._hold_sent = False
+        self._release = False
+        self._tracking_since_ns: int | None = None
+        self._told: dict[tuple[Kind, str], int] = {}
+
+    # What comes in.
+
+    def on_state(self, values: Mapping[str, float], stamp_ns: int, steady_ns: int) -> None:
+        """Measured values by column name; a stamp that does not advance is not news."""
+        if stamp_ns == self._measured_stamp_ns:
+            return
+        self._measured_stamp_ns = stamp_ns
+        for index, name in enumerate(self.contract.action_names):
+            if name in values:
+                self._measured_N[index] = values[name]
+        self._measured_steady_ns = steady_ns
+        self._invalid_states = 0
+
+    def on_invalid_state(self, message: str, non_finite: bool, steady_ns: int) -> None:
+        """A measured state that cannot be used; non-finite ones in a row are a broken sensor, and a fault."""
+        self._invalid_states += 1 if non_finite else 0
+        if self._invalid_states >= INVALID_LIMIT and self.state in (State.RUN, State.HOLD):
+            text = f'{INVALID_LIMIT} times in a row: {message}'
+            self._fault(Event(Kind.NON_FINITE, Severity.FAULT, text), steady_ns)
+
+    def on_chunk(self, chunk: ActionChunk, now_ns: int, steady_ns: int) -> None:
+        """A new chunk; it is followed from the step in force now, or refused as a whole."""
+        self._invalid_chunks = 0
+        names = self.contract.action_names
+        if chunk.names != names:
+            try:
+                chunk = replace(chunk, names=names, data_HN=chunk.columns(names))
+            except RobotError as error:
+                self._tell(Event(Kind.NON_FINITE, Severity.REJECTED, str(error), chunk.chunk_id), steady_ns)
+                return
+        if self._chunk is not None and chunk.observation_ns < self._chunk.observation_ns:
+            return  # overtaken on the way
+        first = first_step_due(chunk, now_ns)
+        if first >= chunk.horizon:
+            late_s = (now_ns - chunk.end_ns) / 1e9
+            text = f'Chunk {chunk.chunk_id} arrived {late_s:.2f} s after its last step.'
+            self._tell(Event(Kind.CHUNK_EXPIRED, Severity.REJECTED, text, chunk.chunk_id), steady_ns)
+            return
+        if self.state is not State.RUN and not self._starts_near(chunk, first, steady_ns):
+            return
+        self._chunk = chunk
+        self._slope_HN = slopes(chunk)
+        self._chunk_steady_ns = steady_ns
+
+    def on_invalid_chunk(self, message: str, steady_ns: int) -> None:
+        """A chunk that cannot be read (NaN, wrong layout): dropped as a whole; in a row a fault."""
+        self._invalid_chunks += 1
+        if self._invalid_chunks >= INVALID_LIMIT and self.state is not State.DISABLED:
+            text = f'{INVALID_LIMIT} times in a row: {message}'
+            self._fault(Event(Kind.NON_FINITE, Severity.FAULT, text), steady_ns)
+        else:
+            self._tell(Event(Kind.NON_FINITE, Severity.REJECTED, message), steady_ns)
+
+    def on_status(self, running: bool, ended: bool, message: str, steady_ns: int) -> None:
+        """What the policy node says of itself: `running` chunks are to be followed; `ended`: the run is over."""
+        self._status = (running, ended, message, steady_ns)
+
+    def on_estop(self, pressed: bool, steady_ns: int) -> None:
+        """The e-stop topic; pressing latches a fault, releasing alone does not clear it."""
+        if pressed and not self._estop:
+            self._fault(Event(Kind.ESTOP, Severity.FAULT, 'The e-stop is pressed.'), steady_ns)
+        self._estop = pressed
+
+    def on_clock_jump(self, seconds: float, steady_ns: int) -> None:
+        """ROS time has jumped: every chunk is on a clock that is no more."""
+        self._chunk = None
+        self._measured_stamp_ns = 0
+        if self.state is State.RUN:
+            self._hold(f'ROS time jumped by {seconds:.3f} s', steady_ns)
+
+    def enable(self, on: bool, steady_ns: int) -> None:
+        """The operator's switch. Off: one last hold, then silence."""
+        if on and self.state is State.DISABLED:
+            self._chunk = None
+            self.state, self.reason = State.IDLE, 'waits for a policy'
+        elif not on and self.state is not State.DISABLED:
+            if self.state is State.RUN:
+                self._hold('disabled by the operator', steady_ns)
+            self.state, self.reason = State.DISABLED, 'not enabled'
+
+    def stop(self, reason: str, steady_ns: int) -> None:
+        """Holds for a reason from outside: an absent controller, a second publisher, a fault of our own."""
+        if self.state is State.RUN:
+            self._hold(reason, steady_ns)
+        elif self.state in (State.HOLD, State.IDLE):
+            self.reason = reason
+        self._chunk = None
+
+    def reset_fault(self) -> str:
+        """Leaves a fault; returns why not, or an empty text."""
+        if self._estop:
+            return 'The e-stop is still pressed; release it first.'
+        if self.state is State.FAULT:
+            self._chunk = None
+            self._invalid_chunks = self._invalid_states = 0
+            self.state, self.reason = State.HOLD, 'fault reset, waits for a chunk'
+        return ''
+
+    # What goes out.
+
+    def tick(self, now_ns: int, steady_ns: int) -> Plan | Hold | None:
+        """One control period: what to send, or None when the executor is to be silent."""
+        if self.state is State.RUN:
+            why = self._why_not_run(now_ns, steady_ns, tell=True)
+            if why is None:
+                return self._advance(now_ns, steady_ns)
+            self._hold(why, steady_ns)
+        elif self.state in (State.IDLE, State.HOLD) and self._may_start(now_ns, steady_ns):
+            self._start()
+            return self._advance(now_ns, steady_ns)
+        if self.state is State.HOLD and self._release and steady_ns - self._held_since_ns > self.rules.release_ns:
+            self.state, self.reason, self._hold_pose_N = State.IDLE, 'the run is over', None
+        return self._held()
+
+    def last_word(self, reason: str, steady_ns: int) -> Hold | None:
+        """The hold to send before the process ends; None when there is nothing to stop."""
+        if self.state is State.RUN:
+            self._hold(reason, steady_ns)
+        self.state, self.reason = State.DISABLED, reason
+        return Hold(self._hold_pose_N, False) if self._hold_pose_N is not None else None
+
+    def _held(self) -> Hold | None:
+        if self._hold_pose_N is None:
+            return None
+        if self.state is State.DISABLED and self._hold_sent:
+            self._hold_pose_N = None
+            return None
+        again, self._hold_sent = self._hold_sent, True
+        return Hold(self._hold_pose_N, again)
+
+    def _may_start(self, now_ns: int, steady_ns: int) -> bool:
+        if self._chunk is None or self._estop:
+            return False
+        why = self._why_not_run(now_ns, steady_ns, tell=False)
+        if why is not None:
+            self.reason = why
+        return why is None
+
+    def _start(self) -> None:
+        """From the measured pose at rest, so that the first motion is a ramp and never a jump."""
+        start_N = np.where(self._position_N, self._measured_N, 0.0)
+        if self._hold_pose_N is not None:
+            start_N = np.where(self._gripper_N, self._hold_pose_N, start_N)
+        self._limiter.reset(start_N)
+        self.setpoint_N = start_N
+        self._hold_pose_N, self._tracking_since_ns, self._release = None, None, False
+        self.state, self.reason = State.RUN, ''
+
+    def _why_not_run(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
+        """The first reason not to follow a chunk; None when there is none."""
+        rules, chunk, status = self.rules, self._chunk, self._status
+        if status is not None and not status[0]:
+            self._release = status[1]
+            return f'policy: {status[2]}'
+        event: Event | None = None
+        stale = self._stale(steady_ns)
+        if rules.status_timeout_ns and status is None:
+            return 'policy: never heard of'
+        if chunk is None:
+            return 'no chunk'
+        if rules.status_timeout_ns and status is not None and steady_ns - status[3] > rules.status_timeout_ns:
+            text = f'The policy node has been silent for more than {rules.status_timeout_ns / 1e9:g} s.'
+            event = Event(Kind.CHUNK_TIMEOUT, Severity.REJECTED, text, chunk.chunk_id)
+        elif now_ns >= chunk.end_ns:
+            text = f'Chunk {chunk.chunk_id} has run out and no other came.'
+            event = Event(Kind.CHUNK_EXPIRED, Severity.REJECTED, text, chunk.chunk_id, chunk.horizon - 1)
+        elif rules.chunk_timeout_ns and steady_ns - self._chunk_steady_ns > rules.chunk_timeout_ns:
+            text = f'No chunk for more than {rules.chunk_timeout_ns / 1e9:g} s.'
+            event = Event(Kind.CHUNK_TIMEOUT, Severity.REJECTED, text, chunk.chunk_id)
+        elif stale:
+            event = Event(Kind.STATE_STALE, Severity.REJECTED, stale, chunk.chunk_id)
+        if event is not None and tell:
+            self._tell(event, steady_ns)
+        return event.message if event is not None else None
+
+    def _stale(self, steady_ns: int) -> str:
+        """Why the measured pose cannot be trusted; empty when it can."""
+        known_N = np.isfinite(self._measured_N) | ~self._position_N
+        if not known_N.all() or self._measured_steady_ns is None:
+            column = self.contract.action_names[int(np.argmin(known_N))]
+            return f'No measured state of {column} has come yet.'
+        age_ns = steady_ns - self._measured_steady_ns
+        if self.rules.state_timeout_ns and age_ns > self.rules.state_timeout_ns:
+            return f'The measured state is older than {self.rules.state_timeout_ns / 1e9:g} s.'
+        return ''
+
+    def _advance(self, now_ns: int, steady_ns: int) -> Plan:
+        """One period along the chunk."""
+        assert self._chunk is not None
+        assert self._slope_HN is not None
+        chunk = self._chunk
+        target_N, speed_N = interpolate(chunk, self._slope_HN, self._linear_N, now_ns)
+        clamp = self._limiter.step(target_N, speed_N, self._period_s)
+        self.setpoint_N = self._limiter.value_N.copy()
+        if clamp is not None:
+            column = self.contract.action_names[clamp.column]
+            text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'
+            step = max(0, chunk.index_at(now_ns))
+            kind = Kind[f'{clamp.what.upper()}_LIMIT']
+            event = Event(kind, Severity.CLAMPED, text, chunk.chunk_id, step, column, clamp.value, clamp.limit)
+            self._tell(event, steady_ns)
+        self._watch_tracking(steady_ns)
+        if self._windows and self.state is State.RUN:
+            return self._window(now_ns)
+        empty = np.empty((0, len(target_N)))
+        return Plan(self.setpoint_N, np.empty(0, np.int64), empty, empty)
+
+    def _window(self, now_ns: int) -> Plan:
+        """The next 0.3 s as the limiter will let them pass, without moving it."""
+        assert self._chunk is not None
+        assert self._slope_HN is not None
+        assert self.setpoint_N is not None
+        ahead = self._limiter.copy()
+        gap_ns = WINDOW_NS // WINDOW_KNOTS
+        times_ns = gap_ns * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
+        values, speeds = [], []
+        for time_ns in times_ns.tolist():
+            target_N, _ = interpolate(self._chunk, self._slope_HN, self._linear_N, now_ns + time_ns - gap_ns)
+            next_N, speed_N = interpolate(self._chunk, self._slope_HN, self._linear_N, now_ns + time_ns)
+            # The mean speed over the gap brings a target that can be followed exactly on to its next knot.
+            clamp = ahead.step(target_N, (next_N - target_N) * (1e9 / gap_ns), gap_ns / 1e9)
+            values.append(ahead.value_N.copy())
+            speeds.append(speed_N if clamp is None else ahead.speed_N.copy())
+        return Plan(self.setpoint_N, times_ns, np.array(values), np.array(speeds))
+
+    def _watch_tracking(self, steady_ns: int) -> None:
+        """A robot that does not follow is stuck, or somebody else's: stop pulling."""
+        limit = self.rules.max_tracking_error
+        if not limit or self.setpoint_N is None:
+            return
+        error_N = np.where(self._position_N & ~self._gripper_N, np.abs(self.setpoint_N - self._measured_N), 0.0)
+        worst = int(np.argmax(error_N))
+        if error_N[worst] <= limit:
+            self._tracking_since_ns = None
+        elif self._tracking_since_ns is None:
+            self._tracking_since_ns = steady_ns
+        elif steady_ns - self._tracking_since_ns > self.rules.tracking_time_ns:
+            column, value = self.contract.action_names[worst], float(error_N[worst])
+            text = f'{column} is {value:.3f} away from its setpoint; is its controller active?'
+            self._fault(Event(Kind.START_JUMP, Severity.FAULT, text, 0, 0, column, value, limit), steady_ns)
+
+    def _starts_near(self, chunk: ActionChunk, first: int, steady_ns: int) -> bool:
+        if self._stale(steady_ns):
+            return True  # kept, and judged by the watchdogs before anything moves
+        away_N = np.where(self._position_N, np.abs(chunk.data_HN[first] - self._measured_N), 0.0)
+        worst = int(np.argmax(away_N))
+        limit = self.rules.max_start_jump
+        if away_N[worst] <= limit:
+            return True
+        column, value = self.contract.action_names[worst], float(away_N[worst])
+        text = f'Chunk {chunk.chunk_id} starts {value:.3f} away from the measured {column}; at most {limit}.'
+        self._tell(
+            Event(Kind.START_JUMP, Severity.REJECTED, text, chunk.chunk_id, first, column, value, limit), steady_ns
+        )
+        self.reason = text
+        return False
+
+    def _hold(self, reason: str, steady_ns: int) -> None:
+        """From now on stand at the measured pose, or at the last setpoint when the measurement is old."""
+        self.state, self.reason, self._chunk = State.HOLD, reason, None
+        if self.setpoint_N is None or self._hold_pose_N is not None:
+            return  # nothing was commanded, or it is held already: the pose must not creep
+        unsure = bool(self._stale(steady_ns))
+        # A gripper keeps its last command: opening to the measured width would let go of what it holds.
+        pose_N = np.where(self._gripper_N | unsure, self.setpoint_N, self._measured_N)
+        self._hold_pose_N = np.where(self._position_N, pose_N, 0.0)
+        self._hold_sent, self._held_since_ns = False, steady_ns
+
+    def _fault(self, event: Event, steady_ns: int) -> None:
+        if self.state is State.FAULT:
+            return
+        if self.state is State.RUN:
+            self._hold(event.message, steady_ns)
+        if self.state is not State.DISABLED:
+            self.state, self.reason = State.FAULT, event.message
+        self._chunk = None
+        self.events.append(event)
+
+    def _tell(self, event: Event, steady_ns: int) -> None:
+        key = (event.kind, event.column)
+        last = self._told.get(key)
+        if last is None or steady_ns - last >= EVENT_PERIOD_NS:
+            self._told[key] = steady_ns
+            self.events.append(event)

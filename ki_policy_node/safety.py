@@ -1,0 +1,72 @@
+"""The words of safety: states of the executor, interventions, and the rules they follow from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(str, Enum):
+    """What the executor does."""
+
+    DISABLED = 'disabled'
+    IDLE = 'idle'
+    RUN = 'run'
+    HOLD = 'hold'
+    FAULT = 'fault'
+
+
+class Kind(Enum):
+    """Why a command was changed or refused; the values of ki_msgs/SafetyEvent."""
+
+    POSITION_LIMIT = 0
+    VELOCITY_LIMIT = 1
+    ACCELERATION_LIMIT = 2
+    NON_FINITE = 4
+    START_JUMP = 5
+    CHUNK_EXPIRED = 6
+    CHUNK_TIMEOUT = 7
+    STATE_STALE = 8
+    ESTOP = 9
+
+
+class Severity(Enum):
+    """How hard; the values of ki_msgs/SafetyEvent."""
+
+    INFO = 0
+    CLAMPED = 1
+    REJECTED = 2
+    FAULT = 3
+
+
+@dataclass(frozen=True)
+class Event:
+    """One intervention."""
+
+    kind: Kind
+    severity: Severity
+    message: str
+    chunk_id: int = 0
+    step: int = 0
+    column: str = ''
+    value: float = 0.0
+    limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When the executor stops following. Times in ns, 0 switches a watchdog off.
+
+    state_timeout_ns: age of the measured state. status_timeout_ns: silence of the policy node, which speaks many
+    times a second. chunk_timeout_ns: time since the last chunk, beside the end of the chunk itself.
+    max_start_jump: distance [rad or m] of a chunk's first command from the measured pose. max_tracking_error: the
+    same for the setpoint while running, when it lasts longer than `tracking_time_ns`.
+    """
+
+    state_timeout_ns: int = 200_000_000
+    status_timeout_ns: int = 250_000_000
+    chunk_timeout_ns: int = 0
+    max_start_jump: float = 0.3
+    max_tracking_error: float = 0.5
+    tracking_time_ns: int = 500_000_000
+    release_ns: int = 1_000_000_000

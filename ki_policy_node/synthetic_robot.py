@@ -1,0 +1,175 @@
+"""A robot made of topics alone: it shows moving pictures, measures joints, and goes where its controllers are sent.
+
+For trying the wiring of a contract, for benchmarks and for tests, where no robot and no simulator is at hand. Every
+command that arrives is kept with its time; faults are made by changing the public attributes while it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import Twist, TwistStamped
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from ki_policy_node import process
+from ki_policy_node.parameters import Parameters, Setting
+from ki_policy_node.streams import joint_columns, message_type
+from ki_robot.contract import Camera, Contract, Output, StateStream, load_contract
+from ki_robot.messages import fill_compressed, fill_image, fill_joint_state, fill_twist, set_time, time_ns
+from ki_robot.names import interface_of, joint_of, twist_axis_of
+
+SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+FRAMES = 8
+SETTINGS = (
+    Setting('robot', 'bimanual_mobile', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
+    Setting('camera_rate', 30.0, 'Frames a second of every camera [Hz].', 0.1, 1000.0),
+    Setting('state_rate', 100.0, 'Joint states a second [Hz].', 1.0, 1000.0),
+    Setting('width', 640, 'Of the pictures.', 16, 4096),
+    Setting('height', 480, 'Of the pictures.', 16, 4096),
+)
+
+
+class SyntheticRobot(Node):
+    """The topics of a contract, from the robot's side.
+
+    Attributes:
+        silent: Streams that send nothing. frozen: cameras that repeat one picture under new stamps.
+        spoil: Called with every outgoing state message, may change it.
+        commands: (steady ns, message) by output name, in order of arrival.
+        positions: Where the joints are, by column name.
+    """
+
+    def __init__(self, contract: Contract | None = None, **options: Any) -> None:
+        super().__init__('synthetic_robot', automatically_declare_parameters_from_overrides=True, **options)
+        self.parameters = Parameters(self, SETTINGS, lambda: False)
+        self.contract = contract or load_contract(self.parameters['robot'])
+        self.silent: set[str] = set()
+        self.frozen: set[str] = set()
+        self.spoil: Callable[[Any], Any] = lambda message: message
+        self.commands: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        self.positions = {
+            c.name: 0.5 * ((c.limits.lower or 0.0) + (c.limits.upper or 0.0)) for c in self.contract.actions
+        }
+        self.velocities: dict[str, float] = defaultdict(float)
+        self._targets: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._count = 0
+        size = (self.parameters['height'], self.parameters['width'])
+        self._pictures = [picture(size, index) for index in range(FRAMES)]
+        self._messages = {camera.name: self._frames(camera) for camera in self.contract.cameras}
+        self._sensors = {
+            stream.name: self.create_publisher(message_type(stream), stream.topic, SENSOR_QOS)
+            for stream in (*self.contract.cameras, *self.contract.state_streams)
+        }
+        kinds = {
+            'joint_trajectory': JointTrajectory,
+            'twist': Twist,
+            'twist_stamped': TwistStamped,
+            'forward_command': Float64MultiArray,
+            'gripper': Float64MultiArray,
+        }
+        for output in self.contract.outputs:
+            self.create_subscription(kinds[output.kind], output.topic, self._receive(output), COMMAND_QOS)
+        self.create_timer(1.0 / self.parameters['camera_rate'], self.send_cameras)
+        self.create_timer(1.0 / self.parameters['state_rate'], self.send_states)
+
+    def autostart(self) -> bool:
+        """It has no lifecycle."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to say."""
+
+    def send_cameras(self) -> None:
+        """One frame of every camera, all with one stamp."""
+        self._count += 1
+        now_ns = self._now_ns()
+        for camera in self.contract.cameras:
+            if camera.name in self.silent:
+                continue
+            message = self._messages[camera.name][0 if camera.name in self.frozen else self._count % FRAMES]
+            set_time(message.header.stamp, now_ns)
+            self._sensors[camera.name].publish(message)
+
+    def send_states(self) -> None:
+        """Moves the joints to where they are sent, and measures them."""
+        self._move(time.monotonic_ns())
+        for stream in self.contract.state_streams:
+            if stream.name not in self.silent:
+                message = self.spoil(self._measure(stream, self._now_ns()))
+                if message is not None:
+                    self._sensors[stream.name].publish(message)
+
+    def _frames(self, camera: Camera) -> list[Any]:
+        if camera.transport == 'compressed':
+            return [fill_compressed(CompressedImage(), image, 1, camera.name) for image in self._pictures]
+        return [fill_image(Image(), image, 1, camera.name) for image in self._pictures]
+
+    def _measure(self, stream: StateStream, now_ns: int) -> Any:
+        columns = joint_columns(self.contract, stream)
+        if stream.type == 'odometry':
+            message = Odometry()
+            set_time(message.header.stamp, now_ns)
+            fill_twist(message.twist.twist, columns, [self.velocities[name] for name in columns])
+            return message
+        joints = [joint_of(name).removeprefix(stream.prefix) for name in columns]
+        return fill_joint_state(JointState(), joints, [self.positions.get(name, 0.0) for name in columns], now_ns)
+
+    def _receive(self, output: Output) -> Callable[[Any], None]:
+        def keep(message: Any) -> None:
+            steady_ns = time.monotonic_ns()
+            self.commands[output.name].append((steady_ns, message))
+            if output.kind == 'joint_trajectory':
+                self._follow(message, steady_ns)
+            elif output.kind in ('twist', 'twist_stamped'):
+                twist = message if output.kind == 'twist' else message.twist
+                for name in output.columns:
+                    part, axis, _ = str(twist_axis_of(name)).split('/')
+                    self.velocities[name] = getattr(getattr(twist, part), axis)
+            else:
+                for name, value in zip(output.columns, message.data, strict=True):
+                    (self.positions if interface_of(name) == 'position' else self.velocities)[name] = value
+
+        return keep
+
+    def _follow(self, message: Any, steady_ns: int) -> None:
+        """A trajectory replaces the one before, and starts where the joint is now."""
+        times = np.array([steady_ns, *(steady_ns + time_ns(point.time_from_start) for point in message.points)])
+        for index, joint in enumerate(message.joint_names):
+            name = f'{joint}/position'
+            values = np.array([self.positions[name], *(point.positions[index] for point in message.points)])
+            self._targets[name] = (times, values)
+
+    def _move(self, steady_ns: int) -> None:
+        for name, (times, values) in self._targets.items():
+            self.positions[name] = float(np.interp(steady_ns, times, values))
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+
+def picture(size: tuple[int, int], index: int) -> np.ndarray:
+    """A smooth picture with a bright spot that moves with `index`: uint8 RGB (height, width, 3)."""
+    height, width = size
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    spot = np.exp(-(((columns / width - (index + 0.5) / FRAMES) ** 2) + (rows / height - 0.5) ** 2) / 0.01)
+    image = np.stack([columns * (200.0 / width), rows * (200.0 / height), 200.0 * spot], axis=-1) + 20.0
+    return image.astype(np.uint8)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process `synthetic_robot`."""
+    return process.run(SyntheticRobot, arguments)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
