@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ki_vla import masks
 from ki_vla.errors import VlaError
-from ki_vla.insulation import Context
+from ki_vla.gemma import Context
 from ki_vla.model import KiVla, Prefix
 
 Allowed = Callable[[Tensor], Tensor]

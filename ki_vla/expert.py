@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ki_vla import masks
 from ki_vla.config import ModelConfig
 from ki_vla.flow import time_features
-from ki_vla.gemma import GemmaLayer, RMSNorm, reader, rms, rope_table, run
-from ki_vla.insulation import Context
+from ki_vla.gemma import Context, GemmaLayer, RMSNorm, reader, rms, rope_table, run
 
 
 class AdaptiveNorm(nn.Module):

@@ -7,10 +7,13 @@ backbone), looking at that context. One cached prefix therefore serves training,
 Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G key/value heads, K head dim.
 """
 
+# Shape suffixes are upper case.
+# ruff: noqa: N815
+
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +21,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ki_vla.config import GemmaConfig
-from ki_vla.insulation import Context, attend
+from ki_vla.insulation import attend
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Context(NamedTuple):
+    """Rotated keys and values of an earlier segment, [B, S, G, K] for each layer, and who sees them [B, 1|Q, S]."""
+
+    k: Tensor | tuple[Tensor, ...]
+    v: Tensor | tuple[Tensor, ...]
+    sees_BQS: Tensor
 
 
 def run(layer: Callable[..., Any], checkpointing: bool, *args: Any, **kwargs: Any) -> Any:

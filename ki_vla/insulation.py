@@ -13,23 +13,10 @@ Shape legend: B batch, R draws of (tau, noise) that share one context, Q queries
 heads, M = N/G heads that share one of them, K head dim.
 """
 
-# Shape suffixes are upper case.
-# ruff: noqa: N815
-
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-class Context(NamedTuple):
-    """Rotated keys and values of an earlier segment, [B, S, G, K] for each layer, and who sees them [B, 1|Q, S]."""
-
-    k: Tensor | tuple[Tensor, ...]
-    v: Tensor | tuple[Tensor, ...]
-    sees_BQS: Tensor
 
 
 def attend(
@@ -47,13 +34,17 @@ def attend(
         k_BSGK, v_BSGK = k_BSGK.detach(), v_BSGK.detach()  # sg(.)
     B, R, Q, N, K = q_BRQNK.shape
     G, S = k_BSGK.shape[2], k_BSGK.shape[1]
-    q = q_BRQNK.reshape(B, R, Q, G, N // G, K)
-    logits_ab = torch.einsum('brqgmk,bsgk->bgrmqs', q, k_BSGK).float()
-    logits_aa = torch.einsum('brqgmk,brpgk->bgrmqp', q, k_BRQGK).float()
+    M = N // G
+    q = q_BRQNK.reshape(B, R, Q, G, M, K).permute(0, 3, 1, 4, 2, 5)
+    # All draws and heads are rows of one product with the context, which is never copied.
+    logits_ab = q.reshape(B, G, R * M * Q, K) @ k_BSGK.permute(0, 2, 3, 1)
+    logits_aa = q.reshape(B, G, R, M * Q, K) @ k_BRQGK.permute(0, 3, 1, 4, 2)
     least = torch.finfo(torch.float32).min
-    logits_ab = logits_ab.masked_fill(~sees_BQS[:, None, None, None], least)
-    logits_aa = logits_aa.masked_fill(~sees_BQQ[:, None, None, None], least)
+    logits_ab = logits_ab.view(B, G, R, M, Q, S).float().masked_fill(~sees_BQS[:, None, None, None], least)
+    logits_aa = logits_aa.view(B, G, R, M, Q, Q).float().masked_fill(~sees_BQQ[:, None, None, None], least)
     P = torch.cat([logits_ab, logits_aa], dim=-1).softmax(dim=-1).to(v_BRQGK.dtype)
     P_ab, P_aa = P.split([S, Q], dim=-1)
-    E = torch.einsum('bgrmqs,bsgk->brqgmk', P_ab, v_BSGK) + torch.einsum('bgrmqp,brpgk->brqgmk', P_aa, v_BRQGK)
+    E_ab = P_ab.reshape(B, G, R * M * Q, S) @ v_BSGK.transpose(1, 2)
+    E_aa = P_aa.reshape(B, G, R, M * Q, Q) @ v_BRQGK.permute(0, 3, 1, 2, 4)
+    E = (E_ab.view(B, G, R, M, Q, K) + E_aa.view(B, G, R, M, Q, K)).permute(0, 2, 4, 1, 3, 5)
     return E.reshape(B, R, Q, N, K)

@@ -23,8 +23,7 @@ from ki_vla.batch import Batch
 from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
 from ki_vla.expert import Expert, ParallelHead, SharedHead
-from ki_vla.gemma import Backbone
-from ki_vla.insulation import Context
+from ki_vla.gemma import Backbone, Context
 from ki_vla.losses import Losses, action_loss, masked_mean, token_losses
 from ki_vla.recipes import OURS, Recipe
 from ki_vla.siglip import Vision

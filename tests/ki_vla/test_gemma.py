@@ -6,8 +6,7 @@ import torch
 
 from ki_vla import masks
 from ki_vla.config import GemmaConfig
-from ki_vla.gemma import Backbone, RMSNorm, rms, rope_table, rotate
-from ki_vla.insulation import Context
+from ki_vla.gemma import Backbone, Context, RMSNorm, rms, rope_table, rotate
 
 CONFIG = GemmaConfig(width=24, depth=3, mlp=32, heads=4, kv_heads=2, head_dim=8)
 
