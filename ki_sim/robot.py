@@ -78,7 +78,7 @@ def robot_body() -> str:
   <geom name="head" type="ellipsoid" size="0.055 0.075 0.06" pos="0.06 0 1.50" rgba="{WHITE}" {GHOST}/>
   <geom name="eye_l" type="sphere" size="0.014" pos="0.108 0.028 1.50" rgba="{DARK}" {GHOST}/>
   <geom name="eye_r" type="sphere" size="0.014" pos="0.108 -0.028 1.50" rgba="{DARK}" {GHOST}/>
-  <camera name="head" pos="0.17 0 1.50" xyaxes="0 -1 0 0.92 0 0.39" fovy="60"/>
+  <camera name="head" pos="0.17 0 1.50" xyaxes="0 -1 0 0.93 0 0.37" fovy="57"/>
   {arm_body('left')}
   {arm_body('right')}
 </body>"""
@@ -138,7 +138,7 @@ def hand(side: str) -> str:
             <geom type="capsule" fromto="0.01 0 0 0.07 0 0" size="0.028" rgba="{WHITE}" mass="0.3" {touch}/>
             <geom type="box" size="0.018 0.070 0.022" pos="0.098 0 0" rgba="{GREY}" mass="0.3" {touch}/>
             <geom type="box" size="0.012 0.018 0.012" pos="0.07 0 0.052" rgba="{DARK}" {GHOST}/>
-            <camera name="{side}_wrist" pos="0.075 0 0.075" xyaxes="0 -1 0 0.34 0 0.94" fovy="78"/>
+            <camera name="{side}_wrist" pos="0.070 0 0.080" xyaxes="0 -1 0 0.17 0 0.985" fovy="82"/>
             <site name="{side}_tcp" pos="{HAND} 0 0" size="0.005" rgba="0 0 0 0"/>{fingers}"""
 
 

@@ -53,8 +53,8 @@ class Look:
     table_pattern: str = 'flat'
     floor: tuple[float, float, float] = FLOORS[0]
     light: tuple[float, float, float] = (-0.2, 0.1, -1.0)
-    brightness: float = 0.4
-    ambient: float = 0.48
+    brightness: float = 0.34
+    ambient: float = 0.56
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def sample_look(rng: np.random.Generator, plain: bool = False) -> Look:
         table_pattern='flat' if plain else str(rng.choice(['flat', 'checker', 'gradient'])),
         floor=FLOORS[int(rng.integers(len(FLOORS)))],
         light=(float(rng.uniform(-0.5, 0.5)), float(rng.uniform(-0.5, 0.5)), -1.0),
-        brightness=float(rng.uniform(0.30, 0.48)),
-        ambient=float(rng.uniform(0.42, 0.55)),
+        brightness=float(rng.uniform(0.26, 0.42)),
+        ambient=float(rng.uniform(0.50, 0.62)),
     )
 
 
@@ -139,7 +139,7 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
   <global offwidth="1280" offheight="960" fovy="45"/>
   <quality offsamples="0" shadowsize="2048"/>
   <headlight ambient="{a} {a} {a}" diffuse="0.38 0.38 0.38" specular="0.05 0.05 0.05"/>
-  <map znear="0.01" zfar="12"/>
+  <map znear="0.01" zfar="12" shadowclip="2.2"/>
 </visual>
 <asset>
   <texture name="sky" type="skybox" builtin="gradient" rgb1="0.75 0.82 0.88" rgb2="0.5 0.56 0.62" {tile}/>
@@ -150,7 +150,7 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
   <material name="table" texture="table" texrepeat="3 6" texuniform="false" specular="0.1"/>
 </asset>
 <worldbody>
-  <light directional="true" dir="{' '.join(map(str, look.light))}" pos="0 0 3" diffuse="{b} {b} {b}"
+  <light directional="true" dir="{' '.join(map(str, look.light))}" pos="0.3 0 2.5" diffuse="{b} {b} {b}"
          specular="0.1 0.1 0.1" castshadow="{str(shadows).lower()}"/>
   <geom name="floor" type="plane" size="6 6 0.1" material="floor" contype="4" conaffinity="3"/>
   {tables}{bins}{robot_body()}{things}

@@ -1,0 +1,129 @@
+"""The simulated robot: record the expert, check it, make knowledge data, take pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help='The simulated robot: record the expert, check it, make knowledge data, take pictures.')
+
+Out = Annotated[Path, typer.Option(help='Folder to write to.')]
+Seeds = Annotated[int, typer.Option(help='First seed.')]
+Workers = Annotated[int, typer.Option(help='Processes; 0: one per core.')]
+
+
+@app.command()
+def record(
+    out: Out,
+    task: Annotated[list[str], typer.Option(help='Task; give it several times, or `all`.')],
+    episodes: Annotated[int, typer.Option(help='Episodes of each task.')] = 10,
+    first_seed: Seeds = 0,
+    format: Annotated[str, typer.Option(help='`bag`: rosbag2 folders; `npz`: arrays.')] = 'bag',
+    image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
+    quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 92,
+    keep_failures: Annotated[bool, typer.Option(help='Keep episodes in which the expert failed.')] = False,
+    workers: Workers = 0,
+) -> None:
+    """Record the scripted expert, faster than real time; a second call goes on where the first one stopped."""
+    from collections import Counter
+
+    from rich.progress import Progress
+
+    from ki_sim.batch import Result, jobs, record
+    from ki_sim.tasks import TASKS
+
+    names = list(TASKS) if task == ['all'] else task
+    work = jobs(names, episodes, out, first_seed, format, 'train', image_size, quality, keep_failures)
+    count: Counter[str] = Counter()
+    with Progress() as bar:
+        line = bar.add_task('recording', total=len(work))
+
+        def tell(result: Result) -> None:
+            count[result.status] += 1
+            bar.advance(line)
+
+        record(work, workers, tell)
+    print(f'{count["written"]} written to {out}, {count["present"]} were there, {count["failed"]} failed and left out')
+
+
+@app.command()
+def expert(
+    out: Annotated[Path, typer.Option(help='JSON to write.')] = Path('expert.json'),
+    task: Annotated[list[str] | None, typer.Option(help='Task; all of them if none is given.')] = None,
+    seeds: Annotated[int, typer.Option(help='How many seeds.')] = 200,
+    first_seed: Seeds = 0,
+    workers: Workers = 0,
+) -> None:
+    """How often the scripted expert succeeds, per task."""
+    import json
+
+    from rich.progress import Progress
+
+    from ki_sim.evaluate import expert_table
+    from ki_sim.tasks import TASKS
+
+    names = task or list(TASKS)
+    with Progress() as bar:
+        line = bar.add_task('expert', total=len(names) * seeds)
+        seen = range(first_seed, first_seed + seeds)
+        reports = expert_table(names, seen, 'train', workers, lambda _: bar.advance(line))
+    data = {name: report.summary() for name, report in reports.items()}
+    for name, report in reports.items():
+        data[name]['failed_seeds'] = [o.seed for o in report.outcomes if not o.success]
+        print(_row(data[name]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({'first_seed': first_seed, 'tasks': data}, indent=1) + '\n', encoding='utf-8')
+
+
+@app.command()
+def knowledge(
+    out: Out,
+    scenes: Annotated[int, typer.Option(help='Scenes; each gives an image and some ten lines.')] = 1000,
+    first_seed: Seeds = 0,
+    split: Annotated[str, typer.Option(help='train or heldout.')] = 'train',
+    image_size: Annotated[int, typer.Option(help='Rows and columns of the images.')] = 96,
+    workers: Workers = 0,
+) -> None:
+    """Captions, questions and boxes with their true answers, as JSONL and images."""
+    from ki_sim.knowledge import write
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        line = bar.add_task('scenes', total=scenes)
+        count = write(out, scenes, first_seed, split, image_size, workers, lambda: bar.advance(line))
+    print(f'{count} lines about {scenes} scenes in {out / f"{split}.jsonl"}')
+
+
+@app.command()
+def picture(
+    out: Annotated[Path, typer.Argument(help='PNG to write.')],
+    task: Annotated[str, typer.Option(help='Task.')] = 'demo',
+    seed: Annotated[int, typer.Option(help='Seed.')] = 0,
+    camera: Annotated[str, typer.Option(help='Camera of the robot, or `bystander`.')] = 'head',
+    width: Annotated[int, typer.Option(help='Columns.')] = 640,
+    height: Annotated[int, typer.Option(help='Rows.')] = 480,
+    shadows: Annotated[bool, typer.Option(help='With shadows and reflections.')] = False,
+) -> None:
+    """One picture of a scene."""
+    import cv2
+
+    from ki_sim.pictures import bystander
+    from ki_sim.world import World
+
+    with World(task, seed, image_size=(height, width), shadows=shadows) as world:
+        image = bystander(world) if camera == 'bystander' else world.image(camera)
+        print(f'{world.instruction}  [{", ".join(thing.label for thing in world.episode.scene.things)}]')
+    if not cv2.imwrite(str(out), image[..., ::-1]):
+        from ki_sim.errors import SimError
+
+        raise SimError(f'{out} cannot be written: give the name of a .png in a folder that exists')
+
+
+def _row(summary: dict) -> str:
+    success = summary['success']
+    return (
+        f'{summary["task"]:<11} {success["k"]:>4}/{success["n"]:<4} = {100 * success["rate"]:5.1f} % '
+        f'[{100 * success["low"]:.1f}, {100 * success["high"]:.1f}]  mean {summary["time_s"] or 0:.1f} s'
+    )
