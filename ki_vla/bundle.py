@@ -14,6 +14,7 @@ Safetensors, JSON and YAML only: loading a bundle runs no code of it.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ CONFIG, CONTRACT, STATS, CODEC = 'config.json', 'contract.yaml', 'stats.json', '
 TOKENIZER = (f'tokenizer/{TOKENIZER_FILE}', f'tokenizer/{VOCABULARY_FILE}')
 REQUIRED = (WEIGHTS_FILE, CONFIG, CONTRACT, STATS, *TOKENIZER)
 READ_BYTES = 4 * 2**20
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 Weights = Union['KiVla', Mapping[str, torch.Tensor], str, Path, Callable[[Path], object]]
 
 
@@ -158,6 +160,7 @@ def write_bundle(
         raise VlaError(f'{folder} exists; choose another folder or ask for it to be overwritten.')
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f'.{folder.name}.partial-{os.getpid()}'
+    _remove_leftovers(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -250,18 +253,40 @@ def _write_parts(folder: Path, processor: Processor, recipe: Mapping[str, Any]) 
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename into place; an old bundle is moved aside first and removed after."""
-    old = folder.parent / f'.{folder.name}.old-{os.getpid()}'
-    if folder.exists():
-        folder.replace(old)
-    try:
+    """Rename into place. An old bundle changes places with the new one in one step where the system can do that."""
+    if not folder.exists():
         partial.replace(folder)
-    except OSError:
-        if old.exists():
+    elif not _exchange(partial, folder):
+        old = folder.parent / f'.{folder.name}.old-{os.getpid()}'
+        folder.replace(old)
+        try:
+            partial.replace(folder)
+        except OSError:
             old.replace(folder)
-        raise
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths atomically (Linux, renameat2 with RENAME_EXCHANGE); False where that is not to be had."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what writers of this bundle left behind that are no longer alive."""
+    for path in folder.parent.glob(f'.{folder.name}.partial-*'):
+        process = path.name.rpartition('-')[2]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (ValueError, OSError):
+            continue
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -135,6 +135,8 @@ def convert(
             or copies that should be tied and differ. Nothing is written then.
     """
     shapes = our_shapes(config)
+    if Path(path).resolve() in {info.path.resolve() for info in checkpoint.tensors.values()}:
+        raise VlaError(f'{path}: is the checkpoint itself; write the weights to another file.')
     report = account(checkpoint, plan, config, shapes, Path(path))
     for ours, copies in tied_copies(checkpoint, plan).items():
         for copy in copies[1:]:

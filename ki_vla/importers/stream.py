@@ -19,6 +19,7 @@ import torch
 from ki_vla.errors import VlaError
 
 PIECE_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 100 * 2**20  # as in the safetensors library
 INDEX_FILE = 'model.safetensors.index.json'
 WEIGHTS_FILE = 'model.safetensors'
 DTYPES = {'F32': torch.float32, 'BF16': torch.bfloat16, 'F16': torch.float16, 'F64': torch.float64}
@@ -87,7 +88,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     size = path.stat().st_size
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
-        if size < 8 or not 2 <= length <= size - 8:
+        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise VlaError(f'{path}: not a safetensors file, or cut off in its header ({size} bytes).')
         try:
             header = json.loads(file.read(length))

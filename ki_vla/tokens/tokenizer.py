@@ -36,6 +36,14 @@ class TextTokenizer:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
 
+    def __post_init__(self) -> None:
+        """Read spelled-out control tokens as characters; the library keeps this setting in no file and no pickle."""
+        self.tokenizer.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple:
+        """Pickle by way of the constructor, for data loader workers."""
+        return TextTokenizer, (self.tokenizer, self.vocabulary)
+
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without BOS and EOS; <loc0000> and the like become one id each.
 
@@ -111,7 +119,6 @@ def load_gemma(path: str | Path) -> TextTokenizer:
                 f'{path}: not the Gemma/PaliGemma tokenizer ({tokenizer.get_vocab_size()} tokens): '
                 f'{name!r} has the id {tokenizer.token_to_id(name)}, not {token}.'
             )
-    tokenizer.encode_special_tokens = True
     return TextTokenizer(tokenizer, gemma_vocabulary())
 
 
@@ -155,7 +162,6 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer=trainer)
     learned = tokenizer.get_vocab_size()
     tokenizer.add_tokens([AddedToken(f'<loc{i:04d}>', normalized=False, special=False) for i in range(loc_bins)])
-    tokenizer.encode_special_tokens = True
     vocabulary = small_vocabulary(size, learned, tokenizer.token_to_id('|'), loc_bins=loc_bins, action_size=action_size)
     return TextTokenizer(tokenizer, vocabulary)
 
@@ -168,5 +174,4 @@ def _read(path: Path) -> Tokenizer:
         raise VlaError(f'{path}: cannot be read as a tokenizer ({error}).') from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
     return tokenizer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -196,6 +198,37 @@ def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monke
     monkeypatch.undo()
     assert load_bundle(copy).policy_id == before
     assert [path.name for path in copy.parent.iterdir()] == ['arm']
+
+
+@pytest.mark.parametrize('exchange', [True, False])
+def test_overwriting_works_with_and_without_an_atomic_exchange(copy, monkeypatch, exchange):
+    swap = bundle_module._exchange
+    monkeypatch.setattr(bundle_module, '_exchange', lambda one, other: exchange and swap(one, other))
+    before = load_bundle(copy).policy_id
+    after = write_untrained(copy, CONTRACT, seed=5, overwrite=True).policy_id
+    assert load_bundle(copy).policy_id == after != before
+    assert [path.name for path in copy.parent.iterdir()] == ['arm']
+
+
+def test_a_killed_writer_leaves_the_old_bundle_and_the_next_one_tidies_up(copy):
+    before = load_bundle(copy).policy_id
+    killed = subprocess.run([sys.executable, '-c', KILLED, str(copy)], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr
+    assert load_bundle(copy).policy_id == before
+    assert len(list(copy.parent.iterdir())) == 2
+    write_untrained(copy, CONTRACT, seed=5, overwrite=True)
+    assert [path.name for path in copy.parent.iterdir()] == ['arm']
+
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from ki_robot.contract import load_contract
+from ki_vla import bundle
+from ki_vla.untrained import write_untrained
+bundle._sync = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+write_untrained(sys.argv[1], replace(load_contract('arm_single'), horizon=12), seed=5, overwrite=True)
+"""
 
 
 def test_weights_come_from_a_file_too_and_must_fit(written, tmp_path):

@@ -186,6 +186,15 @@ def test_nan_weights_are_refused_and_leave_no_file(tables, write, variant, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in.safetensors']
 
 
+def test_a_checkpoint_is_not_overwritten_by_its_own_import(tables, write, variant, tmp_path):
+    config = variant('pi05')
+    write(tables[0](config, True), tmp_path / 'in.safetensors')
+    before = (tmp_path / 'in.safetensors').read_bytes()
+    with pytest.raises(VlaError, match='is the checkpoint itself'):
+        import_openpi(tmp_path / 'in.safetensors', tmp_path / '.' / 'in.safetensors', config=config)
+    assert (tmp_path / 'in.safetensors').read_bytes() == before
+
+
 def test_another_kind_of_checkpoint_says_what_was_looked_for(write, tmp_path):
     write({'transformer.wte.weight': (3, 4)}, tmp_path / 'in.safetensors')
     with pytest.raises(VlaError, match=r'no pi0 or pi0\.5; looked for action_in_proj'):

@@ -1,6 +1,7 @@
 """Prompts, states, boxes and the two tokenizers."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,13 @@ def test_control_tokens_in_a_text_are_plain_characters(small):
     assert small.decode(ids) == 'stop <eos><bos><pad> now'
 
 
+def test_a_tokenizer_survives_the_way_to_a_data_loader_worker(small):
+    again = pickle.loads(pickle.dumps(small))
+    text = 'stop <eos> <loc0003>'
+    assert again.encode(text) == small.encode(text)
+    assert 1 not in again.encode(text)
+
+
 def test_loc_tokens_are_one_id_each_and_boxes_come_back(small):
     box = np.array([0.1, 0.2, 0.55, 0.999])
     ids = small.encode(box_text(box, 64) + ' cube')
@@ -172,7 +180,7 @@ def test_layouts_that_do_not_fit_are_refused():
 
 
 @pytest.mark.slow
-def test_the_real_gemma_vocabulary():
+def test_the_real_gemma_vocabulary(tmp_path):
     """Set KI_GEMMA_TOKENIZER to a Gemma or PaliGemma tokenizer.json, or its folder."""
     path = os.environ.get('KI_GEMMA_TOKENIZER')
     if not path:
@@ -183,6 +191,10 @@ def test_the_real_gemma_vocabulary():
     assert gemma.encode('\n') == [108]
     assert gemma.encode('<loc0000><loc1023><seg127>') == [256000, 257023, 257151]
     assert gemma.encode('<eos>') != [1]
+    gemma.save(tmp_path)  # as it lies in a bundle, and as PaliGemma's own file: every token is there already
+    for again in (load_tokenizer(tmp_path), load_gemma(tmp_path)):
+        assert again.vocabulary == gemma.vocabulary
+        assert again.encode('put <loc0007> <eos> | now') == gemma.encode('put <loc0007> <eos> | now')
     ids = action_prompt(gemma, 'pick up', np.array([-1.0, 0.0]), limit=200)
     assert ids == [2, 7071, 235292, 4788, 908, 235269, 3040, 235292, 235248, 235276, 235248, 235274, 235284, 235321,
                    235289, 108, 4022, 235292, 235248]  # fmt: skip
