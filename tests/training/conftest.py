@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+
+from ki_bags.types import message, serialise
+from ki_bags.writer import BagWriter
+from ki_robot.contract import Contract
+
+RATE_HZ, IMAGE_HZ = 100, 30
+START_NS = 1_700_000_000_000_000_000
+CONTRACT = {
+    'name': 'toy',
+    'rate_hz': 20.0,
+    'horizon': 8,
+    'image_size': 32,
+    'cameras': [
+        {
+            'name': 'scene',
+            'topic': 'scene/image_raw/compressed',
+            'transport': 'compressed',
+            'kind': 'scene',
+            'max_age_s': 0.2,
+        },
+        {
+            'name': 'wrist',
+            'topic': 'wrist/image_raw/compressed',
+            'transport': 'compressed',
+            'kind': 'wrist',
+            'max_age_s': 0.2,
+            'required': False,
+        },
+    ],
+    'state_streams': [
+        {'name': 'joint_states', 'topic': 'joint_states', 'type': 'joint_state', 'max_age_s': 0.1},
+        {'name': 'odom', 'topic': 'odom', 'type': 'odometry', 'max_age_s': 0.2},
+    ],
+    'state': [
+        {'name': 'joint1/position', 'unit': 'rad', 'source': 'joint_states'},
+        {'name': 'joint2/position', 'unit': 'rad', 'source': 'joint_states'},
+        {'name': 'gripper/position', 'unit': 'm', 'source': 'joint_states'},
+        {'name': 'base/linear/x/velocity', 'unit': 'm/s', 'source': 'odom'},
+    ],
+    'actions': [
+        {
+            'name': 'joint1/position',
+            'unit': 'rad',
+            'representation': 'delta',
+            'limits': {'lower': -3.0, 'upper': 3.0, 'velocity': 3.0},
+        },
+        {
+            'name': 'joint2/position',
+            'unit': 'rad',
+            'representation': 'delta',
+            'limits': {'lower': -3.0, 'upper': 3.0, 'velocity': 3.0},
+        },
+        {
+            'name': 'gripper/position',
+            'unit': 'm',
+            'representation': 'absolute',
+            'limits': {'lower': 0.0, 'upper': 0.08, 'velocity': 0.5},
+        },
+        {
+            'name': 'base/linear/x/velocity',
+            'unit': 'm/s',
+            'representation': 'absolute',
+            'limits': {'lower': -1.0, 'upper': 1.0, 'velocity': 1.0, 'acceleration': 2.0},
+        },
+    ],
+    'outputs': [
+        {
+            'name': 'arm',
+            'kind': 'joint_trajectory',
+            'topic': 'arm_controller/joint_trajectory',
+            'columns': ['joint1/position', 'joint2/position'],
+            'options': {'window_s': 0.3, 'interpolation': 'cubic'},
+        },
+        {
+            'name': 'gripper',
+            'kind': 'forward_command',
+            'topic': 'gripper_controller/commands',
+            'columns': ['gripper/position'],
+        },
+        {
+            'name': 'base',
+            'kind': 'twist_stamped',
+            'topic': 'base_controller/cmd_vel',
+            'columns': ['base/linear/x/velocity'],
+            'frame_id': 'base_link',
+        },
+    ],
+}
+
+
+def stamp(time_ns: int) -> Any:
+    return message('builtin_interfaces/msg/Time', sec=time_ns // 10**9, nanosec=time_ns % 10**9)
+
+
+def header(time_ns: int) -> Any:
+    return message('std_msgs/msg/Header', stamp=stamp(time_ns), frame_id='')
+
+
+def jpeg(value: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """A grey picture whose brightness says which one it is."""
+    return cv2.imencode('.jpg', np.full((*size, 3), value % 256, np.uint8))[1].reshape(-1)
+
+
+def joints_at(seconds: np.ndarray | float) -> np.ndarray:
+    """Measured joint1, joint2, gripper."""
+    s = np.asarray(seconds, dtype=np.float64)
+    return np.stack([np.sin(s), np.cos(s / 2), 0.04 + 0.03 * np.sin(s)], axis=-1)
+
+
+class Scribe:
+    """Writes the topics of the toy robot, message by message."""
+
+    TYPES: ClassVar[dict[str, str]] = {
+        '/joint_states': 'sensor_msgs/msg/JointState',
+        '/odom': 'nav_msgs/msg/Odometry',
+        '/scene/image_raw/compressed': 'sensor_msgs/msg/CompressedImage',
+        '/wrist/image_raw/compressed': 'sensor_msgs/msg/CompressedImage',
+        '/arm_controller/joint_trajectory': 'trajectory_msgs/msg/JointTrajectory',
+        '/gripper_controller/commands': 'std_msgs/msg/Float64MultiArray',
+        '/base_controller/cmd_vel': 'geometry_msgs/msg/TwistStamped',
+        '/episode': 'ki_msgs/msg/EpisodeMarker',
+        '/instruction': 'ki_msgs/msg/Instruction',
+        '/subtask': 'ki_msgs/msg/Instruction',
+    }
+
+    def __init__(self, bag: BagWriter, without: tuple[str, ...] = ()) -> None:
+        self.bag = bag
+        self.without = without
+
+    def send(self, topic: str, log_ns: int, value: Any) -> None:
+        if topic in self.without:
+            return
+        self.bag.add_topic(topic, self.TYPES[topic])
+        self.bag.write(topic, log_ns, serialise(value, self.TYPES[topic]))
+
+    def joints(
+        self, time_ns: int, values: Any, names: tuple[str, ...] = ('gripper', 'joint1', 'joint2'), log_ns: int = 0
+    ) -> None:
+        """`values` are joint1, joint2, gripper; the message lists them in another order."""
+        by_name = dict(zip(('joint1', 'joint2', 'gripper'), values, strict=False))
+        position = np.array([by_name.get(name, 0.0) for name in names])
+        empty = np.zeros(0)
+        value = message(
+            'sensor_msgs/msg/JointState',
+            header=header(time_ns),
+            name=list(names),
+            position=position,
+            velocity=empty,
+            effort=empty,
+        )
+        self.send('/joint_states', log_ns or time_ns, value)
+
+    def odom(self, time_ns: int, speed: float, log_ns: int = 0) -> None:
+        vector = message('geometry_msgs/msg/Vector3', x=speed, y=0.0, z=0.0)
+        zero = message('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+        twist = message('geometry_msgs/msg/Twist', linear=vector, angular=zero)
+        pose = message(
+            'geometry_msgs/msg/Pose',
+            position=message('geometry_msgs/msg/Point', x=0.0, y=0.0, z=0.0),
+            orientation=message('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0),
+        )
+        flat = np.zeros(36)
+        value = message(
+            'nav_msgs/msg/Odometry',
+            header=header(time_ns),
+            child_frame_id='',
+            pose=message('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=flat),
+            twist=message('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=flat),
+        )
+        self.send('/odom', log_ns or time_ns, value)
+
+    def image(self, camera: str, time_ns: int, data: np.ndarray, log_ns: int = 0) -> None:
+        value = message('sensor_msgs/msg/CompressedImage', header=header(time_ns), format='jpeg', data=data)
+        self.send(f'/{camera}/image_raw/compressed', log_ns or time_ns, value)
+
+    def arm(self, log_ns: int, points: list[tuple[float, float, float]]) -> None:
+        """Points are (seconds from start, joint1, joint2); joints are named in reverse."""
+        made = [
+            message(
+                'trajectory_msgs/msg/JointTrajectoryPoint',
+                positions=np.array([second, first]),
+                velocities=np.zeros(0),
+                accelerations=np.zeros(0),
+                effort=np.zeros(0),
+                time_from_start=message(
+                    'builtin_interfaces/msg/Duration', sec=int(seconds), nanosec=round(seconds % 1 * 1e9)
+                ),
+            )
+            for seconds, first, second in points
+        ]
+        value = message(
+            'trajectory_msgs/msg/JointTrajectory', header=header(0), joint_names=['joint2', 'joint1'], points=made
+        )
+        self.send('/arm_controller/joint_trajectory', log_ns, value)
+
+    def gripper(self, log_ns: int, opening: float) -> None:
+        layout = message('std_msgs/msg/MultiArrayLayout', dim=[], data_offset=0)
+        value = message('std_msgs/msg/Float64MultiArray', layout=layout, data=np.array([opening]))
+        self.send('/gripper_controller/commands', log_ns, value)
+
+    def base(self, time_ns: int, speed: float, log_ns: int = 0) -> None:
+        zero = message('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+        linear = message('geometry_msgs/msg/Vector3', x=speed, y=0.0, z=0.0)
+        twist = message('geometry_msgs/msg/Twist', linear=linear, angular=zero)
+        value = message('geometry_msgs/msg/TwistStamped', header=header(time_ns), twist=twist)
+        self.send('/base_controller/cmd_vel', log_ns or time_ns, value)
+
+    def marker(self, time_ns: int, phase: int, index: int, task: str = 'lift the cup', outcome: int = 1) -> None:
+        value = message(
+            'ki_msgs/msg/EpisodeMarker',
+            header=header(time_ns),
+            phase=phase,
+            episode_index=index,
+            task=task,
+            outcome=outcome,
+            policy_id='',
+        )
+        self.send('/episode', time_ns, value)
+
+    def say(self, topic: str, time_ns: int, text: str) -> None:
+        self.send(topic, time_ns, message('ki_msgs/msg/Instruction', header=header(time_ns), id='', text=text))
+
+    def stretch(
+        self, seconds: float, begin_s: float = 0.0, base_ns: int = START_NS, log_base_ns: int | None = None
+    ) -> None:
+        """All streams of the robot for a while; commands lead the measured joints by 0.1 s.
+
+        Events are written in the order of time; `log_base_ns` dates the log by another clock than the stamps.
+        """
+        events: list[tuple[float, int, int]] = []
+        for kind, rate in enumerate((RATE_HZ, 50, IMAGE_HZ, IMAGE_HZ, 20, 20, 20)):
+            events += [(begin_s + index / rate, kind, index) for index in range(round(seconds * rate) + 1)]
+        for when, kind, index in sorted(events):
+            time_ns = base_ns + round(when * 1e9)
+            log_ns = time_ns if log_base_ns is None else log_base_ns + round(when * 1e9)
+            ahead = joints_at(when + 0.1)
+            if kind == 0:
+                self.joints(time_ns, joints_at(when), log_ns=log_ns)
+            elif kind == 1:
+                self.odom(time_ns, 0.1 * np.cos(when), log_ns)
+            elif kind in (2, 3):
+                self.image('scene' if kind == 2 else 'wrist', time_ns, jpeg(index), log_ns)
+            elif kind == 4:
+                self.arm(log_ns, [(0.0, ahead[0], ahead[1])])
+            elif kind == 5:
+                self.gripper(log_ns, float(ahead[2]))
+            else:
+                self.base(time_ns, 0.1, log_ns)
+
+
+@pytest.fixture
+def toy() -> Contract:
+    return Contract.from_dict(CONTRACT)
+
+
+@pytest.fixture
+def scribe() -> type[Scribe]:
+    return Scribe
+
+
+@pytest.fixture
+def make_bag(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recording of the toy robot: `seconds` long, one marked episode, unless told otherwise."""
+
+    def make(
+        name: str = 'bag',
+        seconds: float = 2.0,
+        marked: bool = True,
+        outcome: int = 1,
+        without: tuple[str, ...] = (),
+        custom: dict[str, str] | None = None,
+        task: str = 'lift the cup',
+        folder: Path | None = None,
+    ) -> Path:
+        path = (folder or tmp_path / 'bags') / name
+        with BagWriter(path, custom=custom) as bag:
+            writer = Scribe(bag, without)
+            if marked:
+                writer.marker(START_NS, 0, 0, task)
+            writer.stretch(seconds)
+            if marked:
+                writer.marker(START_NS + round(seconds * 1e9), 1, 0, task, outcome)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def truth() -> Callable[[Any], np.ndarray]:
+    return joints_at

@@ -1,0 +1,9 @@
+"""The error of this room."""
+
+from __future__ import annotations
+
+from ki_robot.errors import KiError
+
+
+class TrainingError(KiError):
+    """Data or a run that cannot go on; the sentence names file, field and mend."""

@@ -1,0 +1,393 @@
+"""What one recording holds of a contract: every message taken once, through the functions that the live node uses.
+
+Images stay as the JPEG or PNG bytes they were recorded as and go straight to a file; numbers become arrays. A message
+that the live node would refuse is refused here for the same reason, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_bags.reader import Bag, Topic
+from ki_robot.contract import Camera, Contract, Output, StateStream
+from ki_robot.errors import Reason, Rejected, RobotError
+from ki_robot.images import compressed_size, decode_compressed, decode_image
+from ki_robot.messages import joint_values, odometry_values, stamp_ns, time_ns
+from ki_robot.names import joint_of, twist_axis_of
+from ki_robot.transforms import resize_with_pad
+from training.errors import TrainingError
+
+COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
+MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
+TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
+TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
+MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
+__all__ = ['Collected', 'Command', 'Marker', 'Track', 'collect', 'find_topic']
+
+
+@dataclass
+class Track:
+    """One stream in the order of the recording: when it was stamped, when it was written, and its rows."""
+
+    stamps: list[int] = field(default_factory=list)
+    logs: list[int] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+
+    def add(self, stamp: int | None, log_ns: int, row: Any) -> None:
+        """`stamp` None: the message carries no clock; it is dated by its log time later."""
+        self.stamps.append(-1 if stamp is None else stamp)
+        self.logs.append(log_ns)
+        self.rows.append(row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One message to a controller: points (P, n) at `times_ns` (P,) after its start; a single point is a setpoint."""
+
+    times_ns: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Marker:
+    """One EpisodeMarker."""
+
+    begins: bool
+    task: str
+    outcome: int
+    index: int
+
+
+@dataclass
+class Collected:
+    """Everything of one recording that a contract asks for.
+
+    Attributes:
+        cameras: Rows are (offset, length) into the camera's file.
+        states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
+        commands: By output; rows are `Command`s in the order of the output's columns.
+        missing_outputs: Outputs whose topic was not recorded.
+    """
+
+    cameras: dict[str, Track] = field(default_factory=dict)
+    states: dict[str, Track] = field(default_factory=dict)
+    state_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    commands: dict[str, Track] = field(default_factory=dict)
+    markers: Track = field(default_factory=Track)
+    instructions: Track = field(default_factory=Track)
+    subtasks: Track = field(default_factory=Track)
+    missing_outputs: list[str] = field(default_factory=list)
+    messages: int = 0
+
+
+def find_topic(
+    bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems
+) -> Topic | None:
+    """The topic of a recording that a contract calls `wanted`: the same name, or the only one that ends like it.
+
+    Args:
+        bag: The recording.
+        wanted: As in the contract; relative names may carry any namespace in the recording.
+        types: Acceptable message types.
+        remap: Contract name -> name in the recording.
+        problems: Where a topic of another type, or several candidates, are noted.
+    """
+    asked = remap.get(wanted, wanted)
+    name = '/' + asked.lstrip('/').removeprefix('~/')
+    same = [each for each in bag.topics.values() if '/' + each.name.lstrip('/') == name]
+    if not same and not asked.startswith('/'):
+        same = [each for each in bag.topics.values() if each.name.endswith(name)]
+    fit = [each for each in same if each.type in types]
+    if len(fit) == 1:
+        return fit[0]
+    if len(fit) > 1:
+        names = ', '.join(sorted(each.name for each in fit))
+        text = f'{wanted} could be any of {names}; say which with --remap {wanted}:=NAME'
+        problems.add(bag.path, wanted, 'ambiguous_topic', text)
+    elif same:
+        text = f'{same[0].name} is {same[0].type}; the contract needs {" or ".join(types)}'
+        problems.add(bag.path, wanted, 'wrong_type', text)
+    return None
+
+
+def collect(
+    bag: Bag,
+    contract: Contract,
+    folder: Path,
+    problems: Problems,
+    remap: dict[str, str] | None = None,
+    store: str = 'original',
+) -> Collected:
+    """Reads a recording once.
+
+    Args:
+        bag: The recording.
+        contract: Which topics, which columns.
+        folder: Where `CAMERA.images` files are written.
+        problems: Refused messages are counted here.
+        remap: Contract topic -> topic of the recording.
+        store: `original` keeps images as recorded; `model` stores them at the size of the model as JPEG.
+
+    Raises:
+        TrainingError: A required camera or a state stream has no topic, or not one usable message.
+    """
+    found = Collected()
+    remap = remap or {}
+    handlers: dict[str, list[Callable[[Any, int], None]]] = {}
+    files: list[BinaryIO] = []
+    size = contract.image_size if store == 'model' else None
+    try:
+        for camera in contract.cameras:
+            topic = _camera_topic(bag, camera, remap, problems)
+            if topic is None:
+                continue
+            stream = (folder / f'{camera.name}.images').open('wb')
+            files.append(stream)
+            track = found.cameras[camera.name] = Track()
+            handlers.setdefault(topic.name, []).append(_camera_handler(camera, topic.type, track, stream, size))
+        for source in contract.state_streams:
+            _add_state(bag, contract, source, found, handlers, remap, problems)
+        for output in contract.outputs:
+            _add_command(bag, output, found, handlers, remap, problems)
+        _add_texts(bag, found, handlers)
+        _read(bag, handlers, found, problems)
+    finally:
+        for stream in files:
+            stream.close()
+    _require(bag, contract, found)
+    return found
+
+
+def _read(
+    bag: Bag, handlers: dict[str, list[Callable[[Any, int], None]]], found: Collected, problems: Problems
+) -> None:
+    for message in bag.messages(list(handlers)):
+        found.messages += 1
+        try:
+            decoded = bag.decode(message)
+        except Exception as error:  # damaged CDR raises nearly anything: KeyError, UnicodeDecodeError, MemoryError ...
+            problems.add(bag.path, message.topic, 'cdr', f'a message does not decode: {type(error).__name__}: {error}')
+            continue
+        for handle in handlers[message.topic]:
+            try:
+                handle(decoded, message.log_ns)
+            except Rejected as error:
+                problems.add(bag.path, message.topic, str(error.reason), str(error))
+            except (RobotError, ValueError, TypeError, AttributeError, IndexError, OverflowError, cv2.error) as error:
+                problems.add(bag.path, message.topic, 'unusable', f'{type(error).__name__}: {error}')
+    problems.extend(bag.problems)
+
+
+def _require(bag: Bag, contract: Contract, found: Collected) -> None:
+    for camera in contract.cameras:
+        if camera.required and not len(found.cameras.get(camera.name, ())):
+            raise TrainingError(
+                f'{bag.path}: no usable image of camera {camera.name} ({camera.topic}); record that topic, '
+                'or name it with --remap.'
+            )
+    for stream in contract.state_streams:
+        if not len(found.states.get(stream.name, ())):
+            raise TrainingError(
+                f'{bag.path}: no usable message of state stream {stream.name} ({stream.topic}); record that topic, '
+                'name it with --remap, or use the contract of this robot.'
+            )
+
+
+def _dated(stamp: int, mode: str) -> int | None:
+    """The stamp of a message under a contract's rule; None where its arrival dates it."""
+    if mode == 'receive':
+        return None
+    if stamp <= 0:
+        raise Rejected(Reason.ZERO_STAMP, 'a message has no stamp; set header.stamp, or write stamp: receive.')
+    return stamp
+
+
+def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> Topic | None:
+    """The camera's topic; where only the other transport was recorded, that one."""
+    kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
+    topic = find_topic(bag, camera.topic, kinds, remap, problems)
+    if topic is not None:
+        return topic
+    other = camera.topic.removesuffix('/compressed') if kinds[0] == COMPRESSED else f'{camera.topic}/compressed'
+    if other != camera.topic:
+        topic = find_topic(bag, other, kinds[1:], remap, problems)
+        if topic is not None:
+            problems.add(bag.path, camera.topic, 'other_transport', f'{topic.name} is used in its place')
+            return topic
+    problems.add(bag.path, camera.topic, 'missing_topic', f'camera {camera.name}: {camera.topic} was not recorded')
+    return None
+
+
+def _camera_handler(
+    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None
+) -> Callable[[Any, int], None]:
+    def take(message: Any, log_ns: int) -> None:
+        stamp = _dated(stamp_ns(message.header), camera.stamp)
+        if kind == COMPRESSED:
+            data = np.asarray(message.data, dtype=np.uint8)
+            width, height = compressed_size(data, str(message.format))
+            image = decode_compressed(message) if size is not None else None
+        else:
+            image = decode_image(message)
+            height, width = image.shape[:2]
+            data = None
+        if camera.width is not None and (width, height) != (camera.width, camera.height):
+            raise Rejected(
+                Reason.WRONG_SIZE, f'image is {width} x {height}; the contract has {camera.width} x {camera.height}.'
+            )
+        if image is not None:
+            data = _encoded(image, size)
+        offset = stream.tell()
+        stream.write(memoryview(np.ascontiguousarray(data)))
+        track.add(stamp, log_ns, (offset, len(data)))
+
+    return take
+
+
+def _encoded(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """As JPEG at the model's size, or without loss at its own."""
+    if size is None:
+        kind, settings = '.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    else:
+        image = resize_with_pad(image, size)
+        kind, settings = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, MODEL_QUALITY]
+    done, data = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    if not done:
+        raise Rejected(Reason.UNDECODABLE, f'an image of shape {image.shape} cannot be stored.')
+    return np.asarray(data, dtype=np.uint8).reshape(-1)
+
+
+def _add_state(
+    bag: Bag,
+    contract: Contract,
+    source: StateStream,
+    found: Collected,
+    handlers: dict[str, list[Callable[[Any, int], None]]],
+    remap: dict[str, str],
+    problems: Problems,
+) -> None:
+    kind = 'sensor_msgs/msg/JointState' if source.type == 'joint_state' else 'nav_msgs/msg/Odometry'
+    topic = find_topic(bag, source.topic, (kind,), remap, problems)
+    if topic is None:
+        text = f'state stream {source.name}: {source.topic} was not recorded'
+        problems.add(bag.path, source.topic, 'missing_topic', text)
+        return
+    columns = tuple(column.name for column in contract.state if column.source == source.name)
+    found.state_columns[source.name] = columns
+    track = found.states[source.name] = Track()
+
+    def take(message: Any, log_ns: int) -> None:
+        stamp = _dated(stamp_ns(message.header), source.stamp)
+        if source.type == 'joint_state':
+            row = joint_values(message, columns, source.prefix, source.extra_joints)
+        else:
+            row = odometry_values(message, columns)
+        track.add(stamp, log_ns, row)
+
+    handlers.setdefault(topic.name, []).append(take)
+
+
+def _add_command(
+    bag: Bag,
+    output: Output,
+    found: Collected,
+    handlers: dict[str, list[Callable[[Any, int], None]]],
+    remap: dict[str, str],
+    problems: Problems,
+) -> None:
+    kinds = {
+        'joint_trajectory': (TRAJECTORY,),
+        'forward_command': (ARRAY,),
+        'twist_stamped': (TWIST_STAMPED, TWIST),
+        'twist': (TWIST, TWIST_STAMPED),
+        'gripper': (ARRAY, TRAJECTORY),
+    }[output.kind]
+    topic = find_topic(bag, output.topic, kinds, remap, problems)
+    if topic is None:
+        found.missing_outputs.append(output.name)
+        return
+    track = found.commands[output.name] = Track()
+    take = {TRAJECTORY: _trajectory, ARRAY: _array, TWIST: _twist, TWIST_STAMPED: _twist}[topic.type]
+
+    def handle(message: Any, log_ns: int) -> None:
+        command = take(message, output.columns)
+        if not np.isfinite(command.values).all():
+            raise Rejected(Reason.NON_FINITE, f'a command on {topic.name} is not finite.')
+        stamp = stamp_ns(message.header) if hasattr(message, 'header') else 0
+        # Stamp 0 means `on arrival` to a controller.
+        track.add(stamp if stamp > 0 else None, log_ns, command)
+
+    handlers.setdefault(topic.name, []).append(handle)
+
+
+def _trajectory(message: Any, columns: tuple[str, ...]) -> Command:
+    row = {name: index for index, name in enumerate(message.joint_names)}
+    joints = [joint_of(column) for column in columns]
+    for joint in joints:
+        if joint not in row:
+            raise Rejected(Reason.MISSING_NAME, f'a trajectory lacks {joint!r}; it has {", ".join(sorted(row))[:200]}.')
+    if not len(message.points):
+        raise Rejected(Reason.BAD_LAYOUT, 'a trajectory has no points.')
+    picked = [row[joint] for joint in joints]
+    values = np.empty((len(message.points), len(columns)))
+    times = np.empty(len(message.points), dtype=np.int64)
+    for index, point in enumerate(message.points):
+        positions = np.asarray(point.positions, dtype=np.float64)
+        if positions.size != len(row):
+            raise Rejected(Reason.BAD_LAYOUT, f'a trajectory point has {positions.size} positions, {len(row)} joints.')
+        values[index] = positions[picked]
+        times[index] = time_ns(point.time_from_start)
+    if (np.diff(times) <= 0).any():
+        raise Rejected(Reason.BAD_LAYOUT, 'the times of a trajectory do not rise.')
+    return Command(times, values)
+
+
+def _array(message: Any, columns: tuple[str, ...]) -> Command:
+    values = np.asarray(message.data, dtype=np.float64)
+    if values.shape != (len(columns),):
+        raise Rejected(Reason.BAD_LAYOUT, f'a command has {values.size} values; the contract has {len(columns)}.')
+    return Command(np.zeros(1, dtype=np.int64), values[None])
+
+
+def _twist(message: Any, columns: tuple[str, ...]) -> Command:
+    twist = getattr(message, 'twist', message)
+    values = np.empty((1, len(columns)))
+    for index, column in enumerate(columns):
+        part, axis, _ = str(twist_axis_of(column)).split('/')
+        values[0, index] = getattr(getattr(twist, part), axis)
+    return Command(np.zeros(1, dtype=np.int64), values)
+
+
+def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[Any, int], None]]]) -> None:
+    """Markers and instructions are known by their type, a subtask by the name of its topic."""
+
+    def marker(message: Any, log_ns: int) -> None:
+        row = Marker(message.phase == 0, str(message.task), int(message.outcome), int(message.episode_index))
+        found.markers.add(stamp_ns(message.header) or None, log_ns, row)
+
+    def said(track: Track) -> Callable[[Any, int], None]:
+        def take(message: Any, log_ns: int) -> None:
+            text = str(message.text if hasattr(message, 'text') else message.data)
+            stamp = stamp_ns(message.header) if hasattr(message, 'header') else 0
+            track.add(stamp or None, log_ns, text)
+
+        return take
+
+    for topic in bag.topics.values():
+        if topic.type == MARKER:
+            handlers.setdefault(topic.name, []).append(marker)
+        elif topic.type in (INSTRUCTION, STRING) and topic.name.rpartition('/')[2] == 'subtask':
+            handlers.setdefault(topic.name, []).append(said(found.subtasks))
+        elif topic.type == INSTRUCTION:
+            handlers.setdefault(topic.name, []).append(said(found.instructions))
