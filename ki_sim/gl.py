@@ -61,4 +61,4 @@ def _create(name: str) -> Any:
     os.environ['PYOPENGL_PLATFORM'] = name
     os.environ.setdefault('MUJOCO_GL', name)
     # PyOpenGL checks for errors after every call by default; MuJoCo draws on its own and needs none of that.
-    return importlib.import_module(f'mujoco.{name}').GLContext(2048, 2048)
+    return importlib.import_module(f'mujoco.{name}').GLContext(2048, 2048)  # the largest picture, see render.MAX_SIZE

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from ki_sim import gl
 from ki_sim.errors import SimError
 
+MAX_SIZE = 2048
+
 
 class Cameras:
     """Draws the cameras of one model; free it (or leave the `with`) before many more are made.
@@ -18,11 +20,10 @@ class Cameras:
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, shadows: bool = False) -> None:
-        if height > model.vis.global_.offheight or width > model.vis.global_.offwidth or min(height, width) < 8:
-            raise SimError(
-                f'image size {height}x{width} cannot be drawn: use 8 to {model.vis.global_.offheight} rows '
-                f'and 8 to {model.vis.global_.offwidth} columns'
-            )
+        if not (8 <= height <= MAX_SIZE and 8 <= width <= MAX_SIZE):
+            raise SimError(f'image size {height}x{width} cannot be drawn: use 8 to {MAX_SIZE} rows and columns')
+        # A buffer no larger than the picture: making one of 1280x960 takes ten times as long as drawing into it.
+        model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         gl.make_current()
         self.model, self.height, self.width = model, height, width
         self._scene = mujoco.MjvScene(model, maxgeom=600)

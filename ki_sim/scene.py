@@ -136,7 +136,7 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
 </option>
 <size memory="8M"/>
 <visual>
-  <global offwidth="1280" offheight="960" fovy="45"/>
+  <global fovy="45"/>
   <quality offsamples="0" shadowsize="2048"/>
   <headlight ambient="{a} {a} {a}" diffuse="0.38 0.38 0.38" specular="0.05 0.05 0.05"/>
   <map znear="0.01" zfar="12" shadowclip="2.2"/>

@@ -89,6 +89,8 @@ REFUSALS = [
     (edit('rate_hz', '1e-3'), "rate_hz is '1e-3'; write a number, such as 0.5 or 1.0e-3"),
     (edit('rate_hz', float('nan')), 'rate_hz is nan'),
     (edit('rate_hz', True), 'rate_hz is True'),
+    (edit('rate_hz', 16**9000), 'rate_hz is int of too many digits to show'),
+    (edit('outputs.4.frame_id', 'a b'), "frame_id is 'a b'"),
     (edit('horizon', ...), "no field 'horizon'"),
     (edit('horizon', 0), 'horizon is 0'),
     (edit('cameras', []), 'cameras is empty'),
@@ -109,7 +111,7 @@ REFUSALS = [
     (edit('actions.0.limits.velocity', ...), 'has no velocity'),
     (edit('actions.14.limits.velocity', ...), 'a velocity command needs velocity'),
     (edit('actions.0.limits.velocity', 0.0), 'limits.velocity is 0.0'),
-    (edit('actions.0.limits.lower', 9.0), 'limits.lower is 9.0, not below upper 3.05'),
+    (edit('actions.0.limits.lower', 9.0), 'limits.lower is 9.0, not below upper 2.4'),
     (edit('actions.0.limits.lower', 'low'), "limits.lower is 'low'"),
     (edit('actions.0.limits.jerk', 1.0), "unknown field 'jerk'"),
     (edit('actions.0.name', 'elbow/position'), 'no state column has that name'),
@@ -196,7 +198,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TREES, st.randoms(use_true_random=False))
 def test_any_tree_in_any_field_is_a_contract_or_a_robot_error(tree: object, chance: random.Random) -> None:
     data: Any = plain()
@@ -209,7 +211,7 @@ def test_any_tree_in_any_field_is_a_contract_or_a_robot_error(tree: object, chan
         assert len(Contract.from_dict(data).hash) == 64
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 9000),
     st.binary(min_size=0, max_size=6) | st.sampled_from([b'&a [*a]', b'<<: 1', b'!!python/x', b'{', b'2020-13-41']),
@@ -225,8 +227,8 @@ def test_any_bytes_inside_the_file_give_a_contract_or_a_robot_error(at: int, jun
 @pytest.mark.parametrize(
     'text',
     [
-        '[' * 5000,
-        '- ' * 3000,
+        '[' * 1500,
+        '- ' * 1500,
         '&a [*a]',
         '!!python/object:os.system {}',
         '? [a]\n: b',
