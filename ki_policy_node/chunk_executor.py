@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -30,6 +31,8 @@ from ki_policy_node.safety import Event, Rules, State
 from ki_policy_node.streams import INPUT_QOS, joint_columns, on_incompatible
 from ki_robot.contract import load_contract
 from ki_robot.errors import Reason, Rejected
+from ki_robot.guard import GuardPolicy
+from ki_robot.limits import action_limits, read_limits
 from ki_robot.messages import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
 
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -46,7 +49,10 @@ SETTINGS = (
     Setting('state_timeout', 0.2, 'Age of the measured state [s] at which to hold.', 0.01, 10.0),
     Setting('status_timeout', 0.25, 'Silence of the policy node [s] at which to hold; 0: do not watch it.', 0.0, 10.0),
     Setting('chunk_timeout', 0.0, 'Time without a new chunk [s] at which to hold; 0: the end of the chunk.', 0.0, 60.0),
-    Setting('max_start_jump', 0.3, 'Farthest first command from the measured pose [rad or m].', 0.0, 10.0),
+    Setting('start_jump', 0.3, 'Farthest command of a new chunk: what full speed covers in this time [s].', 0.01, 10.0),
+    Setting('max_observation_age', 2.0, 'Of the observation behind a new chunk [s].', 0.05, 60.0),
+    Setting('on_limit', 'clamp', 'What to do with a chunk beyond a limit.', choices=('clamp', 'reject')),
+    Setting('limits_file', '', 'URDF or joint_limits YAML of the robot; the tighter of its limits and the contract.'),
     Setting('max_tracking_error', 0.5, 'Setpoint to measured pose [rad or m]; 0: do not watch.', 0.0, 10.0),
     Setting('require_controllers', True, 'Hold while nobody subscribes to a command topic.'),
     Setting('exclusive', True, 'Hold while somebody else publishes on a command topic.'),
@@ -91,15 +97,25 @@ class ChunkExecutor(LifecycleNode):
 
     def _configure(self, state: LifecycleState) -> None:
         contract = load_contract(self.parameters['robot'])
+        excess = self.parameters['on_limit']
+        policy = GuardPolicy(
+            position=excess,
+            velocity=excess,
+            acceleration=excess,
+            jump_s=self.parameters['start_jump'],
+            max_age_ns=round(self.parameters['max_observation_age'] * 1e9),
+        )
+        files = [read_limits(Path(name)) for name in (self.parameters['limits_file'],) if name]
+        limits = action_limits(contract, *files)
         rules = Rules(
             state_timeout_ns=round(self.parameters['state_timeout'] * 1e9),
             status_timeout_ns=round(self.parameters['status_timeout'] * 1e9),
             chunk_timeout_ns=round(self.parameters['chunk_timeout'] * 1e9),
-            max_start_jump=self.parameters['max_start_jump'],
             max_tracking_error=self.parameters['max_tracking_error'],
+            guard=policy,
         )
         outputs = [make_output(self, spec, contract) for spec in contract.outputs]
-        self._follower = Follower(contract, rules, round(1e9 / self.parameters['rate']))
+        self._follower = Follower(contract, limits, rules, round(1e9 / self.parameters['rate']))
         self._outputs = outputs
         for stream in contract.state_streams:
             columns = joint_columns(contract, stream)

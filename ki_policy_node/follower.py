@@ -7,18 +7,19 @@ Letters: H steps, N action columns, K knots of a window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ki_policy_node.interpolation import interpolate, slopes
 from ki_policy_node.limiter import Limiter
 from ki_policy_node.outputs import Plan, is_gripper
 from ki_policy_node.safety import Event, Kind, Rules, Severity, State
-from ki_robot.chunk import ActionChunk, Matrix, first_step_due
-from ki_robot.contract import Contract
+from ki_robot import guard
+from ki_robot.chunk import ActionChunk, Matrix
+from ki_robot.contract import Contract, Limits
 from ki_robot.errors import RobotError
+from ki_robot.interpolation import interpolate, slopes
 from ki_robot.names import interface_of
 
 WINDOW_NS = 300_000_000
@@ -31,7 +32,7 @@ EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told onc
 class Hold:
     """Stand at `pose_N`; velocity columns are 0. `again`: the same hold as at the tick before."""
 
-    pose_N: Matrix
+    pose_N: Matrix  # noqa: N815
     again: bool
 
 
@@ -39,19 +40,21 @@ class Follower:
     """One robot's executor.
 
     Args:
-        contract: Columns, limits and outputs.
+        contract: Columns and outputs.
+        limits: Of every action column, in order.
         rules: Watchdogs and jumps.
         period_ns: Time between two ticks.
     """
 
-    def __init__(self, contract: Contract, rules: Rules, period_ns: int) -> None:
+    def __init__(self, contract: Contract, limits: Sequence[Limits], rules: Rules, period_ns: int) -> None:
         self.contract = contract
+        self.limits = tuple(limits)
         self.rules = rules
         self.state = State.DISABLED
         self.reason = 'not enabled'
         self.events: list[Event] = []
         self.setpoint_N: Matrix | None = None
-        self._limiter = Limiter(contract.actions)
+        self._limiter = Limiter(contract.action_names, limits)
         self._period_s = period_ns / 1e9
         names = contract.action_names
         self._position_N = np.array([interface_of(name) == 'position' for name in names])
@@ -59,6 +62,7 @@ class Follower:
         self._gripper_N = np.array([name in gripped for name in names])
         linear = {c for o in contract.outputs if o.options.get('interpolation') == 'linear' for c in o.columns}
         self._linear_N = np.array([name in linear for name in names])
+        self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(WINDOW_KNOTS + 1, dtype=np.int64)
         self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
         self._measured_N = np.full(len(names), np.nan)
         self._measured_steady_ns: int | None = None
@@ -108,16 +112,23 @@ class Follower:
                 return
         if self._chunk is not None and chunk.observation_ns < self._chunk.observation_ns:
             return  # overtaken on the way
-        first = first_step_due(chunk, now_ns)
-        if first >= chunk.horizon:
-            late_s = (now_ns - chunk.end_ns) / 1e9
-            text = f'Chunk {chunk.chunk_id} arrived {late_s:.2f} s after its last step.'
-            self._tell(Event(Kind.CHUNK_EXPIRED, Severity.REJECTED, text, chunk.chunk_id), steady_ns)
+        measured_N = None if self._stale(steady_ns) else np.where(self._position_N, self._measured_N, np.nan)
+        verdict = guard.check(chunk, self.limits, now_ns, measured_N, self.rules.guard)
+        if isinstance(verdict, guard.Reject):
+            kind = Kind(int(verdict.reason))
+            event = Event(kind, Severity.REJECTED, verdict.message, chunk.chunk_id, verdict.step)
+            event = replace(event, column=verdict.column, value=verdict.value, limit=verdict.limit)
+            self._tell(event, steady_ns)
+            if self.state is not State.RUN:
+                self.reason = verdict.message
             return
-        if self.state is not State.RUN and not self._starts_near(chunk, first, steady_ns):
-            return
-        self._chunk = chunk
-        self._slope_HN = slopes(chunk)
+        for clamp in verdict.clamps:
+            name = clamp.kind.name.lower().replace('_', ' ')
+            text = f'{clamp.column}: {clamp.value:.4g} was brought to its {name} of {clamp.limit:.4g}.'
+            event = Event(Kind(int(clamp.kind)), Severity.CLAMPED, text, chunk.chunk_id, clamp.step)
+            self._tell(replace(event, column=clamp.column, value=clamp.value, limit=clamp.limit), steady_ns)
+        self._chunk = verdict.chunk
+        self._slope_HN = slopes(verdict.chunk.data_HN, chunk.step_ns / 1e9)
         self._chunk_steady_ns = steady_ns
 
     def on_invalid_chunk(self, message: str, steady_ns: int) -> None:
@@ -265,41 +276,42 @@ class Follower:
     def _advance(self, now_ns: int, steady_ns: int) -> Plan:
         """One period along the chunk."""
         assert self._chunk is not None
-        assert self._slope_HN is not None
-        chunk = self._chunk
-        target_N, speed_N = interpolate(chunk, self._slope_HN, self._linear_N, now_ns)
-        clamp = self._limiter.step(target_N, speed_N, self._period_s)
+        values_KN, speeds_KN = self._targets(now_ns + self._window_ns if self._windows else np.array([now_ns]))
+        clamp = self._limiter.step(values_KN[0], speeds_KN[0], self._period_s)
         self.setpoint_N = self._limiter.value_N.copy()
         if clamp is not None:
             column = self.contract.action_names[clamp.column]
             text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'
-            step = max(0, chunk.index_at(now_ns))
-            kind = Kind[f'{clamp.what.upper()}_LIMIT']
-            event = Event(kind, Severity.CLAMPED, text, chunk.chunk_id, step, column, clamp.value, clamp.limit)
-            self._tell(event, steady_ns)
+            event = Event(Kind[f'{clamp.what.upper()}_LIMIT'], Severity.CLAMPED, text, self._chunk.chunk_id)
+            step = max(0, self._chunk.index_at(now_ns))
+            self._tell(replace(event, step=step, column=column, value=clamp.value, limit=clamp.limit), steady_ns)
         self._watch_tracking(steady_ns)
         if self._windows and self.state is State.RUN:
-            return self._window(now_ns)
-        empty = np.empty((0, len(target_N)))
+            return self._window(values_KN, speeds_KN)
+        empty = np.empty((0, len(self.setpoint_N)))
         return Plan(self.setpoint_N, np.empty(0, np.int64), empty, empty)
 
-    def _window(self, now_ns: int) -> Plan:
-        """The next 0.3 s as the limiter will let them pass, without moving it."""
+    def _targets(self, times_ns: np.ndarray) -> tuple[Matrix, Matrix]:
+        """Values and velocities of the chunk at some times, each column interpolated as its output asks."""
         assert self._chunk is not None
-        assert self._slope_HN is not None
+        values_KN, speeds_KN = interpolate(self._chunk, times_ns, 'cubic', self._slope_HN)
+        if self._linear_N.any():
+            straight_KN, pace_KN = interpolate(self._chunk, times_ns, 'linear')
+            values_KN = np.where(self._linear_N, straight_KN, values_KN)
+            speeds_KN = np.where(self._linear_N, pace_KN, speeds_KN)
+        return values_KN, speeds_KN
+
+    def _window(self, values_KN: Matrix, speeds_KN: Matrix) -> Plan:
+        """The next 0.3 s as the limiter will let them pass, without moving it."""
         assert self.setpoint_N is not None
-        ahead = self._limiter.copy()
-        gap_ns = WINDOW_NS // WINDOW_KNOTS
-        times_ns = gap_ns * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
-        values, speeds = [], []
-        for time_ns in times_ns.tolist():
-            target_N, _ = interpolate(self._chunk, self._slope_HN, self._linear_N, now_ns + time_ns - gap_ns)
-            next_N, speed_N = interpolate(self._chunk, self._slope_HN, self._linear_N, now_ns + time_ns)
+        ahead, gap_s = self._limiter.copy(), self._window_ns[1] / 1e9
+        followed, paces = [], []
+        for k in range(WINDOW_KNOTS):
             # The mean speed over the gap brings a target that can be followed exactly on to its next knot.
-            clamp = ahead.step(target_N, (next_N - target_N) * (1e9 / gap_ns), gap_ns / 1e9)
-            values.append(ahead.value_N.copy())
-            speeds.append(speed_N if clamp is None else ahead.speed_N.copy())
-        return Plan(self.setpoint_N, times_ns, np.array(values), np.array(speeds))
+            clamp = ahead.step(values_KN[k], (values_KN[k + 1] - values_KN[k]) / gap_s, gap_s)
+            followed.append(ahead.value_N.copy())
+            paces.append(speeds_KN[k + 1] if clamp is None else ahead.speed_N.copy())
+        return Plan(self.setpoint_N, self._window_ns[1:], np.array(followed), np.array(paces))
 
     def _watch_tracking(self, steady_ns: int) -> None:
         """A robot that does not follow is stuck, or somebody else's: stop pulling."""
@@ -316,22 +328,6 @@ class Follower:
             column, value = self.contract.action_names[worst], float(error_N[worst])
             text = f'{column} is {value:.3f} away from its setpoint; is its controller active?'
             self._fault(Event(Kind.START_JUMP, Severity.FAULT, text, 0, 0, column, value, limit), steady_ns)
-
-    def _starts_near(self, chunk: ActionChunk, first: int, steady_ns: int) -> bool:
-        if self._stale(steady_ns):
-            return True  # kept, and judged by the watchdogs before anything moves
-        away_N = np.where(self._position_N, np.abs(chunk.data_HN[first] - self._measured_N), 0.0)
-        worst = int(np.argmax(away_N))
-        limit = self.rules.max_start_jump
-        if away_N[worst] <= limit:
-            return True
-        column, value = self.contract.action_names[worst], float(away_N[worst])
-        text = f'Chunk {chunk.chunk_id} starts {value:.3f} away from the measured {column}; at most {limit}.'
-        self._tell(
-            Event(Kind.START_JUMP, Severity.REJECTED, text, chunk.chunk_id, first, column, value, limit), steady_ns
-        )
-        self.reason = text
-        return False
 
     def _hold(self, reason: str, steady_ns: int) -> None:
         """From now on stand at the measured pose, or at the last setpoint when the measurement is old."""

@@ -30,7 +30,7 @@ ENSEMBLE_CHUNKS = 8
 class Inferred:
     """What a policy returns: H x N absolute SI values whose step 0 is at the observation, and wall times [ns]."""
 
-    data_HN: Matrix
+    data_HN: Matrix  # noqa: N815
     preprocess_ns: int = 0
     inference_ns: int = 0
     postprocess_ns: int = 0
@@ -84,8 +84,8 @@ class Timing:
 class Seam:
     """What the step from the old chunk to the new one asks of the robot, per column, N each."""
 
-    position_jump_N: Matrix
-    velocity_jump_N: Matrix
+    position_jump_N: Matrix  # noqa: N815
+    velocity_jump_N: Matrix  # noqa: N815
 
 
 @dataclass(frozen=True)

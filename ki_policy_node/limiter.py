@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_robot.chunk import Matrix
-from ki_robot.contract import ActionColumn
+from ki_robot.contract import Limits
 from ki_robot.names import interface_of
 
 TELL_SHARE = 0.02  # of a limit: smaller corrections are rounding, not an intervention
@@ -33,29 +33,30 @@ class Limiter:
     """The state of all columns: value and speed, moved by `step`.
 
     Args:
-        columns: Names and limits.
+        names: Of the columns.
+        limits: Theirs.
     """
 
-    def __init__(self, columns: Sequence[ActionColumn]) -> None:
+    def __init__(self, names: Sequence[str], limits: Sequence[Limits]) -> None:
         def bound(name: str, missing: float) -> Matrix:
-            found = [getattr(column.limits, name) for column in columns]
+            found = [getattr(each, name) for each in limits]
             return np.array([missing if value is None else value for value in found])
 
-        self._position_N = np.array([interface_of(column.name) == 'position' for column in columns])
+        self._position_N = np.array([interface_of(name) == 'position' for name in names])
         velocity_N = bound('velocity', np.inf)
         # A velocity column's own bound is `velocity`, beside lower and upper.
         own_N = np.where(self._position_N, np.inf, velocity_N)
         self._lower_N = np.maximum(bound('lower', -np.inf), -own_N)
         self._upper_N = np.minimum(bound('upper', np.inf), own_N)
-        # A cubic between two steps at a limit swings a little beyond it: cut off, but not worth telling.
+        # A target is looked at one step ahead along its tangent: beside a limit that overshoots a little.
         range_N = self._upper_N - self._lower_N
         self._ripple_N = np.where(np.isfinite(range_N), TELL_SHARE * range_N, 1e-3)
         self._acceleration_N = bound('acceleration', np.inf)
         # The first derivative of a velocity column is bounded by `acceleration`, the second by nothing.
         self._speed_N = np.where(self._position_N, velocity_N, self._acceleration_N)
         self._change_N = np.where(self._position_N, self._acceleration_N, np.inf)
-        self.value_N: Matrix = np.zeros(len(columns))
-        self.speed_N: Matrix = np.zeros(len(columns))
+        self.value_N: Matrix = np.zeros(len(names))
+        self.speed_N: Matrix = np.zeros(len(names))
 
     def reset(self, value_N: Matrix) -> None:
         """Starts at `value_N`, at rest."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from ki_robot.guard import GuardPolicy
 
 
 class State(str, Enum):
@@ -59,14 +61,14 @@ class Rules:
 
     state_timeout_ns: age of the measured state. status_timeout_ns: silence of the policy node, which speaks many
     times a second. chunk_timeout_ns: time since the last chunk, beside the end of the chunk itself.
-    max_start_jump: distance [rad or m] of a chunk's first command from the measured pose. max_tracking_error: the
-    same for the setpoint while running, when it lasts longer than `tracking_time_ns`.
+    max_tracking_error: distance [rad or m] of the setpoint from the measured pose, when it lasts longer than
+    `tracking_time_ns`. release_ns: how long the hold after a run is repeated. guard: what a chunk must keep.
     """
 
     state_timeout_ns: int = 200_000_000
     status_timeout_ns: int = 250_000_000
     chunk_timeout_ns: int = 0
-    max_start_jump: float = 0.3
     max_tracking_error: float = 0.5
     tracking_time_ns: int = 500_000_000
     release_ns: int = 1_000_000_000
+    guard: GuardPolicy = field(default_factory=GuardPolicy)

@@ -1,0 +1,239 @@
+"""A robot made of topics and the real processes around it, for every test that needs the stack.
+
+Loaded by path from the conftest of a folder: test modules share nothing by import.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rclpy
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
+
+from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
+from ki_policy_node.synthetic_robot import SyntheticRobot
+from ki_robot.contract import Contract
+
+ROOT = Path(__file__).resolve().parent.parent
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# A machine that runs other things must not turn a late thread into a hold; the tests of the timeouts set their own.
+PATIENT = {'state_timeout': 1.0, 'status_timeout': 1.0}
+
+
+def small_robot() -> dict[str, Any]:
+    """Two joints under a trajectory controller, a gripper under a forward controller, a base under a twist."""
+    joint = {'unit': 'rad', 'representation': 'absolute'}
+    limits = {'lower': -2.0, 'upper': 2.0, 'velocity': 2.0, 'acceleration': 20.0}
+    names = ['joint1/position', 'joint2/position', 'gripper/position']
+    return {
+        'name': 'small',
+        'rate_hz': 20.0,
+        'horizon': 50,
+        'image_size': 32,
+        'sync_tolerance_s': 0.5,
+        'cameras': [
+            {'name': 'scene', 'topic': 'scene/image_raw/compressed', 'transport': 'compressed', 'max_age_s': 0.5},
+            {'name': 'wrist', 'topic': 'wrist/image_raw', 'transport': 'raw', 'kind': 'wrist', 'max_age_s': 0.5},
+        ],
+        'state_streams': [{'name': 'joint_states', 'topic': 'joint_states', 'type': 'joint_state', 'max_age_s': 0.5}],
+        'state': [{'name': name, 'unit': 'rad', 'source': 'joint_states'} for name in names],
+        'actions': [
+            *({'name': name, 'limits': limits} | joint for name in names),
+            {
+                'name': 'base/linear/x/velocity',
+                'unit': 'm/s',
+                'representation': 'absolute',
+                'limits': {'lower': -0.5, 'upper': 0.5, 'velocity': 0.5, 'acceleration': 5.0},
+            },
+        ],
+        'outputs': [
+            {
+                'name': 'arm',
+                'kind': 'joint_trajectory',
+                'topic': 'arm_controller/joint_trajectory',
+                'columns': names[:2],
+                'options': {'window_s': 0.3, 'interpolation': 'cubic'},
+            },
+            {'name': 'hand', 'kind': 'forward_command', 'topic': 'hand_controller/commands', 'columns': names[2:]},
+            {
+                'name': 'base',
+                'kind': 'twist_stamped',
+                'topic': 'base_controller/cmd_vel',
+                'columns': ['base/linear/x/velocity'],
+                'frame_id': 'base_link',
+            },
+        ],
+    }
+
+
+class Process:
+    """One node of the stack as a process, with its output."""
+
+    def __init__(self, module: str, log: Path, parameters: dict[str, Any], arguments: list[str] | None = None) -> None:
+        command = [sys.executable, '-m', module, '--ros-args']
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            command += ['-p', f'{name}:={text}']
+        self.log = log
+        with log.open('w') as stream:
+            self.popen = subprocess.Popen(
+                [*command, *(arguments or [])], stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ.copy()
+            )
+
+    def send(self, number: int) -> int:
+        """Sends a signal; the steady time at which it was sent."""
+        now_ns = time.monotonic_ns()
+        self.popen.send_signal(number)
+        return now_ns
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text()
+
+    def end(self) -> int:
+        """Ends it kindly, or else by force; its exit status."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGINT)
+        try:
+            return self.popen.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait()
+
+
+class Rig:
+    """The robot, an observer of everything that is said, and the processes under test."""
+
+    def __init__(self, folder: Path, contract: dict[str, Any] | None = None, sim_time: bool = False) -> None:
+        self.folder = folder
+        self.contract_file = folder / 'small.yaml'
+        plain = contract or small_robot()
+        self.contract_file.write_text(yaml.safe_dump(plain))
+        self.contract = Contract.from_dict(plain)
+        self.processes: list[Process] = []
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        overrides = [Parameter('width', value=64), Parameter('height', value=48)]
+        overrides += [Parameter('use_sim_time', value=True)] if sim_time else []
+        self.robot = SyntheticRobot(self.contract, context=self.context, parameter_overrides=overrides)
+        self.node = rclpy.create_node('observer', context=self.context)
+        self.statuses: list[tuple[int, PolicyStatus]] = []
+        self.chunks: list[tuple[int, ActionChunk]] = []
+        self.dry_chunks: list[tuple[int, ActionChunk]] = []
+        self.events: list[tuple[int, SafetyEvent]] = []
+        self.states: list[tuple[int, String]] = []
+        self.diagnostics: list[tuple[int, DiagnosticArray]] = []
+        deep = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+        self._hear(PolicyStatus, 'policy_node/status', self.statuses, deep)
+        self._hear(ActionChunk, 'policy_node/action_chunk', self.chunks, deep)
+        self._hear(ActionChunk, 'policy_node/dry_run_chunk', self.dry_chunks, deep)
+        self._hear(SafetyEvent, 'chunk_executor/safety_event', self.events, deep)
+        self._hear(String, 'chunk_executor/state', self.states, LATCHED)
+        self._hear(DiagnosticArray, '/diagnostics', self.diagnostics, deep)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.robot)
+        self._executor.add_node(self.node)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _hear(self, kind: Any, topic: str, kept: list[Any], qos: QoSProfile) -> None:
+        self.node.create_subscription(kind, topic, lambda message: kept.append((time.monotonic_ns(), message)), qos)
+
+    def _spin(self) -> None:
+        while not self._stop.is_set():
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def start(self, name: str, **parameters: Any) -> Process:
+        """Starts policy_node or chunk_executor for this robot."""
+        given = {'robot': self.contract_file} | parameters
+        process = Process(f'ki_policy_node.{name}', self.folder / f'{name}.log', given)
+        self.processes.append(process)
+        return process
+
+    def start_policy(self, **parameters: Any) -> Process:
+        """A policy without a model that moves, unless told otherwise."""
+        usual = {'backend': 'commissioning', 'dry_run': False, 'run_on_activate': True, 'motion': 'sine'}
+        return self.start('policy_node', **(usual | {'amplitude': 0.4, 'execute_steps': 10} | parameters))
+
+    def start_executor(self, **parameters: Any) -> Process:
+        """An enabled executor."""
+        return self.start('chunk_executor', **({'enabled': True} | PATIENT | parameters))
+
+    def until(self, what: str, condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+        """Waits until `condition()` is true and returns it; fails with `what` and the logs."""
+        end = time.monotonic() + seconds
+        while True:
+            found = condition()
+            if found:
+                return found
+            if time.monotonic() > end:
+                logs = '\n'.join(f'--- {each.log.name}\n{each.text()}' for each in self.processes)
+                raise AssertionError(f'not within {seconds:g} s: {what}\nlast state: {self.state}\n{logs}')
+            time.sleep(0.005)
+
+    @property
+    def state(self) -> str:
+        """What the executor says it does."""
+        return self.states[-1][1].data if self.states else ''
+
+    @property
+    def status(self) -> PolicyStatus:
+        """The newest status of the policy node."""
+        return self.statuses[-1][1] if self.statuses else PolicyStatus()
+
+    def running(self) -> None:
+        """Waits until commands flow."""
+        self.until('the executor runs', lambda: self.state == 'run')
+        self.until('the arm moves', lambda: len(self.robot.commands['arm']) > 5)
+
+    def holds(self, after_ns: int, seconds: float = 5.0) -> int:
+        """Waits for the first hold of the arm after a time; its own time."""
+        return self.until('the arm holds', lambda: next((t for t, _ in self.hold_points(after_ns)), 0), seconds)
+
+    def hold_points(self, after_ns: int) -> list[tuple[int, Any]]:
+        """Trajectories of a single point after a time: a hold has no other."""
+        return [(t, m) for t, m in list(self.robot.commands['arm']) if t >= after_ns and len(m.points) == 1]
+
+    def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:
+        """Calls a service."""
+        client = self.node.create_client(kind, name)
+        self.until(f'service {name}', client.service_is_ready, seconds)
+        future = client.call_async(request or kind.Request())
+        self.until(f'an answer of {name}', future.done, seconds)
+        return future.result()
+
+    def close(self) -> None:
+        """Ends everything."""
+        for process in self.processes:
+            process.end()
+        self._stop.set()
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+        self.robot.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@contextmanager
+def make(folder: Path, **options: Any) -> Iterator[Rig]:
+    """A rig for the length of a `with` block."""
+    rig = Rig(folder, **options)
+    try:
+        yield rig
+    finally:
+        rig.close()
