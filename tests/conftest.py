@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def ki_data() -> Path:
     return Path(folder)
 
 
-_domains = iter(range(1, 100))
+_domains = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
