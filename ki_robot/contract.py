@@ -283,7 +283,7 @@ def _state_column(data: object, where: str) -> StateColumn:
     found = StateColumn(
         name=_column(source),
         unit=source.choice('unit', UNITS),
-        source=source.text('source', mend='name one of the state_streams'),
+        source=source.text('source', fits=is_word, mend='name one of the state_streams'),
         limits=_limits(source.child('limits')),
     )
     source.done()
@@ -310,7 +310,7 @@ def _output(data: object, where: str) -> Output:
         kind=kind,
         topic=_topic(source),
         columns=source.items('columns', _column_name),
-        frame_id=source.text('frame_id', '', lambda value: True, 'write the name of a frame'),
+        frame_id=source.text('frame_id', '', lambda value: not value or is_topic(value), 'write a frame: base_link'),
         options=source.scalars('options'),
     )
     source.done()

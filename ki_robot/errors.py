@@ -46,7 +46,10 @@ class Rejected(RobotError):  # noqa: N818 - a verdict on one message, as Reject 
 
 def shown(value: object) -> str:
     """`value` as a person should see it in an error: quoted, and never longer than a line."""
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to spell an integer of more than 4300 digits
+        return f'{type(value).__name__} of too many digits to show'
 
 
 _SHORT = reprlib.Repr()

@@ -170,8 +170,8 @@ class Fields:
         inner = Fields({} if value is None else value, f'{self.where}.{key}')
         found: dict[str, bool | float | str] = {}
         for name, item in list(inner._left.items()):
-            if not isinstance(name, str):
-                raise inner.refuse(shown(name), item, 'name an option by a word')
+            if not isinstance(name, str) or len(name) > 64 or item is None:
+                raise inner.refuse(shown(name), item, 'name an option by a word, and give it a value')
             found[name] = item if isinstance(item, (bool, str)) else inner.number(name)
         return found
 

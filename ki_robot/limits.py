@@ -30,7 +30,7 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise RobotError(f'{where} is not XML: {error}.') from error
     if root.tag != 'robot':
-        raise RobotError(f'{where} begins with <{shown(root.tag)}>; a URDF begins with <robot>.')
+        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
     found: JointLimits = {}
     for joint in root.findall('joint'):
         name, kind, limit = joint.get('name', ''), joint.get('type', ''), joint.find('limit')
