@@ -106,8 +106,9 @@ def header(time_ns: int) -> Any:
 
 
 def jpeg(value: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
-    """A grey picture whose brightness says which one it is."""
-    return cv2.imencode('.jpg', np.full((*size, 3), value % 256, np.uint8))[1].reshape(-1)
+    """A ramp whose brightness says which picture it is."""
+    ramp = np.linspace(0, 100, size[1]).astype(np.uint8)[None, :, None]
+    return cv2.imencode('.jpg', np.broadcast_to(ramp + np.uint8(value % 128), (*size, 3)))[1].reshape(-1)
 
 
 def joints_at(seconds: np.ndarray | float) -> np.ndarray:

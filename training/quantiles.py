@@ -1,0 +1,110 @@
+"""Mean, spread and quantiles of columns that do not fit into memory: exact while they are few, a histogram after.
+
+Letters: M rows of one update, N columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT_ROWS = 1 << 18
+BINS = 8192
+
+Values = NDArray[np.float64]
+
+
+class Running:
+    """Statistics of N columns over rows that arrive in pieces.
+
+    Up to `exact_rows` rows are kept, and quantiles are those of numpy. Beyond, each column has a histogram of 8192
+    bins whose range doubles when a value falls outside; a quantile is then off by at most `resolution` (one bin, at
+    most 2 / 8192 of the column's range where the first rows span at least half of it, and never more than
+    that of the range the bins cover).
+    """
+
+    def __init__(self, columns: int, exact_rows: int = EXACT_ROWS) -> None:
+        self.count = 0
+        self.mean = np.zeros(columns)
+        self._squares = np.zeros(columns)
+        self.low = np.full(columns, np.inf)
+        self.high = np.full(columns, -np.inf)
+        self._exact_rows = exact_rows
+        self._kept: list[Values] | None = []
+        self._bins = np.zeros((columns, BINS), dtype=np.int64)
+        self._first = np.zeros(columns)
+        self._width = np.zeros(columns)
+
+    def update(self, rows_MN: NDArray[np.floating]) -> None:
+        """Takes more rows; all must be finite."""
+        rows = np.asarray(rows_MN, dtype=np.float64)
+        if not len(rows):
+            return
+        count = len(rows)
+        mean = rows.mean(axis=0)
+        delta = mean - self.mean
+        total = self.count + count
+        # Chan's way of merging variances: no cancellation, whatever the order.
+        self._squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+        self.low = np.minimum(self.low, rows.min(axis=0))
+        self.high = np.maximum(self.high, rows.max(axis=0))
+        if self._kept is not None:
+            self._kept.append(rows)
+            if self.count > self._exact_rows:
+                kept, self._kept = self._kept, None
+                self._begin_bins()
+                for piece in kept:
+                    self._fill(piece)
+        else:
+            self._fill(rows)
+
+    @property
+    def std(self) -> Values:
+        """Standard deviation of the population."""
+        return np.sqrt(self._squares / max(self.count, 1))
+
+    @property
+    def resolution(self) -> Values:
+        """How far off a quantile may be, per column; 0 while exact."""
+        return np.zeros(len(self.mean)) if self._kept is not None else self._width.copy()
+
+    def quantile(self, share: float) -> Values:
+        """The value below which `share` of the rows lie, per column (N,)."""
+        if self._kept is not None:
+            return np.quantile(np.concatenate(self._kept), share, axis=0)
+        found = np.empty(len(self.mean))
+        for column, bins in enumerate(self._bins):
+            filled = np.cumsum(bins)
+            target = share * filled[-1]
+            place = int(np.searchsorted(filled, target, side='left'))
+            before = filled[place - 1] if place else 0
+            inside = (target - before) / max(bins[place], 1)
+            found[column] = self._first[column] + (place + inside) * self._width[column]
+        return np.clip(found, self.low, self.high)
+
+    def _begin_bins(self) -> None:
+        span = self.high - self.low
+        self._first = self.low.copy()
+        self._width = np.where(span > 0, span, np.maximum(np.abs(self.low), 1.0) * 1e-9) * (1 + 1e-9) / BINS
+
+    def _fill(self, rows: Values) -> None:
+        for column in range(rows.shape[1]):
+            values = rows[:, column]
+            self._reach(column, float(values.min()), float(values.max()))
+            place = ((values - self._first[column]) / self._width[column]).astype(np.int64)
+            np.add.at(self._bins[column], np.clip(place, 0, BINS - 1), 1)
+
+    def _reach(self, column: int, low: float, high: float) -> None:
+        """Doubles the range, toward the value outside, until all fit: two old bins become one."""
+        bins = self._bins[column]
+        while low < self._first[column] or high >= self._first[column] + BINS * self._width[column]:
+            pairs = bins.reshape(-1, 2).sum(axis=1)
+            bins[:] = 0
+            if low < self._first[column]:
+                bins[BINS // 2 :] = pairs
+                self._first[column] -= BINS * self._width[column]
+            else:
+                bins[: BINS // 2] = pairs
+            self._width[column] *= 2
