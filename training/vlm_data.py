@@ -1,9 +1,9 @@
 """Pictures with words: JSONL files beside images, and WebDataset tar shards. No action in them (M_act = 0).
 
-JSONL, one object a line: {"image": "a.jpg" | ["a.jpg", ...], "prompt": "...", "answer": "...", "kind": "vqa"}; `question`
-is another word for prompt. For captions it may be missing; for boxes the answer holds <loc> tokens as `ki_vla.tokens.loc` writes them.
-WebDataset: members of one sample share their name up to the first dot; a picture (jpg, png) and a json with the fields
-above, or a txt with the answer alone.
+JSONL, one object a line: {"image": "a.jpg" | ["a.jpg", ...], "prompt": "...", "answer": "...", "kind": "vqa"};
+`question` is another word for prompt, and captions may leave it out. Boxes are <loc> tokens in the answer, as
+`ki_vla.tokens.loc` writes them. WebDataset: members of one sample share their name up to the first dot; a picture
+(jpg, png) and a json with the fields above, or a txt with the answer alone.
 """
 
 from __future__ import annotations
