@@ -37,7 +37,9 @@ from ki_robot.messages import fill_joint_state, joint_values, odometry_values, s
 
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-WATCH_S = 0.25
+WATCH_S = 0.1
+DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
+LOOKING = 'looks for its controllers'
 FOLLOWED = (PolicyStatus.STATE_RUNNING,)
 ENDED = (PolicyStatus.STATE_READY, PolicyStatus.STATE_DRY_RUN, PolicyStatus.STATE_UNCONFIGURED)
 
@@ -72,6 +74,7 @@ class ChunkExecutor(LifecycleNode):
         self._dispatch: threading.Thread | None = None
         self._lateness = diagnostics.Durations()
         self._blocked = ''
+        self._begin_s = 0.0
         self._said = ''
         self._jump: Any = None
         self.parameters = Parameters(self, SETTINGS, lambda: self._follower is not None)
@@ -139,6 +142,8 @@ class ChunkExecutor(LifecycleNode):
         if self.parameters['enabled']:
             self._follower.enable(True, time.monotonic_ns())
         self._stopping.clear()
+        # Nothing is commanded before the first look has found every controller.
+        self._blocked, self._begin_s = LOOKING, time.monotonic()
         self._dispatch = threading.Thread(target=self._run, name='dispatch', daemon=True)
         self._dispatch.start()
 
@@ -352,15 +357,21 @@ class ChunkExecutor(LifecycleNode):
                 blocked = f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.'
             if blocked:
                 break
-        if blocked and blocked != self._blocked:
+        settling = time.monotonic() - self._begin_s < DISCOVERY_S
+        if blocked and settling:
+            blocked = LOOKING
+        elif blocked and blocked != self._blocked:
             self.get_logger().error(blocked)
+        if self._blocked and not blocked:
+            with self._lock:
+                self._follower.unblock()
         self._blocked = blocked
 
     def _diagnose(self) -> None:
         follower = self._follower
         state = follower.state if follower is not None else State.DISABLED
         level = {State.HOLD: diagnostics.WARN, State.FAULT: diagnostics.ERROR}.get(state, diagnostics.OK)
-        if self._blocked:
+        if self._blocked not in ('', LOOKING):
             level = diagnostics.ERROR
         values = {
             'state': state.value,

@@ -175,6 +175,11 @@ class Follower:
             self.reason = reason
         self._chunk = None
 
+    def unblock(self) -> None:
+        """What `stop` was called for is over; the next chunk may be followed."""
+        if self.state in (State.HOLD, State.IDLE):
+            self.reason = 'waits for a chunk'
+
     def reset_fault(self) -> str:
         """Leaves a fault; returns why not, or an empty text."""
         if self._estop:

@@ -1,0 +1,23 @@
+"""Somebody else commands the same controller: the executor holds and names the topic."""
+
+from __future__ import annotations
+
+import pytest
+from std_msgs.msg import Float64MultiArray
+
+pytestmark = pytest.mark.ros
+
+
+def test_a_second_publisher_on_a_command_topic_holds_the_robot(rig):
+    rig.start_executor()
+    rig.start_policy()
+    rig.running()
+    other = rig.node.create_publisher(Float64MultiArray, 'hand_controller/commands', 1)
+    rig.until('a hold', lambda: 'Somebody else publishes on /hand_controller/commands' in rig.state)
+    errors = [s for _, m in rig.diagnostics for s in m.status if s.level == b'\x02' and 'Somebody else' in s.message]
+    rig.until(
+        'a diagnostic',
+        lambda: errors or any('Somebody else' in s.message for _, m in rig.diagnostics for s in m.status),
+    )
+    rig.node.destroy_publisher(other)
+    rig.until('running again', lambda: rig.state == 'run')

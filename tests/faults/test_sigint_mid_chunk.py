@@ -1,0 +1,34 @@
+"""Ctrl-C mid-chunk: the hold goes out before the process ends, with status 0, in under a second."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.ros
+
+
+def test_the_executor_says_hold_before_it_ends(rig):
+    executor = rig.start_executor()
+    rig.start_policy()
+    rig.running()
+    asked_ns = executor.send(signal.SIGINT)
+    assert executor.popen.wait(5.0) == 0
+    assert time.monotonic_ns() - asked_ns < 2_000_000_000
+    held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
+    assert rig.robot.commands['arm'][-1] == held[-1]
+    assert list(held[-1][1].points[0].velocities) == [0.0, 0.0]
+    assert rig.robot.commands['base'][-1][1].twist.linear.x == 0.0
+    assert rig.robot.commands['hand'][-1][0] >= asked_ns
+
+
+def test_the_robot_holds_when_the_policy_is_interrupted(rig):
+    rig.start_executor()
+    policy = rig.start_policy()
+    rig.running()
+    asked_ns = policy.send(signal.SIGTERM)
+    held_ns = rig.holds(asked_ns)
+    assert (held_ns - asked_ns) / 1e6 < 300.0
+    assert policy.popen.wait(5.0) == 0

@@ -1,0 +1,43 @@
+"""An inference slower than usual: its chunk is used from the step that is due, the late part is never replayed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from ki_robot.interpolation import interpolate
+from ki_robot.messages import to_chunk
+
+pytestmark = pytest.mark.ros
+
+
+def test_the_late_part_of_a_chunk_is_skipped(rig):
+    rig.start_executor()
+    rig.start_policy(latency=0.6, mode='latest', execute_steps=5, period=3.0)
+    rig.running()
+    rig.until('four chunks', lambda: len(rig.chunks) >= 4, 15.0)
+    ros_minus_steady = rig.node.get_clock().now().nanoseconds - time.monotonic_ns()
+    arrivals = [arrived + ros_minus_steady for arrived, _ in rig.chunks]
+    chunks = [to_chunk(message) for _, message in rig.chunks]
+    for chunk, arrived in zip(chunks, arrivals, strict=True):
+        assert (arrived - chunk.start_ns) / 1e9 >= 0.6
+    # While a chunk is followed, the hand is commanded what the chunk says for that very moment.
+    column = rig.contract.action_names.index('gripper/position')
+    sent = [(t + ros_minus_steady, message.data[0]) for t, message in list(rig.robot.commands['hand'])]
+    settled = [(t, value) for t, value in sent if arrivals[-2] + 200_000_000 < t < arrivals[-1]]
+    assert len(settled) > 10
+    times = np.array([t for t, _ in settled])
+    due, _ = interpolate(chunks[-2], times)
+    assert np.abs(np.array([value for _, value in settled]) - due[:, column]).max() < 0.05
+    first = chunks[-2].data_HN[0, column]
+    assert np.abs(due[:, column] - first).max() > 0.05, 'the motion is too small to tell a replay'
+
+
+def test_a_chunk_that_ends_before_the_next_is_ready_holds_the_robot(rig):
+    rig.start_executor(max_observation_age=10.0)
+    rig.start_policy(latency=2.0, execute_steps=40)
+    rig.running()
+    rig.until('the chunk has run out', lambda: 'run out' in rig.state or 'run out' in rig.status.message, 15.0)
+    rig.until('the arm holds', lambda: rig.hold_points(0))
