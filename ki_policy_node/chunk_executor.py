@@ -24,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import PolicyStatus, SafetyEvent
 from ki_policy_node import diagnostics, process
+from ki_policy_node.errors import NodeError
 from ki_policy_node.follower import Follower, Hold
 from ki_policy_node.outputs import Output, Plan, make_output
 from ki_policy_node.parameters import Parameters, Setting
@@ -34,6 +35,7 @@ from ki_robot.errors import Reason, Rejected
 from ki_robot.guard import GuardPolicy
 from ki_robot.limits import action_limits, read_limits
 from ki_robot.messages import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+from ki_robot.names import interface_of
 
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -117,6 +119,13 @@ class ChunkExecutor(LifecycleNode):
             max_tracking_error=self.parameters['max_tracking_error'],
             guard=policy,
         )
+        measured = set(contract.state_names)
+        for column in contract.actions:
+            if interface_of(column.name) == 'position' and column.name not in measured:
+                raise NodeError(
+                    f'Robot {contract.name} commands {column.name} but does not measure it, so no hold is possible; '
+                    'add it to the state of the contract.'
+                )
         outputs = [make_output(self, spec, contract) for spec in contract.outputs]
         self._follower = Follower(contract, limits, rules, round(1e9 / self.parameters['rate']))
         self._outputs = outputs
@@ -207,10 +216,9 @@ class ChunkExecutor(LifecycleNode):
                     self._follower.on_invalid_state(str(error), error.reason is Reason.NON_FINITE, steady_ns)
                 self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
                 return
-            if stream.type == 'joint_state':
-                with self._lock:
-                    pairs = dict(zip(columns, values.tolist(), strict=True))
-                    self._follower.on_state(pairs, stamp_ns(message.header) or steady_ns, steady_ns)
+            pairs = dict(zip(columns, values.tolist(), strict=True))
+            with self._lock:
+                self._follower.on_state(stream.name, pairs, stamp_ns(message.header) or steady_ns, steady_ns)
 
         return store
 

@@ -65,8 +65,9 @@ class Follower:
         self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(WINDOW_KNOTS + 1, dtype=np.int64)
         self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
         self._measured_N = np.full(len(names), np.nan)
-        self._measured_steady_ns: int | None = None
-        self._measured_stamp_ns = 0
+        # Stamp and arrival of every stream that measures what is commanded.
+        moved = {name for name, is_position in zip(names, self._position_N, strict=True) if is_position}
+        self._measured_by = {column.source: (0, -1) for column in contract.state if column.name in moved}
         self._invalid_states = self._invalid_chunks = 0
         self._chunk: ActionChunk | None = None
         self._slope_HN: Matrix | None = None
@@ -82,15 +83,14 @@ class Follower:
 
     # What comes in.
 
-    def on_state(self, values: Mapping[str, float], stamp_ns: int, steady_ns: int) -> None:
+    def on_state(self, stream: str, values: Mapping[str, float], stamp_ns: int, steady_ns: int) -> None:
         """Measured values by column name; a stamp that does not advance is not news."""
-        if stamp_ns == self._measured_stamp_ns:
+        if stream not in self._measured_by or stamp_ns == self._measured_by[stream][0]:
             return
-        self._measured_stamp_ns = stamp_ns
+        self._measured_by[stream] = (stamp_ns, steady_ns)
         for index, name in enumerate(self.contract.action_names):
             if name in values:
                 self._measured_N[index] = values[name]
-        self._measured_steady_ns = steady_ns
         self._invalid_states = 0
 
     def on_invalid_state(self, message: str, non_finite: bool, steady_ns: int) -> None:
@@ -153,7 +153,7 @@ class Follower:
     def on_clock_jump(self, seconds: float, steady_ns: int) -> None:
         """ROS time has jumped: every chunk is on a clock that is no more."""
         self._chunk = None
-        self._measured_stamp_ns = 0
+        self._measured_by = {stream: (0, steady) for stream, (_, steady) in self._measured_by.items()}
         if self.state is State.RUN:
             self._hold(f'ROS time jumped by {seconds:.3f} s', steady_ns)
 
@@ -270,12 +270,12 @@ class Follower:
     def _stale(self, steady_ns: int) -> str:
         """Why the measured pose cannot be trusted; empty when it can."""
         known_N = np.isfinite(self._measured_N) | ~self._position_N
-        if not known_N.all() or self._measured_steady_ns is None:
+        if not known_N.all():
             column = self.contract.action_names[int(np.argmin(known_N))]
             return f'No measured state of {column} has come yet.'
-        age_ns = steady_ns - self._measured_steady_ns
-        if self.rules.state_timeout_ns and age_ns > self.rules.state_timeout_ns:
-            return f'The measured state is older than {self.rules.state_timeout_ns / 1e9:g} s.'
+        for stream, (_, arrived_ns) in self._measured_by.items():
+            if self.rules.state_timeout_ns and steady_ns - arrived_ns > self.rules.state_timeout_ns:
+                return f'The measured state of {stream} is older than {self.rules.state_timeout_ns / 1e9:g} s.'
         return ''
 
     def _advance(self, now_ns: int, steady_ns: int) -> Plan:
