@@ -21,6 +21,7 @@ from ki_vla.model import KiVla, initialise
 # Buffers that some library versions save although they hold nothing that was learned.
 DEAD_SUFFIXES = ('.rotary_emb.inv_freq', '.embeddings.position_ids')
 SHOWN = 12
+MAX_DEPTH = 1000
 
 VISION_PARTS = {
     'norm1': 'layer_norm1',
@@ -98,9 +99,19 @@ class ImportReport:
 
 
 def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of our model, without its memory."""
-    with torch.device('meta'):
-        return {name: tuple(value.shape) for name, value in KiVla(config).state_dict().items()}
+    """Names and shapes of our model, without its memory.
+
+    Raises:
+        VlaError: the configuration describes a model that no machine could hold.
+    """
+    depth = max(config.vision.depth, config.backbone.depth, config.expert.depth)
+    if depth > MAX_DEPTH:
+        raise VlaError(f'the configuration {config.name!r} has {depth} layers; at most {MAX_DEPTH} are possible.')
+    try:
+        with torch.device('meta'):
+            return {name: tuple(value.shape) for name, value in KiVla(config).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise VlaError(f'the configuration {config.name!r} cannot be built: {error}.') from error
 
 
 def vision_name(ours: str, prefix: str) -> str:

@@ -189,7 +189,7 @@ class FastCodec:
             raise VlaError(f'FAST codec: the field {error} is missing.') from error
         except Exception as error:  # the tokenizers library raises bare Exception
             raise VlaError(f'FAST codec: not readable ({error}).') from error
-        if not codec.scale > 0 or codec.horizon < 1 or codec.columns < 1 or codec.max_token < codec.min_token:
+        if not 0 < codec.scale < np.inf or codec.horizon < 1 or codec.columns < 1 or codec.max_token < codec.min_token:
             raise VlaError(f'FAST codec: impossible scale {codec.scale} or shape {codec.horizon} x {codec.columns}.')
         return codec
 

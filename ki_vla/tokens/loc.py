@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from ki_robot.transforms import placement
 from ki_vla.errors import VlaError
 
 _BOX = re.compile(r'<loc(\d{4})>' * 4)
@@ -36,3 +37,27 @@ def read_boxes(text: str, bins: int = 1024) -> np.ndarray:
     if steps.size and steps.max() >= bins:
         raise VlaError(f'<loc{int(steps.max()):04d}> lies beyond the {bins} steps of this vocabulary.')
     return (steps + 0.5) / bins
+
+
+def from_pixels(box: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
+    """A box in pixels of a camera image -> 0..1 of the padded square that the model sees.
+
+    Args:
+        box: y0, x0, y1, x1 in pixels; what lies beyond the image is cut off.
+        height: of the camera image.
+        width: of the camera image.
+        size: of the square, as `resize_with_pad` makes it.
+    """
+    top, left, new_height, new_width = placement(height, width, size)
+    limits = np.array([height, width, height, width], dtype=np.float64)
+    inside = np.clip(np.asarray(box, dtype=np.float64), 0.0, limits) / limits
+    return (np.array([top, left, top, left]) + inside * [new_height, new_width, new_height, new_width]) / size
+
+
+def to_pixels(box: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
+    """The inverse of `from_pixels`, for boxes that the model has said; cut off at the image's edges."""
+    top, left, new_height, new_width = placement(height, width, size)
+    inside = (np.asarray(box, dtype=np.float64) * size - [top, left, top, left]) / [
+        new_height, new_width, new_height, new_width
+    ]  # fmt: skip
+    return np.clip(inside, 0.0, 1.0) * [height, width, height, width]

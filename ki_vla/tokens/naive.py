@@ -94,8 +94,9 @@ class NaiveCodec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NaiveCodec:
-        """From `to_dict`; a missing field is an error that names it."""
-        try:
-            return cls(**{name: int(data[name]) for name in ('horizon', 'columns', 'bins', 'stride')})
-        except KeyError as error:
-            raise VlaError(f'naive codec: the field {error} is missing.') from error
+        """From `to_dict`; a missing or malformed field is an error that names it."""
+        names = ('horizon', 'columns', 'bins', 'stride')
+        for name in names:
+            if isinstance(data.get(name), bool) or not isinstance(data.get(name), int):
+                raise VlaError(f'naive codec: {name} is {data.get(name)!r}; a whole number is needed.')
+        return cls(**{name: data[name] for name in names})

@@ -119,7 +119,10 @@ class Vocabulary:
             raise VlaError(
                 f'vocabulary: missing {sorted(names - set(data))}, unexpected {sorted(set(data) - names)} fields.'
             )
-        return cls(**{name: int(value) for name, value in data.items()})
+        wrong = [name for name, value in data.items() if isinstance(value, bool) or not isinstance(value, int)]
+        if wrong:
+            raise VlaError(f'vocabulary: {wrong[0]} is {data[wrong[0]]!r}; a whole number is needed.')
+        return cls(**data)
 
 
 def gemma_vocabulary() -> Vocabulary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -139,6 +140,9 @@ def rewrite(folder, name, change):
         ('config.json', lambda d: d['model'].update(depth=3), 'depth'),
         ('config.json', lambda d: d['model'].update(horizon=13), 'horizon'),
         ('config.json', lambda d: d['model']['backbone'].update(mlp=256), 'do not fit the configuration'),
+        ('config.json', lambda d: d['model']['vision'].update(depth=10**9), 'at most 1000'),
+        ('config.json', lambda d: d['model'].update(vocab_size=2**70), 'vocab_size'),
+        ('config.json', lambda d: d['model']['vision'].update(mlp=2**70), 'cannot be built'),
         ('stats.json', lambda d: d.pop('state'), 'state and actions are needed'),
         ('stats.json', lambda d: d['actions']['names'].reverse(), 'another order'),
         ('fast.json', lambda d: d.update(columns=9), 'codec.columns'),
@@ -149,6 +153,51 @@ def test_parts_that_do_not_fit_each_other_are_refused_by_field(copy, name, chang
     rewrite(copy, name, change)
     with pytest.raises(VlaError, match=message):
         load_bundle(copy)
+
+
+def leaves(data, path=()):
+    """Every place in a JSON document, as a path of keys."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5), st.just([]), st.just({})
+)
+
+
+@pytest.mark.parametrize(
+    'name', ['config.json', 'stats.json', 'fast.json', 'tokenizer/vocabulary.json', 'manifest.json']
+)
+def test_any_value_in_any_field_loads_or_is_refused_with_a_sentence(copy, name):
+    original = (copy / name).read_bytes()
+    manifest = (copy / 'manifest.json').read_bytes()
+    places = [path for path in leaves(json.loads(original)) if 'tokenizer' not in path[:1]]
+
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data())
+    def check(data):
+        path, value = data.draw(st.sampled_from(places)), data.draw(SCALARS)
+
+        def change(document):
+            for key in path[:-1]:
+                document = document[key]
+            document[path[-1]] = value
+
+        try:
+            with contextlib.suppress(VlaError):  # any other kind of error fails the test
+                if name == 'manifest.json':
+                    edit_manifest(copy, change)
+                else:
+                    rewrite(copy, name, change)
+                load_bundle(copy)
+        finally:
+            (copy / name).write_bytes(original)
+            (copy / 'manifest.json').write_bytes(manifest)
+
+    check()
 
 
 def test_robots_that_do_not_fit_are_refused_field_by_field(written):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ki_robot.contract import load_contract
+from ki_robot.observation import Observation
 from ki_robot.transforms import Stats
 from ki_vla.batch import collate
 from ki_vla.errors import VlaError
@@ -53,9 +53,8 @@ def chunk(processor, seed=0):
 
 def test_observation_becomes_padded_views_state_and_prompt(processor):
     _, state = chunk(processor)
-    shown = processor.observe(
-        SimpleNamespace(images=images(DELTA), state=state, instruction='pick up the red block')
-    )  # fmt: skip
+    observation = Observation(1, images(DELTA), {'scene': 1, 'wrist': 1}, state, 1, 'pick up the red block', 'a')
+    shown = processor.observe(observation)
     size = processor.config.vision.image_size
     assert shown.images_VHWC.shape == (2, size, size, 3)
     assert shown.images_VHWC.dtype == np.uint8

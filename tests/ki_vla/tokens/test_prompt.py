@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ki_robot.transforms import resize_with_pad
 from ki_vla.errors import VlaError
-from ki_vla.tokens.loc import box_text, read_boxes
+from ki_vla.tokens.loc import box_text, from_pixels, read_boxes, to_pixels
 from ki_vla.tokens.prompt import action_prompt, plain_prompt
 from ki_vla.tokens.state import bin_centres, discretise, state_text
 from ki_vla.tokens.tokenizer import load_gemma, load_tokenizer, train_tokenizer
@@ -127,6 +128,33 @@ def test_boxes_are_off_by_at_most_half_a_step(values, bins):
 def test_impossible_boxes_are_refused(box):
     with pytest.raises(VlaError, match='box'):
         box_text(np.array(box))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),
+    height=st.integers(1, 900),
+    width=st.integers(1, 900),
+    size=st.sampled_from([32, 96, 224]),
+)
+def test_boxes_in_pixels_follow_the_picture_into_the_padded_square(values, height, width, size):
+    y0, y1 = sorted(values[:2])
+    x0, x1 = sorted(values[2:])
+    pixels = np.array([y0 * height, x0 * width, y1 * height, x1 * width])
+    box = from_pixels(pixels, height, width, size)
+    assert box.min() >= 0.0
+    assert box.max() <= 1.0
+    box_text(box)
+    np.testing.assert_allclose(to_pixels(box, height, width, size), pixels, atol=1e-6 * max(height, width))
+
+
+def test_a_box_lies_where_its_pixels_are_after_resizing():
+    image = np.zeros((120, 200, 3), np.uint8)
+    image[30:60, 50:150] = 255
+    square = resize_with_pad(image, 64)[..., 0] > 127
+    rows, columns = np.flatnonzero(square.any(axis=1)), np.flatnonzero(square.any(axis=0))
+    seen = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / 64
+    assert np.abs(from_pixels(np.array([30, 50, 60, 150]), 120, 200, 64) - seen).max() <= 1 / 64
 
 
 def test_a_box_beyond_the_vocabulary_is_refused():
