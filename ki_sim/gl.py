@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import importlib
 import os
@@ -47,6 +48,7 @@ def make_current() -> str:
         for name in candidates():
             try:
                 _context, _backend = _create(name), name
+                atexit.register(_free)  # before the driver is taken down, which a destructor would come after
                 break
             except Exception as error:  # PyOpenGL raises anything from AttributeError to GLError here
                 reasons.append(f'{name}: {type(error).__name__}: {error}')
@@ -54,6 +56,13 @@ def make_current() -> str:
             raise SimError(f'no OpenGL context could be made ({"; ".join(reasons)}): {MEND}')
     _context.make_current()
     return _backend
+
+
+def _free() -> None:
+    global _context
+    if _context is not None:
+        _context.free()
+        _context = None
 
 
 def _create(name: str) -> Any:

@@ -64,9 +64,10 @@ class Arms:
         _, dofs, site = self._address[side]
         lower = np.array([LIMITS[name].lower for name in ARM_JOINTS[side]])
         upper = np.array([LIMITS[name].upper for name in ARM_JOINTS[side]])
-        q = np.clip(np.asarray(start, np.float64), lower, upper)
+        q = np.asarray(start, np.float64)
         if q.shape != (6,):
-            raise SimError(f'inverse kinematics starts from 6 joint angles, got {q.shape[0] if q.ndim else 1}')
+            raise SimError(f'inverse kinematics starts from 6 joint angles, got {q.size}: give all of one arm')
+        q = np.clip(q, lower, upper)
         target, jacobian = np.asarray(position, np.float64), np.zeros((6, self.model.nv))
         best, best_error = q, np.inf
         for _ in range(iterations):

@@ -33,6 +33,7 @@ from ki_sim.things import KINDS, pairs
 if TYPE_CHECKING:
     from ki_sim.world import World
 
+SPLITS = ('train', 'heldout')
 OTHER = {'left': 'right', 'right': 'left'}
 RELEASED_SPEED = 0.05  # m/s: a thing slower than this has come to rest
 NEXT_TO_GAP = 0.06  # m between two things that stand next to each other
@@ -90,6 +91,8 @@ def episode(task: str, seed: int, goal: int | None = None, split: str = 'train')
     """
     if task not in TASKS:
         raise SimError(f"task '{task}' is not known: use one of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise SimError(f"split '{split}' is not known: use train or heldout")
     if seed < 0 or (goal is not None and goal < 0):
         raise SimError(f'seeds count from 0, got seed {seed} and goal {goal}')
     kind, goal_seed = TASKS[task], seed if goal is None else goal
@@ -163,9 +166,12 @@ def _stack_scene(rng: np.random.Generator, split: str) -> Scene:
     return Scene(place(rng, [*tops, foot]), sample_look(rng))
 
 
+STEADY = tuple(kind for kind in KINDS if kind != 'ball')  # what stays where it was put
+
+
 def _next_to_scene(rng: np.random.Generator, split: str) -> Scene:
     for _ in range(50):
-        scene = Scene(place(rng, _draw(rng, split, 3), gap=0.055), sample_look(rng))
+        scene = Scene(place(rng, _draw(rng, split, 3, STEADY), gap=0.055), sample_look(rng))
         if any(_far(scene, i, j) for i, j in _apart_pairs(scene, split)):
             return scene
     raise SimError('no scene with two things far apart was found: use another seed')
@@ -177,8 +183,8 @@ def _far(scene: Scene, i: int, j: int) -> bool:
 
 
 def _apart_pairs(scene: Scene, split: str) -> list[tuple[int, int]]:
-    steady = _targets(scene, split, lambda i: scene.things[i].kind != 'ball')
-    return [(i, j) for i in steady for j in range(len(scene.things)) if i != j and _far(scene, i, j)]
+    targets = _targets(scene, split)
+    return [(i, j) for i in targets for j in range(len(scene.things)) if i != j and _far(scene, i, j)]
 
 
 def _bus_scene(rng: np.random.Generator, split: str) -> Scene:
