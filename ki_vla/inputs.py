@@ -39,10 +39,13 @@ class Processing:
 
     def __post_init__(self) -> None:
         """Refuse choices that do not exist."""
-        if self.normalisation not in NORMALISATIONS:
+        if self.normalisation not in tuple(NORMALISATIONS):
             raise VlaError(f'processing.normalisation: {self.normalisation!r}; choose {" or ".join(NORMALISATIONS)}.')
         if self.pad_steps not in PAD_STEPS:
             raise VlaError(f'processing.pad_steps: {self.pad_steps!r}; choose {" or ".join(PAD_STEPS)}.')
+        for name in ('truncate_prompt', 'lower_case'):
+            if not isinstance(getattr(self, name), bool):
+                raise VlaError(f'processing.{name}: {getattr(self, name)!r}; write true or false.')
 
     @classmethod
     def from_dict(cls, data: Any) -> Processing:

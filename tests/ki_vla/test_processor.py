@@ -292,5 +292,9 @@ def test_choices_that_do_not_exist_are_refused():
         Processing(normalisation='minmax')
     with pytest.raises(VlaError, match='pad_steps'):
         Processing(pad_steps='zero')
+    with pytest.raises(VlaError, match='normalisation'):
+        Processing(normalisation=[])
+    with pytest.raises(VlaError, match='true or false'):
+        Processing(lower_case='yes')
     with pytest.raises(VlaError, match='exactly the fields'):
         Processing.from_dict({'normalisation': 'quantile'})
