@@ -331,6 +331,7 @@ class KiVla(nn.Module):
 
     # Inference
 
+    @torch.no_grad()
     def denoise(self, prefix: Prefix, noise: Tensor, steps: int = 10) -> Tensor:
         """Integrate the field from noise to an action chunk.
 

@@ -101,10 +101,11 @@ def denoise_guided(
     """
     H = noise_BHA.shape[1]
     weights_H = prefix_weights(H, delay, end, schedule, noise_BHA.device)
-    previous_BHA = _fill(previous_BPA, noise_BHA, end)
+    previous_BHA = at_full_length(previous_BPA, noise_BHA, end)
     return flow.euler(guide(field, previous_BHA, weights_H[None], g_max), noise_BHA, steps)
 
 
+@torch.no_grad()
 def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay: int, steps: int = 10) -> Tensor:
     """A new chunk [B, H, A] whose first `delay` actions are the old ones, exactly.
 
@@ -116,7 +117,7 @@ def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay
     H = noise_BHA.shape[1]
     if not 0 <= delay < H:
         raise VlaError(f'delay: {delay} must be at least 0 and below the horizon {H}.')
-    previous_BHA = _fill(previous_BPA, noise_BHA, delay)
+    previous_BHA = at_full_length(previous_BPA, noise_BHA, delay)
     given_H = torch.arange(H, device=noise_BHA.device) < delay
 
     def with_given(noisy: Tensor, tau: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay
     return torch.where(given_H[:, None], previous_BHA, flow.euler(with_given, noise_BHA, steps))
 
 
-def _fill(previous_BPA: Tensor, noise_BHA: Tensor, needed: int) -> Tensor:
+def at_full_length(previous_BPA: Tensor, noise_BHA: Tensor, needed: int) -> Tensor:
     """The old chunk at full length; what is added repeats its last row and is never looked at."""
     B, H, A = noise_BHA.shape
     P = previous_BPA.shape[1]

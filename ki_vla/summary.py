@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -94,8 +95,6 @@ def gradient_flow(chosen: Recipe) -> dict[str, dict[str, bool]]:
 
 def _one_loss(model: KiVla, chosen: Recipe, loss: str) -> torch.Tensor:
     """One of the three losses alone, with its graph: the batch is cut to the samples that have it."""
-    from dataclasses import fields, replace
-
     batch = random_batch(model.config)
     keep = batch.has_actions_B if loss in ('fast', 'flow') else ~batch.has_actions_B
     batch = replace(batch, **{f.name: v[keep] for f in fields(batch) if (v := getattr(batch, f.name)) is not None})

@@ -95,6 +95,7 @@ def test_a_gradient_is_stopped_in_one_place() -> None:
         ('model.py', 'no_grad'),
         ('losses.py', 'detach'),
         ('rtc.py', 'detach'),
+        ('rtc.py', 'no_grad'),
     }
 
 

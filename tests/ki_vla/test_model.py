@@ -184,7 +184,44 @@ def test_a_tiny_forward_takes_less_than_50_ms(make_model: Callable, make_batch: 
     best = 1.0
     with torch.no_grad():
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             model(batch)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
     assert best < 0.05
+
+
+class _Prefill(torch.nn.Module):
+    def __init__(self, model: KiVla) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, image_mask, prompt, prompt_mask, state):
+        tokens = self.model.encode(images)
+        prefix = self.model.prefix(tokens, image_mask, prompt, prompt_mask, state)
+        return torch.stack(prefix.k), torch.stack(prefix.v), prefix.mask_BS
+
+
+class _Step(torch.nn.Module):
+    def __init__(self, model: KiVla) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, k, v, mask, noisy, tau):
+        return self.model.field(Prefix(k, v, mask), noisy, tau)
+
+
+def test_prefill_and_step_are_graphs_of_tensors(make_model: Callable, make_batch: Callable) -> None:
+    """They export, so no Python looks at a value; and the exported graphs give the same numbers for other inputs."""
+    model = make_model().eval()
+    batches = [make_batch(model, seed=s) for s in (0, 1)]
+    inputs = [(b.images_BVCHW, b.image_mask_BV, b.prompt_BL, b.prompt_mask_BL, b.state_BS) for b in batches]
+    with torch.no_grad():
+        prefill_graph = torch.export.export(_Prefill(model), inputs[0]).module()
+        k, v, mask = prefill_graph(*inputs[1])
+        reference = prefill(model, batches[1])
+        assert torch.allclose(k, reference.k, atol=1e-5)
+        assert torch.equal(mask, reference.mask_BS)
+        noisy, tau = torch.randn(4, 8, 4), torch.rand(4, 8)
+        step_graph = torch.export.export(_Step(model), (k, v, mask, noisy, tau)).module()
+        other = torch.randn(4, 8, 4), torch.rand(4, 8)
+        assert torch.allclose(step_graph(k, v, mask, *other), model.field(reference, *other), atol=1e-5)
