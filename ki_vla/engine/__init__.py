@@ -1,0 +1,1 @@
+"""Running a policy: one interface, several backends. Start with `select.open_engine`."""

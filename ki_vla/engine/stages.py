@@ -1,0 +1,337 @@
+"""The three stages of inference as modules of pure tensor functions: images, prefix, actions.
+
+They compute what `KiVla.prefill`, `KiVla.denoise` and `rtc` do, from packed layers (see `packing`) and without a
+batch. One definition serves torch in all its modes and the exported graphs. Views and prompt slots are static for an
+engine and symbolic for an exporter.
+
+Shape legend: V views, N tokens a view, L prompt slots, S prefix tokens, Y layers, G key/value heads, K head dim, D
+width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
+"""
+
+# Shape suffixes are upper case.
+# ruff: noqa: N815
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ki_vla import flow, masks, rtc
+from ki_vla.engine.packing import ImageLayer, LastLayer, Layer, Mix, Patches, Product, Rows, Rungs, Times, norm_of
+from ki_vla.errors import VlaError
+from ki_vla.expert import Expert
+from ki_vla.gemma import rope_table
+from ki_vla.model import KiVla
+
+LEAST = torch.finfo(torch.float32).min
+
+
+def attention(q_QNK: Tensor, k_SGK: Tensor, v_SGK: Tensor, bias: Tensor) -> Tensor:
+    """One softmax over keys that several heads share; logits and softmax in float32.
+
+    The heads of one group are rows of one product: with a single key/value head nothing is moved or repeated.
+
+    Args:
+        q_QNK: scaled and rotated queries.
+        k_SGK: rotated keys.
+        v_SGK: values.
+        bias: float32 [1, S], or [Q, S] where queries differ: 0 or the least float.
+
+    Returns:
+        [Q, N * K].
+    """
+    Q, N, K = q_QNK.shape
+    G = k_SGK.shape[1]
+    if len(bias) > 1:
+        bias = bias[:, None].expand(-1, N // G, -1).flatten(0, 1)
+    if G == 1:
+        logits = (q_QNK.reshape(Q * N, K) @ k_SGK[:, 0].t()).float() + bias
+        return (logits.softmax(dim=-1).to(v_SGK.dtype) @ v_SGK[:, 0]).reshape(Q, N * K)
+    q_GRK = q_QNK.reshape(Q, G, N // G, K).transpose(0, 1).flatten(1, 2)
+    logits = (q_GRK @ k_SGK.permute(1, 2, 0)).float() + bias
+    mixed_GRK = logits.softmax(dim=-1).to(v_SGK.dtype) @ v_SGK.transpose(0, 1)
+    return mixed_GRK.reshape(G, Q, N // G, K).transpose(0, 1).reshape(Q, N * K)
+
+
+def attention_sdpa(q_QNK: Tensor, k_SGK: Tensor, v_SGK: Tensor, bias: Tensor) -> Tensor:
+    """The same through torch's fused kernel, which is the faster one on some devices and the slower one on others."""
+    Q, N, K = q_QNK.shape
+    G = k_SGK.shape[1]
+    if len(bias) > 1:
+        bias = bias[:, None].expand(-1, N // G, -1).flatten(0, 1)
+    q_GRK = q_QNK.reshape(Q, G, N // G, K).transpose(0, 1).flatten(1, 2)
+    mixed_1GRK = F.scaled_dot_product_attention(
+        q_GRK[None],
+        k_SGK.transpose(0, 1)[None],
+        v_SGK.transpose(0, 1)[None],
+        bias[None, None].to(q_QNK.dtype),
+        scale=1.0,
+    )
+    return mixed_1GRK.reshape(G, Q, N // G, K).transpose(0, 1).reshape(Q, N * K)
+
+
+ATTENTIONS = {'matmul': attention, 'sdpa': attention_sdpa}
+
+
+class VisionStage(nn.Module):
+    """Camera views, uint8 [V, H, W, 3] -> backbone inputs [V, N, D]."""
+
+    def __init__(self, model: KiVla, rungs: Rungs) -> None:
+        super().__init__()
+        vision = model.vision
+        self.patches = Patches(vision.patch, vision.position, rungs)
+        self.layers = nn.ModuleList(ImageLayer(layer, rungs) for layer in vision.layers)
+        if rungs.folded:
+            self.norm = nn.LayerNorm(vision.norm.normalized_shape, eps=vision.norm.eps, elementwise_affine=False)
+            self.projector = Product([model.projector], True, vision.norm.weight, vision.norm.bias)
+        else:
+            self.norm, self.projector = vision.norm, Product([model.projector], True)
+
+    def forward(self, images_VHWC: Tensor) -> Tensor:
+        """See the class."""
+        x_VND = self.patches(images_VHWC)
+        for layer in self.layers:
+            x_VND = layer(x_VND)
+        return self.projector(self.norm(x_VND))
+
+
+class Cached(NamedTuple):
+    """What the action expert reads, however many steps it takes.
+
+    Attributes:
+        k, v: rotated keys, and values, of the prefix [Y, S, G, K].
+        cos, sin: rotary tables of the queries, float32 [Q, 1, K / 2].
+        bias: what is added to logits over prefix and queries, float32 [1|Q, S + Q].
+        state_1D: pi0's state token; None for other models.
+    """
+
+    k: Tensor
+    v: Tensor
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor
+    state_1D: Tensor | None = None
+
+
+class PrefixStage(nn.Module):
+    """Image tokens, prompt and state -> all that the action expert reads (see `Cached`)."""
+
+    def __init__(self, model: KiVla, rungs: Rungs, attend: str = 'matmul') -> None:
+        super().__init__()
+        check_head(model)
+        self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
+        self.horizon, self.state_in = model.config.horizon, model.expert.state_in
+        self.scale = model.config.backbone.width**0.5
+        self.attend = ATTENTIONS[attend]
+        *layers, last = model.backbone.layers
+        self.layers = nn.ModuleList(Layer(layer, rungs) for layer in layers)
+        self.last = LastLayer(last, rungs)
+
+    def forward(
+        self, tokens_VND: Tensor, image_mask_V: Tensor, prompt_L: Tensor, prompt_mask_L: Tensor, state_S: Tensor
+    ) -> Cached:
+        """`state_S` is the normalised state; only a state token reads it."""
+        parts = [tokens_VND.flatten(0, 1), (self.embed(prompt_L) * self.scale).to(tokens_VND.dtype)]
+        if self.state_proj is not None:
+            parts.append(self.state_proj(state_S[None].to(self.state_proj.weight.dtype)).to(tokens_VND.dtype))
+        mask_BS = masks.prefix_mask(
+            image_mask_V[None], tokens_VND.shape[1], prompt_mask_L[None], self.state_proj is not None
+        )
+        rope = rope_table(masks.positions(mask_BS)[0], self.head_dim)
+        bias_1S = bias_of(mask_BS)
+        x_SD = torch.cat(parts)
+        keys, values = [], []
+
+        def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys.append(k)
+            values.append(v)
+            return self.attend(q, k, v, bias_1S)
+
+        for layer in self.layers:
+            x_SD = layer(x_SD, rope, mix)
+        k, v = self.last(x_SD, rope)
+        return Cached(torch.stack([*keys, k]), torch.stack([*values, v]), *self._queries(mask_BS, state_S))
+
+    def _queries(self, mask_BS: Tensor, state_S: Tensor) -> tuple[Tensor, ...]:
+        """Where the queries of the action expert stand and what they see, the same for every step."""
+        Q = self.horizon + (self.state_in is not None)
+        rope = rope_table(masks.positions_after(masks.lengths(mask_BS), Q)[0], self.head_dim)
+        if self.state_in is None:
+            return *rope, bias_of(torch.cat([mask_BS, torch.ones_like(mask_BS[:, :1]).expand(1, Q)], dim=1))
+        own_QQ = masks.state_then_actions(Q, mask_BS.device)[0]
+        state_1D = self.state_in(state_S[None].to(self.state_in.weight.dtype))
+        return *rope, bias_of(torch.cat([mask_BS.expand(Q, -1), own_QQ], dim=1)), state_1D
+
+
+def bias_of(mask: Tensor) -> Tensor:
+    """0 where `mask` is True, the least float32 elsewhere."""
+    return torch.where(mask, 0.0, LEAST)
+
+
+def check_head(model: KiVla) -> None:
+    """Packed stages exist for the action expert.
+
+    Raises:
+        VlaError: another head.
+    """
+    if not isinstance(model.expert, Expert):
+        raise VlaError(
+            f"model.head: {model.config.head!r} cannot be packed or exported, only 'expert' can; "
+            "run it with backend 'torch', mode 'eager'."
+        )
+
+
+class ActionStage(nn.Module):
+    """The action expert on a cached prefix.
+
+    `row` stands for the flow time: the number of an Euler step, as a number or int64 [1], or one per action, int64 [H],
+    where some are given and have their own time, row `steps`, which is tau = 1.
+
+    Args:
+        model: with head 'expert'.
+        steps: Euler steps.
+        rungs: changes to the layers.
+        attend: see `ATTENTIONS`.
+    """
+
+    def __init__(self, model: KiVla, steps: int, rungs: Rungs, attend: str = 'matmul') -> None:
+        super().__init__()
+        check_head(model)
+        expert = model.expert
+        self.steps, self.attend = steps, ATTENTIONS[attend]
+        device = expert.action_in.weight.device
+        tau_T = torch.cat([flow.step_times(steps, device), torch.ones(1, device=device)])
+        self.times = Times(expert, tau_T)
+        self.register_buffer('tau_T', tau_T, persistent=False)
+        self.register_buffer('strength_T', rtc.guidance_strength(tau_T), persistent=False)
+        self.action_in = Product([first_layer(expert)], True)
+        self.time_out = None if expert.adaptive else Product([expert.time_out], True)
+        self.layers = nn.ModuleList(Layer(layer, rungs) for layer in expert.layers)
+        self.norm, scale = norm_of(expert.norm, rungs)
+        self.action_out = Product([expert.action_out], True, scale)
+
+    def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
+        """The flow field omega - a, float32 [H, A]."""
+        H = len(noisy_HA)
+        x_QD = self.action_in(noisy_HA.to(self.action_in.weights[0].dtype))
+        if self.time_out is not None:
+            x_QD = self.time_out(F.silu(x_QD + self.times.bias[row]))
+        if cached.state_1D is not None:
+            x_QD = torch.cat([cached.state_1D, x_QD])
+            if isinstance(row, Tensor) and len(row) > 1:
+                # The state is clean: its own tau is 1.
+                row = torch.cat([torch.full_like(row[:1], self.steps), row])
+        rope = cached.cos, cached.sin
+        for index, layer in enumerate(self.layers):
+            x_QD = layer(x_QD, rope, self._mix(cached, index), self._rows(row, 2 * index, 2 * index + 1))
+        rows = self._rows(row, 2 * len(self.layers))
+        x_QD, _ = self.norm(x_QD, rows and rows[0])
+        return self.action_out(x_QD[-H:]).float()
+
+    def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
+        return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None
+
+    def _mix(self, cached: Cached, layer: int) -> Mix:
+        def mix(q_QNK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> Tensor:
+            k, v = torch.cat([cached.k[layer], k_QGK]), torch.cat([cached.v[layer], v_QGK])
+            return self.attend(q_QNK, k, v, cached.bias)
+
+        return mix
+
+    def plain(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
+        """One Euler step."""
+        return flow.step(noisy_HA, self.field(cached, noisy_HA, row), 1.0 / self.steps)
+
+    def trained(
+        self, cached: Cached, noisy_HA: Tensor, row: int | Tensor, previous_HA: Tensor, given_H: Tensor
+    ) -> Tensor:
+        """One step where the actions `given_H` are those of the old chunk, at their own time (see `rtc`)."""
+        given_H1 = given_H[:, None]
+        noisy_HA = torch.where(given_H1, previous_HA, noisy_HA)
+        return torch.where(given_H1, previous_HA, self.plain(cached, noisy_HA, torch.where(given_H, self.steps, row)))
+
+    def guided(
+        self, cached: Cached, noisy_HA: Tensor, row: int | Tensor, previous_HA: Tensor, weights_H: Tensor
+    ) -> Tensor:
+        """One step, pulled towards the old chunk by the true vector-Jacobian product (see `rtc.guide`)."""
+        tau_1 = self.tau_T[row].reshape(1)
+        with torch.enable_grad():
+            point_HA = noisy_HA.detach().requires_grad_()
+            value_HA = self.field(cached, point_HA, row)
+            estimate_HA = flow.clean_estimate(point_HA, value_HA, tau_1)
+            error_HA = (previous_HA - estimate_HA.detach()) * weights_H[:, None]
+            (correction_HA,) = torch.autograd.grad(estimate_HA, point_HA, error_HA)
+        field_HA = value_HA.detach() - self.strength_T[row] * correction_HA
+        return flow.step(noisy_HA, field_HA, 1.0 / self.steps)
+
+
+def first_layer(expert: Expert) -> nn.Linear:
+    """From actions to the expert; pi0's also goes through the half of the time MLP's first layer that reads actions."""
+    if expert.adaptive:
+        return expert.action_in
+    source, half = expert.action_in, expert.time_in.weight[:, : expert.width].detach().float()
+    joined = nn.Linear(source.in_features, expert.width, device=source.weight.device, dtype=source.weight.dtype)
+    with torch.no_grad():
+        joined.weight.copy_(half @ source.weight.float())
+        joined.bias.copy_(half @ source.bias.float())
+    return joined
+
+
+KINDS = ('plain', 'trained', 'guided')
+
+
+class Step(nn.Module):
+    """One Euler step of one kind, its tensors in a row: noisy actions [H, A] -> the next ones.
+
+    Args:
+        stage: the expert.
+        kind: of `KINDS`.
+    """
+
+    def __init__(self, stage: ActionStage, kind: str = 'plain') -> None:
+        super().__init__()
+        self.stage, self.kind = stage, kind
+
+    def forward(self, noisy_HA: Tensor, row: Tensor, *rest: Tensor) -> Tensor:
+        """`row` int64 [1]; then previous_HA and given_H or weights_H, unless the kind is plain; then `Cached`."""
+        carried, cached = (), rest
+        if self.kind != 'plain':
+            carried, cached = rest[:2], rest[2:]
+        return getattr(self.stage, self.kind)(Cached(*cached), noisy_HA, row, *carried)
+
+
+class Loop(nn.Module):
+    """All Euler steps of one kind: noise [H, A] -> actions [H, A]; `Step`'s tensors without `row`."""
+
+    def __init__(self, stage: ActionStage, kind: str = 'plain') -> None:
+        super().__init__()
+        self.stage, self.kind = stage, kind
+
+    def forward(self, noise_HA: Tensor, *rest: Tensor) -> Tensor:
+        """See the class."""
+        carried, cached = (), rest
+        if self.kind != 'plain':
+            carried, cached = rest[:2], rest[2:]
+        x_HA = noise_HA
+        for row in range(self.stage.steps):
+            x_HA = getattr(self.stage, self.kind)(Cached(*cached), x_HA, row, *carried)
+        return x_HA
+
+
+def pure(step: Step, tensors: tuple[Tensor, ...], symbolic: bool = False) -> nn.Module:
+    """A guided step, its backward pass written out: a graph of tensor operations without autograd.
+
+    Exporters, compilers and CUDA graphs take that; a call of `autograd.grad` they do not.
+
+    Args:
+        step: of any kind.
+        tensors: example inputs.
+        symbolic: keep the number of prefix tokens a symbol.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = 'symbolic' if symbolic else 'real'
+    return make_fx(lambda *given: step(*given), tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)

@@ -1,0 +1,275 @@
+"""The torch runner: the model as it is, its packed stages, compiled, and as CUDA graphs over fixed buffers.
+
+    eager      KiVla itself, every head; what everything else is compared with
+    packed     the stages of `stages.py`
+    compiled   packed stages through torch.compile
+    graphs     packed stages, one CUDA graph for the prefix and one for the loop
+    fast       compiled stages inside those graphs
+
+Shape legend: H horizon, A action dims.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ki_vla import flow, rtc
+from ki_vla.engine.graphs import Capture, Fixed, capture_cuda
+from ki_vla.engine.interface import Carried, Shape
+from ki_vla.engine.packing import Rungs
+from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
+from ki_vla.errors import VlaError
+from ki_vla.inputs import ModelInputs
+from ki_vla.model import KiVla, Prefix
+
+INPUTS = ('images_VHWC', 'image_mask_V', 'prompt_L', 'prompt_mask_L', 'state_S')
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TorchMode:
+    """How a model is run.
+
+    Attributes:
+        rungs: which changes are made to its layers; None runs `KiVla` itself.
+        compiled: through torch.compile.
+        graphs: as CUDA graphs.
+        attend: how the packed stages attend, see `stages.ATTENTIONS`.
+    """
+
+    rungs: Rungs | None = field(default_factory=Rungs)
+    compiled: bool = False
+    graphs: bool = False
+    attend: str = 'matmul'
+
+    def __post_init__(self) -> None:
+        """Graphs and compiling are for stages."""
+        if self.rungs is None and (self.compiled or self.graphs):
+            raise VlaError('mode: compiling and CUDA graphs need packed stages (rungs), not the model as it is.')
+
+
+MODES = {
+    'eager': TorchMode(rungs=None),
+    'packed': TorchMode(),
+    'compiled': TorchMode(compiled=True),
+    'graphs': TorchMode(graphs=True),
+    'fast': TorchMode(compiled=True, graphs=True),
+}
+
+
+class Clock:
+    """Times of stages. On a CUDA device marks are put into its queue, and read when the result has arrived."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == 'cuda'
+        self._marks: list[tuple[str, Any]] = []
+
+    def start(self) -> None:
+        """Forget what was measured and begin."""
+        self._marks = [('', self._now())]
+
+    def mark(self, stage: str) -> None:
+        """The stage ends here."""
+        self._marks.append((stage, self._now()))
+
+    def read_ms(self) -> dict[str, float]:
+        """Milliseconds by stage; call it when the device has caught up."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._cuda:
+            return {stage: begin.elapsed_time(end) for (_, begin), (stage, end) in pairs}
+        return {stage: 1e3 * (end - begin) for (_, begin), (stage, end) in pairs}
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class TorchRunner:
+    """A model on one device in one mode.
+
+    Args:
+        model: its weights are moved to `device` and `dtype` and frozen.
+        steps: Euler steps.
+        mode: see `TorchMode`.
+        device: 'cpu', 'cuda', 'cuda:1' ...
+        dtype: of weights and activations; norms, softmax and the integration stay in float32.
+        capture: how graphs are recorded.
+    """
+
+    def __init__(
+        self,
+        model: KiVla,
+        steps: int,
+        mode: TorchMode,
+        device: torch.device | str = 'cpu',
+        dtype: torch.dtype | None = None,
+        capture: Capture = capture_cuda,
+    ) -> None:
+        self.device, self.mode, self.steps = torch.device(device), mode, steps
+        self.shares_buffers = mode.graphs
+        self.times_ms: dict[str, float] = {}
+        self._clock, self._capture = Clock(self.device), capture
+        model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self._plain: _Plain | None = None
+        self._vision, self._prefix, self._loops = None, None, {}
+        self._graphs: dict[Any, Fixed] = {}
+        self._pinned: dict[Any, Tensor] = {}
+        if mode.rungs is None:
+            self._plain = _Plain(model, steps)
+            return
+        with torch.no_grad():
+            self._vision = VisionStage(model, mode.rungs)
+            self._prefix = PrefixStage(model, mode.rungs, mode.attend)
+            self._stage = ActionStage(model, steps, mode.rungs, mode.attend)
+        if mode.compiled:
+            self._vision, self._prefix = (_compiled(each) for each in (self._vision, self._prefix))
+
+    @torch.no_grad()
+    def prefill(self, shape: Shape, inputs: ModelInputs) -> Any:
+        """See `interface.Runner`."""
+        self._clock.start()
+        tensors = [self._input(name, getattr(inputs, name)) for name in INPUTS]
+        self._clock.mark('copy')
+        if self._plain is not None:
+            found: Any = self._plain.prefill(*tensors, self._clock)
+        elif self.mode.graphs:
+            found = self._graph(('prefix', shape), self._whole_prefix, tensors)(*tensors)
+            self._clock.mark('prefix')
+        else:
+            tokens_VND = self._vision(tensors[0])
+            self._clock.mark('vision')
+            found = self._prefix(tokens_VND, *tensors[1:])
+            self._clock.mark('prefix')
+        if self.device.type == 'cpu':
+            self.times_ms = self._clock.read_ms()
+        return found
+
+    @torch.no_grad()
+    def denoise(self, shape: Shape, prefix: Any, noise_HA: np.ndarray, carried: Carried | None) -> np.ndarray:
+        """See `interface.Runner`."""
+        kind = 'plain' if carried is None else carried.kind
+        given = {'noise': noise_HA}
+        if carried is not None:
+            given |= {'previous': carried.previous_HA, kind: carried.share_H}
+        tensors = [self._input(name, value) for name, value in given.items()]
+        if self._plain is not None:
+            actions = self._plain.denoise(prefix, kind, *tensors)
+        else:
+            cached = [each for each in prefix if each is not None]
+            if self.mode.graphs:
+                shared = range(len(tensors), len(tensors) + len(cached))
+                key = ('loop', shape, kind)
+                loop = partial(self._loop_for, shape, kind)
+                actions = self._graph(key, loop(tensors, cached), [*tensors, *cached], shared)(*tensors)
+            else:
+                actions = self._loop_for(shape, kind, tensors, cached)(*tensors, *cached)
+        self._clock.mark('denoise')
+        result = actions.float().cpu().numpy()
+        self.times_ms = self._clock.read_ms()
+        # A graph's output is overwritten by its next replay, and on a CPU numpy would look at that very buffer.
+        return result.copy() if self.device.type == 'cpu' else result
+
+    def close(self) -> None:
+        """Drop weights and graphs and give their memory back."""
+        self._graphs.clear()
+        self._loops.clear()
+        self._pinned.clear()
+        self._plain = self._vision = self._prefix = self._stage = None
+        if self.device.type == 'cuda':
+            torch.cuda.empty_cache()
+
+    def _input(self, name: str, value: np.ndarray) -> Tensor:
+        """A numpy array as a tensor on the device; in pinned memory still, where a graph fetches it itself."""
+        if self.device.type != 'cuda':
+            return torch.from_numpy(np.ascontiguousarray(value))
+        key = (name, value.shape)
+        if key not in self._pinned:
+            self._pinned[key] = torch.from_numpy(np.array(value)).pin_memory()
+        # By numpy: a copy by torch may wake its thread pool, which costs milliseconds now and then.
+        np.copyto(self._pinned[key].numpy(), value)
+        pinned = self._pinned[key]
+        return pinned if self.mode.graphs else pinned.to(self.device, non_blocking=True)
+
+    def _whole_prefix(self, images: Tensor, *rest: Tensor) -> Cached:
+        return self._prefix(self._vision(images), *rest)
+
+    def _graph(self, key: Any, function: Callable, examples: list[Tensor], shared: Any = ()) -> Fixed:
+        if key not in self._graphs:
+            self._graphs[key] = Fixed(function, examples, tuple(shared), self._capture, self.device)
+        return self._graphs[key]
+
+    def _loop_for(self, shape: Shape, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
+        """All steps of one kind as a function of tensors."""
+        # The written-out backward pass is made for one shape.
+        key = (kind, shape if kind == 'guided' else None)
+        if key not in self._loops:
+            if kind == 'guided' and (self.mode.graphs or self.mode.compiled):
+                loop = self._guided_loop(tensors, cached)
+            else:
+                loop = Loop(self._stage, kind)
+                loop = _compiled(loop) if self.mode.compiled else loop
+            self._loops[key] = loop
+        return self._loops[key]
+
+    def _guided_loop(self, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
+        noise, *carried = tensors
+        rows = [torch.full((1,), row, dtype=torch.int64, device=self.device) for row in range(self.steps)]
+        examples = [each.to(self.device) for each in (noise, rows[0], *carried, *cached)]
+        step = pure(Step(self._stage, 'guided'), tuple(examples))
+        step = _compiled(step) if self.mode.compiled else step
+
+        def loop(x_HA: Tensor, *rest: Tensor) -> Tensor:
+            for row in rows:
+                x_HA = step(x_HA, row, *rest)
+            return x_HA
+
+        return loop
+
+
+class _Plain:
+    """`KiVla` itself behind the same calls."""
+
+    def __init__(self, model: KiVla, steps: int) -> None:
+        if model.config.head == 'none':
+            raise VlaError("model.head 'none' has no continuous actions; decode its tokens instead (ki_vla.decode).")
+        self._model, self._steps = model, steps
+
+    def prefill(
+        self, images: Tensor, image_mask: Tensor, prompt: Tensor, prompt_mask: Tensor, state: Tensor, clock: Clock
+    ) -> Prefix:
+        tokens = self._model.encode(images.permute(0, 3, 1, 2)[None])
+        clock.mark('vision')
+        found = self._model.prefix(tokens, image_mask[None], prompt[None], prompt_mask[None], state[None])
+        clock.mark('prefix')
+        return found
+
+    def denoise(self, prefix: Prefix, kind: str, noise: Tensor, *carried: Tensor) -> Tensor:
+        model, noise = self._model, noise[None]
+        if model.config.head == 'parallel':
+            if kind != 'plain':
+                raise VlaError("carry: head 'parallel' does not sample, so it cannot continue a chunk.")
+            return model.parallel_actions(prefix)[0]
+        if kind == 'plain':
+            return model.denoise(prefix, noise, self._steps)[0]
+        previous, share = carried
+        if kind == 'trained':
+            delay = int(share.sum())
+            return rtc.denoise_trained(model.field_at(prefix), noise, previous[None], delay, self._steps)[0]
+        field_at = rtc.guide(model.field_at(prefix), previous[None], share[None])
+        return flow.euler(field_at, noise, self._steps)[0]
+
+
+def _compiled(function: Any) -> Any:
+    """Through torch.compile, one version a shape."""
+    return torch.compile(function, dynamic=False, fullgraph=True)

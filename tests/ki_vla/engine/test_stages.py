@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ki_vla import rtc
+from ki_vla.config import preset
+from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.packing import PLAIN, Rungs
+from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
+from ki_vla.errors import VlaError
+from ki_vla.model import KiVla
+
+STEPS = 4
+STRUCTURES = {
+    'text': {},
+    'continuous': {'state_repr': 'continuous'},
+    'pi0': {'state_repr': 'suffix', 'adaptive': False},
+    'suffix and adaptive': {'state_repr': 'suffix'},
+    'plain norms': {'adaptive': False},
+}
+RUNGS = {
+    'none': PLAIN,
+    'packed': Rungs(packed=True, folded=False, pixels=False),
+    'folded': Rungs(packed=False, folded=True, pixels=False),
+    'pixels': Rungs(packed=False, folded=False, pixels=True),
+    'all': Rungs(),
+}
+
+
+class Compared:
+    """A model, one observation (a camera missing), and what the model itself makes of it."""
+
+    def __init__(self, model: KiVla) -> None:
+        config = model.config
+        self.model = model.requires_grad_(False)
+        inputs = example_inputs(config, Shape(3, 20))
+        tensors = [torch.from_numpy(getattr(inputs, name)) for name in inputs.__dataclass_fields__]
+        self.images, self.image_mask, self.prompt, self.prompt_mask, self.state = tensors
+        self.image_mask[1] = False
+        rng = np.random.default_rng(3)
+        shape = (config.horizon, config.action_dim)
+        self.noise, self.previous = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
+        self.weights = rtc.prefix_weights(config.horizon, 2, 5)
+        self.given = torch.arange(config.horizon) < 2
+        views = self.images.permute(0, 3, 1, 2)[None]
+        with torch.no_grad():
+            self.prefix = model.prefill(
+                views, self.image_mask[None], self.prompt[None], self.prompt_mask[None], self.state[None]
+            )
+
+    def expected(self, kind: str) -> torch.Tensor:
+        noise, previous = self.noise[None], self.previous[None]
+        with torch.no_grad():
+            if kind == 'plain':
+                return self.model.denoise(self.prefix, noise, STEPS)[0]
+            if kind == 'trained':
+                return rtc.denoise_trained(self.model.field_at(self.prefix), noise, previous, 2, STEPS)[0]
+            return rtc.denoise_guided(self.model.field_at(self.prefix), noise, previous, 2, 5, STEPS)[0]
+
+    def carried(self, kind: str) -> tuple[torch.Tensor, ...]:
+        return {'plain': (), 'trained': (self.previous, self.given), 'guided': (self.previous, self.weights)}[kind]
+
+    def cached(self, rungs: Rungs, attend: str) -> list[torch.Tensor]:
+        with torch.no_grad():
+            tokens = VisionStage(self.model, rungs)(self.images)
+            prefix = PrefixStage(self.model, rungs, attend)
+            found = prefix(tokens, self.image_mask, self.prompt, self.prompt_mask, self.state)
+        return [each for each in found if each is not None]
+
+
+def build(make_model: Any, structure: str, **changes: Any) -> Compared:
+    return Compared(make_model(config=preset('tiny', **STRUCTURES[structure], **changes)))
+
+
+@pytest.mark.parametrize('rungs', RUNGS)
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_every_rung_alone_gives_the_numbers_of_the_model(make_model: Any, structure: str, rungs: str) -> None:
+    case = build(make_model, structure)
+    cached = case.cached(RUNGS[rungs], 'matmul')
+    valid = case.prefix.mask_BS[0]
+    torch.testing.assert_close(cached[0][:, valid], case.prefix.k[:, 0][:, valid], atol=2e-5, rtol=1e-5)
+    stage = ActionStage(case.model, STEPS, RUNGS[rungs])
+    for kind in ('plain', 'trained', 'guided'):
+        with torch.no_grad():
+            actions = Loop(stage, kind)(case.noise, *case.carried(kind), *cached)
+        torch.testing.assert_close(actions, case.expected(kind), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('attend', ['matmul', 'sdpa'])
+@pytest.mark.parametrize('kv_heads', [1, 2])
+def test_both_attentions_serve_shared_and_grouped_heads(make_model: Any, kv_heads: int, attend: str) -> None:
+    from dataclasses import replace
+
+    tiny = preset('tiny')
+    heads = {name: replace(getattr(tiny, name), kv_heads=kv_heads) for name in ('backbone', 'expert')}
+    case = build(make_model, 'pi0', **heads)
+    cached = case.cached(Rungs(), attend)
+    with torch.no_grad():
+        actions = Loop(ActionStage(case.model, STEPS, Rungs(), attend))(case.noise, *cached)
+    torch.testing.assert_close(actions, case.expected('plain'), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['plain', 'trained', 'guided'])
+def test_single_steps_make_the_same_chunk_as_the_loop(make_model: Any, kind: str) -> None:
+    case = build(make_model, 'text')
+    cached = case.cached(Rungs(), 'matmul')
+    step = Step(ActionStage(case.model, STEPS, Rungs()), kind)
+    actions = case.noise
+    with torch.no_grad():
+        for row in range(STEPS):
+            actions = step(actions, torch.tensor([row]), *case.carried(kind), *cached)
+    torch.testing.assert_close(actions, case.expected(kind), atol=1e-5, rtol=1e-5)
+
+
+def test_a_guided_step_written_out_needs_no_autograd(make_model: Any) -> None:
+    case = build(make_model, 'text')
+    cached = case.cached(Rungs(), 'matmul')
+    step = Step(ActionStage(case.model, STEPS, Rungs()), 'guided')
+    tensors = (case.noise, torch.tensor([0]), *case.carried('guided'), *cached)
+    with torch.no_grad():
+        written_out = pure(step, tensors)
+    assert not any('autograd' in str(node.target) for node in written_out.graph.nodes)
+    actions = case.noise
+    with torch.inference_mode():
+        for row in range(STEPS):
+            actions = written_out(actions, torch.tensor([row]), *case.carried('guided'), *cached)
+    torch.testing.assert_close(actions, case.expected('guided'), atol=1e-5, rtol=1e-5)
+    assert (actions - case.expected('plain')).abs().max() > 1e-2
+
+
+def test_padding_and_missing_cameras_are_not_read(make_model: Any) -> None:
+    case = build(make_model, 'text')
+    before = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *case.cached(Rungs(), 'matmul'))
+    case.images[1] = 255 - case.images[1]
+    case.prompt[~case.prompt_mask] = 7
+    after = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *case.cached(Rungs(), 'matmul'))
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close(make_model: Any, dtype: torch.dtype) -> None:
+    case = build(make_model, 'text')
+    expected = case.expected('plain')
+    case.model.to(dtype)
+    cached = case.cached(Rungs(), 'matmul')
+    assert Cached(*cached).k.dtype == dtype
+    with torch.no_grad():
+        actions = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *cached)
+    assert torch.nn.functional.cosine_similarity(actions.flatten(), expected.flatten(), dim=0) > 0.999
+
+
+def test_a_model_without_an_action_expert_is_refused(make_model: Any) -> None:
+    with pytest.raises(VlaError, match="'parallel' cannot be packed or exported"):
+        PrefixStage(KiVla(preset('tiny', head='parallel')), Rungs())
