@@ -69,12 +69,15 @@ def expert(
         line = bar.add_task('expert', total=len(names) * seeds)
         seen = range(first_seed, first_seed + seeds)
         reports = expert_table(names, seen, 'train', workers, lambda _: bar.advance(line))
-    data = {name: report.summary() for name, report in reports.items()}
+    # Tasks that were measured before and are not now keep their rows.
+    table = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
     for name, report in reports.items():
-        data[name]['failed_seeds'] = [o.seed for o in report.outcomes if not o.success]
-        print(_row(data[name]))
+        row = report.summary() | {'first_seed': first_seed}
+        row['failed_seeds'] = [outcome.seed for outcome in report.outcomes if not outcome.success]
+        table[name] = row
+        print(_row(row))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({'first_seed': first_seed, 'tasks': data}, indent=1) + '\n', encoding='utf-8')
+    out.write_text(json.dumps(table, indent=1) + '\n', encoding='utf-8')
 
 
 @app.command()
@@ -87,8 +90,9 @@ def knowledge(
     workers: Workers = 0,
 ) -> None:
     """Captions, questions and boxes with their true answers, as JSONL and images."""
-    from ki_sim.knowledge import write
     from rich.progress import Progress
+
+    from ki_sim.knowledge import write
 
     with Progress() as bar:
         line = bar.add_task('scenes', total=scenes)
@@ -119,6 +123,19 @@ def picture(
         from ki_sim.errors import SimError
 
         raise SimError(f'{out} cannot be written: give the name of a .png in a folder that exists')
+
+
+@app.command()
+def film(
+    out: Annotated[Path, typer.Argument(help='GIF to write.')],
+    task: Annotated[str, typer.Option(help='Task.')] = 'demo',
+    seed: Annotated[int, typer.Option(help='Seed.')] = 0,
+    every: Annotated[int, typer.Option(help='Steps of 50 ms from one picture to the next.')] = 4,
+) -> None:
+    """A film of the expert at a task, with what it was told and what it is doing."""
+    from ki_sim.pictures import expert_film
+
+    print(expert_film(task, seed, out, every))
 
 
 def _row(summary: dict) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ki_bags.types import known, message, serialise
 from ki_bags.writer import BagWriter
@@ -16,6 +18,7 @@ from ki_sim.record import Frame, Recording, Tick
 from ki_sim.robot import COLUMNS, POSITION_JOINTS
 from ki_sim.world import STEP_NS
 
+Floats = npt.NDArray[np.float64]
 ROBOT = 'bimanual_mobile'
 EPOCH_NS = 1_700_000_000 * 10**9  # simulated time begins here, so that no stamp is 0 and all of them repeat
 EPISODE, INSTRUCTION, SUBTASK = '/episode', '/instruction', '/subtask'
@@ -40,7 +43,7 @@ def write_bag(recording: Recording, path: str | Path, index: int = 0, contract: 
     meta = recording.meta()
     custom = {f'ki_sim.{key}': value if isinstance(value, str) else json.dumps(value) for key, value in meta.items()}
     with BagWriter(path, custom=custom) as bag:
-        out = _Sender(bag, contract)
+        out = Sender(bag, contract)
         start = recording.frames[0].time_ns + EPOCH_NS
         out.marker(start, 0, index, recording.episode.instruction, 0)
         out.text(INSTRUCTION, start, f'{meta["task"]}-{meta["seed"]}', recording.episode.instruction)
@@ -58,10 +61,22 @@ def write_bag(recording: Recording, path: str | Path, index: int = 0, contract: 
     return Path(path)
 
 
-class _Sender:
-    """Serialises what a frame holds, onto the topics of the contract."""
+class Sink(Protocol):
+    """Where serialised messages go: a recording, or publishers."""
 
-    def __init__(self, bag: BagWriter, contract: Contract) -> None:
+    def add_topic(self, name: str, type_name: str) -> None:
+        """Announce a topic."""
+        ...
+
+    def write(self, topic: str, time_ns: int, data: bytes) -> None:
+        """Take one message in CDR."""
+        ...
+
+
+class Sender:
+    """Serialises what the simulator senses and commands, onto the topics of the contract: on disk and live alike."""
+
+    def __init__(self, bag: Sink, contract: Contract) -> None:
         self.bag, self.contract = bag, contract
         self.joints, self.odometry = (
             next('/' + s.topic for s in contract.state_streams if s.type == kind)
@@ -104,25 +119,33 @@ class _Sender:
         self._send(self.odometry, time_ns, odometry(time_ns, tick), 'nav_msgs/msg/Odometry')
 
     def frame(self, frame: Frame) -> None:
-        time_ns = frame.time_ns + EPOCH_NS
+        self.images(frame.time_ns + EPOCH_NS, frame.images)
+        self.commands(frame.time_ns + EPOCH_NS, frame.action)
+
+    def images(self, time_ns: int, images: Mapping[str, bytes]) -> None:
+        """One JPEG of every camera, all with one stamp."""
         for camera in self.contract.cameras:
             msg = message(
                 'sensor_msgs/msg/CompressedImage',
                 header=header(time_ns, f'{camera.name}_camera_optical_frame'),
                 format='jpeg',
-                data=np.frombuffer(frame.images[camera.name], np.uint8),
+                data=np.frombuffer(images[camera.name], np.uint8),
             )
             self._send('/' + camera.topic, time_ns, msg, 'sensor_msgs/msg/CompressedImage')
+
+    def commands(self, time_ns: int, action: Floats, stamp_ns: int | None = None) -> None:
+        """An action row, to every controller; `stamp_ns` 0 lets trajectories start on arrival."""
         for output in self.contract.outputs:
-            self._send('/' + output.topic, time_ns, command(output, frame, time_ns), TYPES[output.kind])
+            msg = command(output, action, time_ns if stamp_ns is None else stamp_ns)
+            self._send('/' + output.topic, time_ns, msg, TYPES[output.kind])
 
     def _send(self, topic: str, time_ns: int, msg: Any, kind: str) -> None:
         self.bag.write(topic, time_ns, serialise(msg, kind))
 
 
-def command(output: Output, frame: Frame, time_ns: int) -> Any:
-    """The message that carries a frame's action to one controller."""
-    values = np.array([frame.action[COLUMNS.index(name)] for name in output.columns])
+def command(output: Output, action: Floats, time_ns: int) -> Any:
+    """The message that carries an action row to one controller."""
+    values = np.array([action[COLUMNS.index(name)] for name in output.columns])
     if output.kind == 'joint_trajectory':
         empty = message('trajectory_msgs/msg/JointTrajectory', header=header(time_ns), joint_names=[], points=[])
         joints = [name.rpartition('/')[0] for name in output.columns]

@@ -245,7 +245,7 @@ def write(
 
 
 def _part(out: Path, split: str, first: int, last: int) -> Path:
-    return out / 'parts' / f'{split}-{first:07d}-{last:07d}.jsonl'
+    return out / 'parts' / f'{split}-{first:07d}-{last:07d}.part'
 
 
 def _write_part(work: tuple[str, int, int, str, int]) -> int:
