@@ -23,6 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ki_vla.errors import VlaError
+from ki_vla.tokens.bpe import read_bpe
 
 # Two-byte UTF-8 and no surrogates: what both kinds of alphabet can hold.
 MAX_SYMBOLS = 0x800
@@ -179,7 +180,7 @@ class FastCodec:
     def from_dict(cls, data: dict[str, Any]) -> FastCodec:
         """From `to_dict`; a missing or malformed field is an error that names it."""
         try:
-            tokenizer = Tokenizer.from_str(json.dumps(data['tokenizer']))
+            tokenizer = read_bpe(json.dumps(data['tokenizer']), 'FAST codec')
             codec = cls(
                 tokenizer,
                 float(data['scale']),
@@ -187,7 +188,7 @@ class FastCodec:
             )
         except KeyError as error:
             raise VlaError(f'FAST codec: the field {error} is missing.') from error
-        except Exception as error:  # the tokenizers library raises bare Exception
+        except (TypeError, ValueError, OverflowError) as error:
             raise VlaError(f'FAST codec: not readable ({error}).') from error
         if not 0 < codec.scale < np.inf or codec.horizon < 1 or codec.columns < 1 or codec.max_token < codec.min_token:
             raise VlaError(f'FAST codec: impossible scale {codec.scale} or shape {codec.horizon} x {codec.columns}.')
@@ -282,11 +283,11 @@ def load_public(folder: str | Path, *, horizon: int | None = None, columns: int 
     folder = Path(folder)
     try:
         config = json.loads((folder / 'processor_config.json').read_text(encoding='utf-8'))
-        tokenizer = Tokenizer.from_str((folder / 'tokenizer.json').read_text(encoding='utf-8'))
+        tokenizer = read_bpe((folder / 'tokenizer.json').read_text(encoding='utf-8'), str(folder / 'tokenizer.json'))
         scale, min_token = float(config['scale']), int(config['min_token'])
     except KeyError as error:
         raise VlaError(f'{folder / "processor_config.json"}: the field {error} is missing.') from error
-    except Exception as error:  # the tokenizers library raises bare Exception
+    except (OSError, ValueError, TypeError) as error:
         raise VlaError(f'{folder}: no readable FAST tokenizer ({error}).') from error
     horizon = horizon if horizon is not None else config.get('time_horizon')
     columns = columns if columns is not None else config.get('action_dim')

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ki_vla.errors import VlaError
+from ki_vla.tokens.bpe import read_bpe
 from ki_vla.tokens.vocabulary import (
     GEMMA_BAR,
     GEMMA_TEXT_SIZE,
@@ -169,9 +170,9 @@ def train_tokenizer(
 def _read(path: Path) -> Tokenizer:
     """A tokenizer.json, or an error that names it."""
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding='utf-8'))
-    except Exception as error:  # the library raises bare Exception for a malformed file
-        raise VlaError(f'{path}: cannot be read as a tokenizer ({error}).') from error
+        tokenizer = read_bpe(path.read_text(encoding='utf-8'), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlaError(f'{path}: cannot be read ({error}).') from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

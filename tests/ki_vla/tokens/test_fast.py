@@ -123,6 +123,25 @@ def test_a_missing_field_is_named(codec, name):
         FastCodec.from_dict(data)
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'type': 'Unigram'},
+        {'continuing_subword_prefix': 'x'},  # the library aborts the whole process on this one
+        {'end_of_word_suffix': 'x'},
+        {'vocab': []},
+        {'vocab': {'a': -1}},
+        {'merges': [['q', 'zz']]},
+        {'merges': 3},
+    ],
+)
+def test_a_damaged_tokenizer_is_refused_and_does_not_take_the_process_down(codec, change):
+    data = codec.to_dict()
+    data['tokenizer']['model'] |= change
+    with pytest.raises(VlaError, match='FAST codec'):
+        FastCodec.from_dict(data)
+
+
 def test_fit_refuses_an_alphabet_larger_than_the_vocabulary(chunks):
     with pytest.raises(VlaError, match='symbols'):
         fit(chunks, size=30)
