@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.inference import Inferred, Policy
+from ki_policy_node.inference import Inferred, Policy, Timing
 from ki_robot.chunk import Matrix
 from ki_robot.contract import Contract
 from ki_robot.names import interface_of
@@ -102,15 +102,29 @@ class CommissioningPolicy:
         """Nothing is held."""
 
 
-def open_policy(backend: str, bundle: str, contract: Contract, settings: Commissioning, seed: int = 0) -> Policy:
+def open_policy(
+    backend: str, bundle: str, robot: Contract | None, timing: Timing, settings: Commissioning, seed: int = 0
+) -> Policy:
     """The policy that the parameters `backend` and `bundle` name, checked against the robot field by field.
 
+    Args:
+        backend: One of `BACKENDS`.
+        bundle: Folder of a bundle; not read for the commissioning backend.
+        robot: The contract it must fit; None takes the bundle's own, which only a replay may do.
+        timing: How chunks will follow each other.
+        settings: Of the commissioning backend.
+        seed: Of the noise.
+
     Raises:
-        NodeError: no bundle named, or one that was made for another robot.
+        NodeError: no bundle or robot named, or a bundle that was made for another robot.
         KiError: what the bundle itself finds wrong.
     """
+    if backend not in BACKENDS:
+        raise NodeError(f'Backend {backend!r} is unknown; write one of {", ".join(BACKENDS)}.')
     if backend == COMMISSIONING:
-        return CommissioningPolicy(contract, settings)
+        if robot is None:
+            raise NodeError('No robot is named; the commissioning backend needs its contract.')
+        return CommissioningPolicy(robot, settings)
     if not bundle:
         raise NodeError(
             f'Parameter bundle is empty, and backend {backend} needs one; give the folder of a bundle, or backend: '
@@ -120,7 +134,7 @@ def open_policy(backend: str, bundle: str, contract: Contract, settings: Commiss
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.bundle_policy import BundlePolicy
 
-    return BundlePolicy(Path(bundle), backend, contract, seed)
+    return BundlePolicy(Path(bundle), backend, robot, timing, seed)
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

@@ -252,6 +252,41 @@ class Planner:
         return joined if joined.horizon == raw.horizon else raw
 
 
+class Cadence:
+    """When to take the next observation: when a chunk is due, and then as soon as the view is complete.
+
+    Sampling right after the last camera has spoken spares half a frame period of age on average. Times of one clock
+    are passed in: the steady one by the node, the bag's by a replay.
+
+    Args:
+        contract: Whose required cameras are waited for.
+        wait_ns: The longest wait for them.
+    """
+
+    def __init__(self, contract: Contract, wait_ns: int) -> None:
+        self._required = {camera.name for camera in contract.cameras if camera.required}
+        self._wait_ns = wait_ns
+        self._since_ns: int | None = None
+        self._seen: set[str] = set()
+
+    def on_frame(self, camera: str) -> None:
+        """A frame has arrived."""
+        self._seen.add(camera)
+
+    def reset(self) -> None:
+        """The observation is taken, or nothing is due any more."""
+        self._since_ns = None
+
+    def wait(self, now_ns: int) -> int:
+        """How long to wait for the view at most, once a chunk is due; 0 when it is time."""
+        if self._since_ns is None or now_ns < self._since_ns:
+            self._since_ns = now_ns
+            self._seen.clear()
+        if self._required <= self._seen:
+            return 0
+        return max(0, self._wait_ns - (now_ns - self._since_ns))
+
+
 class InvalidActionError(NodeError):
     """The policy returned something that no robot may execute."""
 

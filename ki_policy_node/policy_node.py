@@ -27,6 +27,7 @@ from ki_policy_node.backends import BACKENDS, COMMISSIONING, MOTIONS, Commission
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import (
     MODES,
+    Cadence,
     InferenceThread,
     InvalidActionError,
     Planned,
@@ -90,8 +91,7 @@ class PolicyNode(LifecycleNode):
         self._buffer_epoch = 0
         self._hurry = False
         self._failures = 0
-        self._due_steady_ns: int | None = None
-        self._cameras_seen: set[str] = set()
+        self._cadence: Cadence | None = None
         self._busy_since_ns: int | None = None
         self._finish: tuple[int, str] | None = None
         self._result: Any = None
@@ -156,6 +156,7 @@ class PolicyNode(LifecycleNode):
         self._buffer = ObservationBuffer(contract, Settings(require_instruction=needs_words))
         self._buffer.set_instruction(*self._instruction)
         self._buffer_epoch = self._buffer.epoch
+        self._cadence = Cadence(contract, round(self.parameters['frame_wait'] * 1e9))
         for stream in (*contract.cameras, *contract.state_streams):
             self._inputs.append(
                 self.create_subscription(
@@ -182,7 +183,9 @@ class PolicyNode(LifecycleNode):
         timing = Timing(*(self.parameters[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
 
         def load() -> Planner:
-            policy = open_policy(self.parameters['backend'], bundle, contract, settings, self.parameters['seed'])
+            policy = open_policy(
+                self.parameters['backend'], bundle, contract, timing, settings, self.parameters['seed']
+            )
             try:
                 check_fits(policy.policy_id, policy.contract, contract)
                 planner = Planner(policy, timing)
@@ -253,7 +256,8 @@ class PolicyNode(LifecycleNode):
                 return
             buffer.push(name, message, self._now_ns())
             if camera:
-                self._cameras_seen.add(name)
+                if self._cadence is not None:
+                    self._cadence.on_frame(name)
                 self._worker.on_message()
 
         return store
@@ -395,7 +399,7 @@ class PolicyNode(LifecycleNode):
             assert self._planner is not None
             self._epoch += 1
             self._planner.restart()
-            self._hurry, self._failures, self._finish, self._due_steady_ns = False, 0, None, None
+            self._hurry, self._failures, self._finish = False, 0, None
             self._run = run
             self._report.begin(run, run.dry_run or self.parameters['dry_run'])
             self._worker.active = True
@@ -424,36 +428,35 @@ class PolicyNode(LifecycleNode):
         """One look: is a chunk due, is the view complete, may it be made? Returns how long to sleep [s]."""
         with self._lock:
             run, planner, buffer, epoch = self._run, self._planner, self._buffer, self._epoch
-            if run is None or planner is None or buffer is None or self._report.state == Status.STATE_FAULT:
+            cadence = self._cadence
+            if run is None or planner is None or buffer is None or cadence is None:
+                return IDLE_S
+            if self._report.state == Status.STATE_FAULT:
                 return IDLE_S
             if buffer.epoch != self._buffer_epoch:
                 self._buffer_epoch = buffer.epoch
                 self._epoch = epoch = epoch + 1
                 planner.reset()
-            if self._hurry:
-                self._hurry, due_ns = False, 0
-                self._due_steady_ns = None
-            else:
-                due_ns = planner.due_ns()
-        now_ns, steady_ns = self._now_ns(), time.monotonic_ns()
+            due_ns = 0 if self._hurry else planner.due_ns()
+        now_ns = self._now_ns()
         if now_ns < due_ns:
-            self._worker.wants_messages, self._due_steady_ns = False, None
+            self._worker.wants_messages = False
+            cadence.reset()
             return min((due_ns - now_ns) / 1e9, IDLE_S)
-        if self._due_steady_ns is None:
-            self._due_steady_ns = steady_ns
-            self._cameras_seen.clear()
-        waited_s = (steady_ns - self._due_steady_ns) / 1e9
-        frame_wait: float = self.parameters['frame_wait']
-        missing = any(camera.required and camera.name not in self._cameras_seen for camera in buffer.contract.cameras)
         self._worker.wants_messages = True
-        if missing and waited_s < frame_wait:
-            return frame_wait - waited_s
+        wait_ns = cadence.wait(time.monotonic_ns())
+        if wait_ns:
+            return wait_ns / 1e9
         begin_ns = time.perf_counter_ns()
         observation = buffer.sample(now_ns)
         if isinstance(observation, NotReady):
             self._hold(hold_code(observation.hold), str(observation))
             return IDLE_S
-        self._due_steady_ns, self._worker.wants_messages = None, False
+        self._worker.wants_messages = False
+        cadence.reset()
+        with self._lock:
+            if epoch == self._epoch:  # else new words have come meanwhile, and still want a chunk at once
+                self._hurry = False
         self._busy_since_ns = time.monotonic_ns()
         try:
             planned = planner.plan(observation, epoch, self._now_ns)
