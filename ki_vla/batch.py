@@ -140,6 +140,21 @@ def check_shapes(batch: Batch, config: ModelConfig) -> None:
         )
 
 
+def check_inputs(
+    images_BVCHW: Tensor,
+    image_mask_BV: Tensor,
+    prompt_BL: Tensor,
+    prompt_mask_BL: Tensor,
+    state_BS: Tensor,
+    config: ModelConfig,
+) -> None:
+    """Shapes and dtypes of what an observation becomes; reads no numbers."""
+    check_images(images_BVCHW, image_mask_BV, config)
+    check_prompt(prompt_BL, prompt_mask_BL, config)
+    _expect('prompt_BL', prompt_BL, (len(images_BVCHW), prompt_BL.shape[1]))
+    _expect('state_BS', state_BS, (len(images_BVCHW), config.state_dim))
+
+
 def check_images(images_BVCHW: Tensor, image_mask_BV: Tensor, config: ModelConfig) -> None:
     """Shapes and dtypes of the camera views."""
     pixels = config.vision.image_size

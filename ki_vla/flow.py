@@ -47,8 +47,20 @@ def sample_tau(
 
     Beta(1.5, 1) has the distribution function x^1.5, so it is drawn by inversion.
     """
-    uniform = torch.rand(shape, generator=generator, device=device)
+    uniform = torch.rand(shape, generator=generator, device=_home(generator, device)).to(device)
     return S * (1.0 - uniform ** (1.0 / ALPHA))
+
+
+def sample_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
+    """omega: normal noise, float32."""
+    return torch.randn(shape, generator=generator, device=_home(generator, device)).to(device)
+
+
+def _home(generator: torch.Generator | None, device: torch.device | None) -> torch.device | None:
+    """Where numbers are drawn: beside their generator, so that one seed on the CPU means the same on every device."""
+    return device if generator is None else generator.device
 
 
 def noised(actions: Tensor, noise: Tensor, tau: Tensor) -> Tensor:
@@ -75,7 +87,8 @@ def give_first_actions(
     Returns:
         tau_BRH and the mask of given actions, bool [B, R, H], which carry no loss.
     """
-    delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=tau.device)
+    home = _home(generator, tau.device)
+    delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=home).to(tau.device)
     given_BRH = torch.arange(horizon, device=tau.device) < delay_BR[..., None]
     tau_BRH = tau if tau.ndim == 3 else tau[..., None].expand(-1, -1, horizon)
     return torch.where(given_BRH, 1.0, tau_BRH), given_BRH

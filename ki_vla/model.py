@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ki_vla import flow, masks
-from ki_vla.batch import Batch
+from ki_vla.batch import Batch, check_inputs
 from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
 from ki_vla.expert import Expert, ParallelHead, SharedHead
@@ -134,7 +134,12 @@ class KiVla(nn.Module):
         state_BS: Tensor,
         hidden: bool = False,
     ) -> Prefix:
-        """From raw inputs to a cached prefix, for inference; keys and values are stacked over layers."""
+        """From raw inputs to a cached prefix, for inference; keys and values are stacked over layers.
+
+        Raises:
+            VlaError: an input does not fit the model.
+        """
+        check_inputs(images_BVCHW, image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, self.config)
         found = self.prefix(self.encode(images_BVCHW), image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, hidden)
         return replace(found, k=torch.stack(found.k), v=torch.stack(found.v))
 
@@ -243,12 +248,14 @@ class KiVla(nn.Module):
             noise_BRHA: in place of drawn noise.
             tau: in place of drawn times, [B, R] or [B, R, H].
             generator: for reproducible draws.
-            max_delay: train for real-time chunking: each example's first 0..max_delay actions are given clean.
+            max_delay: train for real-time chunking: in each draw the first 0..max_delay actions are given clean.
 
         Raises:
             VlaError: the batch does not fit the model, or the recipe does not.
         """
         batch.check(self.config)
+        if not 0 <= max_delay < self.config.horizon:
+            raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {self.config.horizon}.')
         if recipe.targets_see_actions and draws != 1:
             raise VlaError(
                 f'recipe {recipe.name}: target tokens see the noisy actions, so there can be only 1 draw, not {draws}.'
@@ -290,7 +297,7 @@ class KiVla(nn.Module):
         B, H, A = batch.actions_BHA.shape
         device = batch.actions_BHA.device
         if noise_BRHA is None:
-            noise_BRHA = torch.randn((B, draws, H, A), generator=generator, device=device)
+            noise_BRHA = flow.sample_noise((B, draws, H, A), generator, device)
         if tau is None:
             tau = flow.sample_tau((B, draws), generator, device)
         if max_delay:
@@ -342,7 +349,15 @@ class KiVla(nn.Module):
 
         Returns:
             Normalised actions like `noise`. For real-time chunking see `rtc`.
+
+        Raises:
+            VlaError: the noise does not have the shape of chunks for this prefix, or there are no steps.
         """
+        B, H, A = len(prefix.mask_BS), self.config.horizon, self.config.action_dim
+        if noise.shape[0] != B or noise.shape[-2:] != (H, A) or noise.ndim not in (3, 4):
+            raise VlaError(f'noise: shape {tuple(noise.shape)} should be ({B}, {H}, {A}) or ({B}, draws, {H}, {A}).')
+        if steps < 1:
+            raise VlaError(f'steps: {steps} must be at least 1.')
         return flow.euler(self.field_at(prefix), noise, steps)
 
     def field_at(self, prefix: Prefix) -> flow.Field:

@@ -162,6 +162,43 @@ def test_a_bad_batch_is_refused_before_anything_is_computed(make_model: Callable
         model(replace(batch, state_BS=batch.state_BS[:, :1]))
 
 
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda b: replace(b, images_BVCHW=b.images_BVCHW.repeat(1, 2, 1, 1, 1)), '6 camera views.*at most 3'),
+        (lambda b: replace(b, prompt_BL=b.prompt_BL[:2], prompt_mask_BL=b.prompt_mask_BL[:2]), 'prompt_BL: shape'),
+        (lambda b: replace(b, prompt_mask_BL=b.prompt_mask_BL.long()), 'prompt_mask_BL: dtype int64'),
+        (lambda b: replace(b, state_BS=b.state_BS[:, :1]), r'state_BS: shape \(4, 1\) should be \(4, 4\)'),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_refused(
+    spoil: Callable[[Batch], Batch], message: str, make_model: Callable, make_batch: Callable
+) -> None:
+    model = make_model()
+    with pytest.raises(VlaError, match=message):
+        prefill(model, spoil(make_batch(model)))
+
+
+def test_noise_and_numbers_that_do_not_fit_are_refused(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    batch = make_batch(model)
+    prefix = prefill(model, batch)
+    with pytest.raises(VlaError, match=r'noise: shape \(4, 7, 4\)'):
+        model.denoise(prefix, torch.randn(4, 7, 4))
+    with pytest.raises(VlaError, match='steps: 0'):
+        model.denoise(prefix, torch.randn(4, 8, 4), steps=0)
+    with pytest.raises(VlaError, match='max_delay: 8'):
+        model(batch, max_delay=8)
+
+
+def test_several_candidates_from_one_prefix(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model()
+    prefix, noise = prefill(model, make_batch(model)), torch.randn(4, 3, 8, 4)
+    together = model.denoise(prefix, noise, steps=4)
+    assert torch.allclose(together[:, 1], model.denoise(prefix, noise[:, 1], steps=4), atol=1e-5)
+    assert not together.requires_grad
+
+
 def test_hybridvla_with_several_draws_is_refused(make_model: Callable, make_batch: Callable) -> None:
     model = make_model('hybrid')
     with pytest.raises(VlaError, match='only 1 draw'):

@@ -9,6 +9,7 @@ import torch
 
 from ki_vla.batch import Batch
 from ki_vla.config import preset
+from ki_vla.decode import generate
 from ki_vla.model import KiVla, initialise
 from ki_vla.recipes import OURS, prepare
 from ki_vla.summary import random_batch
@@ -53,3 +54,10 @@ def test_ours_learns_32_samples_by_heart() -> None:
     mine, wanted = sampled[batch.has_actions_B], batch.actions_BHA[batch.has_actions_B]
     rmse = (mine - wanted).square().mean().sqrt() / wanted.std()
     assert float(rmse) < 0.05
+
+    # And the tokens come back one by one: answers, and actions as the autoregressive baselines decode them.
+    prefix = model.prefill(
+        batch.images_BVCHW, batch.image_mask_BV, batch.prompt_BL, batch.prompt_mask_BL, batch.state_BS, hidden=True
+    )
+    decoded = generate(model, prefix, batch.target_BT.shape[1], stop_ids=[])
+    assert torch.equal(decoded.ids[batch.target_mask_BT], batch.target_BT[batch.target_mask_BT])
