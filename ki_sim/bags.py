@@ -14,11 +14,13 @@ from ki_bags.types import known, message, serialise
 from ki_bags.writer import BagWriter
 from ki_robot.contract import Contract, Output, load_contract
 from ki_robot.messages import fill_joint_state, fill_multi_array, fill_trajectory, fill_twist, set_time
+from ki_sim.errors import SimError
 from ki_sim.record import Frame, Recording, Tick
 from ki_sim.robot import COLUMNS, POSITION_JOINTS
 from ki_sim.world import STEP_NS
 
 Floats = npt.NDArray[np.float64]
+Image = npt.NDArray[np.uint8]
 ROBOT = 'bimanual_mobile'
 EPOCH_NS = 1_700_000_000 * 10**9  # simulated time begins here, so that no stamp is 0 and all of them repeat
 EPISODE, INSTRUCTION, SUBTASK = '/episode', '/instruction', '/subtask'
@@ -27,6 +29,7 @@ TYPES = {
     'forward_command': 'std_msgs/msg/Float64MultiArray',
     'twist_stamped': 'geometry_msgs/msg/TwistStamped',
 }
+IMAGE_TYPES = {'compressed': 'sensor_msgs/msg/CompressedImage', 'raw': 'sensor_msgs/msg/Image'}
 SUCCESS, FAILURE = 1, 2  # ki_msgs/EpisodeMarker OUTCOME_*
 
 
@@ -85,7 +88,7 @@ class Sender:
         bag.add_topic(self.joints, 'sensor_msgs/msg/JointState')
         bag.add_topic(self.odometry, 'nav_msgs/msg/Odometry')
         for camera in contract.cameras:
-            bag.add_topic('/' + camera.topic, 'sensor_msgs/msg/CompressedImage')
+            bag.add_topic('/' + camera.topic, IMAGE_TYPES[camera.transport])
         for output in contract.outputs:
             bag.add_topic('/' + output.topic, TYPES[output.kind])
         bag.add_topic(EPISODE, 'ki_msgs/msg/EpisodeMarker')
@@ -93,6 +96,7 @@ class Sender:
             bag.add_topic(topic, 'ki_msgs/msg/Instruction')
 
     def marker(self, time_ns: int, phase: int, index: int, task: str, outcome: int) -> None:
+        """Where the episode begins (phase 0) or ends (1)."""
         msg = message(
             'ki_msgs/msg/EpisodeMarker',
             header=header(time_ns),
@@ -105,10 +109,12 @@ class Sender:
         self._send(EPISODE, time_ns, msg, 'ki_msgs/msg/EpisodeMarker')
 
     def text(self, topic: str, time_ns: int, name: str, text: str) -> None:
+        """Instruction or subtask."""
         msg = message('ki_msgs/msg/Instruction', header=header(time_ns), id=name, text=text)
         self._send(topic, time_ns, msg, 'ki_msgs/msg/Instruction')
 
     def tick(self, tick: Tick) -> None:
+        """Joint states and odometry."""
         time_ns = tick.time_ns + EPOCH_NS
         empty = np.empty(0)
         joints = message(
@@ -119,19 +125,27 @@ class Sender:
         self._send(self.odometry, time_ns, odometry(time_ns, tick), 'nav_msgs/msg/Odometry')
 
     def frame(self, frame: Frame) -> None:
+        """Pictures and commands."""
         self.images(frame.time_ns + EPOCH_NS, frame.images)
         self.commands(frame.time_ns + EPOCH_NS, frame.action)
 
-    def images(self, time_ns: int, images: Mapping[str, bytes]) -> None:
-        """One JPEG of every camera, all with one stamp."""
+    def images(self, time_ns: int, images: Mapping[str, bytes | Image]) -> None:
+        """A picture of every camera, all with one stamp: JPEG for a compressed camera, uint8 RGB for a raw one."""
         for camera in self.contract.cameras:
-            msg = message(
-                'sensor_msgs/msg/CompressedImage',
-                header=header(time_ns, f'{camera.name}_camera_optical_frame'),
-                format='jpeg',
-                data=np.frombuffer(images[camera.name], np.uint8),
-            )
-            self._send('/' + camera.topic, time_ns, msg, 'sensor_msgs/msg/CompressedImage')
+            picture, head = images[camera.name], header(time_ns, f'{camera.name}_camera_optical_frame')
+            kind = IMAGE_TYPES[camera.transport]
+            if isinstance(picture, bytes) != (camera.transport == 'compressed'):
+                raise SimError(
+                    f"camera '{camera.name}' is {camera.transport} in robot {self.contract.name}, and the "
+                    f'picture is {type(picture).__name__}: recordings hold JPEG, so make it compressed'
+                )
+            if isinstance(picture, bytes):
+                msg = message(kind, header=head, format='jpeg', data=np.frombuffer(picture, np.uint8))
+            else:
+                height, width = picture.shape[:2]
+                size = {'height': height, 'width': width, 'step': 3 * width}
+                msg = message(kind, header=head, encoding='rgb8', is_bigendian=0, data=picture.reshape(-1), **size)
+            self._send('/' + camera.topic, time_ns, msg, kind)
 
     def commands(self, time_ns: int, action: Floats, stamp_ns: int | None = None) -> None:
         """An action row, to every controller; `stamp_ns` 0 lets trajectories start on arrival."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -126,13 +127,11 @@ def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0)
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = iter(todo)
-        running = {pool.submit(work, item) for item, _ in zip(waiting, range(2 * workers), strict=False)}
+        running = {pool.submit(work, item) for item in itertools.islice(waiting, 2 * workers)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                for item in waiting:
-                    running.add(pool.submit(work, item))
-                    break
+                running |= {pool.submit(work, item) for item in itertools.islice(waiting, 1)}
                 yield future.result()
 
 

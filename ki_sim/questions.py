@@ -79,12 +79,17 @@ def colours(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 def counts(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
     """How many there are, of all, of a colour, or of a kind."""
     yield {'kind': 'count', 'prompt': 'how many objects are there?', 'answer': NUMBERS[len(facts)]}
-    colour = str(rng.choice([fact.colour for fact in facts] + [str(rng.choice(list(ALL_COLOURS)))]))
+    colour = str(rng.choice([*_twice([fact.colour for fact in facts]), *rng.choice(list(ALL_COLOURS), 2)]))
     number = sum(fact.colour == colour for fact in facts)
     yield {'kind': 'count', 'prompt': f'how many {colour} objects are there?', 'answer': NUMBERS[number]}
-    kind = str(rng.choice([fact.kind for fact in facts] + [str(rng.choice(list(ALL_KINDS)))]))
+    kind = str(rng.choice([*_twice([fact.kind for fact in facts]), *rng.choice(list(ALL_KINDS), 2)]))
     number = sum(fact.kind == kind for fact in facts)
     yield {'kind': 'count', 'prompt': f'how many {plural(kind)} are there?', 'answer': NUMBERS[number]}
+
+
+def _twice(words: list[str]) -> list[str]:
+    """The words that occur more than once, if there are any: counting to one is asked often enough."""
+    return [word for word in words if words.count(word) > 1] or words
 
 
 def existence(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
@@ -126,7 +131,8 @@ def places(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 
 def bins(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
     """What is in a bin."""
-    side = str(rng.choice(SIDES))
+    full = [side for side in SIDES if any(fact.where == f'{side} bin' for fact in facts)]
+    side = str(rng.choice(full if full and rng.random() < 0.7 else SIDES))
     inside = [fact.label for fact in facts if fact.where == f'{side} bin']
     yield {'kind': 'bin', 'prompt': f'what is in the {side} bin?', 'answer': listed(inside) or 'nothing'}
 
@@ -135,7 +141,7 @@ def hands(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
     """Which hand holds what."""
     held = {side: [fact.label for fact in facts if fact.where == f'{side} hand'] for side in SIDES}
     for side in SIDES:
-        if held[side] or rng.random() < 0.3:
+        if held[side] or rng.random() < 0.12:
             answer = held[side][0] if held[side] else 'nothing'
             yield {'kind': 'hand', 'prompt': f'what does the {side} hand hold?', 'answer': answer}
         if held[side]:
