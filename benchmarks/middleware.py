@@ -165,7 +165,8 @@ def policy_process(executor_name: str) -> None:
     threading.Thread(target=report_at_end, daemon=True).start()
     executor = executor_of(executor_name)
     executor.add_node(node)
-    executor.spin()
+    while True:  # and not spin(): that of EventsExecutor keeps the interpreter to itself, and no other thread runs
+        executor.spin_once(timeout_sec=0.1)
 
 
 def pair(size: tuple[int, int], seconds: float, profile: str = '', executor: str = 'single', way: str = 'array') -> Any:
@@ -183,8 +184,12 @@ def pair(size: tuple[int, int], seconds: float, profile: str = '', executor: str
     policy = subprocess.Popen([*me, '--policy', executor], stdin=subprocess.PIPE, **pipes)
     options = ['--cameras', str(size[0]), str(size[1]), way, '--seconds', str(seconds)]
     cameras = subprocess.Popen([*me, *options], **pipes)
-    sent = json.loads(cameras.communicate(timeout=seconds * 6 + 60)[0])
-    got = json.loads(policy.communicate('', timeout=30)[0])
+    try:
+        sent = json.loads(cameras.communicate(timeout=seconds * 6 + 60)[0])
+        got = json.loads(policy.communicate('', timeout=30)[0])
+    finally:
+        for process in (cameras, policy):
+            process.kill()
     return {
         'dropped': sent['sent'] - got['received'],
         'dropped_share': round(1 - got['received'] / sent['sent'], 4),

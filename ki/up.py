@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -42,6 +43,8 @@ def up(
     plan = read_plan(file)
     environment = dict(os.environ)
     use_dds_profile(plan.dds, environment)
+    # `command: [ki, ...]` is this ki, whether or not its environment is activated.
+    environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{environment.get("PATH", "")}'
     if plan.domain is not None:
         environment['ROS_DOMAIN_ID'] = str(plan.domain)
     stopped: list[int] = []
