@@ -145,11 +145,12 @@ def ros() -> Iterator[Finding]:
     if isinstance(module, Finding):
         yield Finding('ROS 2', 'broken', module.found, 'source a ROS 2, or: make setup')
         return
-    folder = Path(module.__file__).resolve()
+    folder, here = Path(module.__file__).resolve(), Path(sys.prefix).resolve()
     wheels = version_of('ros-jazzy-rclpy')
-    if wheels and folder.is_relative_to(Path(sys.prefix).resolve()):
+    wheels_here = wheels and Path(str(importlib.metadata.distribution('ros-jazzy-rclpy').locate_file(''))).resolve()
+    if wheels and folder.is_relative_to(here):
         yield Finding('ROS 2', 'ok', f'jazzy, rclpy {wheels} from PyPI wheels')
-    elif wheels:
+    elif wheels_here and wheels_here.is_relative_to(here):
         mend = f'use a shell without it, or: {sys.executable} -m pip uninstall ros-jazzy-rclpy'
         yield Finding('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', mend)
     else:
