@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rosbags.serde import SerdeError
+
 from ki_bags.errors import BagError
 
 SYSTEM = 'ki_msgs/msg'
+MAX_REST = 16
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +107,23 @@ class Decoder:
         store = self._stores.get(name)
         if store is None:
             store = self._stores[name] = self._store(name)
-        return store.deserialize_cdr(data, name)
+        try:
+            return store.deserialize_cdr(data, name)
+        except SerdeError as error:
+            if 'size mismatch' not in str(error):
+                raise
+            return self._without_rest(store, data, name, error)
+
+    def _without_rest(self, store: Any, data: bytes, name: str, error: Exception) -> Any:
+        """The message in front of a few bytes that mean nothing.
+
+        rclpy's `serialize_message`, which bags written in Python come from, reserves four bytes too many for every
+        empty sequence of doubles: a JointState without velocities and efforts ends in eight bytes of memory.
+        """
+        for rest in range(4, MAX_REST + 1, 4):
+            with contextlib.suppress(SerdeError):
+                return store.deserialize_cdr(data[:-rest], name)
+        raise error
 
     def _store(self, name: str) -> Any:
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
