@@ -73,7 +73,7 @@ class Limiter:
         """One step of `dt` seconds towards a target that is at `target_N` now and moves at `target_speed_N`.
 
         Where the target can be followed, it is followed exactly. Where it cannot, the column closes in as fast as it
-        may while it can still brake: at a distance e no faster than sqrt(2 a e) beyond the target's own speed.
+        may while it can still brake to the target's own speed.
 
         Returns:
             The hardest correction, None when there was none worth telling.
@@ -84,7 +84,10 @@ class Limiter:
         lead_N = np.where(inside_N == wanted_N, target_speed_N, 0.0)
         gap_N = inside_N - lead_N * dt - self.value_N
         with np.errstate(invalid='ignore'):
-            reach_N = np.minimum(np.abs(gap_N) / dt, np.sqrt(2.0 * self._change_N * np.abs(gap_N)))
+            # Braking by a dt a step from speed v takes v^2 / 2a + v dt / 2: solved for v.
+            half_N = 0.5 * self._change_N * dt
+            brake_N = np.sqrt(half_N**2 + 2.0 * self._change_N * np.abs(gap_N)) - half_N
+            reach_N = np.fmin(np.abs(gap_N) / dt, brake_N)
         asked_N = lead_N + np.sign(gap_N) * np.where(np.isnan(reach_N), 0.0, reach_N)
         least_N = np.maximum(-self._speed_N, self.speed_N - self._change_N * dt)
         most_N = np.minimum(self._speed_N, self.speed_N + self._change_N * dt)
