@@ -14,7 +14,7 @@ from ki_vla.model import KiVla, initialise
 from ki_vla.recipes import OURS, prepare
 from ki_vla.summary import random_batch
 
-STEPS, RATE, DRAWS = 300, 3e-3, 8
+STEPS, RATE, DRAWS = 260, 5e-3, 4
 
 
 def _samples(generator: torch.Generator) -> Batch:
