@@ -1,0 +1,222 @@
+"""Datasets go out to LeRobot's layout and come back; real ones come in as recordings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ki_bags.writer import BagWriter
+from ki_robot.contract import Contract, load_contract
+from training.bags import Index, index_bags
+from training.dataset import EpisodeDataset
+from training.errors import TrainingError
+from training.from_lerobot import column_of, contract_of, from_lerobot
+from training.lerobot_format import to_lerobot
+from training.lerobot_read import LerobotDataset
+
+MakeBag = Callable[..., Path]
+START_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def index(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> Index:
+    make_bag('a', seconds=1.0, task='lift the cup')
+    make_bag('b', seconds=1.5, task='open the drawer')
+    return index_bags(tmp_path / 'bags', toy, tmp_path / 'index')
+
+
+@pytest.mark.parametrize('codec', ['h264', 'copy'])
+def test_what_is_written_reads_back(index: Index, tmp_path: Path, codec: str) -> None:
+    problems = to_lerobot(index, tmp_path / 'out', codec)
+    assert len(problems) == 0
+    dataset = LerobotDataset(tmp_path / 'out')
+    ours = EpisodeDataset(index, resize=False)
+    assert dataset.numbers == (0, 1)
+    assert dataset.cameras == ('scene', 'wrist')
+    assert dataset.state_names == ('joint1', 'joint2', 'gripper', 'base/linear/x/velocity')
+    position = 0
+    for number, length in ((0, 21), (1, 31)):
+        episode = dataset.episode(number)
+        assert episode.state.shape == (length, 4)
+        assert set(episode.tasks) == {('lift the cup', 'open the drawer')[number]}
+        frames = {camera: list(dataset.frames(clip, length)) for camera, clip in episode.clips.items()}
+        for step in range(length):
+            sample = ours[position]
+            np.testing.assert_allclose(episode.state[step], sample.state_S, atol=1e-6)
+            np.testing.assert_allclose(episode.action[step], sample.actions_HN[0], atol=1e-6)
+            assert episode.timestamps[step] == pytest.approx(step / 20, abs=1e-6)
+            for camera, shown in frames.items():
+                difference = np.abs(shown[step].astype(int) - sample.images[camera])
+                assert difference.mean() < 3.0, (camera, number, step)
+            position += 1
+
+
+def test_the_metadata_says_what_the_format_asks_for(index: Index, tmp_path: Path) -> None:
+    to_lerobot(index, tmp_path / 'out')
+    info = json.loads((tmp_path / 'out/meta/info.json').read_text())
+    assert info['codebase_version'] == 'v3.0'
+    assert (info['total_episodes'], info['total_frames'], info['total_tasks'], info['fps']) == (2, 52, 2, 20)
+    assert info['features']['observation.images.scene']['shape'] == [24, 32, 3]
+    assert info['features']['observation.state']['names'][0] == 'joint1'
+    for name in ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index'):
+        assert info['features'][name]['shape'] == [1]
+    rows = pq.read_table(tmp_path / 'out/meta/episodes/chunk-000/file-000.parquet').to_pylist()
+    assert [(row['dataset_from_index'], row['dataset_to_index']) for row in rows] == [(0, 21), (21, 52)]
+    assert rows[1]['videos/observation.images.wrist/from_timestamp'] == pytest.approx(21 / 20)
+    data = pq.ParquetFile(tmp_path / 'out/data/chunk-000/file-000.parquet')
+    assert data.num_row_groups == 2
+    assert data.read()['index'].to_pylist() == list(range(52))
+    tasks = pq.read_schema(tmp_path / 'out/meta/tasks.parquet')
+    assert json.loads(tasks.metadata[b'pandas'])['index_columns'] == ['task']
+    stats = json.loads((tmp_path / 'out/meta/stats.json').read_text())
+    every = np.concatenate([EpisodeDataset(index).arrays(number)['state'] for number in (0, 1)])
+    np.testing.assert_allclose(stats['observation.state']['mean'], every.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(stats['observation.state']['std'], every.std(axis=0), atol=1e-6)
+    assert np.shape(stats['observation.images.scene']['mean']) == (3, 1, 1)
+
+
+def test_any_frame_is_two_decodings_away(index: Index, tmp_path: Path) -> None:
+    import av
+
+    to_lerobot(index, tmp_path / 'out')
+    with av.open(str(tmp_path / 'out/videos/observation.images.scene/chunk-000/file-000.mp4')) as container:
+        keys = [frame.key_frame for frame in container.decode(video=0)]
+    assert len(keys) == 52
+    assert all(keys[0::2])
+
+
+def test_stretches_without_input_are_left_out(toy: Contract, tmp_path: Path, scribe: Any) -> None:
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/joint_states', '/wrist/image_raw/compressed'))
+        writer.stretch(3.0)
+        writer.without = ()
+        for tick in [*range(101), *range(200, 301)]:
+            writer.joints(START_NS + tick * 10**7, (0.1, 0.2, 0.03))
+    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
+    problems = to_lerobot(index, tmp_path / 'out')
+    assert problems.kinds() == {'left_out', 'camera_left_out'}
+    dataset = LerobotDataset(tmp_path / 'out')
+    assert dataset.cameras == ('scene',)
+    assert [len(dataset.episode(number).state) for number in dataset.numbers] == [23, 21]
+
+
+def test_there_and_back_gives_the_same_numbers(index: Index, tmp_path: Path) -> None:
+    to_lerobot(index, tmp_path / 'out', 'copy')
+    contract, problems = from_lerobot(tmp_path / 'out', tmp_path / 'back')
+    assert contract == index.contract
+    assert len(problems) == 0
+    back = index_bags(tmp_path / 'back', contract, tmp_path / 'index2')
+    assert not back.problems.kinds()
+    for number in range(2):
+        one, two = EpisodeDataset(index).arrays(number), EpisodeDataset(back).arrays(number)
+        np.testing.assert_allclose(one['state'], two['state'], atol=1e-6)
+        np.testing.assert_allclose(one['actions'], two['actions'], atol=1e-6)
+
+
+def test_a_real_dataset_becomes_recordings_that_index_without_a_word(ki_data: Path, tmp_path: Path) -> None:
+    """Unitree G1, v2.1, AV1; of a hundred episodes in its metadata six are on disk."""
+    source = ki_data / 'unitree_g1_lerobot_v21'
+    dataset = LerobotDataset(source)
+    assert dataset.numbers == (1, 2, 4, 5, 7, 8)
+    assert [problem.count for problem in dataset.problems] == [94]
+    short = tmp_path / 'g1'
+    shutil.copytree(source / 'meta', short / 'meta')
+    number = 2
+    for part in ('data/chunk-000/episode_000002.parquet',):
+        (short / part).parent.mkdir(parents=True)
+        table = pq.read_table(source / part).slice(0, 60)
+        pq.write_table(table, short / part)
+    video = 'videos/chunk-000/observation.images.cam_high/episode_000002.mp4'
+    (short / video).parent.mkdir(parents=True)
+    shutil.copy(source / video, short / video)
+    contract, _ = from_lerobot(short, tmp_path / 'bags', 'g1_upper_body')
+    index = index_bags(tmp_path / 'bags', contract, tmp_path / 'index')
+    assert not index.problems.kinds()
+    [(_, about)] = index.episodes
+    assert (about.steps, about.usable, about.texts[0]) == (60, 60, 'Pick up the yellow bottle on the table.')
+    arrays = EpisodeDataset(index).arrays(0)
+    stored = dataset.episode(number)
+    np.testing.assert_array_equal(arrays['state'], stored.state[:60])
+    np.testing.assert_array_equal(arrays['actions'], stored.action[:60])
+    sample = EpisodeDataset(index, resize=False)[30]
+    [thirtieth] = list(dataset.frames(stored.clips['cam_high'], 31))[30:]
+    assert np.abs(sample.images['cam_high'].astype(int) - thirtieth).mean() < 2.0
+
+
+def test_the_shipped_contract_holds_the_real_recordings(ki_data: Path) -> None:
+    contract = load_contract('g1_upper_body')
+    dataset = LerobotDataset(ki_data / 'unitree_g1_lerobot_v21')
+    assert [column_of(name) for name in dataset.action_names] == list(contract.action_names)
+    for number in dataset.numbers:
+        action = dataset.episode(number).action
+        for index, column in enumerate(contract.actions):
+            limits = column.limits
+            assert limits.lower is not None
+            assert limits.upper is not None
+            assert limits.velocity is not None
+            assert limits.lower - 1e-6 <= action[:, index].min()
+            assert action[:, index].max() <= limits.upper + 1e-6
+            assert np.abs(np.diff(action[:, index])).max() * 30.0 <= limits.velocity
+
+
+def test_a_contract_is_made_where_there_is_none(index: Index, tmp_path: Path) -> None:
+    to_lerobot(index, tmp_path / 'out')
+    (tmp_path / 'out/meta/contract.json').unlink()
+    made = contract_of(LerobotDataset(tmp_path / 'out'))
+    assert made.state_names == index.contract.state_names
+    assert made.rate_hz == 20.0
+    assert [column.representation for column in made.actions] == ['delta', 'delta', 'delta', 'absolute']
+
+
+def test_what_cannot_be_used_is_named(index: Index, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    to_lerobot(index, out)
+    with pytest.raises(TrainingError, match='exists already'):
+        to_lerobot(index, out)
+    with pytest.raises(TrainingError, match='has no episode 7; on disk are 0, 1'):
+        from_lerobot(out, tmp_path / 'x', episodes=[7])
+    with pytest.raises(TrainingError, match='has no state column kLeftShoulderPitch/position'):
+        from_lerobot(out, tmp_path / 'x', 'g1_upper_body')
+    path = out / 'meta/info.json'
+    text = path.read_text()
+    for old, new, match in (
+        ('"v3.0"', '"v9"', 'codebase_version is v9'),
+        ('"joint1",', '', 'does not name its 4 columns'),
+        ('data/chunk-{chunk_index:03d}', '../{chunk_index}', 'leads out of the dataset'),
+        ('{', '[', 'cannot be read'),
+    ):
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(TrainingError, match=match):
+            LerobotDataset(out)
+    path.write_text(text)
+    file = out / 'data/chunk-000/file-000.parquet'
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match=r'episode 0 cannot be read'):
+        LerobotDataset(out).episode(0)
+
+
+def test_a_video_that_ends_early_costs_its_episode_only(index: Index, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    to_lerobot(index, out)
+    rows = out / 'meta/episodes/chunk-000/file-000.parquet'
+    table = pq.read_table(rows).to_pylist()
+    table[1]['videos/observation.images.scene/from_timestamp'] += 0.5
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(table), rows)
+    _, problems = from_lerobot(out, tmp_path / 'back')
+    [problem] = problems
+    assert problem.field == 'episode 1'
+    assert 'ends after 21 of 31 pictures' in problem.text
+    assert [path.name for path in sorted((tmp_path / 'back').iterdir())] == [
+        'contract.yaml',
+        'episode_000000',
+        'episode_000001.partial',
+    ]

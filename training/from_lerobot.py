@@ -1,0 +1,357 @@
+"""LeRobot datasets as recordings: one rosbag2 folder an episode, with the topics that a contract names.
+
+A dataset of another robot becomes bags that are indexed, checked, replayed and trained on like one's own. Joints are
+matched by name; a contract for a dataset that has none is made from its metadata, to be checked by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ki_bags.errors import BagError
+from ki_bags.problems import Problems
+from ki_bags.types import message, serialise
+from ki_bags.writer import BagWriter
+from ki_robot.contract import Contract, Output, StateStream, load_contract
+from ki_robot.errors import KiError
+from ki_robot.messages import fill_compressed, fill_joint_state, fill_multi_array, fill_trajectory, fill_twist, set_time
+from ki_robot.names import interface_of, is_column, joint_of, twist_axis_of
+from training.errors import TrainingError
+from training.lerobot_read import LerobotDataset, LerobotEpisode
+
+EPOCH_NS = 1_700_000_000 * 10**9  # the first stamp: no stamp is 0, and the same dataset gives the same bags
+MARGIN = 0.05  # of its span, beyond what a column reached, where limits are made from data
+MAX_HORIZON = 50
+TYPES = {
+    'joint_trajectory': 'trajectory_msgs/msg/JointTrajectory',
+    'forward_command': 'std_msgs/msg/Float64MultiArray',
+    'twist_stamped': 'geometry_msgs/msg/TwistStamped',
+    'twist': 'geometry_msgs/msg/Twist',
+    'gripper': 'std_msgs/msg/Float64MultiArray',
+}
+Progress = Callable[[int, int, str], None]
+
+
+def from_lerobot(
+    source: Path,
+    out: Path,
+    robot: str | None = None,
+    episodes: Sequence[int] | None = None,
+    quality: int = 95,
+    progress: Progress | None = None,
+) -> tuple[Contract, Problems]:
+    """Writes `out/episode_000000` ... and `out/contract.yaml`.
+
+    Args:
+        source: A LeRobot dataset, v2.1 or v3.0.
+        out: The folder to make the bags in.
+        robot: A contract by name or file; without one it is made from the dataset.
+        episodes: Which; all that are on disk by default.
+        quality: JPEG quality of the pictures.
+        progress: Told after every episode.
+
+    Raises:
+        TrainingError: No episode on disk, or a column of the contract that the dataset lacks.
+    """
+    dataset = LerobotDataset(source)
+    wanted = list(dataset.numbers if episodes is None else episodes)
+    absent = sorted(set(wanted) - set(dataset.numbers))
+    if absent or not wanted:
+        there = ', '.join(map(str, dataset.numbers)) or 'none'
+        raise TrainingError(f'{source} has no episode {", ".join(map(str, absent))}; on disk are {there}.')
+    contract = load_contract(robot) if robot else contract_of(dataset)
+    plan = _Plan(dataset, contract)
+    problems = Problems(dataset.problems)
+    out.mkdir(parents=True, exist_ok=True)
+    for place, number in enumerate(wanted):
+        path = out / f'episode_{number:06d}'
+        try:
+            write_episode(dataset.episode(number), dataset, plan, path, quality)
+        except BagError:
+            raise
+        except KiError as error:
+            problems.add(source, f'episode {number}', 'unreadable', str(error))
+        if progress is not None:
+            progress(place + 1, len(wanted), str(path))
+    text = yaml.safe_dump(contract.to_dict(), sort_keys=False, allow_unicode=True)
+    (out / 'contract.yaml').write_text(text, encoding='utf-8')
+    return contract, problems
+
+
+def contract_of(dataset: LerobotDataset) -> Contract:
+    """The contract that our own export left behind, or one made from names and extremes, for someone to check."""
+    ours = dataset.folder / 'meta' / 'contract.json'
+    if ours.is_file():
+        return Contract.from_dict(json.loads(ours.read_text(encoding='utf-8')), str(ours))
+    first = [dataset.episode(number) for number in dataset.numbers]
+    if not first:
+        raise TrainingError(f'{dataset.folder} has no episode on disk.')
+    state = np.concatenate([each.state for each in first])
+    action = np.concatenate([each.action for each in first])
+    speed = np.max([np.abs(np.diff(each.action, axis=0)).max(axis=0) * dataset.fps for each in first], axis=0)
+    actions = []
+    for index, name in enumerate(dataset.action_names):
+        low, high = float(action[:, index].min()), float(action[:, index].max())
+        margin = max(MARGIN * (high - low), 1e-3)
+        limits = {'lower': low - margin, 'upper': high + margin, 'velocity': max(1.3 * float(speed[index]), 0.1)}
+        column = column_of(name)
+        known = column in {column_of(each) for each in dataset.state_names}
+        unit = _unit(column)
+        representation = 'delta' if known and interface_of(column) == 'position' else 'absolute'
+        actions.append({'name': column, 'unit': unit, 'representation': representation, 'limits': limits})
+    if not np.isfinite(state).all():
+        raise TrainingError(f'{dataset.folder}: the states hold values that are not finite.')
+    return Contract.from_dict(
+        {
+            'name': 'lerobot_dataset',
+            'rate_hz': float(dataset.fps),
+            'horizon': MAX_HORIZON,
+            'cameras': [
+                {
+                    'name': _word(camera),
+                    'topic': f'{_word(camera)}/image_raw/compressed',
+                    'transport': 'compressed',
+                    'kind': 'wrist' if 'wrist' in camera else 'scene',
+                    'max_age_s': 3.0 / dataset.fps,
+                }
+                for camera in dataset.cameras
+            ],
+            'state_streams': [
+                {'name': 'joint_states', 'topic': 'joint_states', 'type': 'joint_state', 'max_age_s': 3.0 / dataset.fps}
+            ],
+            'state': [
+                {
+                    'name': column_of(name),
+                    'unit': _unit(column_of(name)),
+                    'source': 'joint_states',
+                }
+                for name in dataset.state_names
+            ],
+            'actions': actions,
+            'outputs': _outputs([column_of(name) for name in dataset.action_names]),
+        },
+        f'contract of {dataset.folder}',
+    )
+
+
+def _unit(column: str) -> str:
+    """A guess that `ki bags from-lerobot` tells the user to check."""
+    if interface_of(column) == 'position':
+        return 'rad'
+    if interface_of(column) == 'effort':
+        return 'N*m'
+    return 'm/s' if '/linear/' in column else 'rad/s'
+
+
+def _outputs(columns: list[str]) -> list[dict[str, Any]]:
+    """A topic for each kind of column: nothing is known of the robot's real controllers."""
+    twist = [column for column in columns if twist_axis_of(column)]
+    made: list[dict[str, Any]] = []
+    for interface in ('position', 'velocity', 'effort'):
+        chosen = [column for column in columns if interface_of(column) == interface and column not in twist]
+        if chosen:
+            output: dict[str, Any] = {
+                'name': interface,
+                'kind': 'forward_command',
+                'topic': f'{interface}_controller/commands',
+                'columns': chosen,
+            }
+            made.append(output if interface == 'position' else {**output, 'options': {'allow_without_timeout': True}})
+    if twist:
+        made.append({'name': 'base', 'kind': 'twist_stamped', 'topic': 'base_controller/cmd_vel', 'columns': twist})
+    return made
+
+
+def column_of(name: str) -> str:
+    """`shoulder/position` for `shoulder` or `shoulder.pos`, `base/linear/x/velocity` as it is."""
+    clean = name.removesuffix('.pos').replace(' ', '_')
+    if '/' in clean and is_column(clean):
+        return clean
+    column = f'{clean}/position'
+    if not is_column(column):
+        raise TrainingError(f'{name!r} cannot be the name of a joint; rename the column in meta/info.json.')
+    return column
+
+
+def _word(name: str) -> str:
+    return name.lower().replace('.', '_').replace('-', '_').replace('/', '_')
+
+
+class _Plan:
+    """Which column of the dataset goes where; refuses what cannot be matched by name."""
+
+    def __init__(self, dataset: LerobotDataset, contract: Contract) -> None:
+        self.contract = contract
+        self.state = self._match(dataset, 'state', dataset.state_names, contract.state_names)
+        self.action = self._match(dataset, 'action', dataset.action_names, contract.action_names)
+        names = {_word(camera): camera for camera in dataset.cameras}
+        self.cameras = {camera.name: names[camera.name] for camera in contract.cameras if camera.name in names}
+        missing = [each.name for each in contract.cameras if each.required and each.name not in self.cameras]
+        if missing:
+            raise TrainingError(
+                f'{dataset.folder} has no camera {missing[0]}; it has {", ".join(names) or "none"}. '
+                'Name the cameras of the contract like those of the dataset.'
+            )
+        if dataset.fps < contract.rate_hz:
+            raise TrainingError(
+                f'{dataset.folder} has {dataset.fps:g} steps a second, {contract.name} wants {contract.rate_hz:g}; '
+                'lower rate_hz in a copy of the contract.'
+            )
+
+    @staticmethod
+    def _match(dataset: LerobotDataset, what: str, have: Sequence[str], want: Sequence[str]) -> NDArray[np.int64]:
+        places = {column_of(name): place for place, name in enumerate(have)}
+        for column in want:
+            if column not in places:
+                raise TrainingError(
+                    f'{dataset.folder} has no {what} column {column}; it has {", ".join(sorted(places))[:300]}.'
+                )
+        return np.array([places[column] for column in want], dtype=np.int64)
+
+
+def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan, path: Path, quality: int = 95) -> Path:
+    """One episode as a rosbag2 folder.
+
+    Raises:
+        BagError: The folder exists, or the disk takes no more.
+        TrainingError: Its numbers or pictures do not read; nothing that looks complete is left behind.
+    """
+    contract = plan.contract
+    task = episode.tasks[0] if episode.tasks else ''
+    on_grid = dataset.fps == contract.rate_hz
+    clips = {camera: dataset.frames(episode.clips[name], len(episode.state)) for camera, name in plan.cameras.items()}
+    with BagWriter(path, custom={'task': task, 'source': f'{dataset.folder.name}#{episode.number}'}) as bag:
+        marker(bag, EPOCH_NS, 0, episode.number, task)
+        for step in range(len(episode.state)):
+            # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
+            time_ns = EPOCH_NS + (step * contract.step_ns if on_grid else round(step * 1e9 / dataset.fps))
+            for camera in contract.cameras:
+                if camera.name in clips:
+                    _image(bag, camera.topic, time_ns, next(clips[camera.name]), quality)
+            state = dict(zip(contract.state_names, episode.state[step, plan.state].tolist(), strict=True))
+            for stream in contract.state_streams:
+                _state(bag, contract, stream, time_ns, state)
+            action = dict(zip(contract.action_names, episode.action[step, plan.action].tolist(), strict=True))
+            for output in contract.outputs:
+                _command(bag, output, time_ns, np.array([action[column] for column in output.columns]))
+        marker(bag, time_ns, 1, episode.number, task, 1)
+    return path
+
+
+def _put(bag: BagWriter, topic: str, kind: str, time_ns: int, value: Any) -> None:
+    name = '/' + topic.lstrip('/')
+    bag.add_topic(name, kind)
+    bag.write(name, time_ns, serialise(value, kind))
+
+
+def _header(time_ns: int, frame_id: str = '') -> Any:
+    stamp = message('builtin_interfaces/msg/Time', sec=0, nanosec=0)
+    set_time(stamp, time_ns)
+    return message('std_msgs/msg/Header', stamp=stamp, frame_id=frame_id)
+
+
+def marker(bag: BagWriter, time_ns: int, phase: int, index: int, task: str, outcome: int = 0) -> None:
+    """Writes an EpisodeMarker; `phase` 0 begins, 1 ends."""
+    value = message(
+        'ki_msgs/msg/EpisodeMarker',
+        header=_header(time_ns),
+        phase=phase,
+        episode_index=index,
+        task=task,
+        outcome=outcome,
+        policy_id='',
+    )
+    _put(bag, 'episode', 'ki_msgs/msg/EpisodeMarker', time_ns, value)
+
+
+def _image(bag: BagWriter, topic: str, time_ns: int, image: NDArray[np.uint8], quality: int) -> None:
+    kind = 'sensor_msgs/msg/CompressedImage'
+    value = message(kind, header=_header(time_ns), format='', data=np.zeros(0, dtype=np.uint8))
+    try:
+        fill_compressed(value, image, time_ns, quality=quality)
+    except cv2.error as error:
+        raise TrainingError(f'{topic}: a picture cannot be written as JPEG: {error}.') from error
+    _put(bag, topic, kind, time_ns, value)
+
+
+def _state(bag: BagWriter, contract: Contract, stream: StateStream, time_ns: int, values: dict[str, float]) -> None:
+    columns = [column.name for column in contract.state if column.source == stream.name]
+    if stream.type == 'odometry':
+        _put(bag, stream.topic, 'nav_msgs/msg/Odometry', time_ns, _odometry(time_ns, columns, values))
+        return
+    kind = 'sensor_msgs/msg/JointState'
+    empty = np.zeros(0)
+    value = message(kind, header=_header(time_ns), name=[], position=empty, velocity=empty, effort=empty)
+    joints = list(dict.fromkeys(joint_of(column) for column in columns))
+    every = {
+        interface: [values.get(f'{joint}/{interface}', 0.0) for joint in joints]
+        if any(interface_of(column) == interface for column in columns)
+        else []
+        for interface in ('position', 'velocity', 'effort')
+    }
+    names = [joint.removeprefix(stream.prefix) for joint in joints]
+    fill_joint_state(value, names, every['position'], time_ns, every['velocity'], every['effort'])
+    _put(bag, stream.topic, kind, time_ns, value)
+
+
+def _vector() -> Any:
+    return message('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+
+
+def _twist() -> Any:
+    return message('geometry_msgs/msg/Twist', linear=_vector(), angular=_vector())
+
+
+def _odometry(time_ns: int, columns: Sequence[str], values: dict[str, float]) -> Any:
+    twist = fill_twist(_twist(), columns, [values[column] for column in columns])
+    pose = message(
+        'geometry_msgs/msg/Pose',
+        position=message('geometry_msgs/msg/Point', x=0.0, y=0.0, z=0.0),
+        orientation=message('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0),
+    )
+    unknown = np.zeros(36)
+    return message(
+        'nav_msgs/msg/Odometry',
+        header=_header(time_ns, 'odom'),
+        child_frame_id='base_link',
+        pose=message('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=unknown),
+        twist=message('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=unknown),
+    )
+
+
+def _command(bag: BagWriter, output: Output, time_ns: int, values: NDArray[np.float64]) -> None:
+    kind = TYPES[output.kind]
+    if output.kind == 'joint_trajectory':
+        empty = message(kind, header=_header(time_ns), joint_names=[], points=[])
+        joints = [joint_of(column) for column in output.columns]
+        value = fill_trajectory(empty, _point, joints, [0], values[None], stamp=time_ns)
+    elif kind == 'std_msgs/msg/Float64MultiArray':
+        layout = message('std_msgs/msg/MultiArrayLayout', dim=[], data_offset=0)
+        value = fill_multi_array(message(kind, layout=layout, data=values), values)
+    else:
+        twist = fill_twist(_twist(), output.columns, values)
+        value = (
+            twist if kind.endswith('Twist') else message(kind, header=_header(time_ns, output.frame_id), twist=twist)
+        )
+    _put(bag, output.topic, kind, time_ns, value)
+
+
+def _point() -> Any:
+    empty = np.zeros(0)
+    wait = message('builtin_interfaces/msg/Duration', sec=0, nanosec=0)
+    return message(
+        'trajectory_msgs/msg/JointTrajectoryPoint',
+        positions=empty,
+        velocities=empty,
+        accelerations=empty,
+        effort=empty,
+        time_from_start=wait,
+    )
