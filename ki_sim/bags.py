@@ -96,6 +96,7 @@ class Sender:
             bag.add_topic(topic, 'ki_msgs/msg/Instruction')
 
     def marker(self, time_ns: int, phase: int, index: int, task: str, outcome: int) -> None:
+        """Begin (phase 0) or end (1) of an episode."""
         """Where the episode begins (phase 0) or ends (1)."""
         msg = message(
             'ki_msgs/msg/EpisodeMarker',
@@ -109,11 +110,13 @@ class Sender:
         self._send(EPISODE, time_ns, msg, 'ki_msgs/msg/EpisodeMarker')
 
     def text(self, topic: str, time_ns: int, name: str, text: str) -> None:
+        """An instruction or a subtask."""
         """Instruction or subtask."""
         msg = message('ki_msgs/msg/Instruction', header=header(time_ns), id=name, text=text)
         self._send(topic, time_ns, msg, 'ki_msgs/msg/Instruction')
 
     def tick(self, tick: Tick) -> None:
+        """Joints and base."""
         """Joint states and odometry."""
         time_ns = tick.time_ns + EPOCH_NS
         empty = np.empty(0)
@@ -125,6 +128,7 @@ class Sender:
         self._send(self.odometry, time_ns, odometry(time_ns, tick), 'nav_msgs/msg/Odometry')
 
     def frame(self, frame: Frame) -> None:
+        """Pictures and commands of one step."""
         """Pictures and commands."""
         self.images(frame.time_ns + EPOCH_NS, frame.images)
         self.commands(frame.time_ns + EPOCH_NS, frame.action)

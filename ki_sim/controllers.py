@@ -256,7 +256,7 @@ class Owner:
         self._owner, self._time_ns = publisher, now_ns
 
 
-def rate_limited(before: Floats, wanted: Floats, speed: Floats, dt_s: float) -> Floats:
+def rate_limited(before: Floats, wanted: Floats | float, speed: Floats | float, dt_s: float) -> Floats:
     """What a joint limiter lets through: `wanted`, at most speed * dt away from `before`."""
     step = speed * dt_s
     return before + np.clip(wanted - before, -step, step)

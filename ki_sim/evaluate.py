@@ -248,7 +248,7 @@ def film(world: World, size: int = 160) -> npt.NDArray[np.uint8]:
 
     shape = world.image_size
     views = [cv2.resize(world.image(name, shape), (size, size)) for name in ('left_wrist', 'head', 'right_wrist')]
-    frame = np.ascontiguousarray(np.concatenate(views, axis=1))
+    frame = np.ascontiguousarray(np.concatenate(views, axis=1), np.uint8)
     cv2.putText(frame, f'{world.time_ns * 1e-9:.1f} s', (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1)
     return frame
 

@@ -7,7 +7,7 @@ style are drawn from the episode's seed, so an episode is the same each time it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -128,7 +128,7 @@ class Expert(Mover):
 
     # skills -----------------------------------------------------------------------------------------------------
 
-    def pick(self, side: str, target: int, grasp: float | None = None) -> Iterator[Move]:
+    def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[Move, None, bool]:
         """Grasp a thing from above and lift it; returns whether it is held."""
         thing, name = self.things[target], self.label(target)
         self.subtask = f'reach for the {name}'
@@ -245,7 +245,7 @@ class Expert(Mover):
         yield from self.grip(side, opening)
         yield from self.wait(0.15)
 
-    def give(self, giver: str, taker: str, target: int) -> Iterator[Move]:
+    def give(self, giver: str, taker: str, target: int) -> Generator[Move, None, bool]:
         """Hold the thing up between the hands, take it with the other hand, let go; returns whether it worked."""
         thing, name = self.things[target], self.label(target)
         sign = 1.0 if taker == 'right' else -1.0
@@ -403,7 +403,7 @@ class Expert(Mover):
     def _in_bin_now(self, target: int, side: str) -> bool:
         x, y, _ = self.world.thing_position(target)
         cx, cy = BIN_CENTRE[side]
-        return abs(x - cx) < BIN_HALF[0] and abs(y - cy) < BIN_HALF[1]
+        return bool(abs(x - cx) < BIN_HALF[0] and abs(y - cy) < BIN_HALF[1])
 
     def measured_opening(self, side: str) -> float:
         """How far a gripper is open, m."""

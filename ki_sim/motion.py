@@ -161,4 +161,5 @@ def rotated(rotation: Floats, vector: Floats) -> Floats:
         return rotation
     x, y, z = vector / angle
     K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return (np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K) @ rotation
+    turned: Floats = (np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K) @ rotation
+    return turned

@@ -155,7 +155,7 @@ def save(recording: Recording, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     with partial.open('wb') as stream:
-        np.savez(stream, **arrays(recording))
+        np.savez(stream, **arrays(recording))  # type: ignore[arg-type]
     partial.replace(path)
     return path
 
@@ -173,7 +173,10 @@ def load(path: str | Path) -> dict[str, Any]:
     def image(step: int, camera: str) -> npt.NDArray[np.uint8]:
         view = cameras.index(camera)
         data = blob[offset[step, view] : offset[step, view + 1]]
-        return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if picture is None:
+            raise SimError(f'{path}: the picture of {camera} at step {step} does not decode: record it again')
+        return np.ascontiguousarray(picture[..., ::-1], np.uint8)
 
     found['images'] = image
     return found

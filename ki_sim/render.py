@@ -76,7 +76,8 @@ class Cameras:
         for geom in self._scene.geoms[: self._scene.ngeom]:
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
                 bodies[geom.segid + 1] = self.model.geom_bodyid[geom.objid]
-        return bodies[np.minimum(index, self._scene.ngeom)]
+        shown: npt.NDArray[np.int32] = bodies[np.minimum(index, self._scene.ngeom)]
+        return shown
 
     def _look(self, data: mujoco.MjData, camera: str) -> None:
         index = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)

@@ -74,8 +74,9 @@ class Scene:
 def sample_look(rng: np.random.Generator, plain: bool = False) -> Look:
     """Surfaces and light of a scene; `plain` keeps to little change, for tasks meant to be learnt first."""
     table = TABLES[int(rng.integers(2 if plain else len(TABLES)))]
+    r, g, b = (float(np.clip(c + rng.uniform(-0.04, 0.04), 0, 1)) for c in table)
     return Look(
-        table=tuple(float(np.clip(c + rng.uniform(-0.04, 0.04), 0, 1)) for c in table),
+        table=(r, g, b),
         table_pattern='flat' if plain else str(rng.choice(['flat', 'checker', 'gradient'])),
         floor=FLOORS[int(rng.integers(len(FLOORS)))],
         light=(float(rng.uniform(-0.5, 0.5)), float(rng.uniform(-0.5, 0.5)), -1.0),
@@ -99,11 +100,11 @@ def place(
     `kept` are things already there. Raises SimError when they do not fit into the area.
     """
     station = station or Pose()
-    sized = [(c, k, *(float(rng.uniform(*r)) for r in (check_kind(k).width, check_kind(k).height))) for c, k in wanted]
+    sizes = [(float(rng.uniform(*check_kind(k).width)), float(rng.uniform(*check_kind(k).height))) for _, k in wanted]
     shades = [float(rng.uniform(0.9, 1.08)) for _ in wanted]
     for _ in range(200):
         placed: list[Thing] = []
-        for (colour, kind, width, height), shade in zip(sized, shades, strict=True):
+        for (colour, kind), (width, height), shade in zip(wanted, sizes, shades, strict=True):
             for _ in range(60):
                 x, y = float(rng.uniform(*area[0])), float(rng.uniform(*area[1]))
                 yaw = station.yaw + float(rng.uniform(-yaw_range, yaw_range))

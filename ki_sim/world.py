@@ -102,7 +102,8 @@ class World:
         command_timeout_ns: int = 0,
         episode: tasks.Episode | None = None,
     ) -> None:
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (int(height), int(width))
         for camera in cameras:
             if camera not in CAMERAS:
                 raise SimError(f"camera '{camera}' is not on this robot: use one of {', '.join(CAMERAS)}")
@@ -166,7 +167,7 @@ class World:
         if row.shape != (len(COLUMNS),):
             raise SimError(f'an action has {len(COLUMNS)} numbers ({COLUMNS[0]} ... {COLUMNS[-1]}), got {row.size}')
         for offset, side in ((0, 'left'), (7, 'right')):
-            self.command_arm(side, Trajectory(ARM_JOINTS[side], (Point(STEP_NS, row[offset : offset + 6]),)))
+            self.command_arm(side, Trajectory(ARM_JOINTS[side], (Point(STEP_NS, row[offset : offset + 6].tolist()),)))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
         self.advance(STEP_NS, each_tick)
@@ -258,7 +259,7 @@ class World:
 
     def thing_position(self, index: int) -> Floats:
         """Centre of a thing in the world, (3,)."""
-        return self.data.xpos[self._things[index]].copy()
+        return np.array(self.data.xpos[self._things[index]])
 
     def thing_yaw(self, index: int) -> float:
         """Heading of a thing, rad."""
@@ -282,7 +283,7 @@ class World:
 
     def body_name(self, body: int) -> str:
         """Name of a body, as `segments` counts them."""
-        return self.model.body(body).name
+        return str(self.model.body(body).name)
 
     def success(self) -> bool:
         """Whether the task is done now."""
