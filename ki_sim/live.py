@@ -10,39 +10,34 @@ being drawn, or while the physics is behind, is left out and counted. `speed` 0 
 picture is ever left out, time waits for it.
 
 Lock step. Before every step of 50 ms time stands still until each controller has been commanded since the last step,
-at most `PATIENCE_S` of the wall clock. An operator inside this process is waited for without end.
+at most `PATIENCE_S` of the wall clock, so that an idle robot does not stop the world. Where an operator is to drive,
+time stands still from a reset until he begins, and the same seed gives the same states, bit for bit.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from ki_sim.bags import EPOCH_NS
+from ki_sim.camera_thread import CameraThread, Images
 from ki_sim.errors import SimError
-from ki_sim.evaluate import SETTLED_STEPS, Outcome
+from ki_sim.judge import Judge
 from ki_sim.record import Tick
-from ki_sim.render import Cameras
-from ki_sim.robot import CAMERAS, POSITION_JOINTS
+from ki_sim.robot import POSITION_JOINTS
 from ki_sim.world import STEP_NS, TICK_NS, World
 
-Images = dict[str, npt.NDArray[np.uint8]]
 PATIENCE_S = 0.1
 BACKLOG_NS = 200_000_000  # what of real time may be made up for
 BEHIND_NS = 30_000_000  # physics this late has the next picture left out ...
 PICTURE_AGE_NS = 200_000_000  # ... unless the last one is older than this
-DRAWN = ('geom_xpos', 'geom_xmat', 'cam_xpos', 'cam_xmat', 'light_xpos', 'light_xdir', 'xpos', 'xmat', 'xipos', 'ximat')
-NICE = 5  # the camera thread, below the physics
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Settings:
     """What is simulated and how fast.
 
     `clock`: stamps are simulated time, which goes on over resets, and the clock is told; otherwise stamps are the
-    system's time. Everything but real time needs it.
+    system's time. Everything but real time needs it. `operated`: an operator is going to drive by the command topics.
     """
 
     task: str = 'demo'
@@ -62,6 +57,7 @@ class Settings:
     speed: float = 1.0
     clock: bool = False
     lock_step: bool = False
+    operated: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.speed <= 100.0:
@@ -148,11 +144,12 @@ class Live:
         self._news = threading.Condition()
         self._ending = False
         self._base_ns = EPOCH_NS if settings.clock else 0
-        self._stamp_ns = 0
+        self.stamp_ns = 0
         self._due_ns = 0
+        self._step_open = False
         self._frames = 0
         self._picture_ns = -PICTURE_AGE_NS
-        self.camera = CameraThread(settings.image_size, outlets, self.counters)
+        self.camera = CameraThread(settings.image_size, self._pictured)
         self.camera.check(self.world)
         self._thread = threading.Thread(target=self._guarded, name='physics', daemon=True)
 
@@ -200,7 +197,8 @@ class Live:
         self.world.reset(seed, task, goal, split)
         # Time goes on: stamps of the new scene come after those of the old one.
         self._base_ns += passed_ns if self.settings.clock else 0
-        self.operator, self.judge = None, Judge(self.world)
+        self.operator, self.judge, self._step_open = None, Judge(self.world), False
+        self._due_ns = time.monotonic_ns()
         self._frames, self._picture_ns = 0, -PICTURE_AGE_NS
         self._inbox.clear()
         self._commanded.clear()
@@ -219,16 +217,21 @@ class Live:
 
     def operate(self, operator: Operator | None) -> None:
         """Lets somebody drive from the next step on."""
-        self.operator = operator
-        if operator is not None and self.settings.lock_step:
+        self.operator, self._step_open = operator, False
+        if operator is not None and self.settings.operated and self.world.time_ns == 0:
+            self._frames = 0
             self._show()  # who records from here on shall have the beginning, too
+
+    def _pictured(self, time_ns: int, images: Images) -> None:
+        self.counters.pictures += 1
+        self.outlets.pictures(time_ns, images)
 
     # the physics thread -----------------------------------------------------------------------------------------
 
     def _guarded(self) -> None:
         try:
-            self._show()
             self._due_ns = time.monotonic_ns()
+            self._show()
             while not self._ending:
                 self._turn()
         except Exception as error:
@@ -242,44 +245,54 @@ class Live:
         """One tick."""
         self._do_jobs()
         if self.world.time_ns % STEP_NS == 0:
-            self.judge.look(self.world)
-            self._operate()
-            if self.settings.lock_step:
-                self._wait_for_commands()
+            if not self._step_open:
+                self.judge.look(self.world)
+                self._operate()
+                self._step_open = True
+            if self.settings.lock_step and not self._all_commanded():
+                return  # something is asked of us meanwhile
         self._take_commands()
         self._pace()
         self.world.advance(TICK_NS)
+        self._step_open = False
         self.counters.ticks += 1
         self._show()
 
     def _operate(self) -> None:
         if self.operator is None or self.stopped:
             return
+        error = ''
         try:
-            going = self.operator.act(self._stamp_ns, self.world)
-        except SimError as error:
-            self.judge.give_up(self.world, str(error))
-            going = False
+            going = not self.judge.late(self.world) and self.operator.act(self.stamp_ns, self.world)
+        except SimError as why:
+            going, error = False, str(why)
         if not going:
             self.operator = None
-            self.judge.give_up(self.world, '')
+            self.judge.finish(self.world, error)
 
-    def _wait_for_commands(self) -> None:
+    def _all_commanded(self) -> bool:
+        """Waits, and says whether time may go on."""
+        operated = self.settings.operated and not self.stopped
         patience_s = 5.0 if self.operator is not None else PATIENCE_S
         end = time.monotonic() + patience_s
         with self._news:
-            while not self._commanded >= self._sources and not self._jobs and not self._ending:
+            while not self._commanded >= self._sources:
+                if self._jobs or self._ending:
+                    return False
                 left = end - time.monotonic()
                 if left <= 0.0:
+                    if operated and self.operator is None and self.judge.waits:
+                        return False
                     self.counters.waits += 1
                     break
                 self._news.wait(left)
             self._commanded.clear()
+        return True
 
     def _take_commands(self) -> None:
         with self._news:
             taken, self._inbox = self._inbox, deque()
-        offset_ns = self._stamp_ns - self.world.time_ns
+        offset_ns = self.stamp_ns - self.world.time_ns
         for source, apply in taken:
             self.counters.commands += 1
             try:
@@ -318,149 +331,25 @@ class Live:
         """Measures, and hands over a picture when one is due."""
         world = self.world
         if self.settings.clock:
-            self._stamp_ns = self._base_ns + world.time_ns
-            self.outlets.clock(self._stamp_ns)
+            self.stamp_ns = self._base_ns + world.time_ns
+            self.outlets.clock(self.stamp_ns)
         else:
-            # A tick that is made up for carries the time at which it was due, so that stamps are as even as the ticks.
-            self._stamp_ns = max(self._stamp_ns + 1, time.time_ns() - self.counters.lag_ns)
-        self.outlets.senses(measured(world, self._stamp_ns))
+            # A tick carries the time at which it was due, so that stamps are as even as the ticks.
+            late_ns = max(0, time.monotonic_ns() - self._due_ns)
+            self.stamp_ns = max(self.stamp_ns + 1, time.time_ns() - late_ns)
+        self.outlets.senses(measured(world, self.stamp_ns))
         if world.time_ns < self._frames * 1e9 / self.settings.camera_hz:
             return
         self._frames = int(world.time_ns * self.settings.camera_hz / 1e9 + 1e-6) + 1
         age_ns = world.time_ns - self._picture_ns
-        if self.settings.whole:
-            self.camera.draw(world, self._stamp_ns, wait=True)
+        if self.settings.whole or world.time_ns == 0:
+            self.camera.draw(world, self.stamp_ns, wait=True)
         elif (self.counters.lag_ns > BEHIND_NS and age_ns < PICTURE_AGE_NS) or not self.camera.draw(
-            world, self._stamp_ns
+            world, self.stamp_ns
         ):
             self.counters.left_out += 1
             return
         self._picture_ns = world.time_ns
-
-
-class Judge:
-    """Watches one episode, from the first command after its reset to its success or the end of its time."""
-
-    def __init__(self, world: World) -> None:
-        episode = world.episode
-        self.outcome = Outcome(episode.task, episode.seed, episode.goal_seed, episode.instruction)
-        self.ended = ''  # 'success', 'time', or 'operator' when who drives says it is over
-        self._begin_ns: int | None = None
-        self._held = 0
-
-    def begin(self, world: World) -> None:
-        """A command was taken."""
-        if self._begin_ns is None:
-            self._begin_ns = world.time_ns
-
-    def look(self, world: World) -> None:
-        """Every 50 ms: has success held for a moment, is time up?"""
-        if self.ended or self._begin_ns is None or world.time_ns == self._begin_ns:
-            return
-        self._held = self._held + 1 if world.success() else 0
-        if self._held >= SETTLED_STEPS:
-            self._end(world, 'success')
-        elif world.time_ns - self._begin_ns >= world.episode.limit_s * 1e9:
-            self._end(world, 'time')
-
-    def give_up(self, world: World, error: str) -> None:
-        """Who drives is done, or cannot go on."""
-        self.outcome.error = error
-        if not self.ended:
-            self._end(world, 'operator')
-
-    def _end(self, world: World, why: str) -> None:
-        self._fill(world)
-        self.ended = why
-
-    def _fill(self, world: World) -> None:
-        outcome, first = self.outcome, world.touches.first
-        outcome.success = self._held >= SETTLED_STEPS or (self._begin_ns is not None and world.success())
-        outcome.score = world.score()
-        outcome.time_s = 0.0 if self._begin_ns is None else (world.time_ns - self._begin_ns) * 1e-9
-        outcome.first_touched = world.episode.label(first) if first >= 0 else ''
-        outcome.followed = first in world.episode.goal.things
-
-    def report(self, world: World) -> Mapping[str, Any]:
-        """The outcome as plain data: final once `ended` is not empty, as of now before."""
-        if not self.ended:
-            self._fill(world)
-        return asdict(self.outcome) | {'ended': self.ended, 'split': world.episode.split}
-
-
-class CameraThread:
-    """Draws in a thread of its own, which the OpenGL context belongs to; holds one order at a time."""
-
-    def __init__(self, size: tuple[int, int], outlets: Outlets, counters: Counters) -> None:
-        self._size, self._outlets, self._counters = size, outlets, counters
-        self._order: tuple[int, mujoco.MjModel] | None = None
-        self._state = threading.Condition()
-        self._ending = False
-        self._error: Exception | None = None
-        self._shown: mujoco.MjData | None = None
-        self._model: mujoco.MjModel | None = None
-        self._thread = threading.Thread(target=self._run, name='cameras', daemon=True)
-        self._thread.start()
-
-    def check(self, world: World) -> None:
-        """Draws once without showing it: an error of OpenGL is raised here, by whoever starts."""
-        self.draw(world, -1, wait=True)
-
-    def draw(self, world: World, time_ns: int, wait: bool = False) -> bool:
-        """Takes a copy of what is seen now; False when the last picture is still being drawn."""
-        with self._state:
-            if self._order is not None:
-                return False
-            if self._model is not world.model:
-                self._model, self._shown = world.model, mujoco.MjData(world.model)
-                mujoco.mj_forward(self._model, self._shown)
-            for name in DRAWN:
-                getattr(self._shown, name)[:] = getattr(world.data, name)
-            self._order = (time_ns, world.model)
-            self._state.notify_all()
-            while wait and self._order is not None and not self._ending:
-                self._state.wait(0.5)
-            if self._error is not None:
-                raise self._error
-        return True
-
-    def close(self) -> None:
-        """Ends the thread."""
-        with self._state:
-            self._ending = True
-            self._state.notify_all()
-        self._thread.join(5.0)
-
-    def _run(self) -> None:
-        if hasattr(os, 'setpriority'):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        cameras: Cameras | None = None
-        while True:
-            with self._state:
-                while self._order is None and not self._ending:
-                    self._state.wait()
-                if self._ending:
-                    break
-                assert self._order is not None
-                time_ns, model = self._order
-            try:
-                if cameras is None or cameras.model is not model:
-                    if cameras is not None:
-                        cameras.close()
-                    cameras = Cameras(model, *self._size)
-                images = {name: cameras.image(self._shown, name) for name in CAMERAS}
-                if time_ns >= 0:
-                    self._counters.pictures += 1
-                    self._outlets.pictures(time_ns, images)
-            except Exception as error:
-                self._error = error
-            with self._state:
-                self._order = None
-                self._state.notify_all()
-                if self._error is not None:
-                    break
-        if cameras is not None:
-            cameras.close()
 
 
 def measured(world: World, stamp_ns: int) -> Tick:
