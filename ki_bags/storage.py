@@ -91,9 +91,6 @@ def messages_of(
             report.damage = _say(error)
             report.salvaged = True
             return
-        first = error
-    else:
-        first = None
     patient = _mcap_messages if path.suffix == '.mcap' else _sqlite_messages
     try:
         for message in patient(path, wanted):
@@ -101,8 +98,6 @@ def messages_of(
     except Exception as error:
         report.damage = _say(error)
         report.salvaged = report.count > 0
-    if first is not None and report.count == 0 and not report.damage:
-        report.damage = _say(first)
 
 
 def _counted(message: Message, report: FileReport) -> Iterator[Message]:

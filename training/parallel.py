@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,8 @@ def run_all(work: Work, jobs: Sequence[Job], workers: int = 1, ray: bool = False
     """Yields (number of the job, result) as results come; a result that is an Exception is what the job died of.
 
     Args:
-        work: A module-level function; it must not raise for what is wrong with data.
-        jobs: Plain data.
+        work: A module-level function from plain data to plain data; it must not raise for what is wrong with data.
+        jobs: Plain data, as JSON holds it.
         workers: Processes; 1 works in this one.
         ray: Over the Ray cluster that RAY_ADDRESS names, or a local one.
 
@@ -79,8 +80,9 @@ def _over_ray(work: Work, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         ray.init(log_to_driver=False)
 
     def row(numbered: dict[str, Any]) -> dict[str, Any]:
-        return {'number': numbered['number'], 'result': work(numbered['job'])}
+        return {'number': numbered['number'], 'result': json.dumps(work(json.loads(numbered['job'])))}
 
-    table = ray.data.from_items([{'number': number, 'job': job} for number, job in enumerate(jobs)])
+    # As text: what travels between machines is made of columns, and a job is a tree.
+    table = ray.data.from_items([{'number': number, 'job': json.dumps(job)} for number, job in enumerate(jobs)])
     for found in table.repartition(len(jobs)).map(row).iter_rows():
-        yield found['number'], found['result']
+        yield found['number'], json.loads(found['result'])

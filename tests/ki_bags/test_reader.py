@@ -61,6 +61,9 @@ def test_types_only_the_recording_knows_are_decoded(ki_data: Path) -> None:
     assert len(joints) == 4217
     assert joints[0].name[0] == 'C1_A'
     assert len(joints[0].position) == 21
+    nothing = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
+    assert list(nothing.messages([])) == []
+    assert len(nothing.problems) == 0
     everything = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
     assert sum(1 for _ in everything.messages()) == 25387
     assert len(everything.problems) == 0

@@ -1,0 +1,277 @@
+"""Training data: index recordings, check and show them, to and from LeRobot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from training.bags import Index
+
+app = typer.Typer(help='Training data: index recordings, check and show them, to and from LeRobot.')
+
+Data = Annotated[Path, typer.Argument(help='Folder of recordings, or an index of them.')]
+Robot = Annotated[str, typer.Option(help='Contract: a name of config/robots, or a YAML file.')]
+LEVELS = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
+
+
+@app.command()
+def index(
+    data: Annotated[Path, typer.Argument(help='Folder of recordings (rosbag2 folders, .mcap, .db3), at any depth.')],
+    robot: Robot = 'bimanual_mobile',
+    out: Annotated[Path | None, typer.Option(help='Folder of the index; else DATA/index.')] = None,
+    state: Annotated[str, typer.Option(help='States between messages: hold (as the live node) or linear.')] = 'hold',
+    column: Annotated[list[str] | None, typer.Option(help='COLUMN=hold|linear; may be repeated.')] = None,
+    actions: Annotated[str, typer.Option(help='From commands, state (one step later), or auto.')] = 'auto',
+    task: Annotated[str, typer.Option(help='Instruction of episodes that carry none.')] = '',
+    store: Annotated[str, typer.Option(help='Pictures: original, or model (small, at its size).')] = 'original',
+    remap: Annotated[list[str] | None, typer.Option(help='CONTRACT_TOPIC:=RECORDED_TOPIC; may be repeated.')] = None,
+    workers: Annotated[int, typer.Option(help='Processes; 0: one per core.')] = 0,
+    ray: Annotated[bool, typer.Option('--ray', help='Over a Ray cluster (RAY_ADDRESS), or a local one.')] = False,
+) -> None:
+    """Reads every recording once into an index; a second call reads only what has changed."""
+    import os
+
+    from ki_robot.contract import load_contract
+    from training.bags import index_bags
+    from training.episodes import Options
+
+    options = Options(
+        state=state,
+        columns=pairs(column or [], '='),
+        actions=actions,
+        task=task,
+        store=store,
+        remap=pairs(remap or [], ':='),
+    )
+    with progress('indexing') as tell:
+        contract = load_contract(robot)
+        made = index_bags(data, contract, out or data / 'index', options, workers or os.cpu_count() or 1, ray, tell)
+    summary(made)
+    show_problems(made.problems)
+    if not made.episodes:
+        typer.secho('No episode can be used.', fg='red')
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    data: Data, every: Annotated[bool, typer.Option('--all', help='Also recordings without episodes.')] = False
+) -> None:
+    """The episodes of an index: steps, instruction, outcome; and how fast each stream came."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.bags import load_index
+
+    found = load_index(index_folder(data))
+    console = Console()
+    table = Table('recording', 'episode', 'steps', 'usable', 'seconds', 'outcome', 'instruction', box=None)
+    for entry in found.entries:
+        name = Path(entry.path).name
+        if every and not entry.episodes:
+            table.add_row(name, '-', '0', '0', '', '', '')
+        for number, each in enumerate(entry.episodes):
+            seconds = f'{each.steps / found.contract.rate_hz:.1f}'
+            text = each.texts[0] if each.texts else ''
+            table.add_row(name, str(number), str(each.steps), str(each.usable), seconds, each.outcome, text)
+    console.print(table)
+    rates = Table('stream', 'messages', 'Hz', 'longest gap [s]', box=None)
+    names = sorted({name for entry in found.entries for name in entry.streams})
+    for name in names:
+        rows = [entry.streams[name] for entry in found.entries if name in entry.streams]
+        timed = [row for row in rows if 'rate_hz' in row]
+        rate = f'{min(row["mean_hz"] for row in timed):.1f}' if timed else ''
+        gap = f'{max(row["longest_gap_s"] for row in timed):.3f}' if timed else ''
+        rates.add_row(name, f'{sum(row["count"] for row in rows):.0f}', rate, gap)
+    console.print(rates)
+    summary(found)
+
+
+@app.command()
+def check(
+    data: Data,
+    deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, hash every recording anew.')] = False,
+    against: Annotated[Path | None, typer.Option(help='An index of data from where the policy will run.')] = None,
+) -> None:
+    """Is the index whole, and would a model learn wrong things from it? Exit status 1 when something is an error."""
+    from training.bags import check_index, load_index
+    from training.stats import diagnose
+
+    found = load_index(index_folder(data))
+    with progress('checking') as tell:
+        problems = check_index(found, deep, tell)
+    show_problems(problems)
+    other = load_index(index_folder(against)) if against is not None else None
+    findings = diagnose(found, other)
+    show_findings(findings)
+    broken = {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds()
+    if broken or any(finding.level == 'error' for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(data: Data, out: Annotated[Path, typer.Option(help='File to write.')] = Path('stats.json')) -> None:
+    """Normalisation statistics, after the delta transform, with where they come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ki_robot.transforms import save_stats
+    from training.bags import load_index
+    from training.dataset import EpisodeDataset
+    from training.stats import compute_stats
+
+    made = compute_stats(EpisodeDataset(load_index(index_folder(data))))
+    save_stats(out, made)
+    table = Table('', 'column', 'unit', 'mean', 'std', 'q01', 'q99', box=None)
+    for what, each in made.items():
+        for row, name in enumerate(each.names):
+            values = [f'{values[row]:.4g}' for values in (each.mean, each.std, each.q01, each.q99)]
+            table.add_row(what, name, each.provenance['units'][row], *values)
+    Console().print(table)
+    print(f'{out}: {made["actions"].count} action values a column')
+
+
+@app.command()
+def fast(
+    data: Data,
+    out: Annotated[Path, typer.Option(help='File to write.')] = Path('fast.json'),
+    size: Annotated[int, typer.Option(help='Tokens.')] = 1024,
+    scale: Annotated[float, typer.Option(help='Steps per unit of a normalised coefficient.')] = 10.0,
+) -> None:
+    """Fits FAST on the chunks of an index and says what it costs."""
+    import json
+
+    from training.bags import load_index
+    from training.dataset import EpisodeDataset
+    from training.fast_fit import fit_fast
+    from training.stats import compute_stats
+
+    dataset = EpisodeDataset(load_index(index_folder(data)))
+    codec, report = fit_fast(dataset, compute_stats(dataset), size, scale)
+    out.write_text(json.dumps(codec.to_dict()), encoding='utf-8')
+    print(f'{out}: {report.size} tokens, scale {report.scale:g}, fitted on {report.fitted} chunks')
+    print(f'on {report.tested} others: {report.tokens_mean:.1f} tokens a chunk (at most {report.tokens_max}),')
+    print(f'{report.values_per_token:.1f} values a token, error {report.rmse:.4f} rms, {report.max_error:.4f} at most')
+    worst = sorted(report.rmse_si.items(), key=lambda pair: -pair[1])[:3]
+    print('in SI, worst columns: ' + ', '.join(f'{name} {value:.4g}' for name, value in worst))
+
+
+@app.command('to-lerobot')
+def to_lerobot_command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help='Folder to make.')],
+    codec: Annotated[str, typer.Option(help='h264, or copy: the JPEGs as they are, quick and large.')] = 'h264',
+    workers: Annotated[int, typer.Option(help='Cameras encoded side by side; 0: one per core.')] = 0,
+) -> None:
+    """Writes an index as a LeRobotDataset v3."""
+    import os
+
+    from training.bags import load_index
+    from training.lerobot_format import to_lerobot
+
+    with progress('writing') as tell:
+        found = load_index(index_folder(data))
+        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=tell)
+    show_problems(problems)
+    print(f'{out}: written')
+
+
+@app.command('from-lerobot')
+def from_lerobot_command(
+    source: Annotated[Path, typer.Argument(help='A LeRobot dataset, v2.1 or v3.')],
+    out: Annotated[Path, typer.Option(help='Folder to make the recordings in.')],
+    robot: Annotated[str | None, typer.Option(help='Contract; without one, it is made from the dataset.')] = None,
+    episode: Annotated[list[int] | None, typer.Option(help='Only this one; may be repeated.')] = None,
+    quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 95,
+) -> None:
+    """Writes a LeRobot dataset as recordings (rosbag2, MCAP) and a contract."""
+    from training.from_lerobot import from_lerobot
+
+    with progress('writing') as tell:
+        contract, problems = from_lerobot(source, out, robot, episode, quality, tell)
+    show_problems(problems)
+    print(f'{out}: recordings of {contract.name}, and contract.yaml')
+    if robot is None:
+        print('The contract was made from names and extremes: check its units and limits before a robot moves.')
+
+
+def index_folder(data: Path) -> Path:
+    """The index itself: DATA, or DATA/index."""
+    return data if (data / 'index.json').is_file() else data / 'index'
+
+
+def pairs(texts: Iterable[str], sign: str) -> dict[str, str]:
+    """`a=b` as {a: b}."""
+    found = {}
+    for text in texts:
+        key, between, value = text.partition(sign)
+        if not between or not key or not value:
+            raise typer.BadParameter(f'{text!r} is not NAME{sign}VALUE')
+        found[key] = value
+    return found
+
+
+@contextmanager
+def progress(what: str) -> Any:
+    """A bar; gives the function that moves it: (done, all, name)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[name]}'),
+    )
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=None, name='')
+
+        def tell(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, name=Path(name).name)
+
+        teller: Callable[[int, int, str], None] = tell
+        yield teller
+
+
+def summary(found: Index) -> None:
+    """One line: how much there is."""
+    episodes = found.episodes
+    steps = sum(about.steps for _, about in episodes)
+    usable = sum(about.usable for _, about in episodes)
+    minutes = steps / found.contract.rate_hz / 60
+    print(
+        f'{found.folder}: {len(episodes)} episodes in {len(found.entries)} recordings, {steps} steps '
+        f'({minutes:.1f} min), {usable} usable, {found.contract.name}, data {found.hash[:12]}'
+    )
+
+
+def show_problems(problems: Any) -> None:
+    """One row per file, field and kind, with a count."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(problems)
+    if not rows:
+        return
+    table = Table('file', 'field', 'problem', 'count', 'the first one', box=None, header_style='bold')
+    for each in rows:
+        table.add_row(Path(each.where).name, each.field, each.kind, str(each.count), each.text, style='yellow')
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+    print(f'{sum(each.count for each in rows)} problems of {len({each.kind for each in rows})} kinds')
+
+
+def show_findings(findings: Any) -> None:
+    """One line per finding, worst first."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    for each in findings:
+        console.print(f'[{LEVELS[each.level]}]{each.level:>8}[/]  {each.text}', highlight=False)
+    if not findings:
+        print('Nothing suspicious.')

@@ -1,0 +1,90 @@
+"""`ki bags`: from recordings to an index, a report, statistics and a LeRobot dataset, as the README shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ki.bags import app
+from ki_robot.errors import KiError
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope='module')
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of a real robot, as recordings."""
+    import os
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    folder = os.environ.get('KI_DATA')
+    if not folder or not Path(folder).is_dir():
+        pytest.skip('KI_DATA names no folder of recordings: nothing was checked on real data')
+    source, short = Path(folder) / 'unitree_g1_lerobot_v21', tmp_path_factory.mktemp('g1')
+    shutil.copytree(source / 'meta', short / 'meta')
+    for number in (1, 2):
+        data = f'data/chunk-000/episode_{number:06d}.parquet'
+        video = f'videos/chunk-000/observation.images.cam_high/episode_{number:06d}.mp4'
+        for name in (data, video):
+            (short / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pq.read_table(source / data).slice(0, 60), short / data)
+        shutil.copy(source / video, short / video)
+    bags = tmp_path_factory.mktemp('bags') / 'bags'
+    result = run('from-lerobot', short, '--out', bags, '--robot', 'g1_upper_body')
+    assert result.exit_code == 0, result.output
+    assert 'absent_episode' in result.output
+    return bags
+
+
+def test_from_recordings_to_a_dataset(recordings: Path, tmp_path: Path) -> None:
+    index = tmp_path / 'index'
+    result = run('index', recordings, '--robot', 'g1_upper_body', '--out', index, '--workers', 1)
+    assert result.exit_code == 0, result.output
+    assert '2 episodes in 2 recordings, 120 steps' in result.output
+    shown = run('show', index)
+    assert 'episode_000002' in shown.output
+    assert 'joint_states' in shown.output
+    checked = run('check', index, '--deep')
+    assert checked.exit_code == 0, checked.output
+    assert 'every episode has the instruction' in checked.output
+    counted = run('stats', index, '--out', tmp_path / 'stats.json')
+    assert counted.exit_code == 0, counted.output
+    assert json.loads((tmp_path / 'stats.json').read_text())['actions']['provenance']['contract'] == 'g1_upper_body'
+    fitted = run('fast', index, '--out', tmp_path / 'fast.json', '--size', 512)
+    assert 'values a token' in fitted.output
+    written = run('to-lerobot', index, '--out', tmp_path / 'lerobot', '--codec', 'copy')
+    assert written.exit_code == 0, written.output
+    assert json.loads((tmp_path / 'lerobot/meta/info.json').read_text())['total_frames'] == 120
+
+
+def test_nothing_usable_is_exit_status_one_with_a_table(ki_data: Path, tmp_path: Path) -> None:
+    folder = ki_data / 'rosbag2_upstream_testbags' / 'rosbag2_tests' / 'resources' / 'mcap'
+    result = run('index', folder, '--out', tmp_path / 'index', '--workers', 1)
+    assert result.exit_code == 1
+    assert 'wrong_format' in result.output
+    assert 'No episode can be used.' in result.output
+
+
+def test_a_changed_index_fails_the_check(recordings: Path, tmp_path: Path) -> None:
+    index = tmp_path / 'index'
+    run('index', recordings, '--robot', 'g1_upper_body', '--out', index, '--workers', 1)
+    [file, *_] = sorted(index.glob('bags/*/cam_high.images'))
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1])
+    result = run('check', index)
+    assert result.exit_code == 1
+    assert 'index_changed' in result.output
+
+
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
+    assert run('index', tmp_path, '--remap', 'a=b').exit_code == 2
+    result = run('show', tmp_path)
+    assert isinstance(result.exception, KiError)
+    assert 'run `ki bags index` first' in str(result.exception)
