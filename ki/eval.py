@@ -1,0 +1,67 @@
+"""Evaluate a trained bundle: in closed loop in the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help='Evaluate a trained bundle: in closed loop in the simulator.')
+
+
+@app.callback()
+def evaluate() -> None:
+    """Evaluate a trained bundle."""
+
+
+@app.command()
+def sim(
+    bundle: Annotated[Path, typer.Argument(help='Folder of the policy bundle.')],
+    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `all`.')] = None,
+    seeds: Annotated[int, typer.Option(help='Scenes of each task.')] = 50,
+    first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
+    paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
+    heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
+    execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 20,
+    delay_steps: Annotated[int, typer.Option(help='Steps that an inference is thought to take.')] = 0,
+    image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
+    backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
+    seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+    out: Annotated[Path, typer.Option(help='Folder for TASK.json and films of failures.')] = Path('out/eval'),
+    films: Annotated[bool, typer.Option(help='A GIF of every failure.')] = True,
+) -> None:
+    """Success, language following and time over many scenes, each rate with its 95 % interval."""
+    from rich.progress import Progress
+
+    from ki._sim_policy import BundlePolicy
+    from ki_sim.evaluate import Settings, evaluate
+    from ki_sim.tasks import TASKS
+
+    names = list(TASKS) if task == ['all'] else task or ['demo']
+    split = 'heldout' if heldout else 'train'
+    settings = Settings(execute_steps, 0, delay_steps, image_size, split)
+    policy = BundlePolicy(bundle, backend, seed)
+    try:
+        for name in names:
+            with Progress(transient=True) as bar:
+                line = bar.add_task(name, total=seeds * (2 if paired else 1))
+                scenes = range(first_seed, first_seed + seeds)
+                videos = out / 'films' if films else None
+                report = evaluate(
+                    policy, name, scenes, settings, videos, lambda _, line=line: bar.advance(line), paired
+                )
+            report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
+            report.save(out / f'{name}.json')
+            print(_row(report.summary()))
+    finally:
+        policy.close()
+
+
+def _row(summary: dict) -> str:
+    def shown(rate: dict) -> str:
+        if not rate['n']:
+            return 'none'
+        return f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'
+
+    return f'{summary["task"]:<11} success {shown(summary["success"])}   first touch {shown(summary["followed"])}'
