@@ -246,21 +246,43 @@ def pi0_inputs(ours: KiVla, missing: bool) -> tuple[dict[str, Tensor], dict[str,
     return mine, theirs
 
 
+def exact_time(theirs: torch.nn.Module) -> None:
+    """Give their time features frequencies in float64.
+
+    In float32 they turn the fastest phase, of 250 turns, by up to 1e-3 rad; ours are computed without that error.
+    """
+    fraction = torch.linspace(0.0, 1.0, theirs.config.dit_config.hidden_size // 2, dtype=torch.float64)
+    theirs.embed_action_time.sinusoid_embeds.sinusoid_freq = 2 * torch.pi / (4e-3 * 1000.0**fraction)
+
+
 @pytest.mark.parametrize('missing', [False, True], ids=['two views', 'a missing view'])
 @pytest.mark.parametrize('tau', [0.0, 0.3, 0.97])
 def test_vector_field_is_that_of_transformers_pi0(pi0: tuple, missing: bool, tau: float) -> None:
     ours, theirs = pi0
+    exact_time(theirs)
+    assert field_difference(ours, theirs, missing, tau) < TOLERANCE / 10
+
+
+@pytest.mark.parametrize(('tau', 'tolerance'), [(0.0, 5e-4), (0.3, TOLERANCE), (0.97, TOLERANCE)])
+def test_the_same_with_their_rounded_time(pi0: tuple, tau: float, tolerance: float) -> None:
+    """As it is installed: their phase error is largest at tau = 0."""
+    assert field_difference(*pi0, missing=False, tau=tau) < tolerance
+
+
+def field_difference(ours: KiVla, theirs: torch.nn.Module, missing: bool, tau: float) -> float:
+    """Largest difference between the two fields at one time."""
     mine, other = pi0_inputs(ours, missing)
     noisy = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         field = ours.field(ours.prefill(**mine), noisy, torch.full((2,), tau))
         reference = theirs(**other, noise=noisy, timestep=1.0 - torch.full((2,), tau)).logits
     assert reference.std() > 0.1
-    assert (field - reference).abs().max() < TOLERANCE
+    return float((field - reference).abs().max())
 
 
 def test_ten_euler_steps_end_where_those_of_transformers_pi0_do(pi0: tuple) -> None:
     ours, theirs = pi0
+    exact_time(theirs)
     mine, other = pi0_inputs(ours, missing=False)
     noise = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
