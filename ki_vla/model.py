@@ -162,7 +162,6 @@ class KiVla(nn.Module):
             return first_B1D[:, : target_BT.shape[1]]
         x_B1TD = self.embed_tokens(target_BT[:, None, :-1])
         sees_own = masks.causal(read, target_BT.device) & target_mask_BT[:, None, :-1]
-        sees_own = sees_own | torch.eye(read, dtype=torch.bool, device=target_BT.device)
         positions_BT = masks.positions_after(prefix.length_B, read)
         hidden_B1TD, _, _ = self.backbone.segment(
             x_B1TD, positions_BT, seen or prefix.context, sees_own, self.checkpointing

@@ -262,3 +262,19 @@ def test_prefill_and_step_are_graphs_of_tensors(make_model: Callable, make_batch
         step_graph = torch.export.export(_Step(model), (k, v, mask, noisy, tau)).module()
         other = torch.randn(4, 8, 4), torch.rand(4, 8)
         assert torch.allclose(step_graph(k, v, mask, *other), model.field(reference, *other), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_numbers_of_the_cpu(make_model: Callable, make_batch: Callable) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip('no CUDA device: the numbers of a GPU were not compared')
+    model = make_model()
+    batch = make_batch(model)
+    expected = model(batch, draws=2, generator=torch.Generator().manual_seed(0))
+    model.cuda()
+    found = model(batch.to('cuda'), draws=2, generator=torch.Generator().manual_seed(0))
+    assert float(found.total) == pytest.approx(float(expected.total), rel=1e-3)
+    with torch.autocast('cuda', torch.bfloat16):
+        half = model(batch.to('cuda'), draws=2, generator=torch.Generator().manual_seed(0))
+    half.total.backward()
+    assert float(half.total) == pytest.approx(float(expected.total), rel=0.03)
