@@ -9,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rosbags.serde import SerdeError
-
 from ki_bags.errors import BagError
 
 SYSTEM = 'ki_msgs/msg'
@@ -109,8 +107,10 @@ class Decoder:
             store = self._stores[name] = self._store(name)
         try:
             return store.deserialize_cdr(data, name)
-        except SerdeError as error:
-            if 'size mismatch' not in str(error):
+        except Exception as error:
+            from rosbags.serde import SerdeError  # here, so that rooms may name these types without rosbags
+
+            if not isinstance(error, SerdeError) or 'size mismatch' not in str(error):
                 raise
             return self._without_rest(store, data, name, error)
 
@@ -120,6 +120,8 @@ class Decoder:
         rclpy's `serialize_message`, which bags written in Python come from, reserves four bytes too many for every
         empty sequence of doubles: a JointState without velocities and efforts ends in eight bytes of memory.
         """
+        from rosbags.serde import SerdeError
+
         for rest in range(4, MAX_REST + 1, 4):
             with contextlib.suppress(SerdeError):
                 return store.deserialize_cdr(data[:-rest], name)

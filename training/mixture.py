@@ -41,11 +41,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample and where it came from."""
+    """One sample and where it came from; `number` counts draws, so that what is random about a sample can follow it."""
 
     part: str
     position: int
     sample: Any
+    number: int = -1
 
 
 class Mixture:
@@ -96,11 +97,11 @@ class Mixture:
     def get(self, draw: int) -> Draw:
         """Reads the sample of one draw."""
         part, position = self.where(draw)
-        return self.read(part, position)
+        return self.read(part, position, draw)
 
-    def read(self, part: int, position: int) -> Draw:
-        """Reads one position of one part."""
-        return Draw(self.parts[part].name, position, self.parts[part].source[position])
+    def read(self, part: int, position: int, number: int = -1) -> Draw:
+        """Reads one position of one part, for draw `number`."""
+        return Draw(self.parts[part].name, position, self.parts[part].source[position], number)
 
     def _enter(self, block: int) -> None:
         if block < self._block or self._block < 0:
@@ -235,9 +236,9 @@ class Loader:
             self._give()
             yield batch
 
-    def _plan(self) -> list[tuple[int, int]]:
+    def _plan(self) -> list[tuple[int, int, int]]:
         # Decided here and in order: the bookkeeping of a mixture is not for several threads.
-        return [self.sampler.mixture.where(draw) for draw in self.sampler.take(self.batch_size)]
+        return [(*self.sampler.mixture.where(draw), draw) for draw in self.sampler.take(self.batch_size)]
 
     def _give(self) -> None:
         self._consumed += self.batch_size * self.sampler.world
@@ -255,8 +256,8 @@ class Loader:
         return {**self.sampler.state_dict(), 'position': self._consumed}
 
 
-def _make(mixture: Mixture, plan: list[tuple[int, int]], collate: Callable[[list[Draw]], Any]) -> Any:
-    return collate([mixture.read(part, position) for part, position in plan])
+def _make(mixture: Mixture, plan: list[tuple[int, int, int]], collate: Callable[[list[Draw]], Any]) -> Any:
+    return collate([mixture.read(part, position, number) for part, position, number in plan])
 
 
 _work: dict[str, Any] = {}  # of a worker process
@@ -269,5 +270,5 @@ def _begin(mixture: Mixture, collate: Callable[[list[Draw]], Any]) -> None:
     _work.update(mixture=mixture, collate=collate)
 
 
-def _make_in_worker(plan: list[tuple[int, int]]) -> Any:
+def _make_in_worker(plan: list[tuple[int, int, int]]) -> Any:
     return _make(_work['mixture'], plan, _work['collate'])
