@@ -98,7 +98,7 @@ class ChunkExecutor(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> Any:
         """Reads the contract, makes every publisher and subscription."""
-        return process.told(self, self._configure, state, self._say)
+        return process.told(self, self._configure, state, self._publish_state)
 
     def _configure(self, state: LifecycleState) -> None:
         contract = load_contract(self.parameters['robot'])
@@ -144,7 +144,7 @@ class ChunkExecutor(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> Any:
         """Starts to tick; commands only once enabled."""
-        return process.told(self, self._activate, state, self._say)
+        return process.told(self, self._activate, state, self._publish_state)
 
     def _activate(self, state: LifecycleState) -> None:
         assert self._follower is not None
@@ -330,9 +330,12 @@ class ChunkExecutor(LifecycleNode):
 
     def _say(self, text: str) -> None:
         if text != self._said:
-            self._said = text
-            self._state_pub.publish(String(data=text))
+            self._publish_state(text)
             self.get_logger().info(text)
+
+    def _publish_state(self, text: str) -> None:
+        self._said = text
+        self._state_pub.publish(String(data=text))
 
     def _publish_event(self, event: Event, now_ns: int) -> None:
         message = SafetyEvent(kind=event.kind.value, severity=event.severity.value, chunk_id=event.chunk_id)
