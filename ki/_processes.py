@@ -117,9 +117,15 @@ def refuse_unknown(path: Path, where: str, entry: Mapping[str, Any], known: set[
 class Processes:
     """Started programs. None is restarted: when one ends, all end."""
 
-    def __init__(self, programs: Sequence[Program], environment: Mapping[str, str], log: IO[str] | None = None) -> None:
-        """Starts the programs in order; their output, line by line and named, goes to stdout and to `log`."""
-        self._log, self._lock = log, threading.Lock()
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        environment: Mapping[str, str],
+        log: IO[str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Starts the programs in order; their output, line by line and named, goes to `log`, and unless quiet to us."""
+        self._log, self._lock, self._quiet = log, threading.Lock(), quiet
         self._width = max(len(program.name) for program in programs)
         self._folder = tempfile.TemporaryDirectory(prefix='ki_up_')
         self._readers: list[threading.Thread] = []
@@ -155,7 +161,8 @@ class Processes:
     def say(self, name: str, line: str) -> None:
         """One line of the common log."""
         with self._lock:
-            print(f'{name:>{self._width}} | {line}', flush=True)
+            if not self._quiet:
+                print(f'{name:>{self._width}} | {line}', flush=True)
             if self._log:
                 self._log.write(f'{time.time():.3f} {name:>{self._width}} | {line}\n')
                 self._log.flush()

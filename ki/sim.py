@@ -14,6 +14,35 @@ Seeds = Annotated[int, typer.Option(help='First seed.')]
 Workers = Annotated[int, typer.Option(help='Processes; 0: one per core.')]
 
 
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    task: Annotated[str, typer.Option(help='What is asked of the robot.')] = 'demo',
+    seed: Annotated[int, typer.Option(help='Scene.')] = 0,
+    robot: Annotated[str, typer.Option(help='Robot contract whose topics are served.')] = 'bimanual_mobile',
+    image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
+    camera_rate: Annotated[float, typer.Option(help='Pictures a second of every camera.')] = 20.0,
+    clock: Annotated[bool, typer.Option(help='Publish /clock; the others need use_sim_time.')] = False,
+    free_running: Annotated[bool, typer.Option(help='As fast as it goes, with /clock.')] = False,
+    speed: Annotated[float, typer.Option(help='Real-time factor, with /clock unless 1.')] = 1.0,
+    lock_step: Annotated[bool, typer.Option(help='Time waits for commands, with /clock.')] = False,
+    operator: Annotated[str, typer.Option(help='Who drives after ~/operate: none, expert, plan.')] = 'none',
+) -> None:
+    """Without a command: the robot itself, as a ROS 2 node, until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
+    from ki_policy_node.ros import use_dds_profile
+
+    use_dds_profile()
+    from ki_sim.node import main
+
+    values = {'task': task, 'seed': seed, 'robot': robot, 'camera_rate': camera_rate, 'operator': operator}
+    values |= {'width': image_size, 'height': image_size, 'lock_step': lock_step}
+    values |= {'speed': 0.0 if free_running else speed, 'clock': clock or free_running or lock_step or speed != 1.0}
+    given = [part for name, value in values.items() for part in ('-p', f'{name}:={_ros(value)}')]
+    raise typer.Exit(main(['--ros-args', *given]))
+
+
 @app.command()
 def record(
     out: Out,
@@ -25,12 +54,19 @@ def record(
     quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 92,
     keep_failures: Annotated[bool, typer.Option(help='Keep episodes in which the expert failed.')] = False,
     workers: Workers = 0,
+    offline: Annotated[bool, typer.Option(help='Write the bags directly, much faster, without ROS.')] = False,
+    real_time: Annotated[bool, typer.Option(help='Not offline: on the wall clock, as on a robot.')] = False,
 ) -> None:
-    """Record the scripted expert, faster than real time; a second call goes on where the first one stopped."""
+    """Record the scripted expert; a second call goes on where the first one stopped.
+
+    He drives the simulated robot over its command topics, and the recorder node writes. With --offline the same
+    messages are written without any node, over all cores.
+    """
     from collections import Counter
 
     from rich.progress import Progress
 
+    from ki._sim_stack import record_live
     from ki_sim.batch import Result, jobs, record
     from ki_sim.tasks import TASKS
 
@@ -44,7 +80,10 @@ def record(
             count[result.status] += 1
             bar.advance(line)
 
-        record(work, workers, tell)
+        if offline or format == 'npz':
+            record(work, workers, tell)
+        else:
+            record_live(work, out, image_size, quality, real_time, tell)
     print(f'{count["written"]} written to {out}, {count["present"]} were there, {count["failed"]} failed and left out')
 
 
@@ -144,3 +183,7 @@ def _row(summary: dict) -> str:
         f'{summary["task"]:<11} {success["k"]:>4}/{success["n"]:<4} = {100 * success["rate"]:5.1f} % '
         f'[{100 * success["low"]:.1f}, {100 * success["high"]:.1f}]  mean {summary["time_s"] or 0:.1f} s'
     )
+
+
+def _ros(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

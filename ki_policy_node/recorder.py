@@ -147,7 +147,9 @@ class Recorder(Node):
         qos = ros.matching_qos(self, name)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
         channel = Channel(name, type_name, qos_text([offer.qos_profile for offer in offers]), definition, digest)
-        stream = self.streams[name] = Stream(channel, deque(maxlen=LATCHED_KEPT) if latched else None)
+        # An instruction of an earlier episode has no place in this one.
+        kept = LATCHED_KEPT if name.endswith('tf_static') else len(offers)
+        stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
 
         def store(data: bytes, info: dict[str, int]) -> None:
             self._store(stream, data, info['source_timestamp'])

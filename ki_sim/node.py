@@ -14,12 +14,10 @@ two publishers share a topic; a kind of refusal is logged once and counted.
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -38,18 +36,18 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
-from ki_robot.contract import Contract, load_contract
 from ki_robot.contract import Output as OutputSpec
+from ki_robot.contract import load_contract
 from ki_robot.errors import KiError
 from ki_robot.messages import from_chunk, set_time, stamp_ns, time_ns
 from ki_sim.bags import EPOCH_NS, INSTRUCTION, SUBTASK, Sender
 from ki_sim.controllers import Point, Trajectory
 from ki_sim.errors import SimError
 from ki_sim.live import Images, Live, Settings
-from ki_sim.operators import OPERATORS, PlanFollower, Teleoperator, rehearse
+from ki_sim.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.record import Tick, jpeg
-from ki_sim.robot import ARM_JOINTS, BASE_COLUMNS, CAMERAS, COLUMNS, GRIPPERS, SIDES
-from ki_sim.tasks import TASKS
+from ki_sim.robot import SIDES
+from ki_sim.serving import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable
 from ki_sim.world import TICK_NS, World
 
 CLASSES = {
@@ -66,25 +64,6 @@ SENSOR_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 WATCH_S = 0.2
-KINDS_OF_REFUSAL = 50  # told apart; a sender of ever new nonsense must not fill the memory
-SENTENCE = 400
-
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    'robot': ('bimanual_mobile', 'Robot contract whose topics are served.'),
-    'task': ('demo', f'Task of the next reset: one of {", ".join(TASKS)}.'),
-    'seed': (0, 'Scene of the next reset.'),
-    'goal': (-1, 'Instruction of the next reset, apart from the scene; -1: from the seed.'),
-    'split': ('train', 'Things of the next reset: train or heldout.'),
-    'camera_rate': (20.0, 'Pictures a second of every camera.'),
-    'width': (96, 'Of the pictures.'),
-    'height': (96, 'Of the pictures.'),
-    'quality': (92, 'Of the JPEGs, 1 to 100.'),
-    'clock': (False, 'Publish /clock; stamps are then simulated time.'),
-    'speed': (1.0, 'Real-time factor aimed at; 0: as fast as it goes, with clock only.'),
-    'lock_step': (False, 'Let time wait for commands, with clock only.'),
-    'operator': ('none', 'Who drives after ~/operate: none, expert (command topics), or plan (as a policy node).'),
-}
-EPISODE = ('task', 'seed', 'goal', 'split')
 
 
 class Topics:
@@ -97,7 +76,7 @@ class Topics:
     def add_topic(self, name: str, type_name: str) -> None:
         """Makes a publisher, below the node's namespace."""
         if self._wanted(name):
-            qos = LATCHED if name in (INSTRUCTION, SUBTASK) else SENSOR_QOS
+            qos = LATCHED if name == INSTRUCTION else SENSOR_QOS
             self._publishers[name] = self._node.create_publisher(CLASSES[type_name], name.lstrip('/'), qos)
 
     def write(self, topic: str, time_ns: int, data: bytes) -> None:
@@ -115,14 +94,11 @@ class SimRobot(Node):
             self.declare_parameter(name, value, ParameterDescriptor(description=description, read_only=fixed))
         self.contract = servable(load_contract(self._get('robot')))
         self.ended = threading.Event()
-        self._refused: Counter[tuple[str, str]] = Counter()
+        self._refusals = Refusals()
         self._conflicts: dict[str, str] = {}
-        self._quality = int(self._get('quality'))
-        if not 1 <= self._quality <= 100:
-            raise SimError(f'quality is {self._quality}: give 1 to 100')
-        self._mode = self._get('operator')
-        if self._mode not in OPERATORS:
-            raise SimError(f"operator '{self._mode}' is not known: use one of {', '.join(OPERATORS)}")
+        for name in PARAMETERS:
+            check(name, self._get(name))
+        self._quality, self._mode = int(self._get('quality')), self._get('operator')
         commands = {'/' + output.topic for output in self.contract.outputs}
         cameras = {'/' + camera.topic for camera in self.contract.cameras}
         streams = {'/' + stream.topic for stream in self.contract.state_streams}
@@ -133,11 +109,11 @@ class SimRobot(Node):
         self._factor = self.create_publisher(Float32, '~/real_time_factor', 10)
         self._operator_node: Node | None = None
         if self._mode == 'expert':
-            self._operator_node = rclpy.create_node('operator', context=self.context, namespace=self.get_namespace())
+            self._operator_node = self._another('operator')
             wanted = (commands | {SUBTASK}).__contains__
             self._hands = Sender(Topics(self._operator_node, wanted), self.contract)
         elif self._mode == 'plan':
-            self._operator_node = rclpy.create_node('policy_node', context=self.context, namespace=self.get_namespace())
+            self._operator_node = self._another('policy_node')
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
             self._chunks = self._operator_node.create_publisher(ActionChunk, '~/action_chunk', newest)
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
@@ -164,6 +140,10 @@ class SimRobot(Node):
             self._operator_node.destroy_node()
             self._operator_node = None
 
+    def _another(self, name: str) -> Node:
+        # A name given to this process on the command line is meant for the robot alone.
+        return rclpy.create_node(name, context=self.context, namespace=self.get_namespace(), use_global_arguments=False)
+
     def _get(self, name: str) -> Any:
         return self.get_parameter(name).value
 
@@ -187,16 +167,11 @@ class SimRobot(Node):
         return self._get('task'), int(self._get('seed')), None if goal < 0 else goal, self._get('split')
 
     def _check(self, changes: list[Any]) -> SetParametersResult:
-        for change in changes:
-            sentence = ''
-            if change.name == 'task' and change.value not in TASKS:
-                sentence = f"task '{change.value}' is not known: use one of {', '.join(TASKS)}"
-            elif change.name == 'split' and change.value not in ('train', 'heldout'):
-                sentence = f"split '{change.value}' is not known: use train or heldout"
-            elif change.name == 'seed' and change.value < 0:
-                sentence = f'seed is {change.value}: seeds count from 0'
-            if sentence:
-                return SetParametersResult(successful=False, reason=sentence)
+        try:
+            for change in changes:
+                check(change.name, change.value)
+        except SimError as error:
+            return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     # what the world gives ---------------------------------------------------------------------------------------
@@ -219,11 +194,7 @@ class SimRobot(Node):
 
     def refused(self, source: str, sentence: str) -> None:
         """Physics thread: a command was not taken. Each kind of it is logged once."""
-        kind = (source, re.sub(r'-?\d+(\.\d+)?(e[+-]?\d+)?|nan|inf', '#', sentence)[:SENTENCE])
-        if kind not in self._refused and len(self._refused) >= KINDS_OF_REFUSAL:
-            kind = (source, 'other')
-        self._refused[kind] += 1
-        if self._refused[kind] == 1:
+        if self._refusals.add(source, sentence):
             self.get_logger().error(f'{self.resolve_topic_name(source)}: refused: {sentence[:SENTENCE]}')
 
     def failed(self, error: Exception) -> None:
@@ -375,38 +346,11 @@ class SimRobot(Node):
             'commands refused': counters.refused,
             'emergency stop': self.live.stopped,
         }
-        values |= {f'refused {topic}: {text}': count for (topic, text), count in list(self._refused.items())}
+        values |= {f'refused {topic}: {text}': count for (topic, text), count in self._refusals.counts()}
         line.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         array = DiagnosticArray(status=[line])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
-
-
-def servable(contract: Contract) -> Contract:
-    """The contract itself, if the simulated robot has all that it names.
-
-    Raises:
-        SimError: a camera, column, stream or output that is not there.
-    """
-    known = {
-        'joint_trajectory': [tuple(f'{joint}/position' for joint in ARM_JOINTS[side]) for side in SIDES],
-        'forward_command': [(f'{GRIPPERS[side]}/position',) for side in SIDES],
-        'twist_stamped': [BASE_COLUMNS],
-    }
-    where = f'robot {contract.name} cannot be simulated'
-    for camera in contract.cameras:
-        if camera.name not in CAMERAS:
-            raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(CAMERAS)}")
-    for column in (*contract.state, *contract.actions):
-        if column.name not in COLUMNS:
-            raise SimError(f"{where}: there is no '{column.name}', only {', '.join(COLUMNS)}")
-    for output in contract.outputs:
-        if tuple(output.columns) not in known.get(output.kind, []):
-            raise SimError(f"{where}: output '{output.name}' ({output.kind}) has no controller for {output.columns}")
-    kinds = [stream.type for stream in contract.state_streams]
-    if sorted(kinds) != ['joint_state', 'odometry']:
-        raise SimError(f'{where}: its state streams are {kinds}, and there are one joint_state and one odometry')
-    return contract
 
 
 def main(arguments: list[str] | None = None) -> int:

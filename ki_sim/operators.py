@@ -19,7 +19,6 @@ from ki_sim.tasks import Episode
 from ki_sim.world import STEP_NS, World
 
 Floats = npt.NDArray[np.float64]
-OPERATORS = ('none', 'expert', 'plan')
 
 
 class Teleoperator:

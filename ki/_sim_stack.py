@@ -1,0 +1,182 @@
+"""The simulator with what drives or records it, as processes, and their services."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ki._processes import Processes, Program
+from ki_robot.errors import KiError
+
+START_S = 60.0
+
+
+def program(name: str, module: str, parameters: Mapping[str, Any]) -> Program:
+    """One node of the stack."""
+    return Program(name, (sys.executable, '-m', module), parameters)
+
+
+@contextlib.contextmanager
+def running(programs: list[Program], log: Path, domain: int | None = None) -> Iterator[Any]:
+    """The nodes as processes for the length of a `with` block, and a port to their services.
+
+    Their output goes to `log`. With `domain` they are alone in it.
+    """
+    from ki_policy_node.ros import node, use_dds_profile
+
+    if domain is not None:
+        os.environ['ROS_DOMAIN_ID'] = str(domain)
+    use_dds_profile()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('w', encoding='utf-8') as stream:
+        processes = Processes(programs, os.environ, stream, quiet=True)
+        try:
+            with node('referee') as made:
+                yield Port(made, processes, log)
+        finally:
+            processes.end()
+
+
+def record_live(
+    jobs: Sequence[Any], out: Path, image_size: int, quality: int, real_time: bool, tell: Callable[[Any], None]
+) -> None:
+    """Records jobs of ki_sim.batch over the topics of a simulator with the expert at its commands."""
+    from ki_policy_node.ros import use_dds_profile
+    from ki_robot.contract import load_contract
+    from ki_sim.bags import INSTRUCTION, ROBOT, SUBTASK
+    from ki_sim.referee import record
+
+    if all(Path(job.path).exists() for job in jobs):
+        for job in jobs:
+            tell(present(job))
+        return
+    use_dds_profile()
+    contract = load_contract(ROBOT)
+    streams = (*contract.state_streams, *contract.cameras, *contract.outputs)
+    topics = [stream.topic for stream in streams] + [INSTRUCTION.lstrip('/'), SUBTASK.lstrip('/')]
+    folder = out / '.recording'
+    shutil.rmtree(folder, ignore_errors=True)
+    fast = {'clock': True, 'speed': 0.0, 'lock_step': True}
+    sim = {'operator': 'expert', 'width': image_size, 'height': image_size, 'quality': quality}
+    recorder = {'folder': str(folder), 'topics': topics, 'use_sim_time': not real_time}
+    programs = [
+        program('sim_robot', 'ki_sim.node', sim if real_time else sim | fast),
+        program('recorder', 'ki_policy_node.recorder', recorder),
+    ]
+    with running(programs, out / 'recording.log', private_domain()) as port:
+        record(port, jobs, tell)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def present(job: Any) -> Any:
+    """The result of a job that was done before."""
+    from ki_sim.batch import Result
+
+    return Result(job.task, job.seed, 'present')
+
+
+def private_domain() -> int:
+    """A ROS domain that nobody else is likely to be in: two stacks side by side must not command each other."""
+    return int(os.environ.get('ROS_DOMAIN_ID') or 60 + os.getpid() % 40)
+
+
+class Port:
+    """Services of the stack; see ki_sim.referee.Port."""
+
+    def __init__(self, node: Any, processes: Processes, log: Path) -> None:
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+        from std_msgs.msg import String
+
+        from ki_msgs.msg import PolicyStatus
+
+        self._node, self._processes, self._log = node, processes, log
+        self._clients: dict[str, Any] = {}
+        self._said: dict[str, str] = {}
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._hear(String, 'chunk_executor/state', lambda message: message.data, latched)
+        self._hear(PolicyStatus, 'policy_node/status', lambda message: message.message or 'no reason', latched)
+
+    def _hear(self, kind: type, topic: str, text: Any, qos: Any) -> None:
+        def keep(message: Any) -> None:
+            self._said[topic] = text(message)
+
+        self._node.create_subscription(kind, topic, keep, qos)
+
+    def trigger(self, service: str) -> tuple[bool, str]:
+        """Calls a std_srvs/Trigger."""
+        from std_srvs.srv import Trigger
+
+        answer = self._call(Trigger, service, Trigger.Request())
+        return answer.success, answer.message
+
+    def switch(self, service: str, on: bool) -> tuple[bool, str]:
+        """Calls a std_srvs/SetBool."""
+        from std_srvs.srv import SetBool
+
+        answer = self._call(SetBool, service, SetBool.Request(data=on))
+        return answer.success, answer.message
+
+    def set(self, node: str, **values: Any) -> None:
+        """Sets parameters of a node, all or none."""
+        from rcl_interfaces.srv import SetParametersAtomically
+        from rclpy.parameter import Parameter
+
+        request = SetParametersAtomically.Request()
+        request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        result = self._call(SetParametersAtomically, f'{node}/set_parameters_atomically', request).result
+        if not result.successful:
+            raise KiError(result.reason)
+
+    def start_recording(self, task: str, policy_id: str) -> str:
+        """Begins a recording; the folder it will be in."""
+        from ki_msgs.srv import StartRecording
+
+        request = StartRecording.Request(task=task, policy_id=policy_id)
+        answer = self._call(StartRecording, 'recorder/start_recording', request)
+        if not answer.success:
+            raise KiError(answer.message)
+        return str(answer.uri)
+
+    def stop_recording(self, outcome: int) -> None:
+        """Ends it."""
+        from ki_msgs.srv import StopRecording
+
+        answer = self._call(StopRecording, 'recorder/stop_recording', StopRecording.Request(outcome=outcome))
+        if not answer.success:
+            raise KiError(answer.message)
+
+    def complaint(self) -> str:
+        """What the executor and the policy node say of themselves."""
+        return '; '.join(f'{topic.split("/")[0]} says: {text}' for topic, text in self._said.items()) or 'all is silent'
+
+    def check(self) -> None:
+        """Raises KiError when a process has ended."""
+        ended = self._processes.ended()
+        if ended:
+            raise KiError(f'{ended[0]} ended with status {ended[1]}; its last words are in {self._log}.')
+
+    def _call(self, kind: Any, name: str, request: Any) -> Any:
+        import rclpy
+
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self._node.create_client(kind, name)
+        end = time.monotonic() + START_S
+        while not client.service_is_ready():
+            self.check()
+            if time.monotonic() > end:
+                raise KiError(f'No {name} within {START_S:g} s; {self._log} says what the nodes are doing.')
+            rclpy.spin_once(self._node, timeout_sec=0.05)
+        future = client.call_async(request)
+        while not future.done():
+            self.check()
+            if time.monotonic() > end:
+                raise KiError(f'{name} does not answer; {self._log} says what the nodes are doing.')
+            rclpy.spin_once(self._node, timeout_sec=0.05)
+        return future.result()

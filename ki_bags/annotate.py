@@ -1,0 +1,33 @@
+"""Adds what is known of a finished recording to its metadata: the messages stay as they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from ki_bags.errors import BagError
+
+METADATA = 'metadata.yaml'
+
+
+def annotate(bag: str | Path, custom: dict[str, str]) -> None:
+    """Merges entries into the custom data of a rosbag2 folder, whole or not at all.
+
+    Raises:
+        BagError: No metadata there, or none that can be read or written.
+    """
+    path = Path(bag) / METADATA
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        info = content['rosbag2_bagfile_information']
+        info['custom_data'] = {**(info.get('custom_data') or {}), **custom}
+        partial = path.with_name(f'{METADATA}.partial')
+        with partial.open('w', encoding='utf-8') as stream:
+            yaml.safe_dump(content, stream, sort_keys=False, allow_unicode=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise BagError(f'{path} cannot be annotated ({error}); it must be the metadata of a recording.') from error

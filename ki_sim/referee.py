@@ -1,0 +1,209 @@
+"""Episodes on a running simulator node: reset, let somebody drive, see what comes of it. No ROS, only its services.
+
+For evaluation the policy node and the executor drive, as they would a robot; for recording the simulator's operator
+does, and the recorder node writes. What counts as success is the simulator's `Judge`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from ki_bags.annotate import annotate
+from ki_sim import tasks
+from ki_sim.batch import Job, Result
+from ki_sim.errors import SimError
+from ki_sim.evaluate import Outcome, Report, goal_pair
+from ki_sim.record import Recording
+from ki_sim.world import STEP_NS
+
+SIM, POLICY, EXECUTOR, RECORDER = 'sim_robot', 'policy_node', 'chunk_executor', 'recorder'
+POLL_S = 0.05
+QUIET_S = 0.4  # for pictures of the old scene to grow too old to be used
+START_S = 20.0  # by then somebody must have commanded something
+SUCCESS, FAILURE, DISCARD = 1, 2, 3  # ki_msgs/EpisodeMarker OUTCOME_*
+
+
+class Port(Protocol):
+    """The services of the running nodes, by relative name."""
+
+    def trigger(self, service: str) -> tuple[bool, str]:
+        """Calls a std_srvs/Trigger."""
+        ...
+
+    def switch(self, service: str, on: bool) -> tuple[bool, str]:
+        """Calls a std_srvs/SetBool."""
+        ...
+
+    def set(self, node: str, **values: Any) -> None:
+        """Sets parameters, all or none; raises SimError when one is refused."""
+        ...
+
+    def start_recording(self, task: str, policy_id: str) -> str:
+        """Begins a recording; the folder it will be in."""
+        ...
+
+    def stop_recording(self, outcome: int) -> None:
+        """Ends it."""
+        ...
+
+    def complaint(self) -> str:
+        """What the executor and the policy node say of themselves."""
+        ...
+
+    def check(self) -> None:
+        """Raises when a process has ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Match:
+    """How episodes are played through the node.
+
+    `plan`: the simulator's operator is the policy, with chunks it has rehearsed; else the policy node is.
+    `wall_limit_s` ends an episode whose time does not pass.
+    """
+
+    plan: bool = False
+    split: str = 'train'
+    wall_limit_s: float = 180.0
+
+
+def evaluate(
+    port: Port,
+    task: str,
+    seeds: Iterable[int],
+    match: Match,
+    settings: dict[str, Any],
+    progress: Callable[[Outcome], None] | None = None,
+    paired: bool = False,
+) -> Report:
+    """Plays the episodes of a task through the running nodes.
+
+    Args:
+        port: Their services; the executor's, the simulator's and, unless `match.plan`, the policy node's.
+        task: A name of tasks.TASKS.
+        seeds: Scenes; one episode each, or two with `paired`.
+        match: Who drives.
+        settings: What the report says of how it was done.
+        progress: Called after each episode.
+        paired: Play every scene with two different instructions.
+    """
+    report = Report(task, settings)
+    for seed in seeds:
+        for goal in goal_pair(task, seed, match.split) if paired else (None,):
+            outcome = play(port, task, seed, goal, match)
+            report.outcomes.append(outcome)
+            if progress is not None:
+                progress(outcome)
+    return report
+
+
+def play(port: Port, task: str, seed: int, goal: int | None, match: Match) -> Outcome:
+    """One episode: the scene is new before anybody may command, and nobody may once it has ended."""
+    port.switch(f'{EXECUTOR}/enable', False)
+    reset(port, task, seed, goal, match.split)
+    time.sleep(QUIET_S)
+    need(port.trigger(f'{EXECUTOR}/reset_fault'))
+    need(port.switch(f'{EXECUTOR}/enable', True))
+    need(port.switch(f'{SIM}/operate', True) if match.plan else port.trigger(f'{POLICY}/start'))
+    try:
+        return outcome_of(_until_ended(port, match.wall_limit_s))
+    finally:
+        if match.plan:
+            port.switch(f'{SIM}/operate', False)
+        else:
+            port.trigger(f'{POLICY}/stop')
+        port.switch(f'{EXECUTOR}/enable', False)
+
+
+def reset(port: Port, task: str, seed: int, goal: int | None, split: str) -> None:
+    """A new scene."""
+    port.set(SIM, task=task, seed=seed, goal=-1 if goal is None else goal, split=split)
+    need(port.trigger(f'{SIM}/reset'))
+
+
+def state(port: Port) -> dict[str, Any]:
+    """What the simulator says of the present episode."""
+    text = port.trigger(f'{SIM}/success')[1]
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise SimError(text) from None
+    return found
+
+
+def outcome_of(said: dict[str, Any]) -> Outcome:
+    """The outcome in what the simulator says."""
+    return Outcome(**{field.name: said[field.name] for field in fields(Outcome)})
+
+
+def need(answer: tuple[bool, str]) -> None:
+    """Raises SimError when a service said no."""
+    if not answer[0]:
+        raise SimError(answer[1] or 'a service said no and did not say why')
+
+
+def _until_ended(port: Port, limit_s: float) -> dict[str, Any]:
+    begin = time.monotonic()
+    while True:
+        port.check()
+        said, passed_s = state(port), time.monotonic() - begin
+        if said['ended']:
+            return said
+        idle = said['commands'] == 0 and passed_s > START_S
+        if idle or passed_s > limit_s:
+            what = f'nothing was commanded within {START_S:g} s' if idle else f'not over within {limit_s:g} s'
+            return said | {'error': f'{what}: {port.complaint()}'}
+        time.sleep(POLL_S)
+
+
+# recording ----------------------------------------------------------------------------------------------------------
+
+
+def record(port: Port, jobs: Sequence[Job], progress: Callable[[Result], None] | None = None) -> list[Result]:
+    """Records jobs one after the other through the running nodes; those whose bag is there are skipped.
+
+    Args:
+        port: Services of the simulator, which must have the expert as its operator, and of the recorder.
+        jobs: What to record and where to; all `bag`.
+        progress: Called after each job.
+    """
+    results = []
+    for job in jobs:
+        result = Result(job.task, job.seed, 'present') if Path(job.path).exists() else _record_one(port, job)
+        results.append(result)
+        if progress is not None:
+            progress(result)
+    return results
+
+
+def _record_one(port: Port, job: Job) -> Result:
+    reset(port, job.task, job.seed, None, job.split)
+    episode = tasks.episode(job.task, job.seed, None, job.split)
+    time.sleep(QUIET_S)  # for the new instruction to reach the recorder
+    bag = port.start_recording(episode.instruction, 'scripted expert')
+    need(port.switch(f'{SIM}/operate', True))
+    begin = time.monotonic()
+    said = state(port)
+    while said['operating']:
+        port.check()
+        if time.monotonic() - begin > 60.0 + 10 * episode.limit_s:
+            raise SimError(f'{job.task} with seed {job.seed} does not end: {said}')
+        time.sleep(POLL_S)
+        said = state(port)
+    keep, steps = said['success'] or job.keep_failures, round(said['time_s'] * 1e9 / STEP_NS)
+    port.stop_recording((SUCCESS if said['success'] else FAILURE) if keep else DISCARD)
+    if not keep:
+        return Result(job.task, job.seed, 'failed', steps)
+    meta = Recording(episode, [], said['success'], said['score']).meta() | {'steps': steps}
+    annotate(bag, {f'ki_sim.{key}': v if isinstance(v, str) else json.dumps(v) for key, v in meta.items()})
+    Path(job.path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(bag, job.path)
+    Path(bag).mkdir()  # its number stays taken
+    return Result(job.task, job.seed, 'written', steps)
