@@ -1,0 +1,262 @@
+"""How fast recordings become samples, next to plain decoding; indexing on 1 and 2 workers; LeRobot; loading.
+
+    KI_DATA=... python benchmarks/data.py [--seconds 20] [--out benchmarks/results/data.json]
+
+Rates per core are over CPU time, so that a busy machine changes them little; seconds named `wall` are not. With KI_DATA
+the pictures are those of a real robot's camera, else they are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import cv2
+import numpy as np
+
+from ki_bags.writer import BagWriter
+from ki_robot.contract import Contract, load_contract
+from training.bags import Index, index_bags
+from training.dataset import EpisodeDataset
+from training.episodes import Options
+from training.from_lerobot import from_lerobot
+from training.lerobot_format import to_lerobot
+from training.mixture import Draw, Loader, Mixture, Part, Sampler
+from training.ros_messages import put_command, put_image, put_marker, put_state
+
+ROOT = Path(__file__).resolve().parent.parent
+START_NS = 1_700_000_000_000_000_000
+JOINT_HZ = 100
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """640 x 480 RGB: of a real robot where KI_DATA is, else noise on a ramp."""
+    folder = os.environ.get('KI_DATA')
+    if folder and Path(folder, 'unitree_g1_lerobot_v21').is_dir():
+        from training.lerobot_read import LerobotDataset
+
+        dataset = LerobotDataset(Path(folder, 'unitree_g1_lerobot_v21'))
+        clip = dataset.episode(1).clips['cam_high']
+        return list(dataset.frames(clip, count))
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, 640)[None, :, None] * np.ones((480, 1, 3))
+    noise = cv2.resize(rng.normal(0, 20, (count, 60, 80)).transpose(1, 2, 0), (640, 480)).transpose(2, 0, 1)
+    return [np.clip(ramp + each[..., None], 0, 255).astype(np.uint8) for each in noise]
+
+
+def write_bag(path: Path, contract: Contract, seconds: float, quality: int = 90) -> Path:
+    """A recording of `contract` with pictures at its rate, states at 100 Hz, commands at its rate."""
+    shown = pictures(64)
+    rng = np.random.default_rng(0)
+    with BagWriter(path) as bag:
+        put_marker(bag, START_NS, 0, 0, 'lift the cup')
+        for tick in range(int(seconds * JOINT_HZ)):
+            time_ns = START_NS + tick * 10**9 // JOINT_HZ
+            values = {name: float(np.sin(tick / 100 + place)) for place, name in enumerate(contract.state_names)}
+            for stream in contract.state_streams:
+                put_state(bag, contract, stream, time_ns, values)
+            if tick % round(JOINT_HZ / contract.rate_hz) == 0:
+                for camera in contract.cameras:
+                    put_image(bag, camera.topic, time_ns, shown[int(rng.integers(len(shown)))], quality)
+                for output in contract.outputs:
+                    put_command(bag, output, time_ns, np.full(len(output.columns), 0.05))
+        put_marker(bag, time_ns, 1, 0, 'lift the cup', 1)
+    return path
+
+
+def again(path: Path, contract: Contract, out: Path) -> Index:
+    """Indexes anew."""
+    for each in out.glob('*'):
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    return index_bags(path, contract, out)
+
+
+def plain(path: Path) -> None:
+    """Plain rosbags: every message of the recording deserialised, every picture decoded."""
+    from rosbags.highlevel import AnyReader
+    from rosbags.typesys import Stores, get_typestore
+
+    with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
+        for connection, _, data in reader.messages():
+            decoded = reader.deserialize(data, connection.msgtype)
+            if connection.msgtype == 'sensor_msgs/msg/CompressedImage':
+                cv2.cvtColor(cv2.imdecode(decoded.data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def through(data: EpisodeDataset, order: Any) -> Callable[[], None]:
+    """Reads samples one by one and keeps none: kept pictures would cost fresh memory, not decoding."""
+
+    def read() -> None:
+        for position in order:
+            data[int(position)]
+
+    return read
+
+
+def best(work: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str, float]:
+    """Least CPU seconds of each, taken in turns, so that a change of the machine's load meets all of them."""
+    found = dict.fromkeys(work, float('inf'))
+    for _ in range(rounds):
+        for name, each in work.items():
+            found[name] = min(found[name], cpu(each)[0])
+    return found
+
+
+def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of this process, and the result."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def reading(folder: Path, seconds: float) -> dict[str, Any]:
+    """Bag -> samples against plain decoding of the same messages."""
+    contract = load_contract('bimanual_mobile')
+    path = write_bag(folder / 'bags' / 'one', contract, seconds)
+    index = index_bags(path, contract, folder / 'index')
+    data = EpisodeDataset(index, resize=False)
+    steps = len(data)
+    order = np.random.default_rng(0).permutation(steps)
+    small_s, small = cpu(lambda: index_bags(path, contract, folder / 'small', Options(store='model')))
+    took = best(
+        {
+            'plain': lambda: plain(path),
+            'index': lambda: again(path, contract, folder / 'index'),
+            'in order': through(data, range(steps)),
+            'random': through(EpisodeDataset(index), order),
+            'model size': through(EpisodeDataset(small), order),
+        }
+    )
+    base, ours = steps / took['plain'], steps / (took['index'] + took['in order'])
+    return {
+        'cameras': 3,
+        'picture': '640x480 JPEG quality 90',
+        'steps': steps,
+        'bag_mb': round(sum(each.stat().st_size for each in path.iterdir()) / 1e6, 1),
+        'plain_rosbags_samples_per_core_s': round(base, 1),
+        'ours_index_and_decode_samples_per_core_s': round(ours, 1),
+        'ratio_to_plain': round(ours / base, 3),
+        'indexing_alone_times_real_time': round(steps / contract.rate_hz / took['index'], 1),
+        'indexed_in_order_samples_per_core_s': round(steps / took['in order'], 1),
+        'indexed_random_resized_224_samples_per_core_s': round(steps / took['random'], 1),
+        'stored_at_model_size_random_samples_per_core_s': round(steps / took['model size'], 1),
+        'storing_at_model_size_times_real_time': round(steps / contract.rate_hz / small_s, 1),
+    }
+
+
+def workers(folder: Path, seconds: float) -> dict[str, Any]:
+    """Wall time of indexing several recordings in one process and over processes."""
+    contract = load_contract('bimanual_mobile')
+    for number in range(6):
+        write_bag(folder / 'many' / f'bag{number}', contract, seconds / 2)
+    found: dict[str, Any] = {'recordings': 6, 'seconds_each': seconds / 2}
+    for count in (1, 2):
+        for store in ('original', 'model'):
+            started = time.perf_counter()
+            options = Options(store=store)
+            index_bags(folder / 'many', contract, folder / f'many_{store}_{count}', options, workers=count)
+            found[f'{store}_{count}_workers_wall_s'] = round(time.perf_counter() - started, 2)
+    for store in ('original', 'model'):
+        one, two = found[f'{store}_1_workers_wall_s'], found[f'{store}_2_workers_wall_s']
+        found[f'{store}_speed_up'] = round(one / two, 2)
+    return found
+
+
+def lerobot(folder: Path, index: Index) -> dict[str, Any]:
+    """Real-time factor per core of writing a dataset, one camera counted at a time."""
+    steps = sum(about.steps for _, about in index.episodes)
+    found: dict[str, Any] = {'cameras': len(index.contract.cameras), 'rate_hz': index.contract.rate_hz, 'steps': steps}
+    for codec in ('h264', 'copy'):
+        seconds, _ = cpu(lambda codec=codec: to_lerobot(index, folder / f'lerobot_{codec}', codec))
+        duration = steps / index.contract.rate_hz
+        found[f'{codec}_times_real_time_per_core'] = round(duration / seconds, 1)
+        found[f'{codec}_pictures_per_core_s'] = round(steps * len(index.contract.cameras) / seconds, 1)
+    return found
+
+
+def real(folder: Path) -> dict[str, Any]:
+    """The same on a real robot's recordings, where KI_DATA has them."""
+    source = os.environ.get('KI_DATA', '')
+    if not Path(source, 'unitree_g1_lerobot_v21').is_dir():
+        return {'skipped': 'KI_DATA names no folder of recordings'}
+    seconds, (contract, _) = cpu(
+        lambda: from_lerobot(Path(source, 'unitree_g1_lerobot_v21'), folder / 'g1', 'g1_upper_body', [1, 2])
+    )
+    index = index_bags(folder / 'g1', contract, folder / 'g1_index')
+    steps = sum(about.steps for _, about in index.episodes)
+    return {**lerobot(folder, index), 'from_lerobot_times_real_time_per_core': round(steps / 30 / seconds, 1)}
+
+
+def stack(draws: list[Draw]) -> list[np.ndarray]:
+    """What a collate does at the least: one array a camera."""
+    cameras = sorted(draws[0].sample.images)
+    return [np.stack([draw.sample.images[camera] for draw in draws]) for camera in cameras]
+
+
+def waiting(index: Index, batch: int = 32, steps: int = 12) -> dict[str, Any]:
+    """Share of the time that a trainer of a given speed waits for its batch; it computes on one core meanwhile."""
+    import torch
+
+    torch.set_num_threads(1)
+    data = EpisodeDataset(index)
+    matrix = torch.randn(512, 512)
+    found: dict[str, Any] = {'batch': batch, 'picture': f'{index.contract.image_size} px', 'cameras': 3}
+
+    def compute(seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            matrix.mm(matrix)
+
+    for samples_per_s in (30, 60, 120):
+        loader = Loader(Sampler(Mixture([Part('data', data)])), batch, stack, workers=1, ahead=3, steps=steps)
+        started = None
+        for _ in loader:
+            started = started or time.perf_counter()
+            compute(batch / samples_per_s)
+        assert started is not None
+        share = loader.wait_s / (time.perf_counter() - started)
+        found[f'trainer_at_{samples_per_s}_samples_per_s_waits'] = round(share, 4)
+    return found
+
+
+def main() -> None:
+    """Measures everything and writes one file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seconds', type=float, default=20.0)
+    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'data.json')
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found: dict[str, Any] = {
+            'machine': platform.processor() or platform.machine(),
+            'cores': os.cpu_count(),
+            'python': platform.python_version(),
+            'load_before': round(os.getloadavg()[0], 1),
+            'reading': reading(folder, options.seconds),
+        }
+        index = index_bags(folder / 'bags', load_contract('bimanual_mobile'), folder / 'again')
+        found['to_lerobot_3_cameras'] = lerobot(folder / 'three', index)
+        found['real_robot'] = real(folder / 'real')
+        found['workers'] = workers(folder, options.seconds)
+        model = index_bags(folder / 'bags', load_contract('bimanual_mobile'), folder / 'model', Options(store='model'))
+        found['loader_original'] = waiting(index)
+        found['loader_model_size'] = waiting(model)
+        found['load_after'] = round(os.getloadavg()[0], 1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == '__main__':
+    main()
