@@ -20,6 +20,7 @@ COMMISSIONING = 'commissioning'
 # With 'auto' the bundle's own order decides; the others name one engine.
 BACKENDS = ('auto', 'torch', 'onnx', 'tensorrt', COMMISSIONING)
 MOTIONS = ('hold', 'sine')
+LOADS = ('wait', 'compute')
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses
 
 
@@ -28,13 +29,14 @@ class Commissioning:
     """How the policy without a model behaves: it holds the measured pose, or swings every joint about it.
 
     `amplitude` [rad or m] is cut to what the limits of a column allow, `period_s` is one swing, `latency_s` is how
-    long an inference takes.
+    long an inference takes, and `load` whether it waits meanwhile, as for a GPU, or computes on a core.
     """
 
     motion: str = 'hold'
     amplitude: float = 0.05
     period_s: float = 4.0
     latency_s: float = 0.0
+    load: str = 'wait'
 
 
 class CommissioningPolicy:
@@ -81,8 +83,7 @@ class CommissioningPolicy:
     def infer(self, observation: Observation, prefix_KN: Matrix | None, delay_steps: int, epoch: int) -> Inferred:
         """The motion from the observation's time on; a new epoch starts it anew from the measured pose."""
         begin_ns = time.perf_counter_ns()
-        if self._settings.latency_s > 0.0:
-            time.sleep(self._settings.latency_s)
+        self._spend(begin_ns + round(self._settings.latency_s * 1e9))
         measured_N = np.where(self._moves_N, observation.state[self._index_N], 0.0)
         if self._centre_N is None or epoch != self._epoch or prefix_KN is None:
             # The centre keeps a margin for the swing, so that the motion is not cut off at a limit.
@@ -97,6 +98,15 @@ class CommissioningPolicy:
             towards_N = np.where(self._centre_N + self._amplitude_N <= self._upper_N, 1.0, -1.0)
             data_HN = np.clip(data_HN + swing_H[:, None] * self._amplitude_N * towards_N, self._lower_N, self._upper_N)
         return Inferred(data_HN, inference_ns=time.perf_counter_ns() - begin_ns)
+
+    def _spend(self, until_ns: int) -> None:
+        """Lets an inference take its time."""
+        if self._settings.load == 'wait':
+            time.sleep(max(0, until_ns - time.perf_counter_ns()) / 1e9)
+            return
+        block = np.ones((256, 256), np.float32)
+        while time.perf_counter_ns() < until_ns:
+            block = block @ block * np.float32(1.0 / 256.0)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -388,6 +388,7 @@ class ChunkExecutor(LifecycleNode):
             'state': state.value,
             'lateness p50 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(50)),
             'lateness p99 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(99)),
+            'lateness max [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(100)),
         }
         name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
         line = diagnostics.status(level, name, self._blocked or self._said, self.parameters['robot'], values)

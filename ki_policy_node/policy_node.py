@@ -23,7 +23,7 @@ from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from ki_policy_node import process
-from ki_policy_node.backends import BACKENDS, COMMISSIONING, MOTIONS, Commissioning, check_fits, open_policy
+from ki_policy_node.backends import BACKENDS, COMMISSIONING, LOADS, MOTIONS, Commissioning, check_fits, open_policy
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import (
     MODES,
@@ -75,6 +75,7 @@ SETTINGS = (
     Setting('amplitude', 0.05, 'Of backend commissioning: swing [rad or m].', 0.0, 3.0),
     Setting('period', 4.0, 'Of backend commissioning: one swing [s].', 0.1, 600.0),
     Setting('latency', 0.0, 'Of backend commissioning: time of an inference [s].', 0.0, 60.0),
+    Setting('load', 'wait', 'Of backend commissioning: what it does in that time.', choices=LOADS),
 )
 
 
@@ -179,7 +180,9 @@ class PolicyNode(LifecycleNode):
         self._report.state = Status.STATE_LOADING
         self._report.say(f'loading {bundle or self.parameters["backend"]}')
         self._publish_status()
-        settings = Commissioning(*(self.parameters[name] for name in ('motion', 'amplitude', 'period', 'latency')))
+        settings = Commissioning(
+            *(self.parameters[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load'))
+        )
         timing = Timing(*(self.parameters[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
 
         def load() -> Planner:
@@ -487,7 +490,8 @@ class PolicyNode(LifecycleNode):
             run.published += 1
             run.inference.add(planned.inferred.inference_ns)
             self._failures = 0
-            self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns)
+            age_ns = self._now_ns() - planned.chunk.observation_ns
+            self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns, age_ns)
         self._publish_status()
 
     def _frame(self) -> str:
