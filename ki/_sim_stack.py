@@ -8,13 +8,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ki._processes import Processes, Program
 from ki_robot.errors import KiError
 
-START_S = 60.0
+START_S = 120.0
 
 
 def program(name: str, module: str, parameters: Mapping[str, Any]) -> Program:
@@ -72,6 +74,65 @@ def record_live(
     with running(programs, out / 'recording.log', private_domain()) as port:
         record(port, jobs, tell)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What evaluates a policy through the node, and how."""
+
+    bundle: Path | None
+    backend: str = 'auto'
+    plan: bool = False
+    mode: str = 'rtc'
+    execute_steps: int = 20
+    speed: float = 1.0
+    image_size: int = 96
+    seed: int = 0
+
+    def programs(self) -> list[Program]:
+        """The processes."""
+        from ki_sim.bags import ROBOT
+
+        timed = {'use_sim_time': self.speed != 1.0}
+        sim = {'operator': 'plan' if self.plan else 'none', 'width': self.image_size, 'height': self.image_size}
+        sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': ROBOT}
+        made = [
+            program('sim_robot', 'ki_sim.node', sim),
+            program('chunk_executor', 'ki_policy_node.chunk_executor', {'robot': ROBOT} | timed),
+        ]
+        if not self.plan:
+            policy = {'robot': ROBOT, 'backend': self.backend, 'dry_run': False, 'mode': self.mode, 'seed': self.seed}
+            policy |= {'bundle': str(self.bundle or ''), 'execute_steps': self.execute_steps} | timed
+            made.append(program('policy_node', 'ki_policy_node.policy_node', policy))
+        return made
+
+    def described(self) -> dict[str, Any]:
+        """For the report."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()} | {
+            'through': 'policy_node and chunk_executor'
+        }
+
+
+def evaluate_live(
+    stack: Stack, tasks: Sequence[str], seeds: Sequence[int], split: str, paired: bool, out: Path
+) -> Iterator[Any]:
+    """Reports of tasks, each also as JSON in `out`, from episodes played by the whole stack."""
+    from rich.progress import Progress
+
+    from ki_sim.referee import Match, evaluate
+    from ki_sim.serving import check
+
+    for name in tasks:
+        check('task', name)
+    with running(stack.programs(), out / 'nodes.log', private_domain()) as port:
+        for name in tasks:
+            with Progress(transient=True) as bar:
+                line = bar.add_task(name, total=len(seeds) * (2 if paired else 1))
+                match, described = Match(stack.plan, split), stack.described() | {'split': split, 'paired': paired}
+                advance = partial(bar.advance, line)
+                report = evaluate(port, name, seeds, match, described, lambda _, go=advance: go(), paired)
+            report.save(out / f'{name}-through-node.json')
+            yield report
 
 
 def present(job: Any) -> Any:

@@ -17,7 +17,7 @@ def evaluate() -> None:
 
 @app.command()
 def sim(
-    bundle: Annotated[Path, typer.Argument(help='Folder of the policy bundle.')],
+    bundle: Annotated[Path | None, typer.Argument(help='Folder of the policy bundle.')] = None,
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `all`.')] = None,
     seeds: Annotated[int, typer.Option(help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
@@ -26,20 +26,41 @@ def sim(
     execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 20,
     delay_steps: Annotated[int, typer.Option(help='Steps that an inference is thought to take.')] = 0,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
-    backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
+    backend: Annotated[
+        str, typer.Option(help='auto, torch, onnx or tensorrt; through the node commissioning.')
+    ] = 'auto',
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
     out: Annotated[Path, typer.Option(help='Folder for TASK.json and films of failures.')] = Path('out/eval'),
-    films: Annotated[bool, typer.Option(help='A GIF of every failure.')] = True,
+    films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
+    through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
+    plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
+    mode: Annotated[str, typer.Option(help='Through the node: how chunks follow each other.')] = 'rtc',
+    speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
 ) -> None:
-    """Success, language following and time over many scenes, each rate with its 95 % interval."""
+    """Success, language following and time over many scenes, each rate with its 95 % interval.
+
+    In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
+    runs on its own clock, as on a robot.
+    """
     from rich.progress import Progress
 
     from ki._sim_policy import BundlePolicy
+    from ki._sim_stack import Stack, evaluate_live
+    from ki_robot.errors import KiError
     from ki_sim.evaluate import Settings, evaluate
     from ki_sim.tasks import TASKS
 
     names = list(TASKS) if task == ['all'] else task or ['demo']
     split = 'heldout' if heldout else 'train'
+    if bundle is None and not (through_node and (plan or backend == 'commissioning')):
+        raise KiError('BUNDLE is missing: give the folder of a policy bundle.')
+    if through_node:
+        stack = Stack(bundle, backend, plan, mode, execute_steps, speed, image_size, seed)
+        scenes = range(first_seed, first_seed + seeds)
+        for report in evaluate_live(stack, names, scenes, split, paired, out):
+            print(_row(report.summary()))
+        return
+    assert bundle is not None
     settings = Settings(execute_steps, 0, delay_steps, image_size, split)
     policy = BundlePolicy(bundle, backend, seed)
     try:

@@ -58,7 +58,7 @@ class Judge:
         outcome, first = self.outcome, world.touches.first
         outcome.success = self._held >= SETTLED_STEPS or (self._begin_ns is not None and world.success())
         outcome.score = world.score()
-        outcome.time_s = 0.0 if self._begin_ns is None else (world.time_ns - self._begin_ns) * 1e-9
+        outcome.time_s = 0.0 if self._begin_ns is None else round((world.time_ns - self._begin_ns) * 1e-9, 3)
         outcome.first_touched = world.episode.label(first) if first >= 0 else ''
         outcome.followed = first in world.episode.goal.things
 

@@ -299,7 +299,8 @@ class SimRobot(Node):
         if self._mode == 'expert':
             return Teleoperator(self._hands, self.live.settings.lock_step)
         rows = rehearse(self.live.world.episode)
-        return PlanFollower(rows, self.contract, self._send_chunk, self._tell_status)
+        send, tell = self._send_chunk, self._tell_status
+        return PlanFollower(rows, self.contract, send, tell, lambda: not self.live.judge.waits)
 
     def _send_chunk(self, chunk: Any) -> None:
         self._chunks.publish(from_chunk(chunk, ActionChunk()))

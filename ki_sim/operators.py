@@ -60,6 +60,7 @@ class PlanFollower:
         contract: Names and horizon of the chunks.
         send: Publishes a chunk.
         tell: Says every step whether it is running.
+        followed: Whether the robot moves already; until then the plan waits at its beginning.
         every: Steps from one chunk to the next.
     """
 
@@ -71,9 +72,10 @@ class PlanFollower:
         contract: Contract,
         send: Callable[[ActionChunk], None],
         tell: Callable[[bool], None],
+        followed: Callable[[], bool],
         every: int = 10,
     ) -> None:
-        self._rows, self._contract, self._send, self._tell = plan, contract, send, tell
+        self._rows, self._contract, self._send, self._tell, self._followed = plan, contract, send, tell, followed
         self._every, self._step, self._count = every, 0, 0
         self._order = [COLUMNS.index(name) for name in contract.action_names]
 
@@ -84,7 +86,8 @@ class PlanFollower:
         if going and self._step % self._every == 0:
             self._count += 1
             self._send(self._chunk(time_ns))
-        self._step += 1
+        if self._followed():
+            self._step += 1
         return going
 
     def _chunk(self, time_ns: int) -> ActionChunk:

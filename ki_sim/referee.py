@@ -25,6 +25,7 @@ from ki_sim.world import STEP_NS
 SIM, POLICY, EXECUTOR, RECORDER = 'sim_robot', 'policy_node', 'chunk_executor', 'recorder'
 POLL_S = 0.05
 QUIET_S = 0.4  # for pictures of the old scene to grow too old to be used
+LAST_WORD_S = 0.2  # for the executor's last hold, which must not meet the new scene
 START_S = 20.0  # by then somebody must have commanded something
 SUCCESS, FAILURE, DISCARD = 1, 2, 3  # ki_msgs/EpisodeMarker OUTCOME_*
 
@@ -107,6 +108,7 @@ def evaluate(
 def play(port: Port, task: str, seed: int, goal: int | None, match: Match) -> Outcome:
     """One episode: the scene is new before anybody may command, and nobody may once it has ended."""
     port.switch(f'{EXECUTOR}/enable', False)
+    time.sleep(LAST_WORD_S)
     reset(port, task, seed, goal, match.split)
     time.sleep(QUIET_S)
     need(port.trigger(f'{EXECUTOR}/reset_fault'))
