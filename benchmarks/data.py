@@ -31,6 +31,7 @@ from training.dataset import EpisodeDataset
 from training.episodes import Options
 from training.from_lerobot import from_lerobot
 from training.lerobot_format import to_lerobot
+from training.memory import keep_freed_memory
 from training.mixture import Draw, Loader, Mixture, Part, Sampler
 from training.ros_messages import put_command, put_image, put_marker, put_state
 
@@ -160,12 +161,15 @@ def workers(folder: Path, seconds: float) -> dict[str, Any]:
     for number in range(6):
         write_bag(folder / 'many' / f'bag{number}', contract, seconds / 2)
     found: dict[str, Any] = {'recordings': 6, 'seconds_each': seconds / 2}
-    for count in (1, 2):
-        for store in ('original', 'model'):
-            started = time.perf_counter()
-            options = Options(store=store)
-            index_bags(folder / 'many', contract, folder / f'many_{store}_{count}', options, workers=count)
-            found[f'{store}_{count}_workers_wall_s'] = round(time.perf_counter() - started, 2)
+    for turn in range(2):  # in turns and the best: what else runs on the machine meets both
+        for count in (1, 2):
+            for store in ('original', 'model'):
+                out = folder / f'many_{store}_{count}_{turn}'
+                started = time.perf_counter()
+                index_bags(folder / 'many', contract, out, Options(store=store), workers=count)
+                took = round(time.perf_counter() - started, 2)
+                name = f'{store}_{count}_workers_wall_s'
+                found[name] = min(took, found.get(name, took))
     for store in ('original', 'model'):
         one, two = found[f'{store}_1_workers_wall_s'], found[f'{store}_2_workers_wall_s']
         found[f'{store}_speed_up'] = round(one / two, 2)
@@ -236,6 +240,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results' / 'data.json')
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as the loader does; plain rosbags gets it too
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found: dict[str, Any] = {

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import TrainingError
+from training.memory import keep_freed_memory
 
 BLOCK = 4096  # draws whose sources are decided at once
 
@@ -196,6 +197,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """Gives batches; `state_dict` always tells the position after the last one given, not the last prepared."""
+        keep_freed_memory()
         self._consumed = self.sampler.position
         if self.workers <= 0:
             while self.steps is None or self.steps > 0:
@@ -267,6 +269,7 @@ def _begin(mixture: Mixture, collate: Callable[[list[Draw]], Any]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    keep_freed_memory()
     _work.update(mixture=mixture, collate=collate)
 
 
