@@ -117,18 +117,28 @@ class Cached(NamedTuple):
 
 
 class PrefixStage(nn.Module):
-    """Image tokens, prompt and state -> all that the action expert reads (see `Cached`)."""
+    """Image tokens, prompt and state -> all that the action expert reads (see `Cached`).
 
-    def __init__(self, model: KiVla, rungs: Rungs, attend: str = 'matmul') -> None:
+    Args:
+        model: whose backbone.
+        rungs: changes to the layers.
+        attend: see `ATTENTIONS`.
+        consume: take the layers out of the model as they are packed, so that memory never holds both.
+    """
+
+    def __init__(self, model: KiVla, rungs: Rungs, attend: str = 'matmul', consume: bool = False) -> None:
         super().__init__()
         check_head(model)
         self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
         self.horizon, self.state_in = model.config.horizon, model.expert.state_in
         self.scale = model.config.backbone.width**0.5
         self.attend = ATTENTIONS[attend]
-        *layers, last = model.backbone.layers
-        self.layers = nn.ModuleList(Layer(layer, rungs) for layer in layers)
-        self.last = LastLayer(last, rungs)
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(model.backbone.layers):
+            last = index == len(model.backbone.layers) - 1
+            self.layers.append((LastLayer if last else Layer)(layer, rungs))
+            if consume:
+                model.backbone.layers[index] = nn.Identity()
 
     def forward(
         self, tokens_VND: Tensor, image_mask_V: Tensor, prompt_L: Tensor, prompt_mask_L: Tensor, state_S: Tensor
@@ -150,9 +160,10 @@ class PrefixStage(nn.Module):
             values.append(v)
             return self.attend(q, k, v, bias_1S)
 
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x_SD = layer(x_SD, rope, mix)
-        k, v = self.last(x_SD, rope)
+        k, v = last(x_SD, rope)
         return Cached(torch.stack([*keys, k]), torch.stack([*values, v]), *self._queries(mask_BS, state_S))
 
     def _queries(self, mask_BS: Tensor, state_S: Tensor) -> tuple[Tensor, ...]:
@@ -195,9 +206,10 @@ class ActionStage(nn.Module):
         steps: Euler steps.
         rungs: changes to the layers.
         attend: see `ATTENTIONS`.
+        consume: see `PrefixStage`.
     """
 
-    def __init__(self, model: KiVla, steps: int, rungs: Rungs, attend: str = 'matmul') -> None:
+    def __init__(self, model: KiVla, steps: int, rungs: Rungs, attend: str = 'matmul', consume: bool = False) -> None:
         super().__init__()
         check_head(model)
         expert = model.expert
@@ -209,7 +221,11 @@ class ActionStage(nn.Module):
         self.register_buffer('strength_T', rtc.guidance_strength(tau_T), persistent=False)
         self.action_in = Product([first_layer(expert)], True)
         self.time_out = None if expert.adaptive else Product([expert.time_out], True)
-        self.layers = nn.ModuleList(Layer(layer, rungs) for layer in expert.layers)
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(expert.layers):
+            self.layers.append(Layer(layer, rungs))
+            if consume:
+                expert.layers[index] = nn.Identity()
         self.norm, scale = norm_of(expert.norm, rungs)
         self.action_out = Product([expert.action_out], True, scale)
 

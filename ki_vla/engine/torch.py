@@ -125,6 +125,7 @@ class TorchRunner:
         self._vision, self._prefix, self._loops = None, None, {}
         self._graphs: dict[Any, Fixed] = {}
         self._pinned: dict[Any, Tensor] = {}
+        self._sent: torch.cuda.Event | None = None  # the last copy from pinned memory
         if mode.rungs is None:
             self._plain = _Plain(model, steps)
             return
@@ -151,7 +152,10 @@ class TorchRunner:
             self._clock.mark('vision')
             found = self._prefix(tokens_VND, *tensors[1:])
             self._clock.mark('prefix')
-        if self.device.type == 'cpu':
+        if self.device.type == 'cuda':
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+        else:
             self.times_ms = self._clock.read_ms()
         return found
 
@@ -196,6 +200,8 @@ class TorchRunner:
         key = (name, value.shape)
         if key not in self._pinned:
             self._pinned[key] = torch.from_numpy(np.array(value)).pin_memory()
+        if self._sent is not None:
+            self._sent.synchronize()
         # By numpy: a copy by torch may wake its thread pool, which costs milliseconds now and then.
         np.copyto(self._pinned[key].numpy(), value)
         pinned = self._pinned[key]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from ki_robot.contract import load_contract
 from ki_vla.batch import Batch
+from ki_vla.bundle import Bundle, write_bundle
 from ki_vla.config import ModelConfig, preset
 from ki_vla.model import KiVla
 from ki_vla.recipes import prepare, recipe
 from ki_vla.summary import random_batch
+from ki_vla.untrained import tiny_for, untrained_processor
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +55,35 @@ def make_batch() -> Callable[..., Batch]:
         return random_batch(model.config, **changes)
 
     return build
+
+
+def noise_bundle(folder: Path) -> Bundle:
+    """A policy of noise for the bimanual robot, small even for `tiny`; every norm open, so that all paths are seen."""
+    from ki_vla.export.source import of_noise
+
+    contract = load_contract('bimanual_mobile')
+    tiny = tiny_for(contract)
+    config = replace(
+        tiny,
+        vision=replace(tiny.vision, depth=1),
+        backbone=replace(tiny.backbone, depth=2),
+        expert=replace(tiny.expert, depth=2),
+    )
+    state = of_noise(config).state(torch.float32)
+    return write_bundle(folder, name='noise', weights=state, processor=untrained_processor(contract, config))
+
+
+@pytest.fixture(scope='session')
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A policy of noise on disk, without exports. Not to be written to."""
+    return noise_bundle(tmp_path_factory.mktemp('plain') / 'bundle')
+
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same policy with float32 ONNX graphs, exported and checked for real. Not to be written to."""
+    from ki_vla.export.write import export_onnx
+
+    made = noise_bundle(tmp_path_factory.mktemp('exported') / 'bundle')
+    export_onnx(made, 'fp32')
+    return made

@@ -1,0 +1,115 @@
+"""What lies under `onnx/` in a bundle: graphs by precision, and the proof that they compute what torch does.
+
+onnx/parity.json           for every precision: of which bundle, which files, how close to torch
+onnx/fp32/vision.onnx      images -> tokens
+          prefix.onnx      tokens, prompt, state -> all that the action expert reads
+          plain.onnx       one Euler step; trained.onnx and guided.onnx continue an older chunk
+          weights.data     the numbers of all of them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ki_vla.errors import VlaError
+
+FOLDER, PARITY, WEIGHTS = 'onnx', 'parity.json', 'weights.data'
+FORMAT = 1
+STAGES = ('vision', 'prefix')
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
+# Larger files are compared by size only when an engine is opened: a node must not wait for gigabytes to be hashed.
+HASHED_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Export:
+    """The graphs of one precision.
+
+    Attributes:
+        folder: where the files lie.
+        precision: of the weights.
+        kinds: ways of denoising that were exported.
+        steps: Euler steps that the tables were made for.
+        state_token: whether the prefix also hands on pi0's state token.
+        parity: graph -> cosine and max_error against torch, as measured when it was written.
+        made_with: versions of what made it.
+    """
+
+    folder: Path
+    precision: str
+    kinds: tuple[str, ...]
+    steps: int
+    state_token: bool
+    parity: dict[str, dict[str, float]]
+    made_with: dict[str, str]
+
+
+def read_parity(bundle: Path) -> dict[str, Any]:
+    """The table of what was exported; empty when nothing was.
+
+    Raises:
+        VlaError: the file cannot be read.
+    """
+    path = bundle / FOLDER / PARITY
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise VlaError(f'{path}: cannot be read as JSON ({error}); export again.') from error
+    if not isinstance(table, dict) or table.get('format') != FORMAT or not isinstance(table.get('precisions'), dict):
+        raise VlaError(f'{path}: is of another version; export again.')
+    return table['precisions']
+
+
+def find_export(bundle: Path, digest: str, precision: str) -> Export:
+    """The export of a bundle in one precision, its files checked.
+
+    Args:
+        bundle: the folder of the bundle.
+        digest: of the bundle as it is now.
+        precision: of `PRECISIONS`.
+
+    Raises:
+        VlaError: there is none, it was made from another bundle, or a file is missing, cut short or changed.
+    """
+    mend = f'run: ki export {bundle} --to onnx --precision {precision}'
+    entry = read_parity(bundle).get(precision)
+    if entry is None:
+        raise VlaError(f'{bundle}: has no {precision} ONNX graphs; {mend}')
+    try:
+        return _checked(bundle / FOLDER / precision, precision, entry, digest, mend)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VlaError(f'{bundle / FOLDER / PARITY}: the entry {precision} is incomplete ({error}); {mend}') from error
+
+
+def _checked(folder: Path, precision: str, entry: Mapping[str, Any], digest: str, mend: str) -> Export:
+    if entry['bundle'] != digest:
+        raise VlaError(f'{folder}: was exported from bundle {entry["bundle"][:12]}, this one is {digest[:12]}; {mend}')
+    for name, said in entry['files'].items():
+        check_file(folder / name, said['bytes'], said['sha256'], mend)
+    kinds = tuple(entry['kinds'])
+    return Export(
+        folder, precision, kinds, int(entry['steps']), bool(entry['state_token']), entry['parity'], entry['made_with']
+    )
+
+
+def check_file(path: Path, size: int, digest: str, mend: str) -> None:
+    """One file of an export against what was written down.
+
+    Raises:
+        VlaError: it is missing, cut short or changed.
+    """
+    from ki_vla.bundle import sha256
+
+    if not path.is_file():
+        raise VlaError(f'{path}: is missing; {mend}')
+    found = path.stat().st_size
+    if found != size:
+        raise VlaError(f'{path}: has {found} bytes where {size} were written; it was cut short or changed; {mend}')
+    if size <= HASHED_BYTES and sha256(path) != digest:
+        raise VlaError(f'{path}: is not the file that was checked against torch; {mend}')

@@ -1,0 +1,238 @@
+"""The ONNX runner: exported graphs in ONNX Runtime, on a CPU, with CUDA or with TensorRT.
+
+The files leave views and prompt slots open; a session is made for each static shape with these fixed, so that nothing
+is left to be worked out at run time. Values go from graph to graph by IO binding: on a GPU, keys and values never
+visit the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ki_vla.engine.exported import Export
+from ki_vla.engine.interface import Carried, Shape, is_out_of_memory
+from ki_vla.errors import VlaError
+from ki_vla.inputs import ModelInputs
+
+PROVIDERS = {
+    'cpu': 'CPUExecutionProvider',
+    'cuda': 'CUDAExecutionProvider',
+    'tensorrt': 'TensorrtExecutionProvider',
+}
+# No name that an exporter might give to something inside a graph.
+CACHED = ('prefix_keys', 'prefix_values', 'query_cos', 'query_sin', 'query_bias', 'state_token')
+TOKENS, ACTIONS = 'image_tokens', 'next_actions'
+CARRIED = {'plain': (), 'trained': ('previous_actions', 'given_steps'), 'guided': ('previous_actions', 'step_weights')}
+INPUTS = {
+    'vision': ('images_uint8',),
+    'prefix': (TOKENS, 'image_mask', 'prompt_ids', 'prompt_mask', 'state_normal'),
+    **{kind: ('noisy_actions', 'row', *names) for kind, names in CARRIED.items()},
+}
+
+
+def available_providers() -> list[str]:
+    """What the installed ONNX Runtime can run on.
+
+    Raises:
+        VlaError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise VlaError('onnxruntime is not installed; install it (make setup), or take backend torch.') from error
+    return list(onnxruntime.get_available_providers())
+
+
+def check_provider(kind: str) -> str:
+    """The name of a provider, if it is there.
+
+    Raises:
+        VlaError: it is not; says what is, and what to install.
+    """
+    name, there = PROVIDERS[kind], available_providers()
+    if name not in there:
+        raise VlaError(
+            f'ONNX Runtime has no {name} here, only {", ".join(there)}; install onnxruntime-gpu in place of '
+            'onnxruntime (make setup ACCELERATOR=gpu), or take device cpu.'
+        )
+    return name
+
+
+def open_session(
+    path: Path,
+    kind: str = 'cpu',
+    sizes: Mapping[str, int] | None = None,
+    threads: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        path: the graph.
+        kind: of `PROVIDERS`.
+        sizes: open dimensions by name, to be fixed.
+        threads: of one operation on a CPU; 0: as many as there are cores.
+        options: of the provider.
+
+    Raises:
+        VlaError: the provider is missing or does not start, the file cannot be read, out of memory.
+    """
+    import onnxruntime as ort
+
+    name = check_provider(kind)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    for dimension, size in (sizes or {}).items():
+        settings.add_free_dimension_override_by_name(dimension, size)
+    providers: list[Any] = [(name, dict(options or {}))]
+    if kind != 'cpu':
+        providers.append(PROVIDERS['cpu'])
+    if kind == 'tensorrt' and PROVIDERS['cuda'] in ort.get_available_providers():
+        providers.insert(1, PROVIDERS['cuda'])
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=providers)
+    except Exception as error:  # ONNX Runtime has a type for each of its codes, with RuntimeError above only some
+        if is_out_of_memory(error):
+            raise
+        raise VlaError(f'{path}: ONNX Runtime cannot load it ({_first_line(error)}); export again.') from error
+    if session.get_providers()[0] != name:
+        raise VlaError(
+            f'{path}: {name} did not start ({", ".join(session.get_providers())} did); check that the driver, CUDA and '
+            'cuDNN (and TensorRT) match this ONNX Runtime.'
+        )
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class OnnxRunner:
+    """Exported graphs on one provider.
+
+    Args:
+        export: which.
+        kind: of `PROVIDERS`.
+        threads: see `open_session`.
+        options: of the provider.
+    """
+
+    shares_buffers = False
+
+    def __init__(
+        self, export: Export, kind: str = 'cpu', threads: int = 0, options: Mapping[str, Any] | None = None
+    ) -> None:
+        check_provider(kind)
+        self.times_ms: dict[str, float] = {}
+        self._export, self._kind, self._threads, self._options = export, kind, threads, options
+        # TensorRT runs what it cannot take itself on CUDA: the same memory.
+        self._device = 'cpu' if kind == 'cpu' else 'cuda'
+        self._sessions: dict[Any, Any] = {}
+        self._cached = CACHED if export.state_token else CACHED[:-1]
+        self._rows = [self._value(np.array([row])) for row in range(export.steps)]
+
+    def prefill(self, shape: Shape, inputs: ModelInputs) -> list[Any]:
+        """See `interface.Runner`; gives values on the device."""
+        begin = time.perf_counter()
+        tokens = self.vision(inputs)
+        seen = time.perf_counter()
+        found = self.prefix(shape, tokens, inputs)
+        self.times_ms = {'vision': 1e3 * (seen - begin), 'prefix': 1e3 * (time.perf_counter() - seen)}
+        return found
+
+    def vision(self, inputs: ModelInputs) -> Any:
+        """Image tokens [V, N, D], on the device."""
+        images = inputs.images_VHWC
+        [tokens] = self._run('vision', {'views': len(images)}, [self._value(images)], [TOKENS])
+        return tokens
+
+    def prefix(self, shape: Shape, tokens: Any, inputs: ModelInputs) -> list[Any]:
+        """All that the action expert reads, on the device."""
+        rest = (inputs.image_mask_V, inputs.prompt_L, inputs.prompt_mask_L, inputs.state_S)
+        return self._run('prefix', shape._asdict(), [tokens, *map(self._value, rest)], self._cached)
+
+    def host(self, value: Any) -> np.ndarray:
+        """A value as float32 numpy; numpy knows no bfloat16, torch does."""
+        if 'bfloat16' not in value.data_type():
+            return value.numpy().astype(np.float32)
+        import torch
+
+        return torch.from_dlpack(value).float().cpu().numpy()
+
+    def on_device(self, array: np.ndarray, like: Any) -> Any:
+        """A float array on the device, in the precision of another value."""
+        import onnxruntime as ort
+
+        if 'bfloat16' in like.data_type():
+            import torch
+            from onnx import TensorProto
+
+            bits = torch.from_numpy(array).to(torch.bfloat16).view(torch.uint16).numpy()
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+        return self._value(array.astype(np.float16 if 'float16' in like.data_type() else np.float32))
+
+    def denoise(self, shape: Shape, prefix: list[Any], noise_HA: np.ndarray, carried: Carried | None) -> np.ndarray:
+        """See `interface.Runner`."""
+        kind = 'plain' if carried is None else carried.kind
+        given = [] if carried is None else [self._value(carried.previous_HA), self._value(carried.share_H)]
+        # A prefix of another length has another session.
+        session = self._session(kind, {'prefix': _length(prefix[0])})
+        binding = session.io_binding()
+        wanted = {each.name for each in session.get_inputs()}
+        fixed = dict(zip((*CARRIED[kind], *self._cached), (*given, *prefix), strict=True))
+        for name, value in fixed.items():
+            if name in wanted:
+                binding.bind_ortvalue_input(name, value)
+        # Two buffers take turns: the output of one step is the input of the next. On a CPU a value is the memory of
+        # its array itself, so these are copies.
+        here, there = self._value(noise_HA.copy()), self._value(np.empty_like(noise_HA))
+        for row in self._rows:
+            binding.bind_ortvalue_input('noisy_actions', here)
+            if 'row' in wanted:
+                binding.bind_ortvalue_input('row', row)
+            binding.bind_ortvalue_output(ACTIONS, there)
+            session.run_with_iobinding(binding)
+            here, there = there, here
+        binding.synchronize_outputs()
+        return np.array(here.numpy(), dtype=np.float32)
+
+    def close(self) -> None:
+        """Drop every session."""
+        self._sessions.clear()
+        self._rows.clear()
+
+    def _run(self, graph: str, sizes: Mapping[str, int], values: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+        session = self._session(graph, sizes)
+        binding = session.io_binding()
+        wanted = {each.name for each in session.get_inputs()}
+        for name, value in zip(INPUTS[graph], values, strict=True):
+            if name in wanted:
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, self._device)
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return list(binding.get_outputs())
+
+    def _session(self, graph: str, sizes: Mapping[str, int]) -> Any:
+        key = (graph, tuple(sorted(sizes.items())))
+        if key not in self._sessions:
+            path = self._export.folder / f'{graph}.onnx'
+            self._sessions[key] = open_session(path, self._kind, sizes, self._threads, self._options)
+        return self._sessions[key]
+
+    def _value(self, array: np.ndarray) -> Any:
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+
+
+def _length(k: Any) -> int:
+    """Prefix tokens of keys [Y, S, G, K]."""
+    return int(k.shape()[1])

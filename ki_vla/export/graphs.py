@@ -1,0 +1,284 @@
+"""The stages as ONNX files: symbolic views and prompt slots, named values, shared weights, metadata.
+
+Opset 20 is the oldest with tanh-GELU and LayerNormalization as single operators, and what TensorRT reads.
+
+Shape legend: V views, S prefix tokens, H horizon, A action dims.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ki_vla.config import ModelConfig
+from ki_vla.engine.exported import WEIGHTS
+from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, TOKENS
+from ki_vla.engine.packing import Rungs
+from ki_vla.engine.stages import KINDS, ActionStage, PrefixStage, Step, VisionStage, pure
+from ki_vla.errors import VlaError
+from ki_vla.export.source import Source, one_part
+
+OPSET = 20
+INLINE_BYTES = 1024  # smaller tensors stay in the graph
+ALIGN = 4096  # so that weights can be mapped into memory
+AUTO = torch.export.Dim.AUTO
+Progress = Callable[[str], None]
+
+
+def export_graphs(
+    source: Source,
+    folder: Path,
+    dtype: torch.dtype,
+    steps: int,
+    kinds: Sequence[str] = KINDS,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> bool:
+    """Write every graph of a model; returns whether the prefix also gives a state token.
+
+    Args:
+        source: the weights; only one part of them is in memory at a time.
+        folder: an empty folder.
+        dtype: of weights and activations.
+        steps: Euler steps.
+        kinds: ways of denoising, of `stages.KINDS`.
+        metadata: written into every graph.
+        progress: told what is being done.
+
+    Raises:
+        VlaError: the model's head cannot be exported, or a package is missing.
+    """
+    _check_packages()
+    weights = Weights(folder / WEIGHTS)
+    tell = progress or (lambda line: None)
+    config, info = source.config, dict(metadata or {})
+    with quiet(), torch.no_grad():
+        tell('exporting vision')
+        with one_part(source, 'vision', dtype) as model:
+            stage = laid_out(VisionStage(model, Rungs()))
+        images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
+        _write(stage, 'vision', (images,), ({0: AUTO},), [TOKENS], {'views': (0, 0)}, weights, info)
+        del stage
+        tell('exporting prefix')
+        with one_part(source, 'prefix', dtype) as model:
+            stage = laid_out(PrefixStage(model, Rungs(), consume=True))
+        state_token = stage.state_in is not None
+        names = CACHED if state_token else CACHED[:-1]
+        dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
+        _write(
+            stage,
+            'prefix',
+            prefix_example(config, dtype),
+            dynamic,
+            names,
+            {'views': (0, 0), 'prompt': (2, 0)},
+            weights,
+            info,
+        )
+        del stage
+        gc.collect()
+        with one_part(source, 'action', dtype) as model:
+            stage = laid_out(ActionStage(model, steps, Rungs(), consume=True))
+        for kind in kinds:
+            tell(f'exporting {kind} step')
+            tensors, dynamic = step_example(config, dtype, kind, state_token)
+            # Traced operation by operation, so that a backward pass becomes operations too.
+            step = pure(Step(stage, kind), tensors, symbolic=True)
+            open_size = {'prefix': (len(INPUTS[kind]), 1)}
+            _write(step, kind, tensors, dynamic, [ACTIONS], open_size, weights, info, state_token)
+    weights.close()
+    return state_token
+
+
+def prefix_example(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Inputs of the prefix stage, in a size of no importance."""
+    inputs = example_inputs(config, Shape(2, 7))
+    rest = [torch.from_numpy(getattr(inputs, n)) for n in ('image_mask_V', 'prompt_L', 'prompt_mask_L', 'state_S')]
+    return (torch.zeros(2, config.vision.tokens, config.backbone.width, dtype=dtype), *rest)
+
+
+def step_example(
+    config: ModelConfig, dtype: torch.dtype, kind: str, state_token: bool
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Inputs of a step of some kind, and which of their dimensions are open."""
+    H, A, K, S = config.horizon, config.action_dim, config.backbone.head_dim, 23
+    Q = H + state_token
+    rows = Q if state_token else 1
+    actions, flags = torch.zeros(H, A), torch.zeros(H)
+    carried = {'plain': (), 'trained': (actions, flags.bool()), 'guided': (actions, flags)}[kind]
+    kv = torch.zeros(config.backbone.depth, S, config.backbone.kv_heads, K, dtype=dtype)
+    cached = [kv, kv.clone(), torch.ones(Q, 1, K // 2), torch.zeros(Q, 1, K // 2), torch.zeros(rows, S + Q)]
+    dynamic = [{1: AUTO}, {1: AUTO}, None, None, {1: AUTO}]
+    if state_token:
+        cached.append(torch.zeros(1, config.expert.width, dtype=dtype))
+        dynamic.append(None)
+    tensors = (actions.clone(), torch.zeros(1, dtype=torch.int64), *carried, *cached)
+    return tensors, (*[None] * (len(tensors) - len(cached)), *dynamic)
+
+
+def laid_out(stage: nn.Module) -> nn.Module:
+    """Every weight as the graph wants it, one after the other so that memory holds no second model."""
+    for parameter in stage.parameters():
+        parameter.data = parameter.data.contiguous()
+    return stage
+
+
+def _write(
+    module: nn.Module,
+    name: str,
+    tensors: tuple[Tensor, ...],
+    dynamic: tuple[Any, ...],
+    outputs: Sequence[str],
+    open_sizes: Mapping[str, tuple[int, int]],
+    weights: Weights,
+    metadata: Mapping[str, str],
+    state_token: bool = False,
+) -> None:
+    """Export one module: `open_sizes` names dimensions as (input, axis)."""
+    inputs = list(INPUTS[name])
+    if name in KINDS:
+        inputs += CACHED if state_token else CACHED[:-1]
+    program = torch.onnx.export(
+        module,
+        tensors,
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=dynamic,
+        input_names=inputs,
+        output_names=list(outputs),
+        verbose=False,
+    )
+    model = program.model
+    symbols = {str(model.graph.inputs[i].shape[axis]): size for size, (i, axis) in open_sizes.items()}
+    rename_dimensions(model, symbols)
+    forget_origins(model)
+    model.metadata_props.update({**metadata, 'graph': name})
+    weights.take(model)
+    import onnx_ir
+
+    onnx_ir.save(model, str(weights.path.parent / f'{name}.onnx'))
+    check(weights.path.parent / f'{name}.onnx')
+
+
+def check(path: Path) -> None:
+    """Refuse a file that onnx.checker, with full shape inference, does not accept.
+
+    Raises:
+        VlaError: what it found.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker and shape inference have unrelated error types
+        raise VlaError(f'{path}: onnx.checker refuses it ({str(error).splitlines()[0]}).') from error
+
+
+def rename_dimensions(model: Any, symbols: Mapping[str, str]) -> None:
+    """Give symbolic dimensions names that mean something, wherever they occur (sums and products included)."""
+    import onnx_ir
+
+    pattern = re.compile('|'.join(rf'\b{re.escape(old)}\b' for old in symbols)) if symbols else None
+
+    def renamed(value: Any) -> None:
+        if value is None or value.shape is None or pattern is None:
+            return
+        value.shape = onnx_ir.Shape(
+            [
+                size if isinstance(size, int) else pattern.sub(lambda found: symbols[found.group()], str(size))
+                for size in value.shape
+            ]
+        )
+
+    graph = model.graph
+    for value in (*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)):
+        renamed(value)
+
+
+def forget_origins(model: Any) -> None:
+    """Drop what the exporter notes about the Python code that it came from: paths of this machine among it."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+class Weights:
+    """One file that holds the large tensors of several graphs, equal ones once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open('wb')
+        self._known: dict[tuple[str, int], int] = {}
+
+    def take(self, model: Any) -> None:
+        """Move the large tensors of a graph into the file; they are let go one by one."""
+        import onnx_ir
+
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < INLINE_BYTES:
+                continue
+            data = tensor.tobytes()
+            offset = self._put(data)
+            value.const_value = onnx_ir.ExternalTensor(
+                self.path.name,
+                offset,
+                len(data),
+                tensor.dtype,
+                shape=tensor.shape,
+                name=value.name,
+                base_dir=self.path.parent,
+            )
+        self._file.flush()
+
+    def _put(self, data: bytes) -> int:
+        key = (hashlib.sha256(data).hexdigest(), len(data))
+        if key not in self._known:
+            self._file.seek(-self._file.tell() % ALIGN, 1)
+            self._known[key] = self._file.tell()
+            self._file.write(data)
+        return self._known[key]
+
+    def close(self) -> None:
+        """No more tensors."""
+        self._file.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's warnings about what it does inside."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _check_packages() -> None:
+    import importlib.util
+
+    missing = [name for name in ('onnx', 'onnxscript', 'onnx_ir') if importlib.util.find_spec(name) is None]
+    if missing:
+        raise VlaError(
+            f'exporting needs {", ".join(missing)}; install the extra: pip install "ki_policy_node[export]".'
+        )

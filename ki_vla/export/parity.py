@@ -1,0 +1,179 @@
+"""The gate: every exported graph against torch, on seeded inputs, before it may be used.
+
+The reference is the model as it is (`KiVla` in float32: unpacked, unfolded), so packing and export are judged together.
+Each graph is fed what torch computed, rounded to the graph's precision, and is judged alone; `chunk` is the whole way
+from images to actions through the graphs.
+
+Shape legend: V views, H horizon, A action dims.
+"""
+
+# Shape suffixes are upper case.
+# ruff: noqa: N815
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ki_vla import flow, rtc
+from ki_vla.engine.exported import Export
+from ki_vla.engine.interface import Carried, Shape, example_inputs, prompt_buckets
+from ki_vla.engine.onnx import OnnxRunner
+from ki_vla.errors import VlaError
+from ki_vla.export.source import Source, one_part
+from ki_vla.inputs import ModelInputs
+from ki_vla.model import KiVla, Prefix
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision must keep: the largest error, in units of the largest value where that is above 1; a cosine."""
+
+    max_error: float
+    cosine: float
+
+
+TOLERANCES = {
+    'fp32': Tolerance(1e-4, 0.999999),
+    'fp16': Tolerance(float('inf'), 0.999),
+    'bf16': Tolerance(float('inf'), 0.999),
+    'int8': Tolerance(float('inf'), 0.99),
+}
+
+
+def compare(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Cosine, the largest error, and the largest value it is to be seen against."""
+    found, expected = (np.asarray(each, dtype=np.float64).ravel() for each in (found, expected))
+    norms = float(np.linalg.norm(found) * np.linalg.norm(expected))
+    cosine = float(found @ expected) / norms if norms else float(np.array_equal(found, expected))
+    if not np.isfinite(found).all():
+        return {'cosine': 0.0, 'max_error': float(np.finfo(np.float64).max), 'max_value': float(np.abs(expected).max())}
+    return {
+        'cosine': cosine,
+        'max_error': float(np.abs(found - expected).max()),
+        'max_value': float(np.abs(expected).max()),
+    }
+
+
+def check(parity: dict[str, dict[str, float]], precision: str) -> None:
+    """Refuse graphs that differ from torch by more than their precision allows.
+
+    Raises:
+        VlaError: names the graph, what was found and what is allowed.
+    """
+    allowed = TOLERANCES[precision]
+    for graph, found in parity.items():
+        error = found['max_error'] / max(1.0, found['max_value'])
+        if found['cosine'] < allowed.cosine or error > allowed.max_error:
+            raise VlaError(
+                f'{precision} graph {graph} differs from torch: cosine {found["cosine"]:.6f} (at least '
+                f'{allowed.cosine:g}), largest error {found["max_error"]:.2e}; nothing was written. Choose a higher '
+                'precision.'
+            )
+
+
+@dataclass(eq=False)
+class Reference:
+    """What torch makes of one seeded observation, stage by stage; see `reference`."""
+
+    inputs: ModelInputs
+    noise_HA: np.ndarray
+    previous_HA: np.ndarray
+    tokens: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    valid_S: np.ndarray
+    chunks: dict[str, np.ndarray]
+
+    def carried(self, kind: str) -> Carried | None:
+        """The old chunk, as `kind` wants it."""
+        H = len(self.previous_HA)
+        if kind == 'plain':
+            return None
+        if kind == 'trained':
+            return Carried(kind, self.previous_HA, np.arange(H) < max(1, H // 4))
+        weights = rtc.prefix_weights(H, max(1, H // 4), max(1, H // 2)).numpy()
+        return Carried(kind, self.previous_HA, weights.astype(np.float32))
+
+
+def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | None = None) -> Reference:
+    """Run the model as it is, in float32, one part of its weights at a time.
+
+    Args:
+        source: the weights.
+        steps: Euler steps.
+        kinds: ways of denoising.
+        shape: views and prompt slots; all views and the smallest bucket unless given.
+    """
+    config = source.config
+    inputs = example_inputs(config, shape or Shape(config.views, prompt_buckets(config)[0]), SEED)
+    rng = np.random.default_rng(SEED + 1)
+    noise_HA, previous_HA = (rng.standard_normal((config.horizon, config.action_dim), np.float32) for _ in range(2))
+    images, image_mask, prompt, prompt_mask, state = (
+        torch.from_numpy(getattr(inputs, name))[None]
+        for name in ('images_VHWC', 'image_mask_V', 'prompt_L', 'prompt_mask_L', 'state_S')
+    )
+    with torch.no_grad():
+        with one_part(source, 'vision', torch.float32) as model:
+            tokens = model.encode(images.permute(0, 1, 4, 2, 3))
+        with one_part(source, 'prefix', torch.float32) as model:
+            prefix = model.prefix(tokens, image_mask, prompt, prompt_mask, state)
+        keys, values = (torch.stack(each)[:, 0].numpy() for each in (prefix.k, prefix.v))
+        tokens_VND = tokens[0].unflatten(0, (images.shape[1], -1)).numpy()
+        valid_S = prefix.mask_BS[0].numpy()
+        found = Reference(inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {})
+        with one_part(source, 'action', torch.float32) as model:
+            for kind in kinds:
+                found.chunks[kind] = _loop(model, prefix, found, kind, steps)
+    return found
+
+
+def _loop(model: KiVla, prefix: Prefix, given: Reference, kind: str, steps: int) -> np.ndarray:
+    """All steps of one kind by the functions of `rtc` and `flow`."""
+    noise, field_at, carried = torch.from_numpy(given.noise_HA)[None], model.field_at(prefix), given.carried(kind)
+    if carried is None:
+        return model.denoise(prefix, noise, steps)[0].numpy()
+    previous, share = torch.from_numpy(carried.previous_HA)[None], torch.from_numpy(carried.share_H)
+    if kind == 'trained':
+        return rtc.denoise_trained(field_at, noise, previous, int(share.sum()), steps)[0].numpy()
+    return flow.euler(rtc.guide(field_at, previous, share[None]), noise, steps)[0].numpy()
+
+
+def measure(export: Export, given: Reference, kind: str = 'cpu') -> dict[str, dict[str, float]]:
+    """Run every graph of an export on the seeded observation and compare it with torch.
+
+    Args:
+        export: the graphs.
+        given: from `reference`.
+        kind: of `onnx.PROVIDERS`.
+    """
+    runner = OnnxRunner(export, kind)
+    try:
+        return judge(runner, given)
+    finally:
+        runner.close()
+
+
+def judge(runner: OnnxRunner, given: Reference) -> dict[str, dict[str, float]]:
+    """The same for graphs that are open already."""
+    shape = Shape(len(given.inputs.images_VHWC), len(given.inputs.prompt_L))
+    tokens = runner.vision(given.inputs)
+    parity = {'vision': compare(runner.host(tokens), given.tokens)}
+    wanted = runner.on_device(given.tokens, like=tokens)
+    cached = runner.prefix(shape, wanted, given.inputs)
+    pairs = list(zip(cached, (given.keys, given.values), strict=False))
+    valid = [(runner.host(found)[:, given.valid_S], expected[:, given.valid_S]) for found, expected in pairs]
+    parity['prefix'] = compare(*(np.concatenate(each) for each in zip(*valid, strict=True)))
+    # Keys and values as torch has them; rotary tables and masks are the graph's own.
+    ours = [runner.on_device(expected, like=found) for found, expected in pairs] + cached[2:]
+    for name, expected_HA in given.chunks.items():
+        found_HA = runner.denoise(shape, ours, given.noise_HA, given.carried(name))
+        parity[name] = compare(found_HA, expected_HA)
+    whole_HA = runner.denoise(shape, runner.prefill(shape, given.inputs), given.noise_HA, None)
+    parity['chunk'] = compare(whole_HA, given.chunks['plain'])
+    return parity

@@ -1,0 +1,189 @@
+"""TensorRT engines, built by ONNX Runtime's TensorRT provider from exported graphs and kept in the bundle.
+
+    engines/KEY/engine.json    for which GPU, TensorRT, ONNX Runtime, bundle and graphs; how close to torch
+    engines/KEY/...            what the provider keeps: engines and timings
+
+An engine fits one kind of GPU and one version of TensorRT. Building takes minutes, so it happens in `ki export --to
+tensorrt` and never at the start of a node, unless that is asked for. Written to the documented options of the
+provider; NOT RUN on a GPU so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ki_vla.bundle import Bundle, sha256
+from ki_vla.engine.exported import PARITY, Export
+from ki_vla.engine.interface import Shape, example_inputs, prompt_buckets, telling_memory
+from ki_vla.engine.onnx import OnnxRunner, check_provider
+from ki_vla.errors import VlaError
+from ki_vla.export import parity
+from ki_vla.export.source import of_bundle
+
+FOLDER, TABLE = 'engines', 'engine.json'
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an engine is built for; it fits nothing else."""
+
+    gpu: str
+    tensorrt: str
+    onnxruntime: str
+    bundle: str
+    graphs: str
+
+    @property
+    def key(self) -> str:
+        """A folder name for it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def this_machine() -> tuple[str, str, str]:
+    """GPU (name and compute capability), TensorRT and ONNX Runtime.
+
+    Raises:
+        VlaError: there is no GPU, or no TensorRT.
+    """
+    import torch
+
+    check_provider('tensorrt')
+    if not torch.cuda.is_available():
+        raise VlaError('TensorRT needs an NVIDIA GPU and torch sees none; check the driver (nvidia-smi).')
+    major, minor = torch.cuda.get_device_capability()
+    try:
+        return f'{torch.cuda.get_device_name()} sm_{major}{minor}', version('tensorrt'), version('onnxruntime-gpu')
+    except PackageNotFoundError as error:
+        raise VlaError(f'{error.name} is not installed; run: make setup ACCELERATOR=gpu') from error
+
+
+def target_of(bundle: Bundle, export: Export, machine: tuple[str, str, str]) -> Target:
+    """The target for a bundle's graphs on a machine."""
+    graphs = hashlib.sha256()
+    for path in sorted(export.folder.glob('*.onnx')):
+        graphs.update(f'{path.name} {sha256(path)}\n'.encode())
+    return Target(*machine, bundle.digest, f'{export.precision} {graphs.hexdigest()[:16]}')
+
+
+def provider_options(cache: Path, precision: str) -> dict[str, str]:
+    """What the TensorRT provider is told: use and fill this cache, and compute in the precision of the graphs."""
+    return {
+        'trt_engine_cache_enable': '1',
+        'trt_engine_cache_path': str(cache),
+        'trt_timing_cache_enable': '1',
+        'trt_timing_cache_path': str(cache),
+        'trt_fp16_enable': '1' if precision == 'fp16' else '0',
+        'trt_bf16_enable': '1' if precision == 'bf16' else '0',
+    }
+
+
+def require_cache(
+    bundle: Bundle,
+    export: Export,
+    *,
+    build: bool = False,
+    progress: Callable[[str], None] | None = None,
+    machine: tuple[str, str, str] | None = None,
+) -> Path:
+    """The folder of the engine that fits this machine.
+
+    Args:
+        bundle: whose.
+        export: the graphs it was built from.
+        build: make it now if it is missing.
+        progress: told what a build does.
+        machine: GPU, TensorRT, ONNX Runtime; this one unless given.
+
+    Raises:
+        VlaError: there is none, or only one for another GPU, TensorRT or other graphs.
+    """
+    target = target_of(bundle, export, machine or this_machine())
+    folder = bundle.folder / FOLDER / target.key
+    if (folder / TABLE).is_file():
+        return folder
+    if build:
+        return build_engine(bundle, export, progress=progress, machine=machine)
+    mend = f'run: ki export {bundle.folder} --to tensorrt --precision {export.precision}'
+    others = [_read(path) for path in sorted((bundle.folder / FOLDER).glob(f'*/{TABLE}'))]
+    differ = [_difference(target, other) for other in others if other is not None]
+    if differ:
+        raise VlaError(f'{bundle.folder / FOLDER}: no engine fits: {"; ".join(differ)}; {mend}')
+    raise VlaError(f'{bundle.folder}: has no TensorRT engine; {mend}')
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    return found.get('target') if isinstance(found, dict) else None
+
+
+def _difference(target: Target, other: dict[str, Any]) -> str:
+    wrong = [
+        f'{name} {other.get(name)}, here {value}' for name, value in asdict(target).items() if other.get(name) != value
+    ]
+    return f'one was built for {" and ".join(wrong)}'
+
+
+def build_engine(
+    bundle: Bundle,
+    export: Export,
+    *,
+    progress: Callable[[str], None] | None = None,
+    machine: tuple[str, str, str] | None = None,
+    runner: Callable[[Path], Any] | None = None,
+) -> Path:
+    """Build engines for every static shape, check them against torch, and keep them.
+
+    Args:
+        bundle: whose.
+        export: the graphs.
+        progress: told what is being done.
+        machine: see `require_cache`.
+        runner: makes what runs the graphs with a cache folder; the TensorRT provider unless given.
+
+    Raises:
+        VlaError: no GPU or TensorRT, or an engine that differs from torch; nothing is kept then.
+    """
+    target = target_of(bundle, export, machine or this_machine())
+    folder = bundle.folder / FOLDER / target.key
+    partial = folder.parent / f'.{target.key}.partial-{os.getpid()}'
+    tell, begin = progress or (lambda line: None), time.perf_counter()
+    make = runner or (lambda cache: OnnxRunner(export, 'tensorrt', options=provider_options(cache, export.precision)))
+    config, views = bundle.config, len(bundle.contract.cameras)
+    given = parity.reference(of_bundle(bundle), export.steps, export.kinds, Shape(views, prompt_buckets(config)[0]))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with telling_memory('building a TensorRT engine'):
+            running = make(partial)
+            for bucket in prompt_buckets(config):
+                shape = Shape(views, bucket)
+                tell(f'{time.perf_counter() - begin:6.0f} s  building for {views} views, {bucket} prompt slots')
+                prefix = running.prefill(shape, example_inputs(config, shape))
+                for kind in export.kinds:
+                    running.denoise(shape, prefix, given.noise_HA, given.carried(kind))
+            found = parity.judge(running, given)
+        parity.check(found, export.precision)
+        table = {
+            'target': asdict(target),
+            PARITY.split('.')[0]: found,
+            'seconds': round(time.perf_counter() - begin, 1),
+        }
+        (partial / TABLE).write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    tell(f'{time.perf_counter() - begin:6.0f} s  engine kept in {folder}')
+    return folder

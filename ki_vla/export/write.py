@@ -1,0 +1,180 @@
+"""`ki export`: graphs into a bundle, if and only if they compute what torch computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ki_vla.bundle import Bundle, sha256
+from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, Export, find_export, read_parity
+from ki_vla.engine.interface import telling_memory
+from ki_vla.engine.stages import KINDS
+from ki_vla.errors import VlaError
+from ki_vla.export import parity
+from ki_vla.export.graphs import OPSET, Progress, export_graphs
+from ki_vla.export.source import Source, of_bundle
+
+STEPS = 10
+
+
+def export_onnx(
+    bundle: Bundle,
+    precision: str = 'fp32',
+    *,
+    steps: int = STEPS,
+    kinds: Sequence[str] = KINDS,
+    device: str = 'cpu',
+    progress: Progress | None = None,
+    source: Source | None = None,
+) -> Export:
+    """Export a bundle's graphs, check them against torch, and put them into the bundle.
+
+    They appear under `onnx/PRECISION` complete and checked, or not at all; what was there before stays until then.
+
+    Args:
+        bundle: of which policy.
+        precision: 'fp32', 'fp16', 'bf16', or 'int8' (float32 graphs whose matrix products are quantised dynamically).
+        steps: Euler steps that times are tabled for.
+        kinds: ways of denoising; 'plain' must be among them.
+        device: of the check, 'cpu' or 'cuda'.
+        progress: told what is being done.
+        source: the weights, in place of the bundle's file.
+
+    Raises:
+        VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
+    """
+    check_choice(precision, kinds)
+    target = bundle.folder / FOLDER / precision
+    partial = target.parent / f'.{precision}.partial-{os.getpid()}'
+    tell = progress or (lambda line: None)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with telling_memory('exporting'):
+            export, found = _make(
+                source or of_bundle(bundle),
+                partial,
+                precision,
+                steps,
+                kinds,
+                device,
+                tell,
+                _metadata(bundle, precision),
+            )
+        entry = {
+            'bundle': bundle.digest,
+            'contract': bundle.contract.hash,
+            'opset': OPSET,
+            'steps': steps,
+            'kinds': list(kinds),
+            'state_token': export.state_token,
+            'device': device,
+            'tolerance': vars(parity.TOLERANCES[precision]) | {'max_error': _finite(parity.TOLERANCES[precision])},
+            'parity': found,
+            'made_with': _versions(),
+            'files': {
+                path.name: {'bytes': path.stat().st_size, 'sha256': sha256(path)} for path in sorted(partial.iterdir())
+            },
+        }
+        _put_in_place(partial, target, entry, bundle.folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return find_export(bundle.folder, bundle.digest, precision)
+
+
+def check_choice(precision: str, kinds: Sequence[str]) -> None:
+    """Refuse names that do not exist.
+
+    Raises:
+        VlaError: unknown precision or kind.
+    """
+    if precision not in PRECISIONS:
+        raise VlaError(f'precision {precision!r} is unknown; choose one of {", ".join(PRECISIONS)}.')
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or 'plain' not in kinds:
+        raise VlaError(f'kinds {", ".join(kinds)}: choose of {", ".join(KINDS)}, "plain" among them.')
+
+
+def _make(
+    source: Source,
+    folder: Path,
+    precision: str,
+    steps: int,
+    kinds: Sequence[str],
+    device: str,
+    tell: Progress,
+    metadata: dict[str, str],
+) -> tuple[Export, dict[str, dict[str, float]]]:
+    """Graphs in `folder`, and how close they came."""
+    from ki_vla.engine.torch import DTYPES
+
+    begin = time.perf_counter()
+
+    def told(line: str) -> None:
+        tell(f'{time.perf_counter() - begin:6.1f} s  {line}')
+
+    state_token = export_graphs(source, folder, DTYPES.get(precision, DTYPES['fp32']), steps, kinds, metadata, told)
+    if precision == 'int8':
+        from ki_vla.export.quantise import quantise
+
+        told('quantising matrix products')
+        quantise(folder)
+    export = Export(folder, precision, tuple(kinds), steps, state_token, {}, {})
+    told('running torch as it is')
+    given = parity.reference(source, steps, kinds)
+    told('running the graphs')
+    found = parity.measure(export, given, device)
+    parity.check(found, precision)
+    told('graphs agree with torch')
+    return export, found
+
+
+def _metadata(bundle: Bundle, precision: str) -> dict[str, str]:
+    allowed = parity.TOLERANCES[precision]
+    return {
+        'ki.bundle': bundle.digest,
+        'ki.contract': bundle.contract.hash,
+        'ki.policy': bundle.policy_id,
+        'ki.precision': precision,
+        'ki.tolerance': f'cosine >= {allowed.cosine:g}, max_error <= {allowed.max_error:g}',
+    }
+
+
+def _finite(tolerance: parity.Tolerance) -> float | None:
+    return None if tolerance.max_error == float('inf') else tolerance.max_error
+
+
+def _versions() -> dict[str, str]:
+    found = {'python': platform.python_version()}
+    for name in ('torch', 'onnx', 'onnxscript', 'onnxruntime', 'onnxruntime-gpu'):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _put_in_place(partial: Path, target: Path, entry: dict[str, Any], bundle: Path) -> None:
+    """Rename into place; the table is written last, so that it never speaks of files that are not there yet."""
+    old = target.parent / f'.{target.name}.old-{os.getpid()}'
+    try:
+        table = read_parity(bundle)
+    except VlaError:
+        table = {}
+    if target.exists():
+        target.replace(old)
+    partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+    table[target.name] = entry
+    path = bundle / FOLDER / PARITY
+    temporary = path.with_name(f'.{PARITY}.partial-{os.getpid()}')
+    text = json.dumps({'format': FORMAT, 'precisions': table}, indent=2, sort_keys=True, allow_nan=False)
+    temporary.write_text(text + '\n', encoding='utf-8')
+    temporary.replace(path)
