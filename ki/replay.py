@@ -30,7 +30,7 @@ def replay(
     from rich.console import Console
 
     from ki_policy_node import replay_report
-    from ki_policy_node.backends import Commissioning, check_fits, open_policy
+    from ki_policy_node.backends import Wanted, check_fits, open_policy
     from ki_policy_node.errors import NodeError
     from ki_policy_node.inference import Timing
     from ki_policy_node.replay import Options
@@ -45,7 +45,7 @@ def replay(
         names[topic] = name
     timing = Timing(mode, execute_steps)
     named = load_contract(robot) if robot else None
-    policy = open_policy(backend, bundle, named, timing, Commissioning(), seed)
+    policy = open_policy(Wanted(backend, bundle, seed=seed), named, timing)
     try:
         contract = named or policy.contract
         check_fits(policy.policy_id, policy.contract, contract)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -112,29 +112,42 @@ class CommissioningPolicy:
         """Nothing is held."""
 
 
-def open_policy(
-    backend: str, bundle: str, robot: Contract | None, timing: Timing, settings: Commissioning, seed: int = 0
-) -> Policy:
-    """The policy that the parameters `backend` and `bundle` name, checked against the robot field by field.
+@dataclass(frozen=True)
+class Wanted:
+    """Which policy, as the parameters of the node say.
+
+    `backend` is one of `BACKENDS`; `bundle` a folder, not read for the commissioning backend, which `commissioning`
+    describes. `strict` refuses another backend than the one asked for; `threads` (0: the engine's choice) and `seed`
+    are the engine's.
+    """
+
+    backend: str = 'auto'
+    bundle: str = ''
+    commissioning: Commissioning = field(default_factory=Commissioning)
+    strict: bool = False
+    threads: int = 0
+    seed: int = 0
+
+
+def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Policy:
+    """The policy that is wanted, checked against the robot field by field.
 
     Args:
-        backend: One of `BACKENDS`.
-        bundle: Folder of a bundle; not read for the commissioning backend.
+        wanted: Which one.
         robot: The contract it must fit; None takes the bundle's own, which only a replay may do.
         timing: How chunks will follow each other.
-        settings: Of the commissioning backend.
-        seed: Of the noise.
 
     Raises:
         NodeError: no bundle or robot named, or a bundle that was made for another robot.
         KiError: what the bundle itself finds wrong.
     """
+    backend, bundle = wanted.backend, wanted.bundle
     if backend not in BACKENDS:
         raise NodeError(f'Backend {backend!r} is unknown; write one of {", ".join(BACKENDS)}.')
     if backend == COMMISSIONING:
         if robot is None:
             raise NodeError('No robot is named; the commissioning backend needs its contract.')
-        return CommissioningPolicy(robot, settings)
+        return CommissioningPolicy(robot, wanted.commissioning)
     if not bundle:
         raise NodeError(
             f'Parameter bundle is empty, and backend {backend} needs one; give the folder of a bundle, or backend: '
@@ -144,7 +157,7 @@ def open_policy(
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.bundle_policy import BundlePolicy
 
-    return BundlePolicy(Path(bundle), backend, robot, timing, seed)
+    return BundlePolicy(Path(bundle), backend, robot, timing, wanted.strict, wanted.threads, wanted.seed)
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

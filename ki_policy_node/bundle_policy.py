@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 from pathlib import Path
-
-from ki_vla.engine.select import open_engine
+from typing import Any
 
 from ki_policy_node.inference import Inferred, Timing
 from ki_robot.chunk import Matrix
@@ -14,6 +13,7 @@ from ki_robot.contract import Contract
 from ki_robot.observation import Observation
 from ki_vla.bundle import Bundle, load_bundle
 from ki_vla.engine.interface import Carry, Engine
+from ki_vla.engine.select import open_engine
 
 
 class BundlePolicy:
@@ -24,6 +24,8 @@ class BundlePolicy:
         backend: auto, torch, onnx or tensorrt.
         robot: Refused by field when the bundle was made for another one; None takes the bundle's own.
         timing: Whether, and how far, a chunk is continued.
+        strict: Refuse to run on another backend than the one asked for.
+        threads: Of an engine on the CPU; 0: its own choice.
         seed: Of the noise. It is mixed with the stamp of the state, so that the same stamps give the same chunks, live
             and from a bag.
 
@@ -31,14 +33,23 @@ class BundlePolicy:
         VlaError: the bundle is damaged, does not fit the robot, or the backend cannot run it.
     """
 
-    def __init__(self, folder: Path, backend: str, robot: Contract | None, timing: Timing, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backend: str,
+        robot: Contract | None,
+        timing: Timing,
+        strict: bool = False,
+        threads: int = 0,
+        seed: int = 0,
+    ) -> None:
         self._bundle: Bundle = load_bundle(folder)
         self.contract = self._bundle.contract
         if robot is not None:
             self._bundle.check(robot)
         self.policy_id = self._bundle.policy_id
         self._timing, self._seed = timing, seed
-        self._engine: Engine = open_engine(self._bundle, backend)
+        self._engine: Engine = open_engine(self._bundle, backend, strict=strict, threads=threads)
         self.backend = str(self._engine.choice.backend)
         self._carry = self._way_to_carry()
 
@@ -69,7 +80,7 @@ class BundlePolicy:
         """`trained` for a model trained with delays, else `guided` where the engine has gradients, else none."""
         if self._timing.mode != 'rtc':
             return ''
-        trained = int(self._bundle.recipe.get('max_delay', 0) or 0) > 0
+        trained = bool(_setting(self._bundle.recipe, 'max_delay'))
         for kind in ('trained', 'guided') if trained else ('guided',):
             if kind in self._engine.kinds:
                 return kind
@@ -85,3 +96,12 @@ class BundlePolicy:
             return None
         previous_PA = self._bundle.processor.carried(prefix_KN, observation.state)
         return Carry(previous_PA, delay=delay, end=end, mode=self._carry)
+
+
+def _setting(recipe: Any, name: str) -> Any:
+    """A setting of a recipe, at whatever depth it stands; None when it has none."""
+    if not isinstance(recipe, dict):
+        return None
+    if name in recipe:
+        return recipe[name]
+    return next((found for each in recipe.values() if (found := _setting(each, name)) is not None), None)

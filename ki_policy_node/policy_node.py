@@ -23,7 +23,16 @@ from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from ki_policy_node import process
-from ki_policy_node.backends import BACKENDS, COMMISSIONING, LOADS, MOTIONS, Commissioning, check_fits, open_policy
+from ki_policy_node.backends import (
+    BACKENDS,
+    COMMISSIONING,
+    LOADS,
+    MOTIONS,
+    Commissioning,
+    Wanted,
+    check_fits,
+    open_policy,
+)
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import (
     MODES,
@@ -68,6 +77,8 @@ SETTINGS = (
     Setting(
         'status_rate', 20.0, 'How often ~/status is sent [Hz]; the executor holds when it falls silent.', 1.0, 100.0
     ),
+    Setting('strict_backend', False, 'Refuse to run when the backend asked for cannot be had.'),
+    Setting('threads', 0, 'Of an engine on the CPU; 0: its own choice.', 0, 256),
     Setting('seed', 0, 'Of the noise that flow matching starts from.', 0, 2**31 - 1),
     Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
     Setting('run_on_activate', False, 'Start a run as soon as the node is active.'),
@@ -180,15 +191,13 @@ class PolicyNode(LifecycleNode):
         self._report.state = Status.STATE_LOADING
         self._report.say(f'loading {bundle or self.parameters["backend"]}')
         self._publish_status()
-        settings = Commissioning(
-            *(self.parameters[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load'))
-        )
-        timing = Timing(*(self.parameters[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
+        value = self.parameters
+        motion = Commissioning(*(value[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load')))
+        wanted = Wanted(value['backend'], bundle, motion, value['strict_backend'], value['threads'], value['seed'])
+        timing = Timing(*(value[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
 
         def load() -> Planner:
-            policy = open_policy(
-                self.parameters['backend'], bundle, contract, timing, settings, self.parameters['seed']
-            )
+            policy = open_policy(wanted, contract, timing)
             try:
                 check_fits(policy.policy_id, policy.contract, contract)
                 planner = Planner(policy, timing)
