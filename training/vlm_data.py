@@ -109,6 +109,11 @@ class VlmDataset:
             found[row.kind] = found.get(row.kind, 0) + 1
         return found
 
+    def texts(self, most: int) -> list[tuple[str, str]]:
+        """Question and answer of up to `most` samples, spread evenly over all of them."""
+        step = max(1, len(self._rows) // max(most, 1))
+        return [(row.question, row.answer) for row in self._rows[::step][:most]]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_lock': None}
 
@@ -148,6 +153,8 @@ def _jsonl(file: Path, problems: Problems) -> list[_Row]:
                 data = json.loads(line)
                 names = data['image'] if isinstance(data, dict) else None
                 names = [names] if isinstance(names, str) else names
+                if not isinstance(names, list):
+                    raise TypeError('image is no file name, nor a list of them')
                 row = _row(data, tuple(_beside(file, name) for name in names))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 reason = f'no field {error}' if isinstance(error, KeyError) else str(error)
@@ -184,7 +191,8 @@ def _row(data: dict[str, Any], images: tuple[Any, ...], shard: Path | None = Non
 def _shard(file: Path, problems: Problems) -> list[_Row]:
     """Samples of a tar shard; only headers and the small texts are read now."""
     rows: list[_Row] = []
-    name, parts = '', {}
+    name = ''
+    parts: dict[str, Any] = {}
     try:
         with tarfile.open(file, 'r:') as shard:
             for member in shard:

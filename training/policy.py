@@ -1,0 +1,207 @@
+"""What a policy is made of before its first step: statistics, tokenizer and FAST from the data, a configuration to fit.
+
+A bundle to start from brings its tokenizer, codec and weights along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ki_robot.errors import KiError
+from ki_robot.transforms import Stats, load_stats, quantile_scaling, zscore_scaling
+from ki_vla.bundle import Bundle, load_bundle
+from ki_vla.config import ModelConfig, preset
+from ki_vla.inputs import Processing
+from ki_vla.model import KiVla, initialise
+from ki_vla.processor import Processor
+from ki_vla.recipes import recipe
+from ki_vla.tokens.actions import ActionCodec
+from ki_vla.tokens.naive import NaiveCodec
+from ki_vla.tokens.state import state_text
+from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma, load_tokenizer, train_tokenizer
+from training.config import Run
+from training.dataset import EpisodeDataset
+from training.errors import TrainingError
+from training.fast_fit import FastReport, fit_fast
+from training.samples import requantised
+from training.stats import compute_stats
+from training.vlm_data import VlmDataset
+
+PROMPTS = 400  # prompts with real states that the tokenizer is trained on and measured with
+TEXTS = 20_000
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A processor, weights, and what was measured on the way."""
+
+    processor: Processor
+    model: KiVla
+    fast: FastReport | None
+
+
+def begin(
+    run: Run, dataset: EpisodeDataset, vlm: Sequence[VlmDataset], stats: dict[str, Stats] | None = None
+) -> Beginning:
+    """Puts a policy together for a run.
+
+    Args:
+        run: the configuration.
+        dataset: the training split.
+        vlm: pictures with words, for the tokenizer.
+        stats: in place of those of the dataset.
+
+    Raises:
+        TrainingError: stages that need different models, or statistics of another robot.
+        VlaError: parts that do not fit each other.
+    """
+    start = None if run.start is None else load_bundle(run.start)
+    if start is not None:
+        start.check(dataset.contract)
+    stats = stats or compute_stats(dataset)
+    config = _config(run, dataset, start)
+    tokenizer = _tokenizer(run, dataset, vlm, stats, config, start)
+    codec, report = _codec(run, dataset, stats, config, tokenizer, start)
+    if start is None:
+        config = _with_room(run, config, dataset, stats, tokenizer, codec, report)
+    processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps)
+    processor = Processor(dataset.contract, stats['state'], stats['actions'], tokenizer, codec, config, processing)
+    if start is not None:
+        return Beginning(processor, start.model(dtype=torch.float32), report)
+    return Beginning(processor, initialise(KiVla(config), torch.Generator().manual_seed(run.seed)), report)
+
+
+def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
+    """Statistics from a file (`ki bags stats`), refused when they are of other columns.
+
+    Raises:
+        TrainingError: it cannot be read, or is of another robot.
+    """
+    try:
+        stats = load_stats(Path(path))
+        stats['state'].check(dataset.contract.state_names, 'state columns')
+        stats['actions'].check(dataset.contract.action_names, 'action columns')
+    except KeyError as error:
+        raise TrainingError(f'{path} holds no {error}; write it with `ki bags stats`.') from error
+    except KiError as error:
+        raise TrainingError(
+            f'{path}: these are statistics of another robot than {dataset.contract.name}: {error}'
+        ) from error
+    return stats
+
+
+def _config(run: Run, dataset: EpisodeDataset, start: Bundle | None) -> ModelConfig:
+    """The preset with the run's changes, the robot's columns, and the structure that every stage's recipe needs."""
+    if start is not None:
+        config = start.config
+    else:
+        contract = dataset.contract
+        sizes = {
+            'horizon': contract.horizon,
+            'action_dim': max(len(contract.actions), 32 if run.preset == 'full' else 0),
+            'state_dim': max(len(contract.state), 32 if run.preset == 'full' else 0),
+            'views': len(contract.cameras),
+        }
+        config = preset(run.preset, **(sizes | dict(run.model)))
+    found = {recipe(stage.recipe).configure(config) for stage in run.stages}
+    if len(found) > 1:
+        names = ', '.join(stage.recipe for stage in run.stages)
+        raise TrainingError(f'stages: the recipes {names} need models of different structure; train them apart.')
+    wanted = found.pop()
+    if start is not None and wanted != config:
+        raise TrainingError(
+            f'stages: recipe {run.stages[0].recipe} needs another structure than {start.folder} has '
+            f'(head {config.head}, state {config.state_repr}); choose a recipe that fits, or start afresh.'
+        )
+    return wanted
+
+
+def _tokenizer(
+    run: Run,
+    dataset: EpisodeDataset,
+    vlm: Sequence[VlmDataset],
+    stats: dict[str, Stats],
+    config: ModelConfig,
+    start: Bundle | None,
+) -> TextTokenizer:
+    if start is not None:
+        return start.processor.tokenizer
+    if run.tokens.tokenizer is not None:
+        path = Path(run.tokens.tokenizer)
+        return load_tokenizer(path) if (path / 'vocabulary.json').is_file() else load_gemma(path)
+    texts = _prompts(run, dataset, stats)
+    for source in vlm:
+        for question, answer in source.texts(TEXTS):
+            texts += [requantised(f'{question}\n', 1), requantised(answer, 1)]
+    plain = [text.replace('<loc0000>', '') for text in texts]  # box tokens are rows of their own
+    tokens = run.tokens
+    return train_tokenizer(
+        plain,
+        size=config.vocab_size,
+        text_size=tokens.text,
+        loc_bins=tokens.boxes,
+        action_size=tokens.actions,
+        split_digits=tokens.split_digits,
+    )
+
+
+def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats]) -> list[str]:
+    """Prompts and subtasks as they will be, spread over the data."""
+    scaling = (quantile_scaling if run.normalisation == 'quantile' else zscore_scaling)(stats['state'])
+    starts, texts = dataset.starts(), []
+    for place in np.unique(np.linspace(0, len(starts) - 1, PROMPTS).astype(int)):
+        number, step = (int(each) for each in starts[place])
+        arrays, said = dataset.arrays(number), dataset.index.episodes[number][1].texts
+        state = state_text(scaling.apply(arrays['state'][step]))
+        texts.append(f'Task: {said[int(arrays["text"][step])]}, State: {state};\nAction: ')
+        texts.append(f'{said[int(arrays["subtask"][step])]}\n')
+    return texts
+
+
+def _codec(
+    run: Run,
+    dataset: EpisodeDataset,
+    stats: dict[str, Stats],
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    start: Bundle | None,
+) -> tuple[ActionCodec | None, FastReport | None]:
+    """The codec that the stages' recipes name; where none of them does, FAST, so that the bundle can still say it."""
+    wanted = {recipe(stage.recipe).targets for stage in run.stages} - {'none'}
+    if len(wanted) > 1:
+        raise TrainingError(f'stages: action tokens {", ".join(sorted(wanted))} in one run; a policy has one kind.')
+    if start is not None and start.processor.codec is not None:
+        return start.processor.codec, None
+    kind = wanted.pop() if wanted else 'none'
+    if kind == 'none':
+        return None, None
+    if kind.startswith('naive'):
+        bins = min(256, tokenizer.vocabulary.action_size)
+        return NaiveCodec(config.horizon, len(dataset.contract.actions), bins, 5 if kind.endswith('5') else 1), None
+    size = min(run.tokens.actions, tokenizer.vocabulary.action_size)
+    return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
+
+
+def _with_room(
+    run: Run,
+    config: ModelConfig,
+    dataset: EpisodeDataset,
+    stats: dict[str, Stats],
+    tokenizer: TextTokenizer,
+    codec: ActionCodec | None,
+    report: FastReport | None,
+) -> ModelConfig:
+    """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
+    changes = {}
+    if 'max_prompt' not in run.model:
+        longest = max(len(tokenizer.encode(text)) for text in _prompts(run, dataset, stats))
+        changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
+    if 'max_targets' not in run.model and codec is not None:
+        most = codec.values if report is None else min(2 * report.tokens_max, codec.values)
+        changes['max_targets'] = max(config.max_targets, most + 48)
+    return replace(config, **changes)

@@ -1,0 +1,244 @@
+"""A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it may be called any time.
+
+OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, what was measured on the data
+    STAGE/metrics.jsonl  curves.png  tensorboard/  checkpoints/
+    bundle/                                   what `ki up`, `ki eval` and `ki export` take
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ki_robot.contract import load_contract
+from ki_vla.bundle import write_bundle
+from ki_vla.model import KiVla
+from ki_vla.processor import Processor
+from ki_vla.recipes import recipe
+from training.bags import INDEX, Index, load_index
+from training.checkpoint import check_identity, checkpoints, read_state, shipped_weights
+from training.config import Run, Stage
+from training.dataset import EpisodeDataset, split_episodes
+from training.distributed import World, close_world, open_world, wait_for_all
+from training.errors import TrainingError
+from training.mixture import Draw, Part
+from training.policy import Beginning, begin, stats_file
+from training.report import origin, write_json
+from training.samples import Packer, Packet
+from training.trainer import Tell, Trainer
+from training.vlm_data import VlmDataset
+
+BUNDLE = 'bundle'
+HELD_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that a run draws from, and what it holds out."""
+
+    index: Index
+    train: EpisodeDataset
+    held: EpisodeDataset | None
+    vlm: VlmDataset | None
+    vlm_held: VlmDataset | None
+
+
+def train(run: Run, tell: Tell | None = None) -> Path | None:
+    """Trains every stage and writes the bundle; None when it was asked to stop (call again to go on).
+
+    Raises:
+        TrainingError, VlaError: data, configuration or disk do not let it.
+    """
+    tell = tell or (lambda kind, values: None)
+    world = open_world(run.device)
+    try:
+        sources = open_sources(run, world)
+        stats = None if run.stats is None else stats_file(run.stats, sources.train)
+        vlm = [sources.vlm] if sources.vlm is not None else []
+        beginning = begin(run, sources.train, vlm, stats)
+        if world.first:
+            _describe(run, sources, beginning)
+        tell('begin', _facts(run, sources, beginning))
+        model: KiVla | None = beginning.model
+        processor = beginning.processor
+        for stage in run.stages:
+            folder = Path(run.out) / stage.name
+            if model is None:
+                model = _weights_of(run, run.stages[run.stages.index(stage) - 1], processor)
+            held = held_packets(run, stage, processor, sources)
+            tell('stage', {'name': stage.name, 'steps': stage.steps})
+            trainer = Trainer(
+                run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell
+            )
+            if _is_done(trainer):
+                tell('stage_done', {'name': stage.name})
+            elif not trainer.fit():
+                return None
+            model = None
+            del trainer
+        bundle = Path(run.out) / BUNDLE
+        if world.first:
+            _ship(run, processor, sources, bundle)
+            tell('bundle', {'path': str(bundle)})
+        wait_for_all(world)
+        return bundle
+    finally:
+        close_world(world)
+
+
+def open_sources(run: Run, world: World | None = None) -> Sources:
+    """Indexes what is not indexed, and splits.
+
+    Raises:
+        TrainingError: no data, or nothing usable on one side of the split.
+    """
+    world = world or World()
+    if world.first:
+        _index(run)  # the first process makes it, the others find it made
+    wait_for_all(world)
+    index = _index(run)
+    numbers, held = split_episodes(index, run.data.validation, run.data.split_seed)
+    common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
+    horizon = dict(run.model).get('horizon')
+    if not numbers:
+        raise TrainingError(
+            f'{index.folder}: no episode is left to train on; see `ki bags show`, or lower data.validation.'
+        )
+    train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
+    held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
+    vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
+    vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None
+    return Sources(index, train_data, held_data, vlm, vlm_held)
+
+
+def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources) -> list[Packet]:
+    """The same few batches for every validation of a stage: held-out episodes, and held-out questions."""
+    packer = Packer(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)
+    batch = min(HELD_BATCH, stage.batch)
+    most = batch * run.validate_batches
+    drawn: list[Draw] = []
+    for name, source, wanted in (
+        ('held', sources.held, stage.actions),
+        ('vlm_held', sources.vlm_held, stage.vlm),
+    ):
+        if source is not None and wanted:
+            drawn += spread(name, source, most)
+    return [packer(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
+
+
+def spread(name: str, source: Any, most: int) -> list[Draw]:
+    """Up to `most` samples of a source, evenly spaced."""
+    count = min(most, len(source))
+    places = [place * len(source) // count for place in range(count)]
+    return [Draw(name, place, source[place], number) for number, place in enumerate(places)]
+
+
+def _index(run: Run) -> Index:
+    if run.data.arrays is not None:
+        from training.arrays import index_arrays
+
+        source = Path(run.data.arrays)
+        return index_arrays(source, load_contract(run.robot), source / 'index')
+    assert run.data.bags is not None
+    folder = Path(run.data.bags)
+    for place in (folder, folder / 'index'):
+        if (place / INDEX).is_file():
+            return load_index(place)
+    if not folder.exists():
+        raise TrainingError(f'data.bags: {folder} does not exist.')
+    from training.bags import index_bags
+    from training.episodes import Options
+
+    return index_bags(folder, load_contract(run.robot), folder / 'index', Options(task=run.data.task))
+
+
+def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
+    parts = []
+    if stage.actions:
+        parts.append(Part('actions', sources.train, stage.actions))
+    if stage.vlm:
+        if sources.vlm is None:
+            raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
+        parts.append(Part('vlm', sources.vlm, stage.vlm))
+    return parts
+
+
+def _is_done(trainer: Trainer) -> bool:
+    found = checkpoints(trainer.store)
+    if not found:
+        return False
+    state = read_state(found[-1])
+    check_identity(found[-1], state, _plain(trainer.identity))
+    return bool(state['step'] >= trainer.stage.steps)
+
+
+def _weights_of(run: Run, stage: Stage, processor: Processor) -> KiVla:
+    """A model with the shipped weights of a finished stage."""
+    last = checkpoints(Path(run.out) / stage.name / 'checkpoints')[-1]
+    model = KiVla(processor.config)
+    model.load_state_dict(shipped_weights(last))
+    return model
+
+
+def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> None:
+    last = run.stages[-1]
+    write_bundle(
+        bundle,
+        name=run.name,
+        weights=_weights_of(run, last, processor),
+        processor=processor,
+        recipe=_plain(asdict(recipe(last.recipe))),
+        provenance={
+            **origin(sources.index.hash),
+            'steps': {stage.name: stage.steps for stage in run.stages},
+            'run': run.to_dict(),
+        },
+        overwrite=True,
+    )
+
+
+def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
+    return {
+        'episodes': len(sources.train.episode_numbers),
+        'samples': len(sources.train),
+        'held_episodes': 0 if sources.held is None else len(sources.held.episode_numbers),
+        'vlm': 0 if sources.vlm is None else len(sources.vlm),
+        'parameters': sum(p.numel() for p in beginning.model.parameters()),
+        'fast': None if beginning.fast is None else beginning.fast.to_dict(),
+        'max_prompt': beginning.processor.config.max_prompt,
+        'max_targets': beginning.processor.config.max_targets,
+    }
+
+
+def _describe(run: Run, sources: Sources, beginning: Beginning) -> None:
+    out = Path(run.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'config.yaml').write_text(yaml.safe_dump(run.to_dict(), sort_keys=False), encoding='utf-8')
+        write_json(out / 'origin.json', origin(sources.index.hash))
+        write_json(out / 'policy.json', _facts(run, sources, beginning))
+    except OSError as error:
+        raise TrainingError(f'{out} cannot be written: {error}.') from error
+
+
+def _plain(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value))
+
+
+def averaged_model(run: Run, processor: Processor) -> KiVla:
+    """The model of the last stage that has a checkpoint, for evaluation of a run that is under way.
+
+    Raises:
+        TrainingError: there is no checkpoint yet.
+    """
+    for stage in reversed(run.stages):
+        if checkpoints(Path(run.out) / stage.name / 'checkpoints'):
+            return _weights_of(run, stage, processor).to(torch.float32)
+    raise TrainingError(f'{run.out} holds no checkpoint yet; train first.')
