@@ -271,14 +271,13 @@ def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Pa
     import zstandard
 
     with tempfile.TemporaryDirectory() as folder:
-        plain: Path | None = Path(folder) / file.name.removesuffix('.zstd')
+        plain = Path(folder) / file.name.removesuffix('.zstd')
         try:
             with file.open('rb') as source, plain.open('wb') as target:
                 zstandard.ZstdDecompressor().copy_stream(source, target)
         except (OSError, zstandard.ZstdError) as error:
             problems.add(file.parent, file.name, 'damaged', f'{file.name} cannot be decompressed to its end: {error}')
-            plain = plain if plain is not None and plain.is_file() and plain.stat().st_size else None
-        yield plain
+        yield plain if plain.is_file() and plain.stat().st_size else None
 
 
 def _inflate(message: Message, report: FileReport) -> Message | None:

@@ -146,7 +146,7 @@ class _Quick:
             Channel(
                 each.topic,
                 each.msgtype,
-                each.ext.serialization_format,
+                getattr(each.ext, 'serialization_format', 'cdr'),
                 each.msgdef.data if each.msgdef.format == MessageDefinitionFormat.MSG else '',
                 each.msgcount,
             )

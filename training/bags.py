@@ -123,7 +123,7 @@ def index_bags(
     rows: dict[int, dict[str, Any]] = {}
     jobs, numbers = [], []
     for number, path in enumerate(paths):
-        row = {'path': str(path), 'signature': _signature(path)}
+        row: dict[str, Any] = {'path': str(path), 'signature': _signature(path)}
         before = known.get(str(path))
         if before is not None and before['signature'] == row['signature'] and _entry_is_there(out, before):
             rows[number] = before
@@ -184,7 +184,7 @@ def _build(path: Path, digest: str, contract: Contract, options: Options, folder
         streams = stream_rates(found)
         for number, episode in enumerate(episodes_of(found, contract, options, bag.custom, path, problems)):
             name = f'episode_{number:03d}.npz'
-            np.savez(folder / name, **episode.arrays)
+            np.savez(folder / name, **episode.arrays)  # type: ignore[arg-type]
             usable = int((episode.arrays['valid'] & episode.arrays['action_valid']).sum())
             about = EpisodeInfo(name, episode.steps, usable, episode.start_ns, episode.outcome, episode.texts)
             episodes.append(about)
@@ -365,7 +365,7 @@ def _known(out: Path, contract: Contract, options: Options) -> dict[str, dict[st
 
 def _entry_is_there(out: Path, row: dict[str, Any]) -> bool:
     try:
-        return hash_file(out / 'bags' / row['key'] / ENTRY) == row['entry']
+        return hash_file(out / 'bags' / row['key'] / ENTRY) == str(row['entry'])
     except OSError:
         return False
 

@@ -120,7 +120,7 @@ class LerobotDataset:
                 stream = container.streams.video[0]
                 stream.thread_type = 'AUTO'
                 if clip.start_s > 0:
-                    container.seek(int(clip.start_s / stream.time_base), stream=stream, backward=True)
+                    container.seek(int(clip.start_s / (stream.time_base or 1)), stream=stream, backward=True)
                 for frame in container.decode(stream):
                     # Half a frame of tolerance: a time base cannot hold every multiple of 1 / fps.
                     if frame.time is not None and frame.time < clip.start_s - 0.5 / self.fps:
@@ -128,7 +128,7 @@ class LerobotDataset:
                     if given == count:
                         return
                     given += 1
-                    yield frame.to_ndarray(format='rgb24')
+                    yield np.asarray(frame.to_ndarray(format='rgb24'), dtype=np.uint8)
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise TrainingError(f'{clip.file} does not decode after {given} pictures: {error}.') from error
         if given < count:
@@ -233,4 +233,5 @@ class LerobotDataset:
     def _column(table: Any, name: str) -> NDArray[np.float64]:
         values = table[name].combine_chunks()
         flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-        return flat.reshape(len(table), -1)
+        found: NDArray[np.float64] = flat.reshape(len(table), -1)
+        return found

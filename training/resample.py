@@ -34,7 +34,7 @@ def interpolate(stamps_M: Times, values_MN: Values, grid_T: Times) -> Values:
     return np.stack([np.interp(at, known, column) for column in values_MN.T], axis=1)
 
 
-def rising(stamps: Sequence[int]) -> NDArray[np.bool_]:
+def rising(stamps: Sequence[int] | Times) -> NDArray[np.bool_]:
     """Which messages to keep so that stamps rise strictly: one that is not newer than all before it is late."""
     stamps_M = np.asarray(stamps, dtype=np.int64)
     keep = np.ones(len(stamps_M), dtype=bool)

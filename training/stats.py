@@ -162,7 +162,7 @@ def diagnose(index: Index, other: Index | None = None, images: bool = True) -> l
 
 def _columns(contract: Contract, summary: Summary) -> list[Finding]:
     found: list[Finding] = []
-    sets = (
+    sets: tuple[tuple[str, Any, Stats, Any, Any], ...] = (
         ('state', contract.state, summary.state, summary.state_low, summary.state_high),
         ('action', contract.actions, summary.actions, summary.action_low, summary.action_high),
     )

@@ -145,7 +145,7 @@ def collect(
     found = Collected()
     remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
-    files: list[BinaryIO] = []
+    files: list[Any] = []
     size = contract.image_size if store == 'model' else None
     try:
         for camera in contract.cameras:
@@ -248,8 +248,9 @@ def _camera_handler(
             )
         if image is not None:
             data = _encoded(image, size)
+        assert data is not None
         offset = stream.tell()
-        stream.write(memoryview(np.ascontiguousarray(data)))
+        stream.write(data.tobytes())
         track.add(stamp, log_ns, (offset, len(data)))
 
     return take

@@ -105,7 +105,7 @@ class VideoWriter:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if image is None:
             raise TrainingError(f'{self.path}: picture {self.frames} does not decode.')
-        return av.VideoFrame.from_ndarray(image, format='bgr24')
+        return av.VideoFrame.from_ndarray(np.asarray(image, dtype=np.uint8), format='bgr24')
 
     def _open(self, frame: Any, pixels: str) -> None:
         name, options = CODECS[self.codec]
@@ -142,7 +142,7 @@ def about(path: Path, codec: str) -> dict[str, Any]:
             'video.width': stream.width,
             'video.codec': {'h264': 'h264', 'copy': 'mjpeg'}[codec],
             'video.pix_fmt': stream.pix_fmt,
-            'video.fps': int(stream.average_rate),
+            'video.fps': int(stream.average_rate or 0),
             'video.channels': 3,
             'is_depth_map': False,
             'has_audio': False,

@@ -57,10 +57,12 @@ def test_upstream_cdr_test_has_its_seven_messages(ki_data: Path, storage: str) -
 
 def test_types_only_the_recording_knows_are_decoded(ki_data: Path) -> None:
     bag = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
-    joints = [bag.decode(each) for each in bag.messages(['/robot/joint_state'])]
+    joints = list(bag.messages(['/robot/joint_state']))
     assert len(joints) == 4217
-    assert joints[0].name[0] == 'C1_A'
-    assert len(joints[0].position) == 21
+    for message in joints[::500]:
+        decoded = bag.decode(message)
+        assert decoded.name[0] == 'C1_A'
+        assert len(decoded.position) == 21
     nothing = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
     assert list(nothing.messages([])) == []
     assert len(nothing.problems) == 0
