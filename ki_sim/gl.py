@@ -40,7 +40,7 @@ def make_current() -> str:
     """Make this process's one offscreen context current and return its backend's name.
 
     The context is made at the first call and kept for the life of the process: scenes come and go by the thousand,
-    and a context costs more than a scene. Rendering therefore belongs to one thread of a process.
+    and a context costs more than a scene. One thread at a time may draw: it releases the context before the next.
     """
     global _context, _backend
     if _context is None:
@@ -56,6 +56,20 @@ def make_current() -> str:
             raise SimError(f'no OpenGL context could be made ({"; ".join(reasons)}): {MEND}')
     _context.make_current()
     return _backend
+
+
+def release() -> None:
+    """Let go of the context, so that another thread may make it current."""
+    if _context is None:
+        return
+    if _backend == 'egl':
+        from mujoco import egl
+
+        egl.EGL.eglReleaseThread()
+    else:
+        from OpenGL import osmesa
+
+        osmesa.OSMesaMakeCurrent(None, None, 0, 0, 0)
 
 
 def _free() -> None:

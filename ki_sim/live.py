@@ -4,7 +4,7 @@ The physics thread alone touches the world. Every 10 ms of simulated time it tak
 and measures; when a picture is due it hands the camera thread a copy of what is to be drawn. MuJoCo, OpenGL and the
 JPEG encoder leave Python's lock alone, so the two share two cores.
 
-Pace. `speed` 1 keeps real time: a late tick is made up for, and what cannot be made up for within 0.2 s is lost and
+Pace. `speed` 1 keeps real time: a late tick is made up for, and beyond half a second it is lost and
 reported as a real-time factor below 1. The cameras give way first: a picture that is due while the last one is still
 being drawn, or while the physics is behind, is left out and counted. `speed` 0 runs as fast as it goes; then no
 picture is ever left out, time waits for it.
@@ -35,7 +35,7 @@ from ki_sim.robot import POSITION_JOINTS
 from ki_sim.world import STEP_NS, TICK_NS, World
 
 PATIENCE_S = 0.1
-BACKLOG_NS = 200_000_000  # what of real time may be made up for
+BACKLOG_NS = 500_000_000  # what of real time may be made up for
 BEHIND_NS = 30_000_000  # physics this late has the next picture left out ...
 PICTURE_AGE_NS = 200_000_000  # ... unless the last one is older than this
 

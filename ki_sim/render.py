@@ -43,11 +43,12 @@ class Cameras:
         self.close()
 
     def close(self) -> None:
-        """Give the model's textures and buffers back to the GL driver."""
+        """Give the model's textures and buffers back to the GL driver, and the context to whoever draws next."""
         if self._context is not None:
             gl.make_current()
             self._context.free()
             self._context = None
+            gl.release()
 
     def image(self, data: mujoco.MjData, camera: str) -> npt.NDArray[np.uint8]:
         """A colour picture from a named camera of the model, at the state of `data`."""
