@@ -2,8 +2,8 @@
 
     python benchmarks/sim.py [--out benchmarks/results/sim.json] [--episodes 8]
 
-One process on one core unless a row says otherwise. Figures are of one run on one machine; its load before the run is
-in the file, and a busy machine makes all of them smaller.
+One process unless a row says otherwise. Figures are of one run on one machine, whose load before the run is in the
+file; rows `per_cpu` count seconds of processor time (all threads), which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ from ki_sim.world import STEP_NS, World, clipped
 TASK, SEED = 'put_in_bin', 7
 
 
-def rate(work: Callable[[], None], seconds: float = 3.0) -> float:
-    """Calls of `work` per second, after one that does not count."""
+def rate(work: Callable[[], None], seconds: float = 3.0) -> tuple[float, float]:
+    """Calls of `work` per second, and per second of processor time, after one that does not count."""
     work()
-    begin, calls = time.perf_counter(), 0
+    begin, cpu, calls = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begin < seconds:
         work()
         calls += 1
-    return calls / (time.perf_counter() - begin)
+    return calls / (time.perf_counter() - begin), calls / (time.process_time() - cpu)
 
 
 def physics() -> dict[str, float]:
     """MuJoCo alone, and a whole control step of 50 ms with controllers and touch sensing."""
     world = World(TASK, SEED, cameras=())
     row = still(world)
-    bare = rate(lambda: mujoco.mj_step(world.model, world.data, 100)) * 100
-    steps = rate(lambda: world.step(row))
+    bare, bare_cpu = rate(lambda: mujoco.mj_step(world.model, world.data, 100))
+    steps, steps_cpu = rate(lambda: world.step(row))
     return {
-        'mj_steps_per_s': bare,
-        'mj_real_time_factor': bare * TIMESTEP_NS * 1e-9,
+        'mj_steps_per_s': 100 * bare,
+        'mj_steps_per_cpu_s': 100 * bare_cpu,
+        'mj_real_time_factor': 100 * bare * TIMESTEP_NS * 1e-9,
         'control_steps_per_s': steps,
+        'control_steps_per_cpu_s': steps_cpu,
         'control_real_time_factor': steps * STEP_NS * 1e-9,
     }
 
@@ -64,14 +66,17 @@ def cameras(size: int, shadows: bool = False) -> dict[str, float]:
             world.observe()
             world.step(row)
 
-        both, alone = rate(step), rate(lambda: world.observe() and None)
+        (both, both_cpu), (alone, alone_cpu) = rate(step), rate(lambda: world.observe() and None)
     return {
         'size': size,
         'shadows': shadows,
         'steps_per_s': both,
+        'steps_per_cpu_s': both_cpu,
         'frames_per_s': both * len(CAMERAS),
+        'frames_per_cpu_s': both_cpu * len(CAMERAS),
         'real_time_factor': both * STEP_NS * 1e-9,
         'camera_sets_per_s': alone,
+        'camera_sets_per_cpu_s': alone_cpu,
     }
 
 
@@ -89,9 +94,9 @@ def expert(episodes: int) -> dict[str, float]:
 def recording(format: str, workers: int, episodes: int) -> dict[str, Any]:
     """Offline recording of the demo task at 96 px, processes' start included."""
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         results = record(jobs(['demo'], episodes, folder, format=format), workers)
-        wall = time.perf_counter() - begin
+        wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
         size = sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file())
     simulated = sum(result.steps for result in results) * STEP_NS * 1e-9
     return {
@@ -101,6 +106,7 @@ def recording(format: str, workers: int, episodes: int) -> dict[str, Any]:
         'wall_s': wall,
         'simulated_s': simulated,
         'real_time_factor': simulated / wall,
+        'real_time_factor_per_cpu': simulated / cpu if workers == 1 else None,
         'megabytes_per_simulated_s': size / 1e6 / simulated,
     }
 
@@ -109,12 +115,12 @@ def knowledge(scenes: int = 30) -> dict[str, float]:
     """Scenes with picture and lines per second."""
     photographer = Photographer(96)
     scene_lines(0, 'train', photographer)
-    begin, lines = time.perf_counter(), 0
+    begin, cpu, lines = time.perf_counter(), time.process_time(), 0
     for seed in range(1, scenes + 1):
         shot = scene_lines(seed, 'train', photographer)
         lines += len(shot[1]) if shot else 0
-    wall = time.perf_counter() - begin
-    return {'scenes_per_s': scenes / wall, 'lines_per_s': lines / wall}
+    wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {'scenes_per_s': scenes / wall, 'scenes_per_cpu_s': scenes / cpu, 'lines_per_s': lines / wall}
 
 
 def still(world: World) -> np.ndarray:

@@ -125,7 +125,7 @@ def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0)
         yield from map(work, todo)
         return
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         waiting = iter(todo)
         running = {pool.submit(work, item) for item in itertools.islice(waiting, 2 * workers)}
         while running:
@@ -133,6 +133,11 @@ def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0)
             for future in done:
                 running |= {pool.submit(work, item) for item in itertools.islice(waiting, 1)}
                 yield future.result()
+
+
+def _one_thread() -> None:
+    """Keeps Mesa's software renderer to the worker's own thread: every core has a worker already."""
+    os.environ.setdefault('LP_NUM_THREADS', '0')
 
 
 _cache: list[Any] = []
