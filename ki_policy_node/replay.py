@@ -259,7 +259,12 @@ class _Run:
             topic = self._find(output.topic, TYPES[output.kind], False, None)
             if topic:
                 self._outputs[topic] = output
-        self._texts = {t.name: t.type for t in self._bag.topics.values() if t.type in (MARKER, INSTRUCTION)}
+        # The topic that the node listens to, and the task of an episode; other texts are somebody else's.
+        self._texts = {
+            topic.name: topic.type
+            for topic in self._bag.topics.values()
+            if topic.type == MARKER or (topic.type == INSTRUCTION and topic.name.endswith('/instruction'))
+        }
 
     def _find(
         self, wanted: str, types: tuple[str, ...], required: bool, stream: Camera | StateStream | None

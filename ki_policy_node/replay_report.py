@@ -19,6 +19,7 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.replay import STRIP_FRAMES, Replay
 from ki_robot.chunk import Matrix
 
+LEAST_SPAN = 0.02  # rad, m or their rates
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:1.8em}small{color:#666}"""
@@ -27,7 +28,9 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:1
 def truth(found: Replay) -> Matrix:
     """The recorded commands at every step of every chunk: (M, H, N), NaN where nothing was recorded."""
     assert found.recorded is not None
-    return np.array([found.recorded.at(cycle.planned.raw.times_ns) for cycle in found.cycles])
+    times_MH = np.array([cycle.planned.raw.times_ns for cycle in found.cycles])
+    values = np.array([found.recorded.at(times_H) for times_H in times_MH])
+    return np.where((times_MH <= found.end_ns)[:, :, None], values, np.nan)
 
 
 def guesses(found: Replay) -> dict[str, Matrix]:
@@ -232,6 +235,10 @@ def _plot_columns(found: Replay) -> Any:
             raw = cycle.planned.raw
             grid[index].plot((raw.times_ns - found.begin_ns) / 1e9, raw.data_HN[:, index], linewidth=0.7, alpha=0.7)
         grid[index].plot((times - found.begin_ns) / 1e9, values[:, index], color='black', linewidth=1.0)
+        low, high = grid[index].get_ylim()
+        if high - low < LEAST_SPAN:  # a joint at rest is a line, not noise blown up
+            grid[index].set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+        grid[index].ticklabel_format(useOffset=False)
         grid[index].set_title(name, fontsize=8)
         grid[index].tick_params(labelsize=7)
     for axes in grid[len(names) :]:

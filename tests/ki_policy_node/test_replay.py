@@ -174,3 +174,29 @@ def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs
     assert 'http' not in page
     numbers = json.loads((tmp_path / 'out' / 'replay.json').read_text())
     assert numbers['result']['chunks'] >= 2
+
+
+def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path):
+    from ki_bags.reader import open_bag
+    from ki_policy_node.backends import Wanted, open_policy
+    from ki_policy_node.replay import _Run
+    from ki_vla.untrained import write_untrained
+
+    write_untrained(tmp_path / 'bundle', contract)
+    bag = write_bag(tmp_path / 'bag', seconds=1.5)
+    timing = Timing('rtc', execute_steps=10)
+    options = Options(timing, instruction='wave')
+    chunks = []
+    for live in (False, True):
+        policy = open_policy(Wanted('torch', str(tmp_path / 'bundle')), contract, timing)
+        run = _Run(open_bag(bag), contract, policy, options)
+        for message in open_bag(bag).messages(run.wanted):
+            kind = TYPES[message.topic.removeprefix('/robot1/')]
+            # What a subscription hands to the node, against what the bag's reader makes of the same bytes.
+            decoded = rclpy_serialization.deserialize_message(message.data, kind) if live else run._bag.decode(message)
+            run.take(message.topic, decoded, message.log_ns)
+        chunks.append([cycle.planned.chunk for cycle in run.finish().cycles])
+    assert len(chunks[0]) == len(chunks[1]) >= 3
+    for recorded, live in zip(*chunks, strict=True):
+        assert (recorded.start_ns, recorded.frozen_prefix) == (live.start_ns, live.frozen_prefix)
+        assert np.array_equal(recorded.data_HN, live.data_HN)
