@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ki_policy_node.limiter import Limiter
+from ki_policy_node.limiter import Clamp, Limiter
 from ki_policy_node.outputs import Plan, is_gripper
 from ki_policy_node.safety import Event, Kind, Rules, Severity, State
 from ki_robot import guard
@@ -24,6 +24,7 @@ from ki_robot.names import interface_of
 
 WINDOW_NS = 300_000_000
 WINDOW_KNOTS = 6
+LATEST_NS = 100_000_000  # a tick later than this is not made up for in one step
 INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
 EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
 
@@ -55,14 +56,15 @@ class Follower:
         self.events: list[Event] = []
         self.setpoint_N: Matrix | None = None
         self._limiter = Limiter(contract.action_names, limits)
-        self._period_s = period_ns / 1e9
+        self._period_ns = min(period_ns, WINDOW_NS // WINDOW_KNOTS // 2)
+        self._limited_ns = 0  # the ROS time that the setpoint is for
         names = contract.action_names
         self._position_N = np.array([interface_of(name) == 'position' for name in names])
         gripped = {column for output in contract.outputs if is_gripper(output) for column in output.columns}
         self._gripper_N = np.array([name in gripped for name in names])
         linear = {c for o in contract.outputs if o.options.get('interpolation') == 'linear' for c in o.columns}
         self._linear_N = np.array([name in linear for name in names])
-        self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(WINDOW_KNOTS + 1, dtype=np.int64)
+        self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
         self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
         self._measured_N = np.full(len(names), np.nan)
         # Stamp and arrival of every stream that measures what is commanded.
@@ -200,7 +202,7 @@ class Follower:
                 return self._advance(now_ns, steady_ns)
             self._hold(why, steady_ns)
         elif self.state in (State.IDLE, State.HOLD) and self._may_start(now_ns, steady_ns):
-            self._start()
+            self._start(now_ns)
             return self._advance(now_ns, steady_ns)
         if self.state is State.HOLD and self._release and steady_ns - self._held_since_ns > self.rules.release_ns:
             self.state, self.reason, self._hold_pose_N = State.IDLE, 'the run is over', None
@@ -230,12 +232,13 @@ class Follower:
             self.reason = why
         return why is None
 
-    def _start(self) -> None:
+    def _start(self, now_ns: int) -> None:
         """From the measured pose at rest, so that the first motion is a ramp and never a jump."""
         start_N = np.where(self._position_N, self._measured_N, 0.0)
         if self._hold_pose_N is not None:
             start_N = np.where(self._gripper_N, self._hold_pose_N, start_N)
         self._limiter.reset(start_N)
+        self._limited_ns = now_ns
         self.setpoint_N = start_N
         self._hold_pose_N, self._tracking_since_ns, self._release = None, None, False
         self.state, self.reason = State.RUN, ''
@@ -279,22 +282,33 @@ class Follower:
         return ''
 
     def _advance(self, now_ns: int, steady_ns: int) -> Plan:
-        """One period along the chunk."""
+        """Along the chunk to the next tick, over the ROS time that has passed: a late tick makes up for it."""
         assert self._chunk is not None
-        values_KN, speeds_KN = self._targets(now_ns + self._window_ns if self._windows else np.array([now_ns]))
-        clamp = self._limiter.step(values_KN[0], speeds_KN[0], self._period_s)
-        self.setpoint_N = self._limiter.value_N.copy()
-        if clamp is not None:
-            column = self.contract.action_names[clamp.column]
-            text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'
-            event = Event(Kind[f'{clamp.what.upper()}_LIMIT'], Severity.CLAMPED, text, self._chunk.chunk_id)
-            step = max(0, self._chunk.index_at(now_ns))
-            self._tell(replace(event, step=step, column=column, value=clamp.value, limit=clamp.limit), steady_ns)
+        assert self.setpoint_N is not None
+        next_ns = now_ns + self._period_ns
+        last_ns = max(self._limited_ns, next_ns - LATEST_NS)
+        knots_ns = now_ns + self._window_ns if self._windows else np.empty(0, np.int64)
+        values_KN, speeds_KN = self._targets(np.concatenate([[last_ns, next_ns], knots_ns]))
+        if next_ns > last_ns:  # a simulated clock may stand still
+            gap_s = (next_ns - last_ns) / 1e9
+            clamp = self._limiter.step(values_KN[0], (values_KN[1] - values_KN[0]) / gap_s, gap_s)
+            self._limited_ns = next_ns
+            self.setpoint_N = self._limiter.value_N.copy()
+            if clamp is not None:
+                self._tell_clamp(clamp, now_ns, steady_ns)
         self._watch_tracking(steady_ns)
         if self._windows and self.state is State.RUN:
-            return self._window(values_KN, speeds_KN)
+            return self._window(now_ns, values_KN[1:], speeds_KN[1:])
         empty = np.empty((0, len(self.setpoint_N)))
         return Plan(self.setpoint_N, np.empty(0, np.int64), empty, empty)
+
+    def _tell_clamp(self, clamp: Clamp, now_ns: int, steady_ns: int) -> None:
+        assert self._chunk is not None
+        column = self.contract.action_names[clamp.column]
+        text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'
+        event = Event(Kind[f'{clamp.what.upper()}_LIMIT'], Severity.CLAMPED, text, self._chunk.chunk_id)
+        step = max(0, self._chunk.index_at(now_ns))
+        self._tell(replace(event, step=step, column=column, value=clamp.value, limit=clamp.limit), steady_ns)
 
     def _targets(self, times_ns: np.ndarray) -> tuple[Matrix, Matrix]:
         """Values and velocities of the chunk at some times, each column interpolated as its output asks."""
@@ -306,17 +320,18 @@ class Follower:
             speeds_KN = np.where(self._linear_N, pace_KN, speeds_KN)
         return values_KN, speeds_KN
 
-    def _window(self, values_KN: Matrix, speeds_KN: Matrix) -> Plan:
-        """The next 0.3 s as the limiter will let them pass, without moving it."""
+    def _window(self, now_ns: int, values_KN: Matrix, speeds_KN: Matrix) -> Plan:
+        """The next 0.3 s as the limiter will let them pass, without moving it; row 0 is the next tick."""
         assert self.setpoint_N is not None
-        ahead, gap_s = self._limiter.copy(), self._window_ns[1] / 1e9
+        ahead = self._limiter.copy()
+        times_ns = [self._limited_ns, *(now_ns + self._window_ns).tolist()]
         followed, paces = [], []
         for k in range(WINDOW_KNOTS):
-            # The mean speed over the gap brings a target that can be followed exactly on to its next knot.
+            gap_s = (times_ns[k + 1] - times_ns[k]) / 1e9
             clamp = ahead.step(values_KN[k], (values_KN[k + 1] - values_KN[k]) / gap_s, gap_s)
             followed.append(ahead.value_N.copy())
             paces.append(speeds_KN[k + 1] if clamp is None else ahead.speed_N.copy())
-        return Plan(self.setpoint_N, self._window_ns[1:], np.array(followed), np.array(paces))
+        return Plan(self.setpoint_N, self._window_ns, np.array(followed), np.array(paces))
 
     def _watch_tracking(self, steady_ns: int) -> None:
         """A robot that does not follow is stuck, or somebody else's: stop pulling."""

@@ -16,6 +16,7 @@ from ki_robot.chunk import Matrix
 from ki_robot.contract import Limits
 from ki_robot.names import interface_of
 
+ROUNDING = 1e-6
 TELL_SHARE = 0.02  # of a limit: smaller corrections are rounding, not an intervention
 
 
@@ -48,9 +49,6 @@ class Limiter:
         own_N = np.where(self._position_N, np.inf, velocity_N)
         self._lower_N = np.maximum(bound('lower', -np.inf), -own_N)
         self._upper_N = np.minimum(bound('upper', np.inf), own_N)
-        # A target is looked at one step ahead along its tangent: beside a limit that overshoots a little.
-        range_N = self._upper_N - self._lower_N
-        self._ripple_N = np.where(np.isfinite(range_N), TELL_SHARE * range_N, 1e-3)
         self._acceleration_N = bound('acceleration', np.inf)
         # The first derivative of a velocity column is bounded by `acceleration`, the second by nothing.
         self._speed_N = np.where(self._position_N, velocity_N, self._acceleration_N)
@@ -104,8 +102,8 @@ class Limiter:
 
     def _hardest(self, wanted_N: Matrix, inside_N: Matrix, value_N: Matrix, speed_N: Matrix, dt: float) -> Clamp | None:
         beyond_N = np.abs(wanted_N - inside_N)
-        worst = int(np.argmax(beyond_N - self._ripple_N))
-        if beyond_N[worst] > self._ripple_N[worst]:
+        worst = int(np.argmax(beyond_N))
+        if beyond_N[worst] > ROUNDING:
             limit = self._upper_N[worst] if wanted_N[worst] > inside_N[worst] else self._lower_N[worst]
             return Clamp(worst, 'position', float(wanted_N[worst]), float(limit))
         asked_N = (inside_N - self.value_N) / dt  # what arriving in one step would have taken

@@ -306,3 +306,21 @@ def test_seams_between_chunks_keep_the_limits(bench):
     speed = np.diff(np.array(values)[:, 0]) / 0.01
     assert np.abs(speed).max() <= 2.0 + 1e-6
     assert np.abs(np.diff(speed) / 0.01).max() <= 20.0 + 1e-6
+
+
+def test_limits_are_kept_in_ros_time_when_ticks_are_late(bench):
+    bench.go()
+    before, at = bench.follower.setpoint_N.copy(), bench.now
+    bench.follower.on_chunk(bench.chunk(slope=1.8), bench.now, bench.now)
+    bench.now += 40 * MS
+    plan = bench.tick()
+    moved = np.abs(plan.setpoint_N - before)[:3].max()
+    assert 0.0 < moved <= 2.0 * (bench.now - at) / 1e9 + 1e-9
+
+
+def test_a_clock_that_stands_still_moves_nothing(bench):
+    bench.go()
+    setpoint = bench.follower.setpoint_N.copy()
+    for steady in range(10):
+        plan = bench.follower.tick(bench.now, bench.now + steady)
+        assert plan.setpoint_N == pytest.approx(setpoint)
