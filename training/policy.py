@@ -5,9 +5,10 @@ A bundle to start from brings its tokenizer, codec and weights along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _config(run: Run, dataset: EpisodeDataset, start: Bundle | None) -> ModelCon
             'state_dim': max(len(contract.state), 32 if run.preset == 'full' else 0),
             'views': len(contract.cameras),
         }
-        config = preset(run.preset, **(sizes | dict(run.model)))
+        config = preset(run.preset, **(sizes | _changes(run)))
     found = {recipe(stage.recipe).configure(config) for stage in run.stages}
     if len(found) > 1:
         names = ', '.join(stage.recipe for stage in run.stages)
@@ -119,6 +120,21 @@ def _config(run: Run, dataset: EpisodeDataset, start: Bundle | None) -> ModelCon
             f'(head {config.head}, state {config.state_repr}); choose a recipe that fits, or start afresh.'
         )
     return wanted
+
+
+def _changes(run: Run) -> dict[str, Any]:
+    """The run's changes of the preset; a table under vision, backbone or expert changes some fields of it."""
+    changes = dict(run.model)
+    for part in ('vision', 'backbone', 'expert'):
+        if part in changes:
+            whole = getattr(preset(run.preset), part)
+            known = [each.name for each in fields(whole)]
+            given = changes[part] if isinstance(changes[part], Mapping) else {str(changes[part]): 0}
+            unknown = sorted(set(given) - set(known))
+            if unknown:
+                raise TrainingError(f'model.{part}: {unknown[0]!r} is no field of it; it has {", ".join(known)}.')
+            changes[part] = replace(whole, **given)
+    return changes
 
 
 def _tokenizer(

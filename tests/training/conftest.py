@@ -298,3 +298,88 @@ def make_bag(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def truth() -> Callable[[Any], np.ndarray]:
     return joints_at
+
+
+@pytest.fixture
+def arrays_folder(tmp_path: Path, toy: Contract) -> Path:
+    """Three recordings as the simulator writes them without ROS, of the toy robot."""
+    folder = tmp_path / 'arrays'
+    folder.mkdir()
+    for number in range(3):
+        steps = 24
+        seconds = np.arange(steps) / 20.0 + number
+        state = np.concatenate([joints_at(seconds), 0.1 * np.cos(seconds)[:, None]], axis=1)
+        action = np.concatenate([joints_at(seconds + 0.05), 0.1 * np.cos(seconds + 0.05)[:, None]], axis=1)
+        pictures = [jpeg(3 * step + 40 * view, (32, 32)) for step in range(steps) for view in range(2)]
+        ends = np.cumsum([len(each) for each in pictures]).reshape(steps, 2)
+        starts = np.concatenate([[0], ends[:-1, -1]])[:, None]
+        np.savez(
+            folder / f'demo-{number:06d}.npz',
+            time_ns=np.arange(steps) * 50_000_000,
+            state=state.astype(np.float32),
+            action=action.astype(np.float32),
+            subtask=(np.arange(steps) >= steps // 2).astype(np.int64),
+            subtasks=np.array(['reach for the cup', 'lift it']),
+            jpeg=np.concatenate(pictures),
+            offset=np.concatenate([starts, ends], axis=1),
+            cameras=np.array(['scene', 'wrist']),
+            columns=np.array(toy.state_names),
+            meta=np.array('{"instruction": "lift the red cup", "success": true}'),
+        )
+    return folder
+
+
+@pytest.fixture
+def words_file(tmp_path: Path) -> Path:
+    """A JSONL file of four pictures with a question, and one with a box."""
+    folder = tmp_path / 'words'
+    folder.mkdir()
+    rows = []
+    for number, colour in enumerate(('red', 'green', 'blue', 'white')):
+        (folder / f'{number}.jpg').write_bytes(jpeg(30 * number, (32, 32)).tobytes())
+        rows.append(
+            f'{{"image": "{number}.jpg", "prompt": "what colour is it?", "answer": "{colour}", "kind": "colour"}}'
+        )
+    box = '<loc0100><loc0200><loc0600><loc0700>'
+    rows.append(f'{{"image": "0.jpg", "prompt": "where is the cup?", "answer": "{box}", "kind": "box"}}')
+    (folder / 'train.jsonl').write_text('\n'.join(rows) + '\n', encoding='utf-8')
+    return folder / 'train.jsonl'
+
+
+@pytest.fixture
+def run_of(arrays_folder: Path, words_file: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Makes the configuration of a run of the tiny model on the toy robot's arrays; keywords replace fields."""
+    import torch
+    import yaml
+
+    from training.config import run_from_dict
+
+    torch.set_num_threads(1)
+    (tmp_path / 'toy.yaml').write_text(yaml.safe_dump(CONTRACT), encoding='utf-8')
+
+    def make(stage: dict[str, Any] | None = None, **changes: Any) -> Any:
+        first = {'name': 'vla', 'steps': 6, 'batch': 4, 'actions': 1, 'vlm': 1, 'draws': 2, 'warmup': 2, 'ema': 0.9}
+        values = {
+            'name': 'toy',
+            'out': str(tmp_path / 'run'),
+            'robot': str(tmp_path / 'toy.yaml'),
+            'preset': 'tiny',
+            'data': {
+                'arrays': str(arrays_folder),
+                'vlm': str(words_file),
+                'vlm_held': str(words_file),
+                'validation': 0.3,
+            },
+            'tokens': {'text': 400, 'boxes': 16, 'actions': 256},
+            'stages': [first | (stage or {})],
+            'device': 'cpu',
+            'bf16': False,
+            'workers': 0,
+            'log_every': 1,
+            'save_every': 3,
+            'validate_every': 3,
+            'validate_batches': 1,
+        }
+        return run_from_dict(values | changes)
+
+    return make
