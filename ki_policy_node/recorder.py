@@ -24,6 +24,7 @@ from typing import Any
 
 import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -41,6 +42,7 @@ from ki_policy_node.errors import NodeError
 
 DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
+DEPTH = 1000  # of every subscription: a stall of this process must not cost messages
 LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
 
 
@@ -112,7 +114,8 @@ class Recorder(Node):
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
         self._goal: Any = None
-        self.create_timer(DISCOVERY_S, self.discover)
+        # On its own clock: where simulated time stands still, topics are to be found all the same.
+        self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
         self.discover()
         if task := str(self.declare_parameter('task', '').value):
@@ -144,7 +147,7 @@ class Recorder(Node):
 
     def _listen(self, name: str, type_name: str, offers: list[Any]) -> None:
         cls, (definition, digest) = ros.message_class(type_name), definition_of(type_name)
-        qos = ros.matching_qos(self, name)
+        qos = ros.matching_qos(self, name, DEPTH)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
         channel = Channel(name, type_name, qos_text([offer.qos_profile for offer in offers]), definition, digest)
         # An instruction of an earlier episode has no place in this one.

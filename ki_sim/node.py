@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import rclpy
@@ -60,7 +60,7 @@ CLASSES = {
     'geometry_msgs/msg/TwistStamped': TwistStamped,
     'ki_msgs/msg/Instruction': Instruction,
 }
-SENSOR_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+SENSOR_QOS = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 WATCH_S = 0.2
@@ -78,6 +78,10 @@ class Topics:
         if self._wanted(name):
             qos = LATCHED if name == INSTRUCTION else SENSOR_QOS
             self._publishers[name] = self._node.create_publisher(CLASSES[type_name], name.lstrip('/'), qos)
+
+    def listeners(self, own: Container[str] = ()) -> int:
+        """How many others hear the topic that fewest hear; `own` topics are heard here, too."""
+        return min(each.get_subscription_count() - (name in own) for name, each in self._publishers.items())
 
     def write(self, topic: str, time_ns: int, data: bytes) -> None:
         """Publishes one message in CDR."""
@@ -102,7 +106,9 @@ class SimRobot(Node):
         commands = {'/' + output.topic for output in self.contract.outputs}
         cameras = {'/' + camera.topic for camera in self.contract.cameras}
         streams = {'/' + stream.topic for stream in self.contract.state_streams}
-        self._sensors = Sender(Topics(self, (streams | cameras | {INSTRUCTION}).__contains__), self.contract)
+        self._own = commands
+        self._topics = [Topics(self, (streams | cameras | {INSTRUCTION}).__contains__)]
+        self._sensors = Sender(self._topics[0], self.contract)
         self._clock_pub = self.create_publisher(Clock, '/clock', SENSOR_QOS) if self._get('clock') else None
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -110,8 +116,8 @@ class SimRobot(Node):
         self._operator_node: Node | None = None
         if self._mode == 'expert':
             self._operator_node = self._another('operator')
-            wanted = (commands | {SUBTASK}).__contains__
-            self._hands = Sender(Topics(self._operator_node, wanted), self.contract)
+            self._topics.append(Topics(self._operator_node, (commands | {SUBTASK}).__contains__))
+            self._hands = Sender(self._topics[1], self.contract)
         elif self._mode == 'plan':
             self._operator_node = self._another('policy_node')
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -280,8 +286,14 @@ class SimRobot(Node):
 
     def _report(self) -> dict[str, Any]:
         counters = self.live.counters
-        factor = {'refused': counters.refused, 'commands': counters.commands, 'left_out': counters.left_out}
-        return {**self.live.judge.report(self.live.world), **factor, 'operating': self.live.operator is not None}
+        return {
+            **self.live.judge.report(self.live.world),
+            'operating': self.live.operator is not None,
+            'commands': counters.commands,
+            'refused': counters.refused,
+            'left_out': counters.left_out,
+            'listeners': [topics.listeners(self._own) for topics in self._topics],
+        }
 
     def _on_operate(self, request: Any, response: Any) -> Any:
         if self._mode == 'none':

@@ -15,18 +15,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ki_bags.annotate import annotate
+from ki_bags.reader import open_bag
+from ki_robot.contract import load_contract
 from ki_sim import tasks
+from ki_sim.bags import ROBOT
 from ki_sim.batch import Job, Result
 from ki_sim.errors import SimError
 from ki_sim.evaluate import Outcome, Report, goal_pair
 from ki_sim.record import Recording
-from ki_sim.world import STEP_NS
+from ki_sim.world import STEP_NS, TICK_NS
 
 SIM, POLICY, EXECUTOR, RECORDER = 'sim_robot', 'policy_node', 'chunk_executor', 'recorder'
 POLL_S = 0.05
 QUIET_S = 0.4  # for pictures of the old scene to grow too old to be used
 LAST_WORD_S = 0.2  # for the executor's last hold, which must not meet the new scene
 START_S = 20.0  # by then somebody must have commanded something
+TRIES = 3
+EXPERT = 'scripted expert'
 SUCCESS, FAILURE, DISCARD = 1, 2, 3  # ki_msgs/EpisodeMarker OUTCOME_*
 
 
@@ -175,6 +180,9 @@ def record(port: Port, jobs: Sequence[Job], progress: Callable[[Result], None] |
         port: Services of the simulator, which must have the expert as its operator, and of the recorder.
         jobs: What to record and where to; all `bag`.
         progress: Called after each job.
+
+    Raises:
+        SimError: a recording lacks messages, time and again.
     """
     results = []
     for job in jobs:
@@ -186,26 +194,69 @@ def record(port: Port, jobs: Sequence[Job], progress: Callable[[Result], None] |
 
 
 def _record_one(port: Port, job: Job) -> Result:
-    reset(port, job.task, job.seed, None, job.split)
-    episode = tasks.episode(job.task, job.seed, None, job.split)
-    time.sleep(QUIET_S)  # for the new instruction to reach the recorder
-    bag = port.start_recording(episode.instruction, 'scripted expert')
-    need(port.switch(f'{SIM}/operate', True))
-    begin = time.monotonic()
-    said = state(port)
-    while said['operating']:
-        port.check()
-        if time.monotonic() - begin > 60.0 + 10 * episode.limit_s:
-            raise SimError(f'{job.task} with seed {job.seed} does not end: {said}')
-        time.sleep(POLL_S)
-        said = state(port)
-    keep, steps = said['success'] or job.keep_failures, round(said['time_s'] * 1e9 / STEP_NS)
-    port.stop_recording((SUCCESS if said['success'] else FAILURE) if keep else DISCARD)
-    if not keep:
-        return Result(job.task, job.seed, 'failed', steps)
+    for _ in range(TRIES):
+        reset(port, job.task, job.seed, None, job.split)
+        episode = tasks.episode(job.task, job.seed, None, job.split)
+        bag = port.start_recording(episode.instruction, EXPERT)
+        _heard(port)
+        need(port.switch(f'{SIM}/operate', True))
+        said = _operated(port, 60.0 + 10 * episode.limit_s)
+        steps = round(said['time_s'] * 1e9 / STEP_NS)
+        keep = said['success'] or job.keep_failures
+        port.stop_recording((SUCCESS if said['success'] else FAILURE) if keep else DISCARD)
+        if not keep:
+            return Result(job.task, job.seed, 'failed', steps)
+        lost = missing(bag, steps)
+        if not lost:
+            break
+        shutil.rmtree(bag)
+    else:
+        raise SimError(f'{job.path}: the recorder lost messages of {lost}: close other programs, or record offline')
     meta = Recording(episode, [], said['success'], said['score']).meta() | {'steps': steps}
     annotate(bag, {f'ki_sim.{key}': v if isinstance(v, str) else json.dumps(v) for key, v in meta.items()})
     Path(job.path).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(bag, job.path)
     Path(bag).mkdir()  # its number stays taken
     return Result(job.task, job.seed, 'written', steps)
+
+
+def _heard(port: Port) -> None:
+    """Waits until the recorder listens to all that is sent: sensors, and commands beside their controllers."""
+    end = time.monotonic() + START_S
+    while True:
+        sensors, commands = state(port)['listeners']
+        if sensors >= 1 and commands >= 1:
+            break
+        port.check()
+        if time.monotonic() > end:
+            raise SimError(f'nobody records all topics of the simulator within {START_S:g} s: is the recorder there?')
+        time.sleep(POLL_S)
+    time.sleep(QUIET_S)  # what one side has found, the other finds a moment later
+
+
+def _operated(port: Port, limit_s: float) -> dict[str, Any]:
+    """Waits until the operator is done."""
+    end = time.monotonic() + limit_s
+    while True:
+        port.check()
+        said = state(port)
+        if not said['operating']:
+            return said
+        if time.monotonic() > end:
+            raise SimError(f'the operator is not done within {limit_s:g} s: {said}')
+        time.sleep(POLL_S)
+
+
+def missing(bag: str | Path, steps: int) -> str:
+    """The first topic of an episode's bag that lacks messages, with how many; empty when there is none.
+
+    Every step has a command for each controller, and five measurements.
+    """
+    contract, topics = load_contract(ROBOT), open_bag(bag).topics
+    wanted = {output.topic: steps for output in contract.outputs}
+    wanted |= {stream.topic: steps * STEP_NS // TICK_NS for stream in contract.state_streams}
+    for name, count in wanted.items():
+        found = topics['/' + name].count if '/' + name in topics else 0
+        if found is not None and found < count:
+            return f'{name} ({found} of {count})'
+    return ''
