@@ -19,11 +19,12 @@ from ki_policy_node.errors import NodeError
 from ki_robot.chunk import ActionChunk, Matrix, enqueue, rows_at, slice_steps, splice
 from ki_robot.contract import Contract
 from ki_robot.errors import RobotError
-from ki_robot.observation import Observation
+from ki_robot.observation import Hold, Observation
 
 MODES = ('latest', 'queue', 'temporal_ensemble', 'rtc')
 LATENCIES = 10  # the delay is the largest of the last so many
 ENSEMBLE_CHUNKS = 8
+STARVED_NS = 300_000_000  # how long a due chunk may wait for inputs that agree in time
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,10 @@ class Cadence:
         if self._required <= self._seen:
             return 0
         return max(0, self._wait_ns - (now_ns - self._since_ns))
+
+    def forgives(self, hold: Hold, now_ns: int) -> bool:
+        """Whether to try again instead of holding: inputs that are only out of step may be in step a frame later."""
+        return hold is Hold.UNSYNCHRONIZED and self._since_ns is not None and now_ns - self._since_ns < STARVED_NS
 
 
 class InvalidActionError(NodeError):

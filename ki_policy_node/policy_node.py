@@ -52,12 +52,13 @@ from ki_robot.buffer import ObservationBuffer, Settings
 from ki_robot.contract import Camera, Contract, load_contract
 from ki_robot.errors import KiError
 from ki_robot.messages import from_chunk, time_ns
-from ki_robot.observation import NotReady
+from ki_robot.observation import Hold, NotReady
 
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 FAILURE_LIMIT = 3  # inferences in a row that fail before the fault is latched
 IDLE_S = 0.05
+RETRY_S = 0.01
 Status = PolicyStatus
 Result = RunPolicy.Result
 
@@ -462,6 +463,8 @@ class PolicyNode(LifecycleNode):
         begin_ns = time.perf_counter_ns()
         observation = buffer.sample(now_ns)
         if isinstance(observation, NotReady):
+            if planner.current is not None and cadence.forgives(observation.hold, time.monotonic_ns()):
+                return RETRY_S
             self._hold(hold_code(observation.hold), str(observation))
             return IDLE_S
         self._worker.wants_messages = False
@@ -541,7 +544,8 @@ class PolicyNode(LifecycleNode):
         run, buffer, planner = self._run, self._buffer, self._planner
         if run is not None and buffer is not None and planner is not None:
             now_ns = self._now_ns()
-            problems = buffer.problems(now_ns)
+            # Whether inputs agree in time matters when an observation is taken, not at every moment between.
+            problems = [each for each in buffer.problems(now_ns) if each.hold is not Hold.UNSYNCHRONIZED]
             if problems and self._report.state in (Status.STATE_RUNNING, Status.STATE_DRY_RUN):
                 self._hold(hold_code(problems[0].hold), ' '.join(problem.message for problem in problems))
             current = planner.current

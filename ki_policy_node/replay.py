@@ -177,7 +177,8 @@ class _Run:
         observation = self._buffer.sample(now_ns)
         if isinstance(observation, NotReady):
             self.found.holds[str(observation.hold)] += 1
-            self._planner.reset()
+            if self._planner.current is None or not self._cadence.forgives(observation.hold, now_ns):
+                self._planner.reset()
             return
         self._cadence.reset()
         self._plan(observation, now_ns)

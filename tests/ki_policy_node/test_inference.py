@@ -20,7 +20,7 @@ from ki_policy_node.inference import (
 )
 from ki_robot.chunk import ActionChunk
 from ki_robot.contract import Contract
-from ki_robot.observation import Observation
+from ki_robot.observation import Hold, Observation
 
 STEP = 50_000_000
 START = 1_000 * STEP
@@ -210,6 +210,15 @@ def test_cadence_waits_for_a_fresh_frame_of_every_camera_but_not_for_ever(contra
     cadence.reset()
     assert cadence.wait(200) == 40
     assert cadence.wait(240) == 0
+
+
+def test_cadence_forgives_inputs_out_of_step_for_a_while_and_nothing_else(contract):
+    cadence = Cadence(contract, 40)
+    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 0), 'nothing is due'
+    cadence.wait(0)
+    assert cadence.forgives(Hold.UNSYNCHRONIZED, 299_000_000)
+    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 300_000_000)
+    assert not cadence.forgives(Hold.STALE, 1)
 
 
 def test_the_inference_thread_runs_calls_and_hands_errors_back():
