@@ -155,6 +155,12 @@ def reading(folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
+def all_cpu() -> float:
+    """CPU seconds of this process and of all children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def workers(folder: Path, seconds: float) -> dict[str, Any]:
     """Wall time of indexing several recordings in one process and over processes."""
     contract = load_contract('bimanual_mobile')
@@ -165,14 +171,17 @@ def workers(folder: Path, seconds: float) -> dict[str, Any]:
         for count in (1, 2):
             for store in ('original', 'model'):
                 out = folder / f'many_{store}_{count}_{turn}'
-                started = time.perf_counter()
+                started, before = time.perf_counter(), all_cpu()
                 index_bags(folder / 'many', contract, out, Options(store=store), workers=count)
-                took = round(time.perf_counter() - started, 2)
-                name = f'{store}_{count}_workers_wall_s'
-                found[name] = min(took, found.get(name, took))
+                took = {'wall': time.perf_counter() - started, 'cpu': all_cpu() - before}
+                for kind, seconds in took.items():
+                    name = f'{store}_{count}_workers_{kind}_s'
+                    found[name] = min(round(seconds, 2), found.get(name, seconds))
     for store in ('original', 'model'):
         one, two = found[f'{store}_1_workers_wall_s'], found[f'{store}_2_workers_wall_s']
         found[f'{store}_speed_up'] = round(one / two, 2)
+        # What two workers compute in all against one: 2 over this is the speed-up of a machine with nothing else to do.
+        found[f'{store}_cpu_ratio'] = round(found[f'{store}_2_workers_cpu_s'] / found[f'{store}_1_workers_cpu_s'], 2)
     return found
 
 

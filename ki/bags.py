@@ -23,7 +23,9 @@ LEVELS = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
 def index(
     data: Annotated[Path, typer.Argument(help='Folder of recordings (rosbag2 folders, .mcap, .db3), at any depth.')],
     robot: Robot = 'bimanual_mobile',
-    out: Annotated[Path | None, typer.Option(help='Folder of the index; else DATA/index.')] = None,
+    out: Annotated[
+        Path | None, typer.Option(help='Folder of the index; else DATA/index, or DATA.index beside one recording.')
+    ] = None,
     state: Annotated[str, typer.Option(help='States between messages: hold (as the live node) or linear.')] = 'hold',
     column: Annotated[list[str] | None, typer.Option(help='COLUMN=hold|linear; may be repeated.')] = None,
     actions: Annotated[str, typer.Option(help='From commands, state (one step later), or auto.')] = 'auto',
@@ -50,7 +52,7 @@ def index(
     )
     with progress('indexing') as tell:
         contract = load_contract(robot)
-        made = index_bags(data, contract, out or data / 'index', options, workers or os.cpu_count() or 1, ray, tell)
+        made = index_bags(data, contract, out or index_folder(data), options, workers or os.cpu_count() or 1, ray, tell)
     summary(made)
     show_problems(made.problems)
     if not made.episodes:
@@ -201,8 +203,12 @@ def from_lerobot_command(
 
 
 def index_folder(data: Path) -> Path:
-    """The index itself: DATA, or DATA/index."""
-    return data if (data / 'index.json').is_file() else data / 'index'
+    """The index itself, or where it lies: DATA/index for a folder of recordings, DATA.index beside a single one."""
+    if (data / 'index.json').is_file():
+        return data
+    if data.is_file() or (data / 'metadata.yaml').is_file():
+        return data.with_name(f'{data.name}.index')
+    return data / 'index'
 
 
 def pairs(texts: Iterable[str], sign: str) -> dict[str, str]:

@@ -197,7 +197,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """Gives batches; `state_dict` always tells the position after the last one given, not the last prepared."""
+        import cv2
+
         keep_freed_memory()
+        cv2.setNumThreads(1)  # pictures are shared out among workers whole, and the trainer wants cores too
         self._consumed = self.sampler.position
         if self.workers <= 0:
             while self.steps is None or self.steps > 0:

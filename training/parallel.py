@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from training.errors import TrainingError
+from training.memory import keep_freed_memory
 
 Job = dict[str, Any]
 Work = Callable[[Job], Any]
@@ -37,10 +38,14 @@ def run_all(work: Work, jobs: Sequence[Job], workers: int = 1, ray: bool = False
         yield from _over_processes(work, jobs, workers)
 
 
-def _limit_memory() -> None:
-    """A worker that a forged size makes allocate without end gets MemoryError instead of the machine."""
+def _begin() -> None:
+    """A worker is one core, and if a forged size makes it allocate without end, it gets MemoryError."""
     import resource
 
+    import cv2
+
+    cv2.setNumThreads(1)  # as many threads as cores in each of as many processes wait for each other
+    keep_freed_memory()
     total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     resource.setrlimit(resource.RLIMIT_AS, (total, total))
 
@@ -48,7 +53,7 @@ def _limit_memory() -> None:
 def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Any]]:
     left = dict(enumerate(jobs))
     context = multiprocessing.get_context('spawn')  # fork would copy locks that other threads hold
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_limit_memory) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin) as pool:
         futures: dict[Future[Any], int] = {pool.submit(work, job): number for number, job in left.items()}
         for future in as_completed(futures):
             try:
@@ -61,7 +66,7 @@ def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[t
             yield futures[future], result
     # Who killed the pool is not known: each job that is left gets a process of its own.
     for number, job in left.items():
-        with ProcessPoolExecutor(1, context, initializer=_limit_memory) as pool:
+        with ProcessPoolExecutor(1, context, initializer=_begin) as pool:
             try:
                 yield number, pool.submit(work, job).result()
             except BrokenProcessPool as error:

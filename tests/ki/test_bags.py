@@ -83,6 +83,18 @@ def test_a_changed_index_fails_the_check(recordings: Path, tmp_path: Path) -> No
     assert 'index_changed' in result.output
 
 
+def test_one_recording_is_indexed_beside_itself(recordings: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bag = tmp_path / 'one'
+    shutil.copytree(recordings / 'episode_000001', bag)
+    for data in (bag, next(bag.glob('*.mcap'))):
+        result = run('index', data, '--robot', 'g1_upper_body', '--workers', 1)
+        assert result.exit_code == 0, result.output
+        assert data.with_name(f'{data.name}.index').is_dir()
+        assert '1 episodes in 1 recordings' in run('show', data).output
+
+
 def test_wrong_words_are_refused(tmp_path: Path) -> None:
     assert run('index', tmp_path, '--remap', 'a=b').exit_code == 2
     result = run('show', tmp_path)

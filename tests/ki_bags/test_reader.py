@@ -59,8 +59,8 @@ def test_types_only_the_recording_knows_are_decoded(ki_data: Path) -> None:
     bag = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
     joints = list(bag.messages(['/robot/joint_state']))
     assert len(joints) == 4217
-    for message in joints[::500]:
-        decoded = bag.decode(message)
+    for each in joints[::500]:
+        decoded = bag.decode(each)
         assert decoded.name[0] == 'C1_A'
         assert len(decoded.position) == 21
     nothing = open_bag(ki_data / 'mcap_own_types' / 'bagfile')
