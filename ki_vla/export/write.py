@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ki_vla.bundle import Bundle, sha256
-from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, Export, find_export, read_parity
+from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, STAGES, WEIGHTS, Export, find_export, read_parity
 from ki_vla.engine.interface import telling_memory
+from ki_vla.engine.onnx import check_provider
 from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
@@ -51,6 +52,13 @@ def export_onnx(
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
     """
     check_choice(precision, kinds)
+    if precision == 'bf16' and device == 'cpu':
+        raise VlaError(
+            'bf16: ONNX Runtime has no bfloat16 products on a CPU, so the graphs cannot be checked there; use fp16, or '
+            '--device cuda on a machine with a GPU.'
+        )
+    if device != 'cpu':
+        check_provider(device)
     target = bundle.folder / FOLDER / precision
     partial = target.parent / f'.{precision}.partial-{os.getpid()}'
     tell = progress or (lambda line: None)
@@ -67,6 +75,7 @@ def export_onnx(
                 device,
                 tell,
                 _metadata(bundle, precision),
+                _ready(bundle, steps, kinds) if precision == 'int8' else None,
             )
         entry = {
             'bundle': bundle.digest,
@@ -86,6 +95,8 @@ def export_onnx(
         _put_in_place(partial, target, entry, bundle.folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if not any(target.parent.iterdir()):
+            target.parent.rmdir()
     return find_export(bundle.folder, bundle.digest, precision)
 
 
@@ -111,6 +122,7 @@ def _make(
     device: str,
     tell: Progress,
     metadata: dict[str, str],
+    ready: Export | None,
 ) -> tuple[Export, dict[str, dict[str, float]]]:
     """Graphs in `folder`, and how close they came."""
     from ki_vla.engine.torch import DTYPES
@@ -120,12 +132,20 @@ def _make(
     def told(line: str) -> None:
         tell(f'{time.perf_counter() - begin:6.1f} s  {line}')
 
-    state_token = export_graphs(source, folder, DTYPES.get(precision, DTYPES['fp32']), steps, kinds, metadata, told)
+    if ready is not None:
+        told('taking the float32 graphs that are there')
+        for name in (*STAGES, *kinds):
+            shutil.copy2(ready.folder / f'{name}.onnx', folder)
+        shutil.copy2(ready.folder / WEIGHTS, folder)
+        state_token = ready.state_token
+    else:
+        dtype = DTYPES.get(precision, DTYPES['fp32'])
+        state_token = export_graphs(source, folder, dtype, steps, kinds, metadata, told)
     if precision == 'int8':
         from ki_vla.export.quantise import quantise
 
         told('quantising matrix products')
-        quantise(folder)
+        quantise(folder, metadata)
     export = Export(folder, precision, tuple(kinds), steps, state_token, {}, {})
     told('running torch as it is')
     given = parity.reference(source, steps, kinds)
@@ -134,6 +154,15 @@ def _make(
     parity.check(found, precision)
     told('graphs agree with torch')
     return export, found
+
+
+def _ready(bundle: Bundle, steps: int, kinds: Sequence[str]) -> Export | None:
+    """Float32 graphs of this very bundle that can be quantised as they are."""
+    try:
+        found = find_export(bundle.folder, bundle.digest, 'fp32')
+    except VlaError:
+        return None
+    return found if found.steps == steps and set(kinds) <= set(found.kinds) else None
 
 
 def _metadata(bundle: Bundle, precision: str) -> dict[str, str]:
@@ -166,7 +195,7 @@ def _put_in_place(partial: Path, target: Path, entry: dict[str, Any], bundle: Pa
     old = target.parent / f'.{target.name}.old-{os.getpid()}'
     try:
         table = read_parity(bundle)
-    except VlaError:
+    except VlaError:  # an unreadable table speaks for nothing
         table = {}
     if target.exists():
         target.replace(old)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ki_vla.errors import VlaError
+from ki_vla.export.parity import check, compare
+
+
+def test_equal_arrays_compare_as_equal() -> None:
+    values = np.linspace(-3.0, 2.0, 11)
+    assert compare(values, values) == {'cosine': pytest.approx(1.0), 'max_error': 0.0, 'max_value': 3.0}
+    assert compare(np.zeros(3), np.zeros(3))['cosine'] == 1.0
+    assert compare(np.zeros(3), np.ones(3))['cosine'] == 0.0
+
+
+def test_values_that_are_not_finite_never_pass() -> None:
+    found = compare(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
+    for precision in ('fp32', 'fp16', 'bf16', 'int8'):
+        with pytest.raises(VlaError, match=r'differs from torch: cosine 0\.0+ '):
+            check({'vision': found}, precision)
+
+
+def test_errors_are_seen_against_large_values() -> None:
+    small = {'cosine': 1.0, 'max_error': 5e-4, 'max_value': 1.0}
+    check({'prefix': {**small, 'max_value': 10.0}}, 'fp32')
+    with pytest.raises(VlaError, match=r'fp32 graph prefix differs from torch: .*largest error 5.00e-04'):
+        check({'prefix': small}, 'fp32')
+    check({'prefix': small}, 'fp16')
+
+
+@pytest.mark.parametrize(('precision', 'least'), [('fp16', 0.999), ('bf16', 0.999), ('int8', 0.99)])
+def test_the_cosine_decides_for_smaller_precisions(precision: str, least: float) -> None:
+    found = {'cosine': least + 1e-5, 'max_error': 1.0, 'max_value': 3.0}
+    check({'chunk': found}, precision)
+    with pytest.raises(VlaError, match=f'at least {least}'):
+        check({'chunk': {**found, 'cosine': least - 1e-5}}, precision)

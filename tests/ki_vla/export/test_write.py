@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from ki_vla.bundle import Bundle
+from ki_vla.engine.exported import find_export
+from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.select import open_engine
+from ki_vla.errors import VlaError
+from ki_vla.export.source import of_noise
+from ki_vla.export.write import export_onnx
+
+
+def copy_of(bundle: Bundle, tmp_path: Path) -> Bundle:
+    shutil.copytree(bundle.folder, tmp_path / 'copy')
+    return replace(bundle, folder=tmp_path / 'copy')
+
+
+def test_the_bundle_says_how_close_every_graph_is(exported: Bundle) -> None:
+    table = json.loads((exported.folder / 'onnx' / 'parity.json').read_text())
+    entry = table['precisions']['fp32']
+    assert entry['bundle'] == exported.digest
+    assert entry['contract'] == exported.contract.hash
+    assert entry['tolerance'] == {'cosine': 0.999999, 'max_error': 1e-4}
+    assert set(entry['parity']) == {'vision', 'prefix', 'plain', 'trained', 'guided', 'chunk'}
+    for found in entry['parity'].values():
+        assert found['max_error'] < 1e-4
+        assert found['cosine'] > 0.999999
+        assert found['max_value'] > 0.1
+    assert {'torch', 'onnx', 'onnxruntime'} <= set(entry['made_with'])
+
+
+def test_an_export_does_not_change_what_the_policy_is(exported: Bundle) -> None:
+    from ki_vla.bundle import load_bundle
+
+    assert load_bundle(exported.folder).digest == exported.digest
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+def test_smaller_precisions_stay_within_their_tolerance(exported: Bundle, tmp_path: Path, precision: str) -> None:
+    copy = copy_of(exported, tmp_path)
+    lines: list[str] = []
+    made = export_onnx(copy, precision, kinds=('plain',), progress=lines.append)
+    least = {'fp16': 0.999, 'int8': 0.99}[precision]
+    assert all(least < found['cosine'] < 1.0 for found in made.parity.values())
+    assert lines[-1].endswith('graphs agree with torch')
+    assert any('float32 graphs that are there' in line for line in lines) == (precision == 'int8')
+    said = {
+        each.key: each.value for each in onnx.load(made.folder / 'plain.onnx', load_external_data=False).metadata_props
+    }
+    assert (said['ki.precision'], said['ki.bundle'], said['graph']) == (precision, copy.digest, 'plain')
+    with open_engine(copy, 'onnx', strict=True, precision=precision, threads=1) as engine:
+        assert engine.kinds == ('plain',)
+        assert engine.infer(example_inputs(copy.config, Shape(3, 20))).shape == (50, copy.config.action_dim)
+
+
+def test_graphs_that_differ_from_torch_are_not_written_and_old_ones_stay(exported: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(exported, tmp_path)
+    before = {path: path.read_bytes() for path in sorted((copy.folder / 'onnx').rglob('*')) if path.is_file()}
+    # Graphs of these weights, judged by a model with others.
+    with pytest.raises(VlaError, match=r'int8 graph vision differs from torch: cosine .*nothing was written'):
+        export_onnx(copy, 'int8', kinds=('plain',), source=of_noise(copy.config, seed=1))
+    after = {path: path.read_bytes() for path in sorted((copy.folder / 'onnx').rglob('*')) if path.is_file()}
+    assert after == before
+    assert [path.name for path in (copy.folder / 'onnx').iterdir() if path.name.startswith('.')] == []
+
+
+def test_bf16_cannot_be_checked_on_a_cpu_and_is_not_written(bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(bundle, tmp_path)
+    with pytest.raises(VlaError, match='bf16: ONNX Runtime has no bfloat16 products on a CPU'):
+        export_onnx(copy, 'bf16')
+    assert not (copy.folder / 'onnx').exists()
+
+
+@pytest.mark.parametrize(
+    ('precision', 'kinds', 'sentence'),
+    [
+        ('fp8', ('plain',), "precision 'fp8' is unknown; choose one of fp32, fp16, bf16, int8"),
+        ('fp32', ('plain', 'sideways'), 'kinds plain, sideways: choose of plain, trained, guided'),
+        ('fp32', ('guided',), '"plain" among them'),
+    ],
+)
+def test_unknown_choices_are_named(bundle: Bundle, precision: str, kinds: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(VlaError, match=sentence):
+        export_onnx(bundle, precision, kinds=kinds)
+
+
+def test_the_command_exports_and_shows_the_figures(exported: Bundle, tmp_path: Path) -> None:
+    from ki.main import app
+
+    copy = copy_of(exported, tmp_path)
+    done = CliRunner().invoke(app, ['export', str(copy.folder), '--precision', 'int8', '--kinds', 'plain'])
+    assert done.exit_code == 0, done.output
+    assert 'chunk' in done.output
+    assert find_export(copy.folder, copy.digest, 'int8').kinds == ('plain',)
+
+
+def test_the_command_refuses_in_one_sentence(bundle: Bundle) -> None:
+    from ki.main import app
+
+    done = CliRunner().invoke(app, ['export', str(bundle.folder), '--to', 'paper'])
+    assert isinstance(done.exception, VlaError)
+    assert str(done.exception) == '--to paper: choose onnx or tensorrt.'
