@@ -6,6 +6,7 @@ Letters: H horizon, S state columns, N action columns. Images are decoded and re
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -142,11 +143,15 @@ class EpisodeDataset:
         known = self._arrays.get(number)
         if known is None:
             entry, about = self._episodes[number]
+            path = entry.folder / about.file
             try:
-                with np.load(entry.folder / about.file) as stored:
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != entry.files.get(about.file):
+                    raise TrainingError(f'{path} was changed after it was written; remove its folder and index again.')
+                with np.load(io.BytesIO(data)) as stored:
                     known = {name: stored[name] for name in stored.files}
             except (OSError, ValueError, KeyError) as error:
-                raise TrainingError(f'{entry.folder / about.file} cannot be read ({error}); index again.') from error
+                raise TrainingError(f'{path} cannot be read ({error}); index again.') from error
             self._arrays[number] = known
         return known
 

@@ -89,6 +89,8 @@ def test_an_index_says_when_it_was_touched(make_bag: MakeBag, toy: Contract, tmp
     data[-100] ^= 1
     file.write_bytes(bytes(data))
     assert 'index_changed' in check_index(index).kinds()
+    with pytest.raises(TrainingError, match='was changed after it was written'):
+        EpisodeDataset(index)
     entry = index.entries[0].folder / 'entry.json'
     entry.chmod(0o644)
     entry.write_text(entry.read_text().replace('success', 'failure'))
