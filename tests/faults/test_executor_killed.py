@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_the_last_window_ends_at_rest_within_300_ms(rig):
     executor.popen.wait(5.0)
     rig.until('the last command has arrived', lambda: rig.robot.commands['arm'])
     count = len(rig.robot.commands['arm'])
-    rig.until('half a second', lambda now=rig.statuses[-1][0]: rig.statuses[-1][0] - now > 500_000_000)
+    time.sleep(0.5)
     assert len(rig.robot.commands['arm']) - count <= 1
     for _, message in rig.robot.commands['arm']:
         assert time_ns(message.points[-1].time_from_start) <= 300_000_000
