@@ -156,7 +156,7 @@ class Port:
 
         from ki_msgs.msg import PolicyStatus
 
-        self._node, self._processes, self._log = node, processes, log
+        self.node, self._processes, self._log = node, processes, log
         self._clients: dict[str, Any] = {}
         self._said: dict[str, str] = {}
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -167,7 +167,7 @@ class Port:
         def keep(message: Any) -> None:
             self._said[topic] = text(message)
 
-        self._node.create_subscription(kind, topic, keep, qos)
+        self.node.create_subscription(kind, topic, keep, qos)
 
     def trigger(self, service: str) -> tuple[bool, str]:
         """Calls a std_srvs/Trigger."""
@@ -222,22 +222,26 @@ class Port:
         if ended:
             raise KiError(f'{ended[0]} ended with status {ended[1]}; its last words are in {self._log}.')
 
+    def pid(self, name: str) -> int:
+        """The process of a node."""
+        return self._processes.running[name].pid
+
     def _call(self, kind: Any, name: str, request: Any) -> Any:
         import rclpy
 
         client = self._clients.get(name)
         if client is None:
-            client = self._clients[name] = self._node.create_client(kind, name)
+            client = self._clients[name] = self.node.create_client(kind, name)
         end = time.monotonic() + START_S
         while not client.service_is_ready():
             self.check()
             if time.monotonic() > end:
                 raise KiError(f'No {name} within {START_S:g} s; {self._log} says what the nodes are doing.')
-            rclpy.spin_once(self._node, timeout_sec=0.05)
+            rclpy.spin_once(self.node, timeout_sec=0.05)
         future = client.call_async(request)
         while not future.done():
             self.check()
             if time.monotonic() > end:
                 raise KiError(f'{name} does not answer; {self._log} says what the nodes are doing.')
-            rclpy.spin_once(self._node, timeout_sec=0.05)
+            rclpy.spin_once(self.node, timeout_sec=0.05)
         return future.result()

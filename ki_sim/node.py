@@ -292,6 +292,7 @@ class SimRobot(Node):
             'commands': counters.commands,
             'refused': counters.refused,
             'left_out': counters.left_out,
+            'passed_s': counters.ticks * TICK_NS * 1e-9,
             'listeners': [topics.listeners(self._own) for topics in self._topics],
         }
 

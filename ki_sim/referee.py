@@ -27,7 +27,7 @@ from ki_sim.world import STEP_NS, TICK_NS
 
 SIM, POLICY, EXECUTOR, RECORDER = 'sim_robot', 'policy_node', 'chunk_executor', 'recorder'
 POLL_S = 0.05
-QUIET_S = 0.4  # for pictures of the old scene to grow too old to be used
+QUIET_S = 0.3  # for what was said, or seen, before to be over
 LAST_WORD_S = 0.2  # for the executor's last hold, which must not meet the new scene
 START_S = 20.0  # by then somebody must have commanded something
 TRIES = 3
@@ -197,6 +197,7 @@ def _record_one(port: Port, job: Job) -> Result:
     for _ in range(TRIES):
         reset(port, job.task, job.seed, None, job.split)
         episode = tasks.episode(job.task, job.seed, None, job.split)
+        time.sleep(QUIET_S)  # the recorder begins a bag with the instruction it knows
         bag = port.start_recording(episode.instruction, EXPERT)
         _heard(port)
         need(port.switch(f'{SIM}/operate', True))
