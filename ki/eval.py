@@ -1,4 +1,4 @@
-"""Evaluate a trained bundle: in closed loop in the simulator."""
+"""Evaluate a trained bundle: on recordings, and in closed loop in the simulator."""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help='Evaluate a trained bundle: in closed loop in the simulator.')
+app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
 
 
 @app.callback()
 def evaluate() -> None:
     """Evaluate a trained bundle."""
+
+
+@app.command()
+def data(
+    policy: Annotated[Path, typer.Argument(help='A run of `ki train`, or a bundle.')],
+    recordings: Annotated[Path | None, typer.Argument(help='Recordings or their index (bags, or arrays).')] = None,
+    words: Annotated[list[Path] | None, typer.Option(help='Questions about pictures (JSONL, tar); repeat.')] = None,
+    every: Annotated[bool, typer.Option('--all', help='All episodes, also those it was trained on.')] = False,
+    samples: Annotated[int, typer.Option(help='Steps of episodes that are looked at.')] = 128,
+    questions: Annotated[int, typer.Option(help='Questions that are asked.')] = 400,
+    seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
+    out: Annotated[Path, typer.Option(help='Folder for data.json and data.png.')] = Path('out/eval'),
+) -> None:
+    """Losses, token accuracy, errors of actions by step and column, use of language, answers to questions."""
+    from ki._eval_data import run, show
+    from training.evaluate import Settings
+
+    settings = Settings(samples=samples, questions=questions, seed=seed, device=device)
+    show(run(policy, recordings, words or [], every, settings, out), out)
 
 
 @app.command()

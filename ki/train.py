@@ -71,7 +71,7 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
 
 
 def simulate(wanted: Simulate) -> None:
-    """Recordings of the expert and pictures with words, by the simulator, as arrays: without ROS. What is there stays."""
+    """Recordings of the expert and pictures with words, as arrays and without ROS; what is there stays."""
     from rich.progress import Progress
 
     from ki_sim.batch import jobs, record

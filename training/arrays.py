@@ -22,7 +22,7 @@ from training.bags import Entry, EpisodeInfo, Index, hash_file
 from training.errors import TrainingError
 
 EPISODE = 'episode_000.npz'
-FORMAT = 1
+FORMAT = 2
 
 
 def index_arrays(source: Path, contract: Contract, out: Path) -> Index:
@@ -54,7 +54,7 @@ def _entry(path: Path, contract: Contract, out: Path) -> Entry:
     episode = EpisodeInfo(
         EPISODE, about['steps'], about['steps'], about['start_ns'], about['outcome'], tuple(about['texts'])
     )
-    return Entry(str(path), key, digest, folder, (episode,), {}, (), {}, about['steps'])
+    return Entry(str(path), key, digest, folder, (episode,), {}, (), about['files'], about['steps'])
 
 
 def _convert(path: Path, contract: Contract, folder: Path) -> None:
@@ -85,7 +85,8 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
         arrays[f'{camera}.length'] = lengths
     np.savez(partial / EPISODE, **arrays)
     outcome = 'success' if meta.get('success', True) else 'failure'
-    about = {'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'outcome': outcome, 'texts': texts}
+    files = {each.name: hash_file(each) for each in sorted(partial.iterdir())}
+    about = {'files': files, 'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'outcome': outcome, 'texts': texts}
     (partial / 'about.json').write_text(json.dumps(about), encoding='utf-8')
     partial.replace(folder)
 

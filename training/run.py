@@ -12,17 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from ki_robot.contract import load_contract
-from ki_vla.bundle import write_bundle
+from ki_robot.contract import Contract, load_contract
+from ki_vla.bundle import Bundle, write_bundle
 from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
 from training.bags import INDEX, Index, load_index
 from training.checkpoint import check_identity, checkpoints, read_state, shipped_weights
-from training.config import Run, Stage
+from training.config import Run, Stage, run_from_dict
 from training.dataset import EpisodeDataset, split_episodes
 from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
@@ -116,6 +115,40 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
     return Sources(index, train_data, held_data, vlm, vlm_held)
 
 
+def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[EpisodeDataset, str]:
+    """Episodes to evaluate a bundle on, and in words which: those it has not seen, where these are its own data.
+
+    Args:
+        bundle: the policy.
+        recordings: bags, arrays, or an index of either.
+        every: also the episodes that it was trained on.
+
+    Raises:
+        TrainingError: nothing there, recordings of another robot, or nothing that it has not seen.
+    """
+    arrays = not (recordings / INDEX).is_file() and any(recordings.glob('*.npz'))
+    if arrays:
+        from training.arrays import index_arrays
+
+        index = index_arrays(recordings, bundle.contract, recordings / 'index')
+    else:
+        index = _bags(recordings, bundle.contract)
+    if index.contract.action_names != bundle.contract.action_names:
+        raise TrainingError(
+            f'{recordings} is of {index.contract.name} with other action columns than {bundle.policy_id} '
+            f'({bundle.contract.name}) has; evaluate on recordings of its own robot.'
+        )
+    numbers, note = list(range(len(index.episodes))), f'all {len(index.episodes)} episodes of {recordings}'
+    if bundle.provenance.get('data_hash') == index.hash:
+        data = run_from_dict(bundle.provenance['run']).data
+        held = split_episodes(index, data.validation, data.split_seed)[1]
+        if not every and not held:
+            raise TrainingError(f'{recordings}: the policy was trained on all of it; give other recordings, or --all.')
+        note = f'{note}, which it was trained on' if every else f'{len(held)} held-out episodes of {recordings}'
+        numbers = numbers if every else held
+    return EpisodeDataset(index, bundle.config.horizon, episodes=numbers, resize=False), note
+
+
 def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources) -> list[Packet]:
     """The same few batches for every validation of a stage: held-out episodes, and held-out questions."""
     packer = Packer(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)
@@ -145,16 +178,20 @@ def _index(run: Run) -> Index:
         source = Path(run.data.arrays)
         return index_arrays(source, load_contract(run.robot), source / 'index')
     assert run.data.bags is not None
-    folder = Path(run.data.bags)
+    return _bags(Path(run.data.bags), load_contract(run.robot), run.data.task)
+
+
+def _bags(folder: Path, contract: Contract, task: str = '') -> Index:
+    """The index of a folder of recordings, made where there is none."""
     for place in (folder, folder / 'index'):
         if (place / INDEX).is_file():
             return load_index(place)
     if not folder.exists():
-        raise TrainingError(f'data.bags: {folder} does not exist.')
+        raise TrainingError(f'{folder} does not exist; name a folder of recordings, or an index.')
     from training.bags import index_bags
     from training.episodes import Options
 
-    return index_bags(folder, load_contract(run.robot), folder / 'index', Options(task=run.data.task))
+    return index_bags(folder, contract, folder / 'index', Options(task=task))
 
 
 def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
@@ -230,15 +267,3 @@ def _plain(value: Any) -> Any:
     import json
 
     return json.loads(json.dumps(value))
-
-
-def averaged_model(run: Run, processor: Processor) -> KiVla:
-    """The model of the last stage that has a checkpoint, for evaluation of a run that is under way.
-
-    Raises:
-        TrainingError: there is no checkpoint yet.
-    """
-    for stage in reversed(run.stages):
-        if checkpoints(Path(run.out) / stage.name / 'checkpoints'):
-            return _weights_of(run, stage, processor).to(torch.float32)
-    raise TrainingError(f'{run.out} holds no checkpoint yet; train first.')
