@@ -176,7 +176,7 @@ def workers(folder: Path, seconds: float) -> dict[str, Any]:
                 took = {'wall': time.perf_counter() - started, 'cpu': all_cpu() - before}
                 for kind, seconds in took.items():
                     name = f'{store}_{count}_workers_{kind}_s'
-                    found[name] = min(round(seconds, 2), found.get(name, seconds))
+                    found[name] = min(round(seconds, 2), found.get(name, float('inf')))
     for store in ('original', 'model'):
         one, two = found[f'{store}_1_workers_wall_s'], found[f'{store}_2_workers_wall_s']
         found[f'{store}_speed_up'] = round(one / two, 2)
