@@ -86,8 +86,8 @@ class ChunkExecutor(LifecycleNode):
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
-        self.create_timer(WATCH_S, self._watch)
-        self.create_timer(1.0, self._diagnose)
+        self.create_timer(WATCH_S, self._watch, clock=process.STEADY)
+        self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self._say('unconfigured')
 
     def autostart(self) -> bool:

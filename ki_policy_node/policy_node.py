@@ -141,8 +141,8 @@ class PolicyNode(LifecycleNode):
             cancel_callback=self._on_cancel,
         )
         self._worker = InferenceThread(self._cycle)
-        self.create_timer(1.0 / self.parameters['status_rate'], self._watch)
-        self.create_timer(1.0, self._diagnose)
+        self.create_timer(1.0 / self.parameters['status_rate'], self._watch, clock=process.STEADY)
+        self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self._publish_status()
 
     def autostart(self) -> bool:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -19,6 +20,8 @@ from ki_policy_node.ros import use_dds_profile
 from ki_robot.errors import KiError
 
 SPIN_S = 0.05
+# For watchdogs: a simulated clock that is slow or stands still must not silence them.
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 SAME_FAILURE_LIMIT = 200  # exceptions in a row before the process gives up
 
 

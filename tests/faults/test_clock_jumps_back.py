@@ -17,9 +17,10 @@ def clock_rig(ros_domain, rigs, tmp_path):
     with rigs.make(tmp_path, sim_time=True) as made:
         clock = made.node.create_publisher(Clock, '/clock', 10)
         made.now_ns = 100 * 10**9
+        made.step_ns = 10_000_000
 
         def tick():
-            made.now_ns += 10_000_000
+            made.now_ns += made.step_ns
             clock.publish(Clock(clock=Time(sec=made.now_ns // 10**9, nanosec=made.now_ns % 10**9)))
 
         made.node.create_timer(0.01, tick)
@@ -38,3 +39,14 @@ def test_a_jump_back_holds_and_then_follows_the_new_time(clock_rig):
     rig.until('a chunk of the new time', lambda: any(stamp_ns(m.header) < later for _, m in rig.chunks[before[1] :]))
     rig.until('running again', lambda: rig.status.state == PolicyStatus.STATE_RUNNING and rig.state == 'run')
     assert rig.now_ns < later
+
+
+def test_a_slow_clock_silences_no_watchdog(clock_rig):
+    rig = clock_rig
+    rig.start_executor(use_sim_time=True)
+    rig.start_policy(use_sim_time=True)
+    rig.running()
+    rig.step_ns = 1_000_000
+    begin = len(rig.statuses)
+    rig.until('statuses', lambda: len(rig.statuses) > begin + 20, 5.0)
+    assert rig.state == 'run', 'a tenth of the pace, and nobody thinks that the policy is dead'
