@@ -6,12 +6,12 @@ JPEG encoder leave Python's lock alone, so the two share two cores.
 
 Pace. `speed` 1 keeps real time: a late tick is made up for, and beyond half a second it is lost and
 reported as a real-time factor below 1. The cameras give way first: a picture that is due while the last one is still
-being drawn, or while the physics is behind, is left out and counted. `speed` 0 runs as fast as it goes; then no
-picture is ever left out, time waits for it.
+being drawn, or while the physics is behind, is left out and counted. With a clock (`clock`) it is the other way
+round: time waits for every picture, and whoever follows /clock waits too. `speed` 0 then runs as fast as it goes.
 
 Lock step. Before every step of 50 ms time stands still until each controller has been commanded since the last step,
 at most `PATIENCE_S` of the wall clock, so that an idle robot does not stop the world. Where an operator is to drive,
-time stands still from a reset until he begins, and the same seed gives the same states, bit for bit.
+time stands still while he does not, and the same seed gives the same states, bit for bit.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Settings:
 
     @property
     def whole(self) -> bool:
-        """Whether time waits for every picture."""
-        return self.speed == 0.0 or self.lock_step
+        """Whether time waits for every picture: who follows the clock does not mind waiting."""
+        return self.clock
 
 
 class Outlets(Protocol):
@@ -281,7 +281,7 @@ class Live:
                     return False
                 left = end - time.monotonic()
                 if left <= 0.0:
-                    if operated and self.operator is None and self.judge.waits:
+                    if operated and self.operator is None:
                         return False
                     self.counters.waits += 1
                     break

@@ -288,6 +288,7 @@ class SimRobot(Node):
         counters = self.live.counters
         return {
             **self.live.judge.report(self.live.world),
+            'begun': not self.live.judge.waits,
             'operating': self.live.operator is not None,
             'commands': counters.commands,
             'refused': counters.refused,

@@ -118,7 +118,11 @@ def play(port: Port, task: str, seed: int, goal: int | None, match: Match) -> Ou
     time.sleep(QUIET_S)
     need(port.trigger(f'{EXECUTOR}/reset_fault'))
     need(port.switch(f'{EXECUTOR}/enable', True))
-    need(port.switch(f'{SIM}/operate', True) if match.plan else port.trigger(f'{POLICY}/start'))
+    if match.plan:
+        need(port.switch(f'{SIM}/operate', True))
+    else:
+        port.trigger(f'{POLICY}/reset_fault')  # a fault of the last episode is told in its outcome
+        need(port.trigger(f'{POLICY}/start'))
     try:
         return outcome_of(_until_ended(port, match.wall_limit_s))
     finally:
@@ -163,7 +167,7 @@ def _until_ended(port: Port, limit_s: float) -> dict[str, Any]:
         said, passed_s = state(port), time.monotonic() - begin
         if said['ended']:
             return said
-        idle = said['commands'] == 0 and passed_s > START_S
+        idle = not said['begun'] and passed_s > START_S
         if idle or passed_s > limit_s:
             what = f'nothing was commanded within {START_S:g} s' if idle else f'not over within {limit_s:g} s'
             return said | {'error': f'{what}: {port.complaint()}'}

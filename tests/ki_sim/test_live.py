@@ -143,8 +143,16 @@ def test_in_lock_step_time_waits_for_every_controller(start: Callable[..., tuple
     assert live.counters.ticks == 0
     live.command('right', nudge)
     until(lambda: live.counters.ticks == 5)
-    # From then on an absent commander does not stop the world.
+    time.sleep(0.15)
+    assert live.counters.ticks == 5
+
+
+def test_in_lock_step_without_an_operator_an_idle_robot_does_not_stop_the_world(
+    start: Callable[..., tuple[Live, Listener]],
+) -> None:
+    live, _ = start(Settings(clock=True, speed=0.0, lock_step=True), sources=('left',))
     until(lambda: live.counters.ticks >= 10)
+    assert live.counters.waits >= 2
 
 
 def test_a_job_is_done_while_time_stands_still(start: Callable[..., tuple[Live, Listener]]) -> None:
