@@ -44,8 +44,11 @@ class Subcommands(TyperGroup):
         if cmd_name not in self.list_commands(ctx):
             return None
         module = importlib.import_module(f'ki.{cmd_name.replace("-", "_")}')
+        module.app.rich_markup_mode = None
         command = typer.main.get_command(module.app)
         command.name = cmd_name
+        # Completion is installed for `ki`, not for every part of it.
+        command.params = [option for option in command.params if not str(option.name).endswith('_completion')]
         return command
 
 
