@@ -220,7 +220,7 @@ def split_episodes(index: Index, fraction: float, seed: int = 0) -> tuple[list[i
     for number, (entry, about) in enumerate(index.episodes):
         digest = hashlib.sha256(f'{seed} {entry.sha256} {about.file}'.encode()).digest()
         scores.append((int.from_bytes(digest[:8], 'big') / 2**64, number))
-    held = {number for score, number in scores if score < fraction}
+    held = {number for score, number in scores if score < fraction and len(scores) > 1}
     if fraction > 0 and len(scores) > 1:
         if not held:
             held = {min(scores)[1]}

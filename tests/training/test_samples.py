@@ -1,0 +1,80 @@
+"""What is random about a sample follows its draw; boxes keep their place."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from training.distributed import World
+from training.errors import TrainingError
+from training.mixture import Draw
+from training.policy import begin
+from training.run import open_sources
+from training.samples import Packer, counts, requantised
+
+MakeRun = Callable[..., Any]
+
+
+def test_boxes_are_said_in_the_steps_of_the_vocabulary() -> None:
+    assert requantised('<loc0000><loc0511><loc0512><loc1023> cup', 16) == '<loc0000><loc0007><loc0008><loc0015> cup'
+    assert requantised('<loc0700>', 1024) == '<loc0700>'
+
+
+def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
+    run = run_of()
+    sources = open_sources(run, World())
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    packer = pickle.loads(pickle.dumps(Packer(processor, 3, 2, 1.0, run.augment)))
+    drawn = [Draw('actions', i, sources.train[i], 10 + i) for i in range(3)]
+    drawn += [Draw('vlm', i, sources.vlm[i], 20 + i) for i in range(5)]
+    whole = packer(drawn)
+    parts = [packer(drawn[:3]), packer(drawn[3:])]
+    assert torch.equal(whole.noise_BRHA, torch.cat([part.noise_BRHA for part in parts]))
+    assert torch.equal(whole.tau_BR, torch.cat([part.tau_BR for part in parts]))
+    assert torch.equal(whole.batch.images_BVCHW[:3], parts[0].batch.images_BVCHW)
+    assert not torch.equal(whole.noise_BRHA[0], whole.noise_BRHA[1])
+    again = packer([Draw('actions', 0, sources.train[0], 11)])
+    assert not torch.equal(again.batch.images_BVCHW[0], whole.batch.images_BVCHW[0]), 'another draw, another crop'
+
+    box = whole.texts.index('where is the cup?')
+    plain = Packer(processor, 3, 2)(drawn)
+    edges = (whole.batch.images_BVCHW[box, 0].float().mean(0) > 4) == (
+        plain.batch.images_BVCHW[box, 0].float().mean(0) > 4
+    )
+    assert edges.float().mean() > 0.9, 'a picture with a box keeps its geometry'
+    assert whole.answers[box] == '<loc0001><loc0003><loc0009><loc0010>'
+
+    tokens, entries = counts(whole.batch, _recipe('ours'))
+    assert tokens == float(whole.batch.loss_mask_BT.sum())
+    assert entries == float(whole.batch.action_mask_BHA.sum())
+    assert counts(whole.batch, _recipe('ours_no_vlm'))[0] < tokens
+    assert counts(whole.batch, _recipe('frozen'))[0] == 0
+
+
+def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> None:
+    run = run_of()
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    drawn = [Draw('actions', 0, sources.train[0], number) for number in range(64)]
+    for share, low, high in ((0.0, 0, 0), (0.5, 16, 48), (1.0, 64, 64)):
+        batch = Packer(processor, 0, 1, share)(drawn).batch
+        says = (batch.loss_mask_BT & ~batch.fast_BT).sum(1) > 1
+        assert low <= int(says.sum()) <= high
+
+
+def test_a_source_of_something_else_is_refused(run_of: MakeRun) -> None:
+    run = run_of()
+    sources = open_sources(run)
+    processor = begin(run, sources.train, []).processor
+    with pytest.raises(TrainingError, match='source odd gave a int'):
+        Packer(processor, 0)([Draw('odd', 0, 3, 0)])
+
+
+def _recipe(name: str) -> Any:
+    from ki_vla.recipes import recipe
+
+    return recipe(name)
