@@ -202,9 +202,13 @@ class OnnxRunner:
         binding.synchronize_outputs()
         return np.array(here.numpy(), dtype=np.float32)
 
+    def drop(self) -> None:
+        """Let every session go, and its memory; the next call opens what it needs."""
+        self._sessions.clear()
+
     def close(self) -> None:
         """Drop every session."""
-        self._sessions.clear()
+        self.drop()
         self._rows.clear()
 
     def _run(self, graph: str, sizes: Mapping[str, int], values: Sequence[Any], outputs: Sequence[str]) -> list[Any]:

@@ -220,19 +220,17 @@ class TorchRunner:
         # The written-out backward pass is made for one shape.
         key = (kind, shape if kind == 'guided' else None)
         if key not in self._loops:
-            if kind == 'guided' and (self.mode.graphs or self.mode.compiled):
-                loop = self._guided_loop(tensors, cached)
-            else:
-                loop = Loop(self._stage, kind)
-                loop = _compiled(loop) if self.mode.compiled else loop
-            self._loops[key] = loop
+            by_step = self.mode.compiled or (kind == 'guided' and self.mode.graphs)
+            self._loops[key] = self._stepped(kind, tensors, cached) if by_step else Loop(self._stage, kind)
         return self._loops[key]
 
-    def _guided_loop(self, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
-        noise, *carried = tensors
+    def _stepped(self, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
+        """All steps of one kind, each the same function: compiling or tracing the whole loop would take minutes."""
         rows = [torch.full((1,), row, dtype=torch.int64, device=self.device) for row in range(self.steps)]
-        examples = [each.to(self.device) for each in (noise, rows[0], *carried, *cached)]
-        step = pure(Step(self._stage, 'guided'), tuple(examples))
+        step: Any = Step(self._stage, kind)
+        if kind == 'guided':
+            noise, *carried = (each.to(self.device) for each in tensors)
+            step = pure(step, (noise, rows[0], *carried, *cached))
         step = _compiled(step) if self.mode.compiled else step
 
         def loop(x_HA: Tensor, *rest: Tensor) -> Tensor:
