@@ -17,10 +17,11 @@ import numpy as np
 from ki_bags.reader import Bag, Topic, open_bag
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import Cadence, InvalidActionError, Planned, Planner, Policy, Timing, TooLateError
-from ki_policy_node.recorded import TYPES, Recorded
+from ki_policy_node.recorded import Recorded
 from ki_policy_node.streams import joint_columns
 from ki_robot.buffer import ObservationBuffer, Settings
 from ki_robot.chunk import Matrix
+from ki_robot.commands import MESSAGE_TYPES
 from ki_robot.contract import Camera, Contract, StateStream
 from ki_robot.errors import Rejected
 from ki_robot.messages import joint_values, stamp_ns
@@ -257,7 +258,7 @@ class _Run:
             if topic:
                 self._streams[topic] = stream.name
         for output in self._contract.outputs:
-            topic = self._find(output.topic, TYPES[output.kind], False, None)
+            topic = self._find(output.topic, MESSAGE_TYPES[output.kind], False, None)
             if topic:
                 self._outputs[topic] = output
         # The topic that the node listens to, and the task of an episode; other texts are somebody else's.

@@ -39,6 +39,7 @@ __all__ = [
     'stamp_ns',
     'time_ns',
     'to_chunk',
+    'twist_values',
 ]
 
 NS = 1_000_000_000
@@ -102,12 +103,17 @@ def joint_positions(msg: Any, joints: Sequence[str], prefix: str = '') -> Vector
 
 def odometry_values(msg: Any, columns: Sequence[str]) -> Vector:
     """The twist of a nav_msgs/Odometry for columns such as `base/linear/x/velocity`: float64 (len(columns),)."""
-    twist = msg.twist.twist
+    values = twist_values(msg.twist.twist, columns)
+    _finite(values, columns, 'odometry')
+    return values
+
+
+def twist_values(twist: Any, columns: Sequence[str]) -> Vector:
+    """Columns such as `base/linear/x/velocity` of a geometry_msgs/Twist, finite or not: float64 (len(columns),)."""
     values = np.empty(len(columns))
     for index, column in enumerate(columns):
         part, axis = _axis(column)
         values[index] = getattr(getattr(twist, part), axis)
-    _finite(values, columns, 'odometry')
     return values
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
+from ki_robot.commands import values_in_force
 from ki_robot.contract import Contract
 from training.clock import clock_epochs, within
 from training.errors import TrainingError
-from training.resample import command_values, hold, interpolate, newest_before
+from training.resample import hold, interpolate, newest_before
 from training.streams import Collected, Track
 
 OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
@@ -325,7 +326,7 @@ def _actions(
             continue
         timeout = TWIST_TIMEOUT_NS if output.kind.startswith('twist') else None
         starts = np.asarray(track.stamps, dtype=np.int64)
-        values, in_force = command_values(starts, track.rows, grid, timeout)
+        values, in_force = values_in_force(starts, track.rows, grid, timeout)
         actions[:, [names.index(column) for column in output.columns]] = values
         known &= in_force
     _from_state(actions, known, contract, options, state, fresh, path, problems)

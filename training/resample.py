@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.streams import Command
-
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
 
@@ -41,40 +39,3 @@ def rising(stamps: Sequence[int] | Times) -> NDArray[np.bool_]:
     if len(stamps_M) > 1:
         keep[1:] = stamps_M[1:] > np.maximum.accumulate(stamps_M)[:-1]
     return keep
-
-
-def command_values(
-    starts_M: Times, commands: Sequence[Command], grid_T: Times, timeout_ns: int | None = None
-) -> tuple[Values, NDArray[np.bool_]]:
-    """What a controller was told at each step.
-
-    A setpoint is in force until the next one. Within a trajectory the value is interpolated between its points; before
-    the first point, and after the last, that point is meant.
-
-    Args:
-        starts_M: When each command began.
-        commands: Those commands.
-        grid_T: The steps.
-        timeout_ns: Commands older than this are 0 (a base that hears nothing stands still); None: never.
-
-    Returns:
-        values (T, N), and whether a command was in force (T,): False before the first, unless there is a time-out.
-    """
-    row_T = newest_before(starts_M, grid_T)
-    safe_T = np.maximum(row_T, 0)
-    if all(len(command.times_ns) == 1 for command in commands):
-        values = np.concatenate([command.values for command in commands])[safe_T]
-    else:
-        values = np.empty((len(grid_T), commands[0].values.shape[1]))
-        for row in np.unique(safe_T):
-            steps = safe_T == row
-            command = commands[row]
-            after = (grid_T[steps] - starts_M[row]).astype(np.float64)
-            times = command.times_ns.astype(np.float64)
-            values[steps] = np.stack([np.interp(after, times, column) for column in command.values.T], axis=1)
-    known_T = row_T >= 0
-    if timeout_ns is not None:
-        old_T = (grid_T - starts_M[safe_T] > timeout_ns) | ~known_T
-        values = np.where(old_T[:, None], 0.0, values)
-        known_T = np.ones(len(grid_T), dtype=bool)
-    return values, known_T

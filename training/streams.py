@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_bags.reader import Bag, Topic
+from ki_robot.commands import MESSAGE_TYPES, command_stamp_ns, read_command
 from ki_robot.contract import Camera, Contract, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.images import compressed_size, decode_compressed, decode_image
-from ki_robot.messages import joint_values, odometry_values, stamp_ns, time_ns
-from ki_robot.names import joint_of, twist_axis_of
+from ki_robot.messages import joint_values, odometry_values, stamp_ns
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
 
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
-TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
-TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
-__all__ = ['Collected', 'Command', 'Marker', 'Track', 'collect', 'find_topic']
+__all__ = ['Collected', 'Marker', 'Track', 'collect', 'find_topic']
 
 
 @dataclass
@@ -52,14 +50,6 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Command:
-    """One message to a controller: points (P, n) at `times_ns` (P,) after its start; a single point is a setpoint."""
-
-    times_ns: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class Marker:
     """One EpisodeMarker."""
 
@@ -76,7 +66,7 @@ class Collected:
     Attributes:
         cameras: Rows are (offset, length) into the camera's file.
         states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
-        commands: By output; rows are `Command`s in the order of the output's columns.
+        commands: By output; rows are `ki_robot.commands.Command`s in the order of the output's columns.
         missing_outputs: Outputs whose topic was not recorded.
     """
 
@@ -307,67 +297,16 @@ def _add_command(
     remap: dict[str, str],
     problems: Problems,
 ) -> None:
-    kinds = {
-        'joint_trajectory': (TRAJECTORY,),
-        'forward_command': (ARRAY,),
-        'twist_stamped': (TWIST_STAMPED, TWIST),
-        'twist': (TWIST, TWIST_STAMPED),
-        'gripper': (ARRAY, TRAJECTORY),
-    }[output.kind]
-    topic = find_topic(bag, output.topic, kinds, remap, problems)
+    topic = find_topic(bag, output.topic, MESSAGE_TYPES[output.kind], remap, problems)
     if topic is None:
         found.missing_outputs.append(output.name)
         return
     track = found.commands[output.name] = Track()
-    take = {TRAJECTORY: _trajectory, ARRAY: _array, TWIST: _twist, TWIST_STAMPED: _twist}[topic.type]
 
     def handle(message: Any, log_ns: int) -> None:
-        command = take(message, output.columns)
-        if not np.isfinite(command.values).all():
-            raise Rejected(Reason.NON_FINITE, f'a command on {topic.name} is not finite.')
-        stamp = stamp_ns(message.header) if hasattr(message, 'header') else 0
-        # Stamp 0 means `on arrival` to a controller.
-        track.add(stamp if stamp > 0 else None, log_ns, command)
+        track.add(command_stamp_ns(message), log_ns, read_command(message, output.columns))
 
     handlers.setdefault(topic.name, []).append(handle)
-
-
-def _trajectory(message: Any, columns: tuple[str, ...]) -> Command:
-    row = {name: index for index, name in enumerate(message.joint_names)}
-    joints = [joint_of(column) for column in columns]
-    for joint in joints:
-        if joint not in row:
-            raise Rejected(Reason.MISSING_NAME, f'a trajectory lacks {joint!r}; it has {", ".join(sorted(row))[:200]}.')
-    if not len(message.points):
-        raise Rejected(Reason.BAD_LAYOUT, 'a trajectory has no points.')
-    picked = [row[joint] for joint in joints]
-    values = np.empty((len(message.points), len(columns)))
-    times = np.empty(len(message.points), dtype=np.int64)
-    for index, point in enumerate(message.points):
-        positions = np.asarray(point.positions, dtype=np.float64)
-        if positions.size != len(row):
-            raise Rejected(Reason.BAD_LAYOUT, f'a trajectory point has {positions.size} positions, {len(row)} joints.')
-        values[index] = positions[picked]
-        times[index] = time_ns(point.time_from_start)
-    if (np.diff(times) <= 0).any():
-        raise Rejected(Reason.BAD_LAYOUT, 'the times of a trajectory do not rise.')
-    return Command(times, values)
-
-
-def _array(message: Any, columns: tuple[str, ...]) -> Command:
-    values = np.asarray(message.data, dtype=np.float64)
-    if values.shape != (len(columns),):
-        raise Rejected(Reason.BAD_LAYOUT, f'a command has {values.size} values; the contract has {len(columns)}.')
-    return Command(np.zeros(1, dtype=np.int64), values[None])
-
-
-def _twist(message: Any, columns: tuple[str, ...]) -> Command:
-    twist = getattr(message, 'twist', message)
-    values = np.empty((1, len(columns)))
-    for index, column in enumerate(columns):
-        part, axis, _ = str(twist_axis_of(column)).split('/')
-        values[0, index] = getattr(getattr(twist, part), axis)
-    return Command(np.zeros(1, dtype=np.int64), values)
 
 
 def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[Any, int], None]]]) -> None:
