@@ -1,4 +1,4 @@
-"""The simulated robot: record the expert, check it, make knowledge data, take pictures."""
+"""The simulated robot: run it, record the expert, check it, make knowledge data, take pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help='The simulated robot: record the expert, check it, make knowledge data, take pictures.')
+app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make knowledge data, take pictures.')
 
 Out = Annotated[Path, typer.Option(help='Folder to write to.')]
 Seeds = Annotated[int, typer.Option(help='First seed.')]

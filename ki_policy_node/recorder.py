@@ -27,9 +27,10 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from rclpy.task import Future
+from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import Trigger
 
 from ki_bags.errors import BagError
@@ -114,6 +115,10 @@ class Recorder(Node):
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
         self._goal: Any = None
+        self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
+        if self.get_parameter('use_sim_time').value:
+            qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+            self.create_subscription(ClockMessage, '/clock', self._on_clock, qos)
         # On its own clock: where simulated time stands still, topics are to be found all the same.
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
@@ -164,9 +169,19 @@ class Recorder(Node):
         stream.arrivals.append(time.monotonic())
         if stream.latched is not None:
             stream.latched.append((data, sent_ns))
-        now_ns = self.get_clock().now().nanoseconds
-        if self.episode and not self.episode.writer.write(stream.channel, now_ns, data, sent_ns):
+        if self.episode and not self.episode.writer.write(stream.channel, self._log_ns(sent_ns), data, sent_ns):
             stream.dropped += 1
+
+    def _on_clock(self, message: ClockMessage, info: dict[str, int]) -> None:
+        self._clock_history.append((info['source_timestamp'], message.clock.sec * 10**9 + message.clock.nanosec))
+
+    def _log_ns(self, sent_ns: int) -> int:
+        """When a message counts as logged: now; in simulated time, what the clock said when it was sent.
+
+        Simulated time may run at several times the wall clock, and a few milliseconds in a queue are steps then.
+        """
+        said = next((time_ns for told_ns, time_ns in reversed(self._clock_history) if told_ns <= sent_ns), None)
+        return self.get_clock().now().nanoseconds if said is None else said
 
     # -- episodes
 

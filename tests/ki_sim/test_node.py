@@ -440,6 +440,9 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
         for one, two in zip(live['/joint_states'], direct['/joint_states'], strict=False):
             assert list(one.name) == list(two.name)
             np.testing.assert_allclose(one.position, two.position, atol=1e-9)
+        for topic in direct:
+            if topic.endswith('/commands'):
+                assert [list(m.data) for m in live[topic]] == [list(m.data) for m in direct[topic]]
         for camera in load_contract(ROBOT).cameras:
             pairs = zip(live['/' + camera.topic], direct['/' + camera.topic], strict=False)
             assert all((one.data == two.data).all() for one, two in pairs), camera.name
