@@ -95,7 +95,7 @@ class Packer:
             tau.append(flow.sample_tau((self.draws,), generator))
         batch = collate([row for row, _, _ in rows], self.processor.tokenizer.vocabulary.pad)
         packet = Packet(
-            batch.check(config, values=True),
+            _with_targets(batch).check(config, values=True),
             torch.stack(noise),
             torch.stack(tau),
             tuple(draw.number for draw in drawn),
@@ -124,6 +124,19 @@ class Packer:
         if self.how is not None:
             row['images_VCHW'] = augment(row['images_VCHW'], row['image_mask_V'], fixed, self.how, rng)
         return row, asked, answer
+
+
+def _with_targets(batch: Batch, least: int = 2) -> Batch:
+    """At least two columns of targets, if only padding: without any, the model takes another path.
+
+    Several processes must take the same one, or their collectives do not meet.
+    """
+    lack = least - batch.target_BT.shape[1]
+    if lack <= 0:
+        return batch
+    names = ('target_BT', 'target_mask_BT', 'loss_mask_BT', 'action_token_BT')
+    padded = {name: torch.nn.functional.pad(getattr(batch, name), (0, lack)) for name in names}
+    return replace(batch, **padded)
 
 
 def requantised(text: str, bins: int) -> str:

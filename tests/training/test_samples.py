@@ -66,6 +66,18 @@ def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> 
         assert low <= int(says.sum()) <= high
 
 
+def test_a_batch_without_a_target_takes_the_same_path_as_any_other(run_of: MakeRun) -> None:
+    """The end of an episode leaves FAST out; alone in a batch on one process it would part ways with the others."""
+    run = run_of()
+    sources = open_sources(run)
+    processor = begin(run, sources.train, []).processor
+    cut = next(i for i in range(len(sources.train)) if not sources.train[i].action_mask_H.all())
+    batch = Packer(processor, 0)([Draw('actions', cut, sources.train[cut], 0)]).batch
+    assert batch.target_BT.shape == (1, 2)
+    assert not batch.target_mask_BT.any()
+    assert not batch.loss_mask_BT.any()
+
+
 def test_a_source_of_something_else_is_refused(run_of: MakeRun) -> None:
     run = run_of()
     sources = open_sources(run)
