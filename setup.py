@@ -9,7 +9,13 @@ PACKAGE = 'ki_policy_node'
 ROOMS = ['ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
 
 # `ros2 run ki_policy_node NAME`; with pip, commands beside `ki`.
-NODES = ['chunk_executor', 'generated_robot', 'policy_node', 'recorder']
+NODES = {
+    'policy_node': 'ki_policy_node.policy_node',
+    'chunk_executor': 'ki_policy_node.chunk_executor',
+    'recorder': 'ki_policy_node.recorder',
+    'synthetic_robot': 'ki_policy_node.synthetic_robot',
+    'sim_robot': 'ki_sim.node',
+}
 
 REQUIRES = [
     'numpy>=1.26,<3',
@@ -98,5 +104,7 @@ setup(
     zip_safe=False,
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['ki = ki.main:main', *(f'{node} = {PACKAGE}.{node}:main' for node in NODES)]},
+    entry_points={
+        'console_scripts': ['ki = ki.main:main', *(f'{name} = {module}:main' for name, module in NODES.items())]
+    },
 )
