@@ -88,6 +88,8 @@ def open_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
+    # Threads that wait must not keep cores from the node and the drivers; on a busy machine that is faster here, too.
+    settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
     for dimension, size in (sizes or {}).items():
         settings.add_free_dimension_override_by_name(dimension, size)
     providers: list[Any] = [(name, dict(options or {}))]
