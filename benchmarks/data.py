@@ -24,6 +24,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import cv2
 import numpy as np
 
+from ki_bags import compose
 from ki_bags.writer import BagWriter
 from ki_robot.contract import Contract, load_contract
 from training.bags import Index, index_bags
@@ -33,7 +34,6 @@ from training.from_lerobot import from_lerobot
 from training.lerobot_format import to_lerobot
 from training.memory import keep_freed_memory
 from training.mixture import Draw, Loader, Mixture, Part, Sampler
-from training.ros_messages import put_command, put_image, put_marker, put_state
 
 ROOT = Path(__file__).resolve().parent.parent
 START_NS = 1_700_000_000_000_000_000
@@ -60,18 +60,20 @@ def write_bag(path: Path, contract: Contract, seconds: float, quality: int = 90)
     shown = pictures(64)
     rng = np.random.default_rng(0)
     with BagWriter(path) as bag:
-        put_marker(bag, START_NS, 0, 0, 'lift the cup')
+        compose.put(bag, 'episode', START_NS, compose.marker(START_NS, 0, 0, 'lift the cup'))
         for tick in range(int(seconds * JOINT_HZ)):
             time_ns = START_NS + tick * 10**9 // JOINT_HZ
             values = {name: float(np.sin(tick / 100 + place)) for place, name in enumerate(contract.state_names)}
             for stream in contract.state_streams:
-                put_state(bag, contract, stream, time_ns, values)
+                compose.put(bag, stream.topic, time_ns, compose.state(contract, stream, time_ns, values))
             if tick % round(JOINT_HZ / contract.rate_hz) == 0:
                 for camera in contract.cameras:
-                    put_image(bag, camera.topic, time_ns, shown[int(rng.integers(len(shown)))], quality)
+                    picture = shown[int(rng.integers(len(shown)))]
+                    compose.put(bag, camera.topic, time_ns, compose.picture(time_ns, picture, quality=quality))
                 for output in contract.outputs:
-                    put_command(bag, output, time_ns, np.full(len(output.columns), 0.05))
-        put_marker(bag, time_ns, 1, 0, 'lift the cup', 1)
+                    command = compose.command(output, time_ns, np.full(len(output.columns), 0.05))
+                    compose.put(bag, output.topic, time_ns, command)
+        compose.put(bag, 'episode', time_ns, compose.marker(time_ns, 1, 0, 'lift the cup', 1))
     return path
 
 

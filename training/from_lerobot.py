@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from ki_bags import compose
 from ki_bags.errors import BagError
 from ki_bags.problems import Problems
 from ki_bags.writer import BagWriter
@@ -23,7 +24,6 @@ from ki_robot.errors import KiError
 from ki_robot.names import interface_of, is_column, twist_axis_of
 from training.errors import TrainingError
 from training.lerobot_read import LerobotDataset, LerobotEpisode
-from training.ros_messages import put_command, put_image, put_marker, put_state
 
 EPOCH_NS = 1_700_000_000 * 10**9  # the first stamp: no stamp is 0, and the same dataset gives the same bags
 MARGIN = 0.05  # of its span, beyond what a column reached, where limits are made from data
@@ -220,18 +220,20 @@ def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan,
     on_grid = dataset.fps == contract.rate_hz
     clips = {camera: dataset.frames(episode.clips[name], len(episode.state)) for camera, name in plan.cameras.items()}
     with BagWriter(path, custom={'task': task, 'source': f'{dataset.folder.name}#{episode.number}'}) as bag:
-        put_marker(bag, EPOCH_NS, 0, episode.number, task)
+        compose.put(bag, 'episode', EPOCH_NS, compose.marker(EPOCH_NS, 0, episode.number, task))
         for step in range(len(episode.state)):
             # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
             time_ns = EPOCH_NS + (step * contract.step_ns if on_grid else round(step * 1e9 / dataset.fps))
             for camera in contract.cameras:
                 if camera.name in clips:
-                    put_image(bag, camera.topic, time_ns, next(clips[camera.name]), quality)
+                    picture = compose.picture(time_ns, next(clips[camera.name]), quality=quality)
+                    compose.put(bag, camera.topic, time_ns, picture)
             measured = dict(zip(contract.state_names, episode.state[step, plan.state].tolist(), strict=True))
             for stream in contract.state_streams:
-                put_state(bag, contract, stream, time_ns, measured)
+                compose.put(bag, stream.topic, time_ns, compose.state(contract, stream, time_ns, measured))
             action = dict(zip(contract.action_names, episode.action[step, plan.action].tolist(), strict=True))
             for output in contract.outputs:
-                put_command(bag, output, time_ns, np.array([action[column] for column in output.columns]))
-        put_marker(bag, time_ns, 1, episode.number, task, 1)
+                command = compose.command(output, time_ns, [action[column] for column in output.columns])
+                compose.put(bag, output.topic, time_ns, command)
+        compose.put(bag, 'episode', time_ns, compose.marker(time_ns, 1, episode.number, task, 1))
     return path

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from ki_bags import compose
 from ki_bags.errors import BagError
 from ki_bags.reader import open_bag
-from ki_bags.types import definition, deserialise, message, serialise
+from ki_bags.types import definition, deserialise, serialise
 from ki_bags.writer import BagWriter
 
 MakeBag = Callable[..., Path]
@@ -50,9 +51,7 @@ def test_every_byte_of_the_file_is_under_a_checksum(make_bag: MakeBag) -> None:
 
 def test_own_messages_survive_with_their_definition(tmp_path: Path) -> None:
     name = 'ki_msgs/msg/EpisodeMarker'
-    stamp = message('builtin_interfaces/msg/Time', sec=7, nanosec=9)
-    header = message('std_msgs/msg/Header', stamp=stamp, frame_id='')
-    marker = message(name, header=header, phase=1, episode_index=3, task='lift', outcome=1, policy_id='')
+    marker = compose.marker(7 * 10**9 + 9, 1, 3, 'lift', 1)
     with BagWriter(tmp_path / 'bag', custom={'task': 'lift'}) as writer:
         writer.add_topic('/episode', name)
         writer.write('/episode', 5, serialise(marker, name))
@@ -67,15 +66,7 @@ def test_own_messages_survive_with_their_definition(tmp_path: Path) -> None:
 def test_joint_states_keep_every_bit(tmp_path: Path) -> None:
     name = 'sensor_msgs/msg/JointState'
     values = np.random.default_rng(0).normal(size=14)
-    stamp = message('builtin_interfaces/msg/Time', sec=1, nanosec=2)
-    state = message(
-        name,
-        header=message('std_msgs/msg/Header', stamp=stamp, frame_id=''),
-        name=[f'j{index}' for index in range(14)],
-        position=values,
-        velocity=np.zeros(0),
-        effort=np.zeros(0),
-    )
+    state = compose.joint_state(10**9 + 2, [f'j{index}' for index in range(14)], values)
     with BagWriter(tmp_path / 'bag') as writer:
         writer.add_topic('joint_states', name)
         writer.write('joint_states', 5, serialise(state, name))

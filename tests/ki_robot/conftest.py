@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-DTYPES = {'octet': np.uint8, 'byte': np.uint8}
+from ki_bags import compose
+from ki_bags.types import deserialise, serialise
 
 
 class RosbagsMaker:
@@ -17,36 +18,12 @@ class RosbagsMaker:
 
     kind = 'rosbags'
 
-    def __init__(self, root: Any) -> None:
-        from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-
-        self.store = get_typestore(Stores.ROS2_JAZZY)
-        for file in sorted((root / 'ki_msgs' / 'msg').glob('*.msg')):
-            self.store.register(get_types_from_msg(file.read_text(), f'ki_msgs/msg/{file.stem}'))
-
     def __call__(self, name: str) -> Any:
-        package, kind = name.split('/')
-        full = f'{package}/msg/{kind}'
-        return self.store.types[full](
-            **{field: self._empty(node) for field, node in self.store.get_msgdef(full).fields}
-        )
-
-    def _empty(self, node: Any) -> Any:
-        from rosbags.interfaces import Nodetype
-
-        kind, detail = node
-        if kind == Nodetype.BASE:
-            return {'string': '', 'bool': False}.get(detail[0], 0.0 if 'float' in detail[0] else 0)
-        if kind == Nodetype.NAME:
-            return self(detail.replace('/msg/', '/'))
-        (inner, name), size = detail
-        if inner == Nodetype.BASE and name[0] != 'string':
-            return np.zeros(size if kind == Nodetype.ARRAY else 0, dtype=DTYPES.get(name[0], name[0]))
-        return []
+        return compose.empty(name)
 
     def through_the_wire(self, msg: Any) -> Any:
         """`msg` as a bag would give it back."""
-        return self.store.deserialize_cdr(self.store.serialize_cdr(msg, msg.__msgtype__), msg.__msgtype__)
+        return deserialise(serialise(msg, msg.__msgtype__), msg.__msgtype__)
 
 
 class RclpyMaker:
@@ -68,8 +45,8 @@ Maker = Callable[[str], Any]
 
 
 @pytest.fixture(scope='session')
-def rosbags_maker(root: Any) -> RosbagsMaker:
-    return RosbagsMaker(root)
+def rosbags_maker() -> RosbagsMaker:
+    return RosbagsMaker()
 
 
 @pytest.fixture(params=['rosbags', pytest.param('rclpy', marks=pytest.mark.ros)])

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from ki_bags.types import message, serialise
+from ki_bags import compose
 from ki_bags.writer import BagWriter
 from ki_robot.contract import Contract
 
 RATE_HZ, IMAGE_HZ = 100, 30
+BASE = ('base/linear/x/velocity',)
 START_NS = 1_700_000_000_000_000_000
 CONTRACT = {
     'name': 'toy',
@@ -97,14 +98,6 @@ CONTRACT = {
 }
 
 
-def stamp(time_ns: int) -> Any:
-    return message('builtin_interfaces/msg/Time', sec=time_ns // 10**9, nanosec=time_ns % 10**9)
-
-
-def header(time_ns: int) -> Any:
-    return message('std_msgs/msg/Header', stamp=stamp(time_ns), frame_id='')
-
-
 def jpeg(value: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
     """A ramp whose brightness says which picture it is."""
     ramp = np.linspace(0, 100, size[1]).astype(np.uint8)[None, :, None]
@@ -120,115 +113,51 @@ def joints_at(seconds: np.ndarray | float) -> np.ndarray:
 class Scribe:
     """Writes the topics of the toy robot, message by message."""
 
-    TYPES: ClassVar[dict[str, str]] = {
-        '/joint_states': 'sensor_msgs/msg/JointState',
-        '/odom': 'nav_msgs/msg/Odometry',
-        '/scene/image_raw/compressed': 'sensor_msgs/msg/CompressedImage',
-        '/wrist/image_raw/compressed': 'sensor_msgs/msg/CompressedImage',
-        '/arm_controller/joint_trajectory': 'trajectory_msgs/msg/JointTrajectory',
-        '/gripper_controller/commands': 'std_msgs/msg/Float64MultiArray',
-        '/base_controller/cmd_vel': 'geometry_msgs/msg/TwistStamped',
-        '/episode': 'ki_msgs/msg/EpisodeMarker',
-        '/instruction': 'ki_msgs/msg/Instruction',
-        '/subtask': 'ki_msgs/msg/Instruction',
-    }
-
     def __init__(self, bag: BagWriter, without: tuple[str, ...] = ()) -> None:
         self.bag = bag
         self.without = without
+        self.contract = Contract.from_dict(CONTRACT)
 
     def send(self, topic: str, log_ns: int, value: Any) -> None:
-        if topic in self.without:
-            return
-        self.bag.add_topic(topic, self.TYPES[topic])
-        self.bag.write(topic, log_ns, serialise(value, self.TYPES[topic]))
+        if topic not in self.without:
+            compose.put(self.bag, topic, log_ns, value)
 
     def joints(
         self, time_ns: int, values: Any, names: tuple[str, ...] = ('gripper', 'joint1', 'joint2'), log_ns: int = 0
     ) -> None:
         """`values` are joint1, joint2, gripper; the message lists them in another order."""
         by_name = dict(zip(('joint1', 'joint2', 'gripper'), values, strict=False))
-        position = np.array([by_name.get(name, 0.0) for name in names])
-        empty = np.zeros(0)
-        value = message(
-            'sensor_msgs/msg/JointState',
-            header=header(time_ns),
-            name=list(names),
-            position=position,
-            velocity=empty,
-            effort=empty,
-        )
-        self.send('/joint_states', log_ns or time_ns, value)
+        position = [by_name.get(name, 0.0) for name in names]
+        self.send('/joint_states', log_ns or time_ns, compose.joint_state(time_ns, names, position))
 
     def odom(self, time_ns: int, speed: float, log_ns: int = 0) -> None:
-        vector = message('geometry_msgs/msg/Vector3', x=speed, y=0.0, z=0.0)
-        zero = message('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
-        twist = message('geometry_msgs/msg/Twist', linear=vector, angular=zero)
-        pose = message(
-            'geometry_msgs/msg/Pose',
-            position=message('geometry_msgs/msg/Point', x=0.0, y=0.0, z=0.0),
-            orientation=message('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0),
-        )
-        flat = np.zeros(36)
-        value = message(
-            'nav_msgs/msg/Odometry',
-            header=header(time_ns),
-            child_frame_id='',
-            pose=message('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=flat),
-            twist=message('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=flat),
-        )
-        self.send('/odom', log_ns or time_ns, value)
+        self.send('/odom', log_ns or time_ns, compose.odometry(time_ns, BASE, [speed]))
 
     def image(self, camera: str, time_ns: int, data: np.ndarray, log_ns: int = 0) -> None:
-        value = message('sensor_msgs/msg/CompressedImage', header=header(time_ns), format='jpeg', data=data)
-        self.send(f'/{camera}/image_raw/compressed', log_ns or time_ns, value)
+        self.send(f'/{camera}/image_raw/compressed', log_ns or time_ns, compose.compressed(time_ns, data))
 
     def arm(self, log_ns: int, points: list[tuple[float, float, float]]) -> None:
         """Points are (seconds from start, joint1, joint2); joints are named in reverse."""
-        made = [
-            message(
-                'trajectory_msgs/msg/JointTrajectoryPoint',
-                positions=np.array([second, first]),
-                velocities=np.zeros(0),
-                accelerations=np.zeros(0),
-                effort=np.zeros(0),
-                time_from_start=message(
-                    'builtin_interfaces/msg/Duration', sec=int(seconds), nanosec=round(seconds % 1 * 1e9)
-                ),
-            )
-            for seconds, first, second in points
-        ]
-        value = message(
-            'trajectory_msgs/msg/JointTrajectory', header=header(0), joint_names=['joint2', 'joint1'], points=made
-        )
+        times_ns = [round(seconds * 1e9) for seconds, _, _ in points]
+        positions = [[second, first] for _, first, second in points]
+        value = compose.trajectory(0, ['joint2', 'joint1'], times_ns, positions)
         self.send('/arm_controller/joint_trajectory', log_ns, value)
 
     def gripper(self, log_ns: int, opening: float) -> None:
-        layout = message('std_msgs/msg/MultiArrayLayout', dim=[], data_offset=0)
-        value = message('std_msgs/msg/Float64MultiArray', layout=layout, data=np.array([opening]))
-        self.send('/gripper_controller/commands', log_ns, value)
+        self.send('/gripper_controller/commands', log_ns, self.command('gripper', 0, opening))
 
     def base(self, time_ns: int, speed: float, log_ns: int = 0) -> None:
-        zero = message('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
-        linear = message('geometry_msgs/msg/Vector3', x=speed, y=0.0, z=0.0)
-        twist = message('geometry_msgs/msg/Twist', linear=linear, angular=zero)
-        value = message('geometry_msgs/msg/TwistStamped', header=header(time_ns), twist=twist)
-        self.send('/base_controller/cmd_vel', log_ns or time_ns, value)
+        self.send('/base_controller/cmd_vel', log_ns or time_ns, self.command('base', time_ns, speed))
+
+    def command(self, name: str, time_ns: int, value: float) -> Any:
+        output = next(each for each in self.contract.outputs if each.name == name)
+        return compose.command(output, time_ns, [value])
 
     def marker(self, time_ns: int, phase: int, index: int, task: str = 'lift the cup', outcome: int = 1) -> None:
-        value = message(
-            'ki_msgs/msg/EpisodeMarker',
-            header=header(time_ns),
-            phase=phase,
-            episode_index=index,
-            task=task,
-            outcome=outcome,
-            policy_id='',
-        )
-        self.send('/episode', time_ns, value)
+        self.send('/episode', time_ns, compose.marker(time_ns, phase, index, task, outcome))
 
     def say(self, topic: str, time_ns: int, text: str) -> None:
-        self.send(topic, time_ns, message('ki_msgs/msg/Instruction', header=header(time_ns), id='', text=text))
+        self.send(topic, time_ns, compose.instruction(time_ns, text))
 
     def stretch(
         self, seconds: float, begin_s: float = 0.0, base_ns: int = START_NS, log_base_ns: int | None = None

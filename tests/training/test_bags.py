@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ki_bags import compose
 from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract import Contract
@@ -302,7 +303,6 @@ def test_namespaced_topics_are_found_and_ambiguous_ones_asked_about(toy: Contrac
     with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
         writer = scribe(bag)
         send = writer.send
-        writer.TYPES = {f'/robot1{name}': kind for name, kind in scribe.TYPES.items()}
         writer.send = lambda topic, log_ns, value: send(f'/robot1{topic}', log_ns, value)
         writer.stretch(1.0)
     index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
@@ -311,7 +311,6 @@ def test_namespaced_topics_are_found_and_ambiguous_ones_asked_about(toy: Contrac
         for robot in ('a', 'b'):
             writer = scribe(bag)
             send = writer.send
-            writer.TYPES = {f'/{robot}{name}': kind for name, kind in scribe.TYPES.items()}
             writer.send = lambda topic, log_ns, value, robot=robot, send=send: send(f'/{robot}{topic}', log_ns, value)
             writer.stretch(0.5)
     index = index_bags(tmp_path / 'two', toy, tmp_path / 'index2')
@@ -329,28 +328,14 @@ def test_real_recordings_of_other_robots_are_refused_by_name(ki_data: Path, toy:
 
 
 def test_raw_pictures_are_stored_without_loss(toy: Contract, tmp_path: Path, scribe: Any) -> None:
-    from ki_bags.types import message, serialise
-
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
     with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
         writer = scribe(bag, without=('/scene/image_raw/compressed',))
         writer.stretch(1.0)
-        bag.add_topic('/scene/image_raw', 'sensor_msgs/msg/Image')
         for index in range(31):
             time_ns = START_NS + round(index / 30 * 1e9)
-            stamp = message('builtin_interfaces/msg/Time', sec=time_ns // 10**9, nanosec=time_ns % 10**9)
-            image = message(
-                'sensor_msgs/msg/Image',
-                header=message('std_msgs/msg/Header', stamp=stamp, frame_id=''),
-                height=24,
-                width=32,
-                encoding='rgb8',
-                is_bigendian=0,
-                step=96,
-                data=pixels.reshape(-1),
-            )
-            bag.write('/scene/image_raw', time_ns, serialise(image, 'sensor_msgs/msg/Image'))
+            compose.put(bag, 'scene/image_raw', time_ns, compose.raw(time_ns, pixels))
     index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
     assert 'other_transport' in index.problems.kinds()
     np.testing.assert_array_equal(EpisodeDataset(index, resize=False)[3].images['scene'], pixels)
