@@ -125,7 +125,7 @@ class TorchRunner:
         self._vision, self._prefix, self._loops = None, None, {}
         self._graphs: dict[Any, Fixed] = {}
         self._pinned: dict[Any, Tensor] = {}
-        self._sent: torch.cuda.Event | None = None  # the last copy from pinned memory
+        self._sent: torch.cuda.Event | None = None  # after the last prefill's copies
         if mode.rungs is None:
             self._plain = _Plain(model, steps)
             return
@@ -139,6 +139,9 @@ class TorchRunner:
     @torch.no_grad()
     def prefill(self, shape: Shape, inputs: ModelInputs) -> Any:
         """See `interface.Runner`."""
+        if self._sent is not None:
+            # The last prefill may still be fetching from the buffers that are about to be written.
+            self._sent.synchronize()
         self._clock.start()
         tensors = [self._input(name, getattr(inputs, name)) for name in INPUTS]
         self._clock.mark('copy')
@@ -200,8 +203,6 @@ class TorchRunner:
         key = (name, value.shape)
         if key not in self._pinned:
             self._pinned[key] = torch.from_numpy(np.array(value)).pin_memory()
-        if self._sent is not None:
-            self._sent.synchronize()
         # By numpy: a copy by torch may wake its thread pool, which costs milliseconds now and then.
         np.copyto(self._pinned[key].numpy(), value)
         pinned = self._pinned[key]

@@ -37,7 +37,7 @@ from ki_vla.export.source import random_weight
 from ki_vla.model import KiVla
 from ki_vla.summary import parameters_by_part, skeleton
 
-RESULTS = Path(__file__).resolve().parent / 'results'
+RESULTS = Path(__file__).resolve().parent.parent / 'results'
 # Cumulative, in the order in which they are climbed.
 LADDER = {
     'eager': TorchMode(rungs=None),
