@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -52,3 +55,21 @@ def ros_domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     domain = 1 + (next(_domains) * 7 + os.getpid()) % 100
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
     return domain
+
+
+@pytest.fixture(scope='session')
+def rigs() -> ModuleType:
+    """The module tests/rig.py: the stack on a robot made of topics."""
+    spec = importlib.util.spec_from_file_location('rig', ROOT / 'tests' / 'rig.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def rig(ros_domain: int, rigs: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """A robot and an observer; the test starts the processes it needs."""
+    with rigs.make(tmp_path) as made:
+        yield made

@@ -14,6 +14,30 @@ VISION = VisionConfig(image_size=28, patch_size=14, width=32, depth=2, mlp=48, h
 BACKBONE = GemmaConfig(width=64, depth=3, mlp=96, heads=4, kv_heads=1, head_dim=16)
 EXPERT = GemmaConfig(width=32, depth=3, mlp=48, heads=4, kv_heads=1, head_dim=16)
 
+# The names that transformers gives to the parts of a layer, written out once more, apart from the importers' table: a
+# slip there must not vouch for itself here.
+LAYER = {
+    'input_norm': 'input_layernorm',
+    'mlp_norm': 'post_attention_layernorm',
+    **{part: f'self_attn.{part}_proj' for part in 'qkvo'},
+    **{part: f'mlp.{part}_proj' for part in ('gate', 'up', 'down')},
+}
+VISION_LAYER = {
+    **{f'norm{number}': f'layer_norm{number}' for number in (1, 2)},
+    **{part: f'self_attn.{part}_proj' for part in ('q', 'k', 'v', 'out')},
+    **{f'fc{number}': f'mlp.fc{number}' for number in (1, 2)},
+}
+
+
+@pytest.fixture(scope='session')
+def part_name() -> Callable[[str, str], str]:
+    """The name in transformers' layers of one of our parts: `part_name('vision', 'fc1')`."""
+
+    def name(room: str, part: str) -> str:
+        return (VISION_LAYER if room == 'vision' else LAYER)[part]
+
+    return name
+
 
 @pytest.fixture
 def small_config() -> Callable[..., ModelConfig]:

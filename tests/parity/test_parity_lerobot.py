@@ -24,27 +24,7 @@ modeling = pytest.importorskip(
 )
 
 TOLERANCE = 1e-4
-LAYER = {
-    'input_norm': 'input_layernorm',
-    'mlp_norm': 'post_attention_layernorm',
-    'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj',
-    'v': 'self_attn.v_proj',
-    'o': 'self_attn.o_proj',
-    'gate': 'mlp.gate_proj',
-    'up': 'mlp.up_proj',
-    'down': 'mlp.down_proj',
-}
-VISION_LAYER = {
-    'norm1': 'layer_norm1',
-    'norm2': 'layer_norm2',
-    'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj',
-    'v': 'self_attn.v_proj',
-    'out': 'self_attn.out_proj',
-    'fc1': 'mlp.fc1',
-    'fc2': 'mlp.fc2',
-}
+PartName = Callable[[str, str], str]
 ROOT, EXPERT = 'paligemma_with_expert.paligemma.model', 'paligemma_with_expert.gemma_expert.model'
 TOWER = f'{ROOT}.vision_tower.vision_model'
 PLACES = {
@@ -62,20 +42,19 @@ PLACES = {
 }
 
 
-def their_name(ours: str) -> str:
+def their_name(ours: str, part_name: PartName) -> str:
     """The name in lerobot's pi0.5 of one of our weights."""
     words = ours.split('.')
     if words[1] == 'layers':
         place = {'vision': f'{TOWER}.encoder', 'backbone': f'{ROOT}.language_model', 'expert': EXPERT}[words[0]]
-        names = VISION_LAYER if words[0] == 'vision' else LAYER
-        return '.'.join([place, 'layers', words[2], names[words[3]], *words[4:]])
+        return '.'.join([place, 'layers', words[2], part_name(words[0], words[3]), *words[4:]])
     mine = next(m for m in PLACES if ours == m or ours.startswith(m + '.'))
     return PLACES[mine] + ours.removeprefix(mine)
 
 
 @pytest.fixture
 def pair(
-    small_config: Callable, build_ours: Callable, monkeypatch: pytest.MonkeyPatch
+    small_config: Callable, build_ours: Callable, part_name: PartName, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[KiVla, torch.nn.Module]:
     """Ours and theirs; theirs fixes the vocabulary and the width of the vision MLP, so ours follows."""
     base = small_config()
@@ -125,7 +104,7 @@ def pair(
     theirs = modeling.PI05Pytorch(settings).eval()
     projector = theirs.paligemma_with_expert.paligemma.model.multi_modal_projector
     projector.linear = torch.nn.Linear(config.vision.width, config.backbone.width)
-    weights = {their_name(name): value for name, value in ours.state_dict().items()}
+    weights = {their_name(name, part_name): value for name, value in ours.state_dict().items()}
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert unexpected == []
     assert all('lm_head' in name for name in missing), missing

@@ -14,27 +14,7 @@ from ki_vla.model import KiVla
 transformers = pytest.importorskip('transformers')
 
 TOLERANCE = 1e-4
-LAYER = {
-    'input_norm': 'input_layernorm',
-    'mlp_norm': 'post_attention_layernorm',
-    'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj',
-    'v': 'self_attn.v_proj',
-    'o': 'self_attn.o_proj',
-    'gate': 'mlp.gate_proj',
-    'up': 'mlp.up_proj',
-    'down': 'mlp.down_proj',
-}
-VISION_LAYER = {
-    'norm1': 'layer_norm1',
-    'norm2': 'layer_norm2',
-    'q': 'self_attn.q_proj',
-    'k': 'self_attn.k_proj',
-    'v': 'self_attn.v_proj',
-    'out': 'self_attn.out_proj',
-    'fc1': 'mlp.fc1',
-    'fc2': 'mlp.fc2',
-}
+PartName = Callable[[str, str], str]
 PLACES = {
     'vision.patch': 'vision_tower.embeddings.patch_embedding',
     'vision.position': 'vision_tower.embeddings.position_embedding.weight',
@@ -45,22 +25,21 @@ PLACES = {
 }
 
 
-def their_name(ours: str) -> str:
+def their_name(ours: str, part_name: PartName) -> str:
     """The name below transformers' PaliGemmaModel of one of our vision-language weights."""
     words = ours.split('.')
     if words[1] == 'layers':
         place = 'vision_tower.encoder' if words[0] == 'vision' else 'language_model'
-        names = VISION_LAYER if words[0] == 'vision' else LAYER
-        return '.'.join([place, 'layers', words[2], names[words[3]], *words[4:]])
+        return '.'.join([place, 'layers', words[2], part_name(words[0], words[3]), *words[4:]])
     for mine, theirs in PLACES.items():
         if ours == mine or ours.startswith(mine + '.'):
             return theirs + ours.removeprefix(mine)
     raise KeyError(ours)
 
 
-def vision_language(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def vision_language(state: dict[str, Tensor], part_name: PartName) -> dict[str, Tensor]:
     """Our vision-language weights under their names."""
-    return {their_name(name): value for name, value in state.items() if not name.startswith('expert.')}
+    return {their_name(name, part_name): value for name, value in state.items() if not name.startswith('expert.')}
 
 
 def load(theirs: torch.nn.Module, weights: dict[str, Tensor], tied: set[str]) -> None:
@@ -121,12 +100,12 @@ def with_spare_rows(weights: dict[str, Tensor], name: str, rows: int) -> dict[st
 
 
 @pytest.fixture
-def paligemma(small_config: Callable, build_ours: Callable) -> tuple[KiVla, torch.nn.Module]:
+def paligemma(small_config: Callable, build_ours: Callable, part_name: PartName) -> tuple[KiVla, torch.nn.Module]:
     """Ours and theirs, with the same weights."""
     config = small_config(head='none', views=1)
     ours = build_ours(config)
     theirs = transformers.PaliGemmaForConditionalGeneration(paligemma_config(config)).eval()
-    weights = {f'model.{name}': value for name, value in vision_language(ours.state_dict()).items()}
+    weights = {f'model.{name}': value for name, value in vision_language(ours.state_dict(), part_name).items()}
     weights = with_spare_rows(weights, 'model.language_model.embed_tokens.weight', config.vocab_size + 8)
     load(theirs, weights, tied={'lm_head.weight'})
     theirs.tie_weights()
@@ -177,7 +156,7 @@ def test_prefix_and_answer_logits_are_those_of_transformers_paligemma(paligemma:
     assert (mine - reference).abs().max() < TOLERANCE
 
 
-def pi0_pair(config: ModelConfig, ours: KiVla) -> torch.nn.Module:
+def pi0_pair(config: ModelConfig, ours: KiVla, part_name: PartName) -> torch.nn.Module:
     """Their PI0 with our weights."""
     their_config = transformers.PI0Config(
         vlm_config=paligemma_config(config).to_dict(),
@@ -188,7 +167,7 @@ def pi0_pair(config: ModelConfig, ours: KiVla) -> torch.nn.Module:
     )
     theirs = transformers.PI0ForConditionalGeneration(their_config).eval()
     state = ours.state_dict()
-    weights = {f'model.vlm.{name}': value for name, value in vision_language(state).items()}
+    weights = {f'model.vlm.{name}': value for name, value in vision_language(state, part_name).items()}
     weights = with_spare_rows(weights, 'model.vlm.language_model.embed_tokens.weight', config.vocab_size + 8)
     inputs = {
         'action_in': 'embed_action_time.action_in_proj',
@@ -201,7 +180,7 @@ def pi0_pair(config: ModelConfig, ours: KiVla) -> torch.nn.Module:
     for name, value in state.items():
         words = name.split('.')
         if words[0] == 'expert' and words[1] == 'layers':
-            weights['.'.join(['model.dit.layers', words[2], LAYER[words[3]], *words[4:]])] = value
+            weights['.'.join(['model.dit.layers', words[2], part_name('expert', words[3]), *words[4:]])] = value
         elif words[0] == 'expert':
             weights['.'.join([inputs[words[1]], *words[2:]])] = value
     load(theirs, weights, tied={'model.dit.embed_tokens.weight'})
@@ -209,13 +188,13 @@ def pi0_pair(config: ModelConfig, ours: KiVla) -> torch.nn.Module:
 
 
 @pytest.fixture
-def pi0(small_config: Callable, build_ours: Callable) -> tuple[KiVla, torch.nn.Module]:
+def pi0(small_config: Callable, build_ours: Callable, part_name: PartName) -> tuple[KiVla, torch.nn.Module]:
     """Ours in pi0's structure, and theirs, with the same weights."""
     if not hasattr(transformers, 'PI0ForConditionalGeneration'):
         pytest.skip(f'transformers {transformers.__version__} has no PI0: the field was not compared')
     config = small_config(state_repr='suffix', adaptive=False)
     ours = build_ours(config)
-    return ours, pi0_pair(config, ours)
+    return ours, pi0_pair(config, ours, part_name)
 
 
 def pi0_inputs(ours: KiVla, missing: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
