@@ -426,7 +426,7 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
     from ki_sim.record import record_episode
 
     command = [sys.executable, '-m', 'ki.main', 'sim', 'record', '--task', 'demo', '--episodes', '2', '--out']
-    done = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for seed in range(2):
         offline = write_bag(record_episode('demo', seed), tmp_path / f'offline-{seed}')
@@ -452,7 +452,7 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
             assert (one.phase, one.task, one.outcome) == (two.phase, two.task, two.outcome)
         assert mine.custom == theirs.custom
         assert not list(mine.problems)
-    again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
     assert '2 were there' in again.stdout
 
 
@@ -465,7 +465,7 @@ def by_topic(bag: Any) -> dict[str, list[Any]]:
 
 def test_a_plan_through_the_executor_does_the_task(tmp_path: Path, ros_domain: int) -> None:
     command = [sys.executable, '-m', 'ki.main', 'eval', 'sim', '--through-node', '--plan', '--seeds', '1', '--out']
-    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=90, cwd=ROOT)
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=150, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / 'demo-through-node.json').read_text())
     (outcome,) = report['outcomes']
