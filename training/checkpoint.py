@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.errors import TrainingError
+from training.lora import merged
 
 WEIGHTS, AVERAGE, OPTIMISER, STATE = 'model.safetensors', 'average.safetensors', 'optimiser.pt', 'state.json'
 FORMAT = 1
@@ -120,9 +121,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def shipped_weights(path: Path) -> dict[str, Tensor]:
-    """The weights that a checkpoint's policy runs with: their average, where there is one."""
+    """The weights that a checkpoint's policy runs with: their average where there is one, adapters merged."""
     read_state(path)
-    return load_file(path / AVERAGE if (path / AVERAGE).is_file() else path / WEIGHTS)
+    return merged(load_file(path / AVERAGE if (path / AVERAGE).is_file() else path / WEIGHTS))
 
 
 def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

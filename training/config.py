@@ -186,6 +186,7 @@ class Run:
         normalisation, pad_steps: see `ki_vla.inputs.Processing`.
         device: cpu, cuda, or auto.
         bf16: matrix products in bfloat16, weights in float32. None: on a GPU only.
+        lora: rank of adapters on backbone and vision tower, which then stand still otherwise; 0: train them whole.
         checkpointing: recompute blocks in the backward pass.
         compile: torch.compile the model.
         workers: loader threads; processes with `loader_processes`.
@@ -212,6 +213,7 @@ class Run:
     pad_steps: str = 'mask'
     device: str = 'auto'
     bf16: bool | None = None
+    lora: int = 0
     checkpointing: bool = False
     compile: bool = False
     workers: int = 2
@@ -233,6 +235,7 @@ class Run:
             raise TrainingError(f'stages: the names {names} must differ and be plain words; they name folders.')
         if any(stage.vlm for stage in self.stages) and not self.data.vlm:
             raise TrainingError('stages: one draws vlm samples, but data.vlm names no files.')
+        _at_least('lora', self.lora, 0)
         for name in ('log_every', 'save_every', 'validate_every', 'keep', 'max_skips'):
             _at_least(name, getattr(self, name), 1)
 

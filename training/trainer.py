@@ -35,6 +35,7 @@ from training.distributed import (
     whole_weights,
 )
 from training.errors import TrainingError
+from training.lora import add_lora, freeze_base
 from training.mixture import Loader, Mixture, Part, Sampler
 from training.report import Journal
 from training.samples import Packer, Packet, counts
@@ -107,6 +108,7 @@ class Trainer:
             'seed': run.seed,
             'stage': {k: v for k, v in asdict(stage).items() if k != 'accumulate'},
             'tokens': asdict(run.tokens),
+            'lora': run.lora,
         }
         packer = Packer(
             processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
@@ -117,8 +119,11 @@ class Trainer:
             sampler, stage.batch // share, packer, run.workers, max(4, 2 * run.workers), run.loader_processes
         )
         model.checkpointing = run.checkpointing
+        if run.lora:
+            # One FSDP group holds one dtype, so only a single process keeps the frozen matrices small.
+            add_lora(model, run.lora, run.seed, small=self.bf16 and world.size == 1)
         shard(model, world)
-        prepare(model, self.recipe)
+        self._prepare(self.recipe)
         if run.compile:
             model.compile()
         self.optimiser = make_optimiser(model, stage)
@@ -211,12 +216,18 @@ class Trainer:
     def _precision(self) -> Any:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def _prepare(self, wanted: Recipe) -> None:
+        """Asks for gradients where the recipe and LoRA train."""
+        prepare(self.model, wanted)
+        if self.run.lora:
+            freeze_base(self.model)
+
     def _enter_recipe(self) -> None:
         """A recipe in stages changes what is trained when its time has come."""
         wanted = self.recipe.at(self.step / self.stage.steps)
         if wanted != self.current or self.step == 0:
             self.current = wanted
-            prepare(self.model, replace(wanted, stages=()))
+            self._prepare(replace(wanted, stages=()))
 
     def _skip(self, micro: list[Packet]) -> None:
         self.skipped += 1
@@ -341,7 +352,7 @@ class Trainer:
         load_weights(self.model, checkpoint.weights)
         self.step = checkpoint.step
         self.current = self.recipe.at(min(self.step, self.stage.steps - 1) / self.stage.steps)
-        prepare(self.model, replace(self.current, stages=()))
+        self._prepare(replace(self.current, stages=()))
         load_optimiser(self.model, self.optimiser, checkpoint.optimiser['optimiser'])
         torch.set_rng_state(checkpoint.optimiser['torch_rng'])
         if self.average is not None and checkpoint.average is not None:

@@ -69,7 +69,9 @@ def losses(out: str) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(run_of: MakeRun, tmp_path: Path) -> None:
-    alone, both = (run_of({'steps': 6, 'batch': 8}, out=str(tmp_path / name)) for name in ('alone', 'both'))
+    alone, both = (
+        run_of({'steps': 6, 'batch': 4, 'accumulate': 2}, out=str(tmp_path / name)) for name in ('alone', 'both')
+    )
     train(alone)
     two_processes(both, tmp_path / 'both')
     for one, two in zip(losses(alone.out), losses(both.out), strict=True):
