@@ -2,7 +2,8 @@
 #
 #   make setup                 .venv with everything; PYTHON=python3.12 chooses another Python,
 #                              ACCELERATOR=gpu the CUDA build of ONNX Runtime and TensorRT
-#   make demo                  cameras and a receiver as processes over ROS 2, with a report
+#   make demo                  ten instructions on the simulated robot through the whole stack: out/demo/report.html
+#                              ARGS="--bundle B" a policy of yours; see `ki demo --help`
 #   make test | check | bench  what must pass | what must be tidy | the numbers of BENCHMARKS.md
 #   make ws                    ros2_ws/install, as `colcon build` makes it on a robot
 #   make lock                  choose the pinned versions anew (needs uv)
@@ -19,7 +20,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py --accelerator $(ACCELERATOR)
 
 demo:
-	@$(OVERLAY); rm -rf out/demo && $(BIN)/ki up config/demo.yaml && $(BIN)/ki bag info out/demo/episode_0000
+	@$(OVERLAY); $(BIN)/ki demo $(ARGS)
 
 test:
 	@$(OVERLAY); $(BIN)/python -m pytest $(ARGS)

@@ -5,9 +5,7 @@ M chunks, H steps, N columns.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ki_policy_node.errors import NodeError
 from ki_policy_node.replay import STRIP_FRAMES, Replay
+from ki_policy_node.web_page import figure, page, plot, table
 from ki_robot.chunk import Matrix
 
 LEAST_SPAN = 0.02  # rad, m or their rates
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:1.8em}small{color:#666}"""
 
 
 def truth(found: Replay) -> Matrix:
@@ -113,35 +108,33 @@ def write(found: Replay, folder: Path) -> dict[str, Any]:
     numbers = summary(found)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'replay.json').write_text(json.dumps(numbers, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    (folder / 'replay.html').write_text(page(found, numbers), encoding='utf-8')
+    (folder / 'replay.html').write_text(html_of(found, numbers), encoding='utf-8')
     return numbers
 
 
-def page(found: Replay, numbers: Mapping[str, Any]) -> str:
+def html_of(found: Replay, numbers: Mapping[str, Any]) -> str:
     """The whole HTML file."""
     result = numbers['result']
     title = f'Replay of {Path(found.bag).name} with {found.policy_id}'
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        f'<style>{STYLE}</style><h1>{html.escape(title)}</h1>',
         f'<p>{result["chunks"]} chunks over {result["seconds"]:.1f} s, mode {result["mode"]}, robot '
         f'{html.escape(result["robot"])}. Instruction: {html.escape("; ".join(result["instructions"]) or "none")}.</p>',
         '<h2>How far from what was commanded</h2>',
         _errors(result),
-        _picture(_plot_errors(result)) if result['error'] else '<p>The bag holds no commands to compare with.</p>',
+        plot(_plot_errors(result)) if result['error'] else '<p>The bag holds no commands to compare with.</p>',
         '<h2>Predicted and recorded, column by column</h2>',
         '<p><small>Black: recorded. Colour: every chunk, from its observation on.</small></p>',
-        _picture(_plot_columns(found)),
+        plot(_plot_columns(found)),
         '<h2>What the policy saw</h2>',
-        _picture(_plot_strip(found)),
+        plot(_plot_strip(found)),
         '<h2>Seams, times, streams</h2>',
-        _table(('', 'p50', 'p95', 'p99', 'max'), _spreads(numbers)),
-        _table(('stream', 'received', 'refused'), _streams(result)),
-        _table(('not one chunk because of', 'times'), [*result['holds'].items(), *result['dropped'].items()]),
+        table(('', 'p50', 'p95', 'p99', 'max'), _spreads(numbers)),
+        table(('stream', 'received', 'refused'), _streams(result)),
+        table(('not one chunk because of', 'times'), [*result['holds'].items(), *result['dropped'].items()]),
     ]
     if found.problems:
         parts.append('<h2>The bag</h2>' + ''.join(f'<p>{html.escape(text)}</p>' for text in found.problems))
-    return '\n'.join(parts) + '</html>\n'
+    return page(title, parts)
 
 
 def _mean(values: Matrix) -> float | None:
@@ -164,7 +157,7 @@ def _errors(result: Mapping[str, Any]) -> str:
         for column in next(iter(result['error_by_column'].values()))
     ]
     overall = ('mean of all', *(_number(result['error'].get(name)) for name in result['error_by_column']))
-    return _table(('mean absolute error', *result['error_by_column']), [*rows, overall])
+    return table(('mean absolute error', *result['error_by_column']), [*rows, overall])
 
 
 def _spreads(numbers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -188,46 +181,22 @@ def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.4g}'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    if not rows:
-        return ''
-    cells = [f'<tr>{"".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)}</tr>' for row in rows]
-    return f'<table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>{"".join(cells)}</table>'
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NodeError('The report needs matplotlib: pip install matplotlib.') from error
-    figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _picture(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=100, metadata={'Software': None})
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
 def _plot_errors(result: Mapping[str, Any]) -> Any:
-    figure = _figure(9, 3)
-    axes = figure.subplots()
+    drawn = figure(9, 3)
+    axes = drawn.subplots()
     for name, values in result['error_by_step'].items():
         axes.plot([np.nan if value is None else value for value in values], label=name)
     axes.set(xlabel='step of the chunk', ylabel='mean absolute error', ylim=(0, None))
     axes.legend(frameon=False)
-    return figure
+    return drawn
 
 
 def _plot_columns(found: Replay) -> Any:
     assert found.recorded is not None
     names = found.contract.action_names
     rows = -(-len(names) // 3)
-    figure = _figure(11, 1.8 * rows)
-    grid = np.atleast_1d(figure.subplots(rows, 3, sharex=True)).ravel()
+    drawn = figure(11, 1.8 * rows)
+    grid = np.atleast_1d(drawn.subplots(rows, 3, sharex=True)).ravel()
     times = np.linspace(found.begin_ns, found.end_ns, 600).astype(np.int64)
     values = found.recorded.at(times)
     for index, name in enumerate(names):
@@ -243,14 +212,14 @@ def _plot_columns(found: Replay) -> Any:
         grid[index].tick_params(labelsize=7)
     for axes in grid[len(names) :]:
         axes.axis('off')
-    return figure
+    return drawn
 
 
 def _plot_strip(found: Replay) -> Any:
     chosen = np.unique(np.linspace(0, len(found.frames) - 1, STRIP_FRAMES).astype(int))
     cameras = found.contract.camera_names
-    figure = _figure(11, 1.2 * len(cameras) + 0.3)
-    grid = figure.subplots(len(cameras), len(chosen), squeeze=False)
+    drawn = figure(11, 1.2 * len(cameras) + 0.3)
+    grid = drawn.subplots(len(cameras), len(chosen), squeeze=False)
     for column, frame in enumerate(chosen):
         time_ns, images = found.frames[frame]
         for row, camera in enumerate(cameras):
@@ -258,4 +227,4 @@ def _plot_strip(found: Replay) -> Any:
             if camera in images:
                 grid[row][column].imshow(images[camera])
         grid[0][column].set_title(f'{(time_ns - found.begin_ns) / 1e9:.1f} s', fontsize=8)
-    return figure
+    return drawn

@@ -110,12 +110,32 @@ def evaluate(
     return report
 
 
-def play(port: Port, task: str, seed: int, goal: int | None, match: Match) -> Outcome:
-    """One episode: the scene is new before anybody may command, and nobody may once it has ended."""
+def play(
+    port: Port,
+    task: str,
+    seed: int,
+    goal: int | None,
+    match: Match,
+    ready: Callable[[], None] | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """One episode: the scene is new before anybody may command, and nobody may once it has ended.
+
+    Args:
+        port: Services of the running nodes.
+        task: A name of tasks.TASKS.
+        seed: The scene.
+        goal: Instruction apart from the scene; None: from the seed.
+        match: Who drives.
+        ready: Called when the scene is new and nobody drives yet.
+        watch: Called again and again with what the simulator says of the episode.
+    """
     port.switch(f'{EXECUTOR}/enable', False)
     time.sleep(LAST_WORD_S)
     reset(port, task, seed, goal, match.split)
     time.sleep(QUIET_S)
+    if ready is not None:
+        ready()
     need(port.trigger(f'{EXECUTOR}/reset_fault'))
     need(port.switch(f'{EXECUTOR}/enable', True))
     if match.plan:
@@ -124,7 +144,7 @@ def play(port: Port, task: str, seed: int, goal: int | None, match: Match) -> Ou
         port.trigger(f'{POLICY}/reset_fault')  # a fault of the last episode is told in its outcome
         need(port.trigger(f'{POLICY}/start'))
     try:
-        return outcome_of(_until_ended(port, match.wall_limit_s))
+        return outcome_of(_until_ended(port, match.wall_limit_s, watch))
     finally:
         if match.plan:
             port.switch(f'{SIM}/operate', False)
@@ -160,11 +180,13 @@ def need(answer: tuple[bool, str]) -> None:
         raise SimError(answer[1] or 'a service said no and did not say why')
 
 
-def _until_ended(port: Port, limit_s: float) -> dict[str, Any]:
+def _until_ended(port: Port, limit_s: float, watch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
     begin = time.monotonic()
     while True:
         port.check()
         said, passed_s = state(port), time.monotonic() - begin
+        if watch is not None:
+            watch(said)
         if said['ended']:
             return said
         idle = not said['begun'] and passed_s > START_S
