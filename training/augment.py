@@ -66,7 +66,7 @@ def _colour(image: Picture, factors: NDArray[np.float64], how: Augment) -> Pictu
     if bright == 1.0 and contrast == 1.0 and saturation == 1.0:
         return image
     # One 3 x 3 matrix and an offset do all three.
-    mean = float(bright) * float(image.reshape(-1, 3).mean(axis=0) @ GREY)
+    mean = float(bright) * float(np.dot(cv2.mean(image)[:3], GREY))
     matrix = saturation * np.eye(3, dtype=np.float32) + (1.0 - saturation) * GREY[None, :]
     matrix = bright * contrast * matrix
     offset = (1.0 - float(contrast)) * mean
