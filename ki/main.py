@@ -30,6 +30,8 @@ from typer.core import TyperGroup
 
 from ki_robot.errors import KiError
 
+ROOMS = ('ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training')
+
 
 class Subcommands(TyperGroup):
     """Finds subcommands by file name and imports only the one that is asked for."""
@@ -62,12 +64,26 @@ def ki() -> None:
     """A robot, told what to do in plain words: check, record, train, export, replay, run."""
 
 
+def mend(module: str) -> str:
+    """What to do about a module that is not there."""
+    top = module.partition('.')[0]
+    if top == 'rclpy' or top.endswith('_msgs'):
+        return 'Source your ROS 2 and the workspace built with it, or run `make setup`, which installs one.'
+    return '`make setup` installs it.'
+
+
 def main() -> None:
     """Runs the command line; the console script `ki`."""
     try:
         app(prog_name='ki')
     except KiError as error:
         print(f'ki: {error}', file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        name = error.name or ''
+        if not name or name.partition('.')[0] in ROOMS:
+            raise
+        print(f'ki: this needs the module {name}, which is not installed here. {mend(name)}', file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `ki topic echo ... | head`
         sys.stderr.close()

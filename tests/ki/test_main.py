@@ -52,3 +52,28 @@ def test_an_error_becomes_one_sentence_and_status_2(
         main.main()
     assert end.value.code == 2
     assert capsys.readouterr().err == 'ki: The arm has no elbow.\n'
+
+
+@pytest.mark.parametrize(('module', 'words'), [('rclpy', 'Source your ROS 2'), ('mujoco', 'make setup')])
+def test_a_missing_library_is_named_with_what_mends_it(
+    module: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**_: object) -> None:
+        raise ModuleNotFoundError(f'No module named {module!r}', name=module)
+
+    monkeypatch.setattr(main, 'app', fails)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert module in said
+    assert words in said
+
+
+def test_a_missing_file_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: object) -> None:
+        raise ModuleNotFoundError('No module named ki_vla.nothing', name='ki_vla.nothing')
+
+    monkeypatch.setattr(main, 'app', fails)
+    with pytest.raises(ModuleNotFoundError):
+        main.main()
