@@ -90,6 +90,11 @@ class Reference:
     valid_S: np.ndarray
     chunks: dict[str, np.ndarray]
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether torch left the noise as it was: an untrained expert, whose graphs agree whatever they compute."""
+        return np.array_equal(self.chunks['plain'], self.noise_HA)
+
     def carried(self, kind: str) -> Carried | None:
         """The old chunk, as `kind` wants it."""
         H = len(self.previous_HA)

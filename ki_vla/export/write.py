@@ -149,6 +149,8 @@ def _make(
     export = Export(folder, precision, tuple(kinds), steps, state_token, {}, {})
     told('running torch as it is')
     given = parity.reference(source, steps, kinds)
+    if given.says_nothing:
+        told('note: this model is untrained, its field is zero; agreement of the action graphs says nothing')
     told('running the graphs')
     found = parity.measure(export, given, device)
     parity.check(found, precision)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ki_vla.config import preset
 from ki_vla.errors import VlaError
-from ki_vla.export.parity import check, compare
+from ki_vla.export.parity import check, compare, reference
+from ki_vla.export.source import of_model, of_noise
+from ki_vla.model import KiVla, initialise
 
 
 def test_equal_arrays_compare_as_equal() -> None:
@@ -35,3 +38,10 @@ def test_the_cosine_decides_for_smaller_precisions(precision: str, least: float)
     check({'chunk': found}, precision)
     with pytest.raises(VlaError, match=f'at least {least}'):
         check({'chunk': {**found, 'cosine': least - 1e-5}}, precision)
+
+
+def test_an_untrained_expert_is_known_to_prove_nothing() -> None:
+    """Fresh adaptive norms are closed: the chunk is the noise, and any graph would agree with it."""
+    config = preset('tiny')
+    assert reference(of_model(initialise(KiVla(config))), 2, ('plain',)).says_nothing
+    assert not reference(of_noise(config), 2, ('plain',)).says_nothing
