@@ -28,7 +28,7 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.follower import Follower, Hold
 from ki_policy_node.outputs import Output, Plan, make_output
 from ki_policy_node.parameters import Parameters, Setting
-from ki_policy_node.safety import Event, Rules, State
+from ki_policy_node.safety import Event, Kind, Rules, Severity, State
 from ki_policy_node.streams import INPUT_QOS, joint_columns, on_incompatible
 from ki_robot.contract import load_contract
 from ki_robot.errors import Reason, Rejected
@@ -306,6 +306,7 @@ class ChunkExecutor(LifecycleNode):
             state, reason = self._follower.state, self._follower.reason
         for event in events:
             self._publish_event(event, now_ns)
+            self.get_logger().warning(event.message)
         if show and action is not None:
             self._publish_applied(action, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)
@@ -343,7 +344,6 @@ class ChunkExecutor(LifecycleNode):
         message.value, message.limit = event.value, event.limit
         set_time(message.header.stamp, now_ns)
         self._event_pub.publish(message)
-        self.get_logger().warning(event.message)
 
     def _publish_applied(self, action: Plan | Hold, now_ns: int) -> None:
         values_N = action.setpoint_N if isinstance(action, Plan) else action.pose_N
@@ -357,12 +357,13 @@ class ChunkExecutor(LifecycleNode):
         """Controllers that do not listen, and strangers that command the same topic."""
         if self._follower is None or self._dispatch is None:
             return
-        blocked = ''
+        blocked, strangers = '', 0
         for output in self._outputs:
             if output.publisher is None:
                 continue
             topic = output.publisher.topic_name
-            if self.parameters['exclusive'] and self.count_publishers(topic) > 1:
+            strangers = self.count_publishers(topic) - 1 if self.parameters['exclusive'] else 0
+            if strangers > 0:
                 blocked = f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.'
             elif self.parameters['require_controllers'] and not output.publisher.get_subscription_count():
                 blocked = f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.'
@@ -373,6 +374,9 @@ class ChunkExecutor(LifecycleNode):
             blocked = LOOKING
         elif blocked and blocked != self._blocked:
             self.get_logger().error(blocked)
+            if strangers > 0:
+                event = Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, blocked, value=float(strangers))
+                self._publish_event(event, self._now_ns())
         if self._blocked and not blocked:
             with self._lock:
                 self._follower.unblock()

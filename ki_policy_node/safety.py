@@ -30,6 +30,7 @@ class Kind(Enum):
     CHUNK_TIMEOUT = 7
     STATE_STALE = 8
     ESTOP = 9
+    FOREIGN_PUBLISHER = 10
 
 
 class Severity(Enum):

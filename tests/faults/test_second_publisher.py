@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from std_msgs.msg import Float64MultiArray
 
+from ki_msgs.msg import SafetyEvent
+
 pytestmark = pytest.mark.ros
 
 
@@ -19,5 +21,11 @@ def test_a_second_publisher_on_a_command_topic_holds_the_robot(rig):
         'a diagnostic',
         lambda: errors or any('Somebody else' in s.message for _, m in rig.diagnostics for s in m.status),
     )
+    rig.until('an event', lambda: rig.events)
+    assert [event.kind for _, event in rig.events] == [SafetyEvent.KIND_FOREIGN_PUBLISHER], 'once, when it appears'
+    event = rig.events[0][1]
+    assert event.severity == SafetyEvent.SEVERITY_REJECTED
+    assert event.message.startswith('Somebody else publishes on /hand_controller/commands')
+    assert event.value == 1.0
     rig.node.destroy_publisher(other)
     rig.until('running again', lambda: rig.state == 'run')

@@ -12,6 +12,20 @@ pytest.importorskip('rclpy')
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_kinds_and_severities_have_the_numbers_of_the_message():
+    from ki_msgs.msg import SafetyEvent
+    from ki_policy_node.safety import Kind, Severity
+    from ki_robot import guard
+
+    spoken = {name: value for name, value in vars(SafetyEvent).items() if name.startswith(('KIND_', 'SEVERITY_'))}
+    for prefix, words in (('KIND_', Kind), ('SEVERITY_', Severity), ('KIND_', guard.Kind)):
+        assert {prefix + word.name: word.value for word in words}.items() <= spoken.items()
+    # A workspace is the business of a robot's own safety; every other kind can be told.
+    assert {name for name in spoken if name.startswith('KIND_')} - {f'KIND_{kind.name}' for kind in Kind} == {
+        'KIND_WORKSPACE'
+    }
+
+
 def test_the_executor_never_loads_torch_or_the_model():
     code = (
         'import sys, ki_policy_node.chunk_executor; '
