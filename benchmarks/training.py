@@ -218,7 +218,8 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     result: dict[str, Any] = {
-        'command': f'python benchmarks/training.py --rounds {given.rounds} --batch {given.batch} --threads {given.threads}'
+        'command': f'python benchmarks/training.py --rounds {given.rounds} --batch {given.batch}'
+        + f' --threads {given.threads}'
         + (f' --device {given.device}' if given.device != 'cpu' else ''),
         'machine': {'cpu': platform.machine(), 'cores': os.cpu_count(), 'torch': torch.__version__},
         'threads': torch.get_num_threads(),

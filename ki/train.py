@@ -28,6 +28,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help='Folder of the run; one that is there is gone on with.')] = None,
     device: Annotated[str | None, typer.Option(help='cpu, cuda or auto.')] = None,
     workers: Annotated[int | None, typer.Option(help='Threads that prepare samples.')] = None,
+    processes: Annotated[bool, typer.Option('--processes', help='Processes in place of threads: for a GPU.')] = False,
     data_only: Annotated[bool, typer.Option('--data-only', help='Make the data of `simulate`, and stop.')] = False,
 ) -> None:
     """Trains every stage and writes OUT/bundle. Ctrl-C or SIGTERM save; the same command goes on.
@@ -42,6 +43,8 @@ def train(
     given = {'robot': robot, 'preset': preset, 'seed': seed, 'device': device, 'workers': workers}
     given |= {'start': start and str(start), 'out': out and str(out)}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if processes:
+        changes['loader_processes'] = True
     if bags is not None:
         changes['data'] = {'bags': str(bags), 'task': task}
     if config is not None:

@@ -157,7 +157,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise TrainingError(f'stage.recipe: {self.recipe!r} is unknown; {_nearest(self.recipe, RECIPES)}.')
+            raise TrainingError(f'stage.recipe: {self.recipe!r} is unknown; {_nearest(self.recipe, RECIPES)}')
         for name in ('steps', 'batch', 'accumulate', 'draws'):
             _at_least(f'stage.{name}', getattr(self, name), 1)
         for name in ('warmup', 'max_delay', 'actions', 'vlm', 'weight_decay'):
@@ -227,7 +227,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise TrainingError(f'preset: {self.preset!r} is unknown; {_nearest(self.preset, PRESETS)}.')
+            raise TrainingError(f'preset: {self.preset!r} is unknown; {_nearest(self.preset, PRESETS)}')
         if not self.stages:
             raise TrainingError('stages: there are none; write at least one.')
         names = [stage.name for stage in self.stages]
@@ -295,7 +295,7 @@ def _build(kind: type, where: str, data: Any) -> Any:
     values: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
-            raise TrainingError(f'{_join(where, name)} is no field; {_nearest(str(name), known)}.')
+            raise TrainingError(f'{_join(where, name)} is no field; {_nearest(str(name), known)}')
         values[name] = _typed(_join(where, name), value, known[name])
     missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
     if missing:
@@ -341,7 +341,7 @@ def _join(where: str, name: Any) -> str:
 
 def _nearest(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f'did you mean {near[0]}?'.rstrip('?') + '?' if near else f'choose one of {", ".join(known)}'
+    return f'did you mean {near[0]}?' if near else f'choose one of {", ".join(known)}.'
 
 
 def _within(where: str, value: float, low: float, high: float) -> None:
