@@ -97,10 +97,9 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
         TrainingError: no data, or nothing usable on one side of the split.
     """
     world = world or World()
-    if world.first:
-        _index(run)  # the first process makes it, the others find it made
+    index = _index(run) if world.first else None
     wait_for_all(world)
-    index = _index(run)
+    index = index or _index(run)  # the first process has made it, the others find it made
     numbers, held = split_episodes(index, run.data.validation, run.data.split_seed)
     common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
     horizon = dict(run.model).get('horizon')
