@@ -80,10 +80,10 @@ def executor_of(name: str) -> Any:
 def camera_process(width: int, height: int, seconds: float, way: str) -> None:
     """Publishes three cameras at 30 Hz and times the chunks that come back; prints its figures."""
     import rclpy
+    from ki_msgs.msg import ActionChunk
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image
 
-    from ki_msgs.msg import ActionChunk
     from ki_robot.messages import time_ns
 
     rclpy.init()
@@ -124,10 +124,10 @@ def policy_process(executor_name: str) -> None:
 
     import rclpy
     from builtin_interfaces.msg import Duration
+    from ki_msgs.msg import ActionChunk
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image
 
-    from ki_msgs.msg import ActionChunk
     from ki_robot.messages import time_ns
 
     rclpy.init()

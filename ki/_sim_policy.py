@@ -15,11 +15,10 @@ class BundlePolicy:
     """
 
     def __init__(self, folder: Path, backend: str = 'auto', seed: int = 0) -> None:
-        from ki_vla.engine.select import open_engine
-
         from ki_robot.contract import load_contract
         from ki_sim.bags import ROBOT
         from ki_vla.bundle import load_bundle
+        from ki_vla.engine.select import open_engine
 
         self._bundle = load_bundle(folder)
         self._bundle.check(load_contract(ROBOT))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from ki_msgs.msg import ActionChunk as ActionChunkMessage
+from ki_msgs.msg import PolicyStatus, SafetyEvent
 from nav_msgs.msg import Odometry
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
@@ -21,8 +23,6 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
-from ki_msgs.msg import ActionChunk as ActionChunkMessage
-from ki_msgs.msg import PolicyStatus, SafetyEvent
 from ki_policy_node import diagnostics, process
 from ki_policy_node.errors import NodeError
 from ki_policy_node.follower import Follower, Hold

@@ -33,7 +33,7 @@ EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told onc
 class Hold:
     """Stand at `pose_N`; velocity columns are 0. `again`: the same hold as at the tick before."""
 
-    pose_N: Matrix  # noqa: N815
+    pose_N: Matrix
     again: bool
 
 

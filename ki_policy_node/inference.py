@@ -31,7 +31,7 @@ STARVED_NS = 300_000_000  # how long a due chunk may wait for inputs that agree 
 class Inferred:
     """What a policy returns: H x N absolute SI values whose step 0 is at the observation, and wall times [ns]."""
 
-    data_HN: Matrix  # noqa: N815
+    data_HN: Matrix
     preprocess_ns: int = 0
     inference_ns: int = 0
     postprocess_ns: int = 0
@@ -85,8 +85,8 @@ class Timing:
 class Seam:
     """What the step from the old chunk to the new one asks of the robot, per column, N each."""
 
-    position_jump_N: Matrix  # noqa: N815
-    velocity_jump_N: Matrix  # noqa: N815
+    position_jump_N: Matrix
+    velocity_jump_N: Matrix
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ class Plan:
     `setpoint_N` is in force now.
     """
 
-    setpoint_N: np.ndarray  # noqa: N815
+    setpoint_N: np.ndarray
     times_ns: np.ndarray
-    values_KN: np.ndarray  # noqa: N815
-    velocities_KN: np.ndarray  # noqa: N815
+    values_KN: np.ndarray
+    velocities_KN: np.ndarray
 
 
 class Output(Protocol):

@@ -11,6 +11,10 @@ import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from ki_msgs.action import RunPolicy
+from ki_msgs.msg import ActionChunk as ActionChunkMessage
+from ki_msgs.msg import Instruction, PolicyStatus
+from ki_msgs.srv import LoadPolicy, SetInstruction
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
@@ -18,10 +22,6 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 
-from ki_msgs.action import RunPolicy
-from ki_msgs.msg import ActionChunk as ActionChunkMessage
-from ki_msgs.msg import Instruction, PolicyStatus
-from ki_msgs.srv import LoadPolicy, SetInstruction
 from ki_policy_node import process
 from ki_policy_node.backends import (
     BACKENDS,

@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+from ki_msgs.action import RecordEpisode
+from ki_msgs.msg import EpisodeMarker, StreamHealth
+from ki_msgs.srv import StartRecording, StopRecording
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -34,9 +37,6 @@ from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import Trigger
 
 from ki_bags.errors import BagError
-from ki_msgs.action import RecordEpisode
-from ki_msgs.msg import EpisodeMarker, StreamHealth
-from ki_msgs.srv import StartRecording, StopRecording
 from ki_policy_node import ros
 from ki_policy_node.episode_writer import Channel, EpisodeWriter, definition_of, qos_text
 from ki_policy_node.errors import NodeError

@@ -59,8 +59,8 @@ class Cycle:
     observation_ns: int
     ages_ns: dict[str, int]
     instruction: str
-    hold_N: Matrix  # noqa: N815 - the measured state carried on
-    trend_N: Matrix  # noqa: N815 - its velocity, per second
+    hold_N: Matrix  # the measured state carried on
+    trend_N: Matrix  # its velocity, per second
 
 
 @dataclass

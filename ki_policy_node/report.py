@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ki_msgs.msg import PolicyStatus, StreamHealth
+
 from ki_policy_node import diagnostics
 from ki_policy_node.inference import Planned, Planner, Policy
 from ki_policy_node.run import Run

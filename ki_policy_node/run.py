@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ki_msgs.action import RunPolicy
+
 from ki_policy_node.diagnostics import Durations
 from ki_policy_node.errors import NodeError
 from ki_robot.messages import set_time

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ki_msgs.action import RunPolicy
 from ki_msgs.msg import PolicyStatus
+
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import Cadence, InferenceThread, InvalidActionError, Planned, Planner, TooLateError
 from ki_policy_node.report import Report, hold_code

@@ -30,7 +30,7 @@ class ActionChunk:
     start_ns: int
     step_ns: int
     names: tuple[str, ...]
-    data_HN: Matrix  # noqa: N815
+    data_HN: Matrix
     observation_ns: int = 0
     chunk_id: int = 0
     frozen_prefix: int = 0

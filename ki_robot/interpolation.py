@@ -24,8 +24,8 @@ class Trajectory:
 
     names: tuple[str, ...]
     times_ns: Times
-    positions_TN: Matrix  # noqa: N815
-    velocities_TN: Matrix  # noqa: N815
+    positions_TN: Matrix
+    velocities_TN: Matrix
 
 
 def slopes(data_HN: Matrix, step_s: float) -> Matrix:

@@ -122,8 +122,8 @@ class Scaling:
     """y = (x - centre) / scale per column, and back; shapes (..., N) with N = len(names)."""
 
     names: tuple[str, ...]
-    centre_N: Vector  # noqa: N815
-    scale_N: Vector  # noqa: N815
+    centre_N: Vector
+    scale_N: Vector
 
     def apply(self, values: Array) -> Array:
         """Raw to model space; float32 stays float32."""

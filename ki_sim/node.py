@@ -24,6 +24,7 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import TwistStamped
+from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
@@ -35,7 +36,6 @@ from std_msgs.msg import Bool, Float32, Float64MultiArray
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
 from ki_robot.contract import Output as OutputSpec
 from ki_robot.contract import load_contract
 from ki_robot.errors import KiError

@@ -5,7 +5,6 @@ T target tokens, A action dims.
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N802, N815
 
 from __future__ import annotations
 

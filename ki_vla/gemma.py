@@ -8,7 +8,6 @@ Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G 
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N815
 
 from __future__ import annotations
 

@@ -61,11 +61,11 @@ class Processing:
 class ModelInputs:
     """What the model is shown: uint8 views, validity of each, prompt ids, normalised and padded state."""
 
-    images_VHWC: np.ndarray  # noqa: N815
-    image_mask_V: np.ndarray  # noqa: N815
-    prompt_L: np.ndarray  # noqa: N815
-    prompt_mask_L: np.ndarray  # noqa: N815
-    state_S: np.ndarray  # noqa: N815
+    images_VHWC: np.ndarray
+    image_mask_V: np.ndarray
+    prompt_L: np.ndarray
+    prompt_mask_L: np.ndarray
+    state_S: np.ndarray
 
     def sample(self) -> dict[str, np.ndarray]:
         """As `ki_vla.batch.collate` takes it, colours first."""
@@ -91,11 +91,11 @@ class Targets:
         clipped: how many numbers of the chunk lay beyond the codec's range and were written as the nearest within.
     """
 
-    target_T: np.ndarray  # noqa: N815
-    loss_mask_T: np.ndarray  # noqa: N815
-    action_token_T: np.ndarray  # noqa: N815
-    actions_HA: np.ndarray  # noqa: N815
-    action_mask_HA: np.ndarray  # noqa: N815
+    target_T: np.ndarray
+    loss_mask_T: np.ndarray
+    action_token_T: np.ndarray
+    actions_HA: np.ndarray
+    action_mask_HA: np.ndarray
     clipped: int = 0
 
     def sample(self) -> dict[str, np.ndarray]:

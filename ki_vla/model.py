@@ -9,7 +9,6 @@ H horizon, A action dims, D width, G key/value heads, K head dim.
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N802, N815
 
 from __future__ import annotations
 

@@ -7,13 +7,12 @@ Nothing moves yet: dry_run is true and the executor is not enabled. When the chu
 ros2 launch ... dry_run:=false   and   ros2 service call /chunk_executor/enable std_srvs/srv/SetBool "{data: true}"
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 ARGUMENTS = {
     'robot': ('bimanual_mobile', 'Robot contract: a name of config/robots, or the path of a YAML file.'),

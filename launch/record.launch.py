@@ -4,12 +4,11 @@ ros2 launch ki_policy_node record.launch.py folder:=~/bags
 ros2 service call /recorder/start_recording ki_msgs/srv/StartRecording "{task: 'fold the towel'}"
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-
-from launch import LaunchDescription
 
 ARGUMENTS = {
     'folder': ('bags', 'Where episodes are written, one bag each.'),

@@ -5,12 +5,11 @@ ros2 launch ki_policy_node replay.launch.py bag:=/path/to/bag robot:=bimanual_mo
 For numbers and a report use `ki replay`: it reads the bag itself, loses nothing, and gives the same result every time.
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 ARGUMENTS = {
     'bag': (None, 'The rosbag2 folder or .mcap to play.'),

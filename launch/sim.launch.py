@@ -3,13 +3,12 @@
 ros2 launch ki_policy_node sim.launch.py bundle:=/path/to/bundle instruction:="put the red cube in the bowl"
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 ARGUMENTS = {
     'robot': ('bimanual_mobile', 'Robot contract that the simulator serves.'),

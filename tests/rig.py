@@ -19,12 +19,12 @@ from typing import Any
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
+from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
-from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract import Contract
 

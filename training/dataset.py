@@ -47,9 +47,9 @@ class Sample:
     """
 
     images: dict[str, NDArray[np.uint8]]
-    state_S: NDArray[np.float64]  # noqa: N815
-    actions_HN: NDArray[np.float64]  # noqa: N815
-    action_mask_H: NDArray[np.bool_]  # noqa: N815
+    state_S: NDArray[np.float64]
+    actions_HN: NDArray[np.float64]
+    action_mask_H: NDArray[np.bool_]
     instruction: str
     subtask: str
     contract: Contract

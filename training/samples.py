@@ -44,8 +44,8 @@ class Packet:
     """
 
     batch: Batch
-    noise_BRHA: Tensor  # noqa: N815
-    tau_BR: Tensor  # noqa: N815
+    noise_BRHA: Tensor
+    tau_BR: Tensor
     numbers: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ Shape legend: V views, L prompt slots, H horizon, A action dims, P rows left of 
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N815
 
 from __future__ import annotations
 

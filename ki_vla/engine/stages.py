@@ -9,7 +9,6 @@ width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N815
 
 from __future__ import annotations
 

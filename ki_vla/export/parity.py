@@ -8,7 +8,6 @@ Shape legend: V views, H horizon, A action dims.
 """
 
 # Shape suffixes are upper case.
-# ruff: noqa: N815
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from ki_msgs.msg import PolicyStatus
 from ki_msgs.srv import LoadPolicy
+
 from ki_robot.contract import Contract
 from ki_vla.untrained import write_untrained
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
+
 from ki_robot.chunk import ActionChunk as Chunk
 from ki_robot.messages import from_chunk
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from builtin_interfaces.msg import Time
+from ki_msgs.msg import PolicyStatus
 from rosgraph_msgs.msg import Clock
 
-from ki_msgs.msg import PolicyStatus
 from ki_robot.messages import stamp_ns
 
 pytestmark = pytest.mark.ros

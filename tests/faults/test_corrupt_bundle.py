@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from std_srvs.srv import Trigger
-
 from ki_msgs.msg import PolicyStatus
 from ki_msgs.srv import LoadPolicy
+from std_srvs.srv import Trigger
+
 from ki_vla.untrained import write_untrained
 
 pytestmark = pytest.mark.ros

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from ki_msgs.msg import SafetyEvent
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
-
-from ki_msgs.msg import SafetyEvent
 
 pytestmark = pytest.mark.ros
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from ki_msgs.msg import PolicyStatus
 
 pytestmark = pytest.mark.ros

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from std_srvs.srv import Trigger
-
 from ki_msgs.msg import SafetyEvent
+from std_srvs.srv import Trigger
 
 pytestmark = pytest.mark.ros
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from std_msgs.msg import Float64MultiArray
-
 from ki_msgs.msg import SafetyEvent
+from std_msgs.msg import Float64MultiArray
 
 pytestmark = pytest.mark.ros
 

@@ -92,9 +92,8 @@ def test_messages_survive_the_way_to_another_process_and_back(
 
 @pytest.mark.ros
 def test_a_chunk_is_written_and_read_without_a_loop_in_python() -> None:
-    from rclpy.serialization import deserialize_message, serialize_message
-
     from ki_msgs.msg import ActionChunk
+    from rclpy.serialization import deserialize_message, serialize_message
 
     data_HN = np.linspace(-1, 1, 50 * 14).reshape(50, 14)
     chunk = ActionChunk(horizon=50, data=array.array('d', data_HN.tobytes()))

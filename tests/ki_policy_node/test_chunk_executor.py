@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_kinds_and_severities_have_the_numbers_of_the_message():
     from ki_msgs.msg import SafetyEvent
+
     from ki_policy_node.safety import Kind, Severity
     from ki_robot import guard
 

@@ -7,6 +7,9 @@ import pytest
 pytest.importorskip('rclpy')
 
 import yaml
+from ki_msgs.action import RunPolicy
+from ki_msgs.msg import Instruction, PolicyStatus, StreamHealth
+from ki_msgs.srv import LoadPolicy, SetInstruction
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, SetParameters
@@ -16,9 +19,6 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
-from ki_msgs.action import RunPolicy
-from ki_msgs.msg import Instruction, PolicyStatus, StreamHealth
-from ki_msgs.srv import LoadPolicy, SetInstruction
 from ki_robot.messages import to_chunk
 
 pytestmark = pytest.mark.ros

@@ -86,13 +86,12 @@ def joint_states(count: int) -> list[Any]:
 def test_an_episode_holds_every_message_byte_for_byte_between_its_markers(
     node: Any, start_recorder: Callable[..., Any], tmp_path: Path
 ) -> None:
+    from ki_msgs.msg import EpisodeMarker
+    from ki_msgs.srv import StartRecording, StopRecording
     from rclpy.qos import QoSProfile, qos_profile_sensor_data
     from rclpy.serialization import deserialize_message
     from sensor_msgs.msg import JointState
     from std_msgs.msg import String
-
-    from ki_msgs.msg import EpisodeMarker
-    from ki_msgs.srv import StartRecording, StopRecording
 
     fast = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
     latched = node.create_publisher(String, 'robot_description', QoSProfile(depth=1, durability=1))
@@ -123,11 +122,10 @@ def test_an_episode_holds_every_message_byte_for_byte_between_its_markers(
 
 def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[..., Any]) -> None:
     """`rosbags` reads it with metadata, definitions and QoS, as rosbag2 would."""
+    from ki_msgs.srv import StartRecording, StopRecording
     from rclpy.qos import qos_profile_sensor_data
     from rosbags.highlevel import AnyReader
     from sensor_msgs.msg import JointState
-
-    from ki_msgs.srv import StartRecording, StopRecording
 
     publisher = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
     start_recorder(compression='zstd')
@@ -147,9 +145,8 @@ def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[...,
 def test_discarded_episodes_leave_nothing_and_numbers_go_on(
     node: Any, start_recorder: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from std_srvs.srv import Trigger
-
     from ki_msgs.srv import StartRecording, StopRecording
+    from std_srvs.srv import Trigger
 
     start_recorder()
     for number in range(2):
@@ -168,11 +165,11 @@ def test_the_action_records_until_its_time_is_over_or_it_is_cancelled(
 ) -> None:
     import rclpy
     from action_msgs.msg import GoalStatus
+    from ki_msgs.action import RecordEpisode
     from rclpy.action import ActionClient
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import JointState
 
-    from ki_msgs.action import RecordEpisode
     from ki_policy_node import ros
 
     publisher = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)

@@ -33,6 +33,7 @@ class Bench:
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from geometry_msgs.msg import TwistStamped
+        from ki_msgs.msg import Instruction
         from nav_msgs.msg import Odometry
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -40,8 +41,6 @@ class Bench:
         from sensor_msgs.msg import CompressedImage, JointState
         from std_msgs.msg import Bool, Float64MultiArray
         from trajectory_msgs.msg import JointTrajectory
-
-        from ki_msgs.msg import Instruction
 
         self.log = folder / 'sim_robot.log'
         given = [
