@@ -17,27 +17,30 @@ from ki._processes import Processes, read_plan
 app = typer.Typer(help='Start a set of nodes from a YAML file, with one log; all end together.')
 
 
-@app.command()
+HELP = """Starts every node that FILE lists, and ends all when one ends or at Ctrl-C; none is restarted.
+
+\b
+dds: loopback            # loopback (default), lan, none: config/dds
+domain: 7                # ROS_DOMAIN_ID
+namespace: robot1
+nodes:
+  policy:
+    module: ki_policy_node.policy_node # or command: [program, argument]
+    arguments: [--ros-args, --log-level, debug]
+    parameters: {backend: auto}        # or parameters_file: config/x.yaml
+    remap: {instruction: told}
+    namespace: left
+    environment: {OMP_NUM_THREADS: 1}
+"""
+
+
+@app.command(help=HELP)
 def up(
     file: Path,
     log: Path = typer.Option(None, help='Write the common log here too.'),
     seconds: float = typer.Option(0.0, help='End after this time; 0: when a node ends, or at Ctrl-C.'),
 ) -> None:
-    r"""Starts every node that FILE lists, and ends all when one ends or at Ctrl-C; none is restarted.
-
-    \b
-    dds: loopback            # loopback (default), lan, none: config/dds
-    domain: 7                # ROS_DOMAIN_ID
-    namespace: robot1
-    nodes:
-      cameras:
-        module: ki_policy_node.demo        # or command: [program, argument]
-        arguments: [cameras]
-        parameters: {rate: 30.0}           # or parameters_file: config/x.yaml
-        remap: {image: head_camera/image_raw}
-        namespace: left
-        environment: {OMP_NUM_THREADS: 1}
-    """
+    """Starts the nodes of a file and waits for their end."""
     from ki_policy_node.ros import use_dds_profile
 
     plan = read_plan(file)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,15 @@ Ki = Callable[..., subprocess.CompletedProcess[str]]
 def write(path: Path, **content: object) -> Path:
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def test_help_shows_a_file_that_can_be_read(ki: Ki, tmp_path: Path) -> None:
+    text = ki('up', '--help').stdout
+    assert '\\b' not in text
+    shown = text[text.index('  dds:') : text.index('Arguments:')]
+    (tmp_path / 'up.yaml').write_text(textwrap.dedent(shown))
+    plan = read_plan(tmp_path / 'up.yaml')
+    assert (plan.dds, plan.domain, [program.name for program in plan.programs]) == ('loopback', 7, ['policy'])
 
 
 @pytest.mark.ros
