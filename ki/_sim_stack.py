@@ -135,6 +135,13 @@ def evaluate_live(
             yield report
 
 
+def last_words(log: Path, name: str) -> str:
+    """The last line that a program wrote into the common log, empty when it was silent."""
+    lines = [line.partition(' | ') for line in log.read_text(encoding='utf-8', errors='replace').splitlines()]
+    said = [text for head, _, text in lines if head.split()[-1:] == [name] and text.strip()]
+    return f'It said: {said[-1].strip()} ' if said else ''
+
+
 def present(job: Any) -> Any:
     """The result of a job that was done before."""
     from ki_sim.batch import Result
@@ -151,10 +158,9 @@ class Port:
     """Services of the stack; see ki_sim.referee.Port."""
 
     def __init__(self, node: Any, processes: Processes, log: Path) -> None:
+        from ki_msgs.msg import PolicyStatus
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from std_msgs.msg import String
-
-        from ki_msgs.msg import PolicyStatus
 
         self.node, self._processes, self._log = node, processes, log
         self._clients: dict[str, Any] = {}
@@ -220,7 +226,9 @@ class Port:
         """Raises KiError when a process has ended."""
         ended = self._processes.ended()
         if ended:
-            raise KiError(f'{ended[0]} ended with status {ended[1]}; its last words are in {self._log}.')
+            raise KiError(
+                f'{ended[0]} ended with status {ended[1]}. {last_words(self._log, ended[0])}(all: {self._log})'
+            )
 
     def pid(self, name: str) -> int:
         """The process of a node."""

@@ -29,7 +29,9 @@ EXPERT_NOTE = (
     'plans the chunks. What you see is the stack: cameras, chunks, executor, controllers, recorder. '
     'It says nothing about learning.'
 )
-TRAIN_NOTE = 'To see a learned policy: `ki train config/train/mini_demo.yaml`, then `ki demo --bundle BUNDLE`.'
+TRAIN_NOTE = (
+    'To see a learned policy: `ki train config/train/mini_demo.yaml`, then `ki demo --bundle out/mini_demo/bundle`.'
+)
 
 
 @app.command()
@@ -70,7 +72,7 @@ def demo(
             for each in _play(stack, choices, out, console):
                 shown.append(each)
         except KeyboardInterrupt:
-            console.print('Stopped; what was played so far is reported.')
+            console.print('Stopped; what was recorded so far stays.')
             status = 130
         finally:
             if any(each.bag for each in shown):
@@ -229,7 +231,7 @@ def _table(lines: list[tuple[Shown, Any]], total: int, cameras: list[str], joint
             inference = f'+{seen.latency_ms:.0f}' if seen.latency_ms else ''
             cells = [f'{rate:.0f}', f'{seen.rates_hz.get(joints, 0.0):.0f}', f'{seen.age_ms:.0f}{inference}']
             cells.append(str(seen.events))
-            if seen.hold and state in ('hold', 'fault'):
+            if seen.hold and state in ('hold', 'fault', 'idle'):
                 table.caption = f'{state}: {seen.hold}'
         result = {True: '[green]success[/]', False: '[red]failure[/]', None: ''}[shown.success]
         table.add_row(str(index), shown.instruction, state, f'{shown.seconds:.1f}', *cells, result)
@@ -259,7 +261,7 @@ def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) ->
     notes = [EXPERT_NOTE, TRAIN_NOTE] if bundle is None else []
     driver = 'the scripted expert' if bundle is None else f'the policy {bundle}'
     report = episode_report.Report(load_contract(ROBOT), told, success, driver, notes)
-    film = write_gif(report.film(), out / 'demo.gif', fps=episode_report.FILM_HZ, colours=128)
+    film = write_gif(report.film(), out / 'demo.gif', fps=episode_report.FILM_HZ, colours=192)
     (out / 'report.html').write_text(report.html(film.read_bytes()), encoding='utf-8')
     numbers = report.numbers() | {'bundle': str(bundle or ''), 'outcomes': [asdict(each) for each in shown]}
     (out / NUMBERS).write_text(json.dumps(numbers, indent=1) + '\n', encoding='utf-8')

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rclpy
+from ki_msgs.action import RecordEpisode
+from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 from rclpy.action import ActionClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
-from ki_msgs.action import RecordEpisode
-from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 from ki_policy_node.errors import NodeError
 from ki_robot.messages import time_ns
 
@@ -116,5 +116,5 @@ class Watch:
     def _on_state(self, message: Any) -> None:
         state, _, reason = message.data.partition(': ')
         self.seen.executor = state
-        if state in ('hold', 'fault') and self.seen.chunks:
+        if state in ('hold', 'fault', 'idle') and self.seen.chunks:
             self.seen.hold = reason

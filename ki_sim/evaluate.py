@@ -20,6 +20,7 @@ from ki_sim.world import STEP_NS, Observation, World, clipped
 Floats = npt.NDArray[np.float64]
 SETTLED_STEPS = 5  # success must hold for a quarter of a second
 VIDEO_EVERY = 4  # steps between the frames of a video
+VIVID = 80  # between the largest and the smallest of a pixel's red, green and blue
 
 
 class Policy(Protocol):
@@ -261,11 +262,19 @@ def write_gif(frames: Sequence[npt.NDArray[np.uint8]], path: str | Path, fps: fl
         raise SimError(f'{path}: there are no frames to write')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    spread = frames[:: max(1, len(frames) // 8)]
-    palette = Image.fromarray(np.concatenate(spread)).quantize(colours)
+    palette = Image.fromarray(_telling(frames)).quantize(colours)
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, optimize=True)
     return path
+
+
+def _telling(frames: Sequence[npt.NDArray[np.uint8]], most: int = 50_000) -> npt.NDArray[np.uint8]:
+    """Pixels (1, N, 3) to choose a palette from, half of them vivid: instructions name colours of small things."""
+    pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames[:: max(1, len(frames) // 8)]])
+    vivid = np.ptp(pixels.astype(np.int16), axis=1) > VIVID
+    halves = [part for part in (pixels[vivid], pixels[~vivid]) if len(part)]
+    chosen = [part[np.linspace(0, len(part) - 1, most).astype(int)] for part in halves]
+    return np.concatenate(chosen)[None]
 
 
 def expert_outcome(work: tuple[str, int, str]) -> Outcome:

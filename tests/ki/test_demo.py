@@ -134,3 +134,14 @@ def test_a_bundle_or_task_that_is_not_there_is_named(ki: Ki, tmp_path: Path) -> 
     done = ki('demo', '--task', 'iron')
     assert done.returncode == 2
     assert "task 'iron' is not known" in done.stderr
+
+
+def test_the_last_words_of_a_program_are_found_in_the_common_log(tmp_path: Path) -> None:
+    from ki._sim_stack import last_words
+
+    log = tmp_path / 'nodes.log'
+    log.write_text(
+        '1.0 sim_robot | begins\n2.0 sim_robot | no OpenGL: install it\n3.0  recorder | hears nothing\n4.0 x | \n'
+    )
+    assert last_words(log, 'sim_robot') == 'It said: no OpenGL: install it '
+    assert last_words(log, 'x') == ''

@@ -141,3 +141,14 @@ def test_the_experts_table_counts_it(arms):
 def test_a_film_without_frames_is_refused(tmp_path):
     with pytest.raises(SimError, match='no frames'):
         write_gif([], tmp_path / 'x.gif')
+
+
+def test_a_film_keeps_the_colour_of_a_small_thing(tmp_path):
+    from PIL import Image
+
+    rows, columns = np.mgrid[0:200, 0:200]
+    frame = np.stack([90 + rows // 4, 80 + columns // 4, 70 + (rows + columns) // 8], axis=-1).astype(np.uint8)
+    frame[100:104, 100:104] = (150, 30, 200)
+    with Image.open(write_gif([frame] * 3, tmp_path / 'film.gif', colours=32)) as film:
+        shown = np.asarray(film.convert('RGB'))[102, 102]
+    assert np.abs(shown.astype(int) - (150, 30, 200)).max() < 8
