@@ -4,8 +4,6 @@ Shape legend: B batch, V views, C colours, H W pixels (images) or H horizon (act
 T target tokens, A action dims.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ backbone), looking at that context. One cached prefix therefore serves training,
 Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G key/value heads, K head dim.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 from collections.abc import Callable

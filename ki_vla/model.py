@@ -8,8 +8,6 @@ Shape legend: B batch, V views, N tokens a view, L prompt, S prefix tokens, T ta
 H horizon, A action dims, D width, G key/value heads, K head dim.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ of the precision.
 Shape legend: V views, L prompt slots, H horizon, A action dims, P rows left of the old chunk.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 import contextlib

@@ -8,8 +8,6 @@ Shape legend: V views, N tokens a view, L prompt slots, S prefix tokens, Y layer
 width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -7,8 +7,6 @@ from images to actions through the graphs.
 Shape legend: V views, H horizon, A action dims.
 """
 
-# Shape suffixes are upper case.
-
 from __future__ import annotations
 
 from collections.abc import Sequence
