@@ -117,8 +117,7 @@ class Follower:
         measured_N = None if self._stale(steady_ns) else np.where(self._position_N, self._measured_N, np.nan)
         verdict = guard.check(chunk, self.limits, now_ns, measured_N, self.rules.guard)
         if isinstance(verdict, guard.Reject):
-            kind = Kind(int(verdict.reason))
-            event = Event(kind, Severity.REJECTED, verdict.message, chunk.chunk_id, verdict.step)
+            event = Event(verdict.reason, Severity.REJECTED, verdict.message, chunk.chunk_id, verdict.step)
             event = replace(event, column=verdict.column, value=verdict.value, limit=verdict.limit)
             self._tell(event, steady_ns)
             if self.state is not State.RUN:
@@ -127,7 +126,7 @@ class Follower:
         for clamp in verdict.clamps:
             name = clamp.kind.name.lower().replace('_', ' ')
             text = f'{clamp.column}: {clamp.value:.4g} was brought to its {name} of {clamp.limit:.4g}.'
-            event = Event(Kind(int(clamp.kind)), Severity.CLAMPED, text, chunk.chunk_id, clamp.step)
+            event = Event(clamp.kind, Severity.CLAMPED, text, chunk.chunk_id, clamp.step)
             self._tell(replace(event, column=clamp.column, value=clamp.value, limit=clamp.limit), steady_ns)
         self._chunk = verdict.chunk
         self._slope_HN = slopes(verdict.chunk.data_HN, chunk.step_ns / 1e9)

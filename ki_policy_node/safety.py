@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ki_robot.guard import GuardPolicy
+from ki_robot.guard import GuardPolicy, Kind
+
+__all__ = ['Event', 'Kind', 'Rules', 'Severity', 'State']
 
 
 class State(str, Enum):
@@ -16,21 +18,6 @@ class State(str, Enum):
     RUN = 'run'
     HOLD = 'hold'
     FAULT = 'fault'
-
-
-class Kind(Enum):
-    """Why a command was changed or refused; the values of ki_msgs/SafetyEvent."""
-
-    POSITION_LIMIT = 0
-    VELOCITY_LIMIT = 1
-    ACCELERATION_LIMIT = 2
-    NON_FINITE = 4
-    START_JUMP = 5
-    CHUNK_EXPIRED = 6
-    CHUNK_TIMEOUT = 7
-    STATE_STALE = 8
-    ESTOP = 9
-    FOREIGN_PUBLISHER = 10
 
 
 class Severity(Enum):

@@ -24,7 +24,7 @@ SLACK = 1e-6  # relative: what rounding may add to a value that lies on its limi
 
 
 class Kind(IntEnum):
-    """What is wrong; the numbers of ki_msgs/SafetyEvent."""
+    """Why a command is changed or refused; the numbers of ki_msgs/SafetyEvent. Not all of them can come of a chunk."""
 
     POSITION_LIMIT = 0
     VELOCITY_LIMIT = 1
@@ -32,7 +32,10 @@ class Kind(IntEnum):
     NON_FINITE = 4
     START_JUMP = 5
     CHUNK_EXPIRED = 6
+    CHUNK_TIMEOUT = 7
     STATE_STALE = 8
+    ESTOP = 9
+    FOREIGN_PUBLISHER = 10
 
 
 @dataclass(frozen=True)

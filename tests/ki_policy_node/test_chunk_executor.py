@@ -16,10 +16,9 @@ def test_kinds_and_severities_have_the_numbers_of_the_message():
     from ki_msgs.msg import SafetyEvent
 
     from ki_policy_node.safety import Kind, Severity
-    from ki_robot import guard
 
     spoken = {name: value for name, value in vars(SafetyEvent).items() if name.startswith(('KIND_', 'SEVERITY_'))}
-    for prefix, words in (('KIND_', Kind), ('SEVERITY_', Severity), ('KIND_', guard.Kind)):
+    for prefix, words in (('KIND_', Kind), ('SEVERITY_', Severity)):
         assert {prefix + word.name: word.value for word in words}.items() <= spoken.items()
     # A workspace is the business of a robot's own safety; every other kind can be told.
     assert {name for name in spoken if name.startswith('KIND_')} - {f'KIND_{kind.name}' for kind in Kind} == {
