@@ -144,8 +144,6 @@ def test_a_film_without_frames_is_refused(tmp_path):
 
 
 def test_a_film_keeps_the_colour_of_a_small_thing(tmp_path):
-    from PIL import Image
-
     rows, columns = np.mgrid[0:200, 0:200]
     frame = np.stack([90 + rows // 4, 80 + columns // 4, 70 + (rows + columns) // 8], axis=-1).astype(np.uint8)
     frame[100:104, 100:104] = (150, 30, 200)
