@@ -22,7 +22,8 @@ import torch
 from roofline import training
 
 from ki_vla.config import preset
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 from ki_vla.recipes import Recipe, prepare, recipe
 from ki_vla.summary import random_batch, skeleton
 

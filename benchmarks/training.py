@@ -30,7 +30,8 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ki_vla.config import preset  # noqa: E402
-from ki_vla.model import KiVla, initialise  # noqa: E402
+from ki_vla.initial import initialise  # noqa: E402
+from ki_vla.model import KiVla  # noqa: E402
 from ki_vla.recipes import prepare, recipe  # noqa: E402
 from ki_vla.summary import random_batch  # noqa: E402
 from training.config import Run, run_from_dict  # noqa: E402

@@ -11,8 +11,9 @@ from ki_robot.contract import Contract
 from ki_robot.transforms import Stats
 from ki_vla.bundle import Bundle, write_bundle
 from ki_vla.config import ModelConfig, preset
+from ki_vla.initial import initialise
 from ki_vla.inputs import Processing
-from ki_vla.model import KiVla, initialise
+from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.tokens.fast import fit
 from ki_vla.tokens.tokenizer import train_tokenizer

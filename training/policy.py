@@ -17,8 +17,9 @@ from ki_robot.errors import KiError
 from ki_robot.transforms import Stats, load_stats, quantile_scaling, zscore_scaling
 from ki_vla.bundle import Bundle, load_bundle
 from ki_vla.config import ModelConfig, preset
+from ki_vla.initial import initialise
 from ki_vla.inputs import Processing
-from ki_vla.model import KiVla, initialise
+from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
 from ki_vla.tokens.actions import ActionCodec

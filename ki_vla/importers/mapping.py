@@ -16,7 +16,8 @@ import torch
 from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
 from ki_vla.importers.stream import Checkpoint, Pieces, write_tensors
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 
 # Buffers that some library versions save although they hold nothing that was learned.
 DEAD_SUFFIXES = ('.rotary_emb.inv_freq', '.embeddings.position_ids')

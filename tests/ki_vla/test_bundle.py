@@ -19,7 +19,8 @@ from ki_robot.contract import load_contract
 from ki_vla import bundle as bundle_module
 from ki_vla.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.errors import VlaError
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 from ki_vla.untrained import untrained_processor, write_untrained
 
 CONTRACT = replace(load_contract('arm_single'), horizon=12)

@@ -9,7 +9,8 @@ import torch
 
 from ki_vla.expert import AdaptiveNorm
 from ki_vla.gemma import rms
-from ki_vla.model import KiVla, Prefix, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla, Prefix
 
 
 def _prefix(model: KiVla, make_batch: Callable) -> Prefix:

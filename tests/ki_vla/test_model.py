@@ -13,7 +13,8 @@ from ki_vla import flow
 from ki_vla.batch import Batch
 from ki_vla.config import preset
 from ki_vla.errors import VlaError
-from ki_vla.model import KiVla, Prefix, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla, Prefix
 from ki_vla.recipes import recipe
 
 

@@ -10,7 +10,8 @@ import torch
 from ki_vla.batch import Batch
 from ki_vla.config import preset
 from ki_vla.decode import generate
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 from ki_vla.recipes import OURS, prepare
 from ki_vla.summary import random_batch
 

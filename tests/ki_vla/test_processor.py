@@ -15,8 +15,9 @@ from ki_robot.observation import Observation
 from ki_robot.transforms import Stats
 from ki_vla.batch import collate
 from ki_vla.errors import VlaError
+from ki_vla.initial import initialise
 from ki_vla.inputs import Processing
-from ki_vla.model import KiVla, initialise
+from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
 from ki_vla.tokens.loc import box_text

@@ -13,7 +13,8 @@ from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.torch import MODES, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 
 STEPS = 3
 

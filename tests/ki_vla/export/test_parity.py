@@ -7,7 +7,8 @@ from ki_vla.config import preset
 from ki_vla.errors import VlaError
 from ki_vla.export.parity import check, compare, reference
 from ki_vla.export.source import of_model, of_noise
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 
 
 def test_equal_arrays_compare_as_equal() -> None:

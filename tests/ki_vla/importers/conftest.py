@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from ki_vla.config import GemmaConfig, ModelConfig, VisionConfig, preset
 from ki_vla.importers.stream import Checkpoint, TensorInfo
-from ki_vla.model import KiVla, initialise
+from ki_vla.initial import initialise
+from ki_vla.model import KiVla
 
 Table = dict[str, tuple[int, ...]]
 
