@@ -195,7 +195,10 @@ class Report:
     def _flow(self) -> str:
         boxes = [
             ('robot', f'{len(self.contract.cameras)} cameras, joints, base'),
-            ('policy', f'{self.contract.horizon} steps of {len(self.contract.actions)} numbers a chunk'),
+            (
+                html.escape(self.driver.removeprefix('the ')),
+                f'{self.contract.horizon} steps of {len(self.contract.actions)} numbers a chunk',
+            ),
             ('chunk executor', 'times, limits, holds'),
             ('controllers', f'{len(self.contract.outputs)} command topics'),
         ]
