@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -17,7 +18,8 @@ def test_the_late_part_of_a_chunk_is_skipped(rig):
     rig.start_executor()
     rig.start_policy(latency=0.6, mode='latest', execute_steps=5, period=3.0)
     rig.running()
-    rig.until('four chunks', lambda: len(rig.chunks) >= 4, 15.0)
+    # On a busy machine chunks arrive before anything follows them, or two of them at once.
+    rig.until('four chunks', lambda: len(rig.chunks) >= 4 and len(rig.robot.commands['hand']) > 100, 15.0)
     ros_minus_steady = rig.node.get_clock().now().nanoseconds - time.monotonic_ns()
     arrivals = [arrived + ros_minus_steady for arrived, _ in rig.chunks]
     chunks = [to_chunk(message) for _, message in rig.chunks]
@@ -26,12 +28,17 @@ def test_the_late_part_of_a_chunk_is_skipped(rig):
     # While a chunk is followed, the hand is commanded what the chunk says for that very moment.
     column = rig.contract.action_names.index('gripper/position')
     sent = [(t + ros_minus_steady, message.data[0]) for t, message in list(rig.robot.commands['hand'])]
-    settled = [(t, value) for t, value in sent if arrivals[-2] + 200_000_000 < t < arrivals[-1]]
+    windows = [
+        [(t, value) for t, value in sent if since + 200_000_000 < t < until]
+        for since, until in itertools.pairwise(arrivals)
+    ]
+    k = max(range(len(windows)), key=lambda index: len(windows[index]))
+    settled = windows[k]
     assert len(settled) > 10
     times = np.array([t for t, _ in settled])
-    due, _ = interpolate(chunks[-2], times)
+    due, _ = interpolate(chunks[k], times)
     assert np.abs(np.array([value for _, value in settled]) - due[:, column]).max() < 0.05
-    first = chunks[-2].data_HN[0, column]
+    first = chunks[k].data_HN[0, column]
     assert np.abs(due[:, column] - first).max() > 0.05, 'the motion is too small to tell a replay'
 
 
