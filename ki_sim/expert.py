@@ -6,27 +6,20 @@ style are drawn from the episode's seed, so an episode is the same each time it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
+from ki_sim.judgement import FINGER_REACH, TAKING, Judgement
 from ki_sim.kinematics import Arms, Floats, pointing, pointing_down
 from ki_sim.motion import Move, Mover, Style
-from ki_sim.robot import GRIPPERS, OPENING_MAX, SIDES
-from ki_sim.scene import BIN_CENTRE, BIN_HALF, BIN_HEIGHT, BIN_WALL, TABLE_TOP, Pose
-from ki_sim.things import KINDS
+from ki_sim.robot import OPENING_MAX
+from ki_sim.scene import BIN_CENTRE, BIN_HEIGHT, TABLE_TOP, Pose
 from ki_sim.world import HOME_ARM, HOME_OPENING, World
 
 TRIES = 3
-FINGER_REACH = 0.018  # how far the finger tips extend beyond the point between the pads, m
-PALM_HEIGHT, PALM_HALF = 0.08, 0.075  # how far the palm is above that point, and half its width, m
 TRAVEL_HEIGHT = TABLE_TOP + BIN_HEIGHT + 0.045  # where the foot of a carried thing passes over bins and things
 MEETING = (0.40, 0.0, 1.00)  # where hands meet to hand over: the thing's centre, base frame
-TAKING = {  # a comfortable start for the inverse kinematics of a hand that comes from the side
-    'right': np.array([-0.1, -0.65, 2.2, -1.45, -1.6, -0.05]),
-    'left': np.array([0.1, -0.65, 2.2, 1.45, -1.6, 0.05]),
-}
 
 
 class Expert(Mover):
@@ -37,6 +30,7 @@ class Expert(Mover):
         rng = np.random.default_rng([episode.seed, episode.goal_seed, sum(episode.task.encode()), 3])
         super().__init__(world, style or draw_style(rng, episode.task), rng, arms)
         self.things, self.goal = episode.scene.things, episode.goal
+        self.see = Judgement(world, self.things, self.arms)
 
     def moves(self) -> Iterator[Move]:
         """The whole episode, up to a short rest at its end."""
@@ -56,7 +50,7 @@ class Expert(Mover):
                 if not (yield from self.pick(side, target)):
                     continue
                 yield from self.drop_in_bin(side, target, side)
-                if self._in_bin_now(target, side):
+                if self.see.in_bin_now(target, side):
                     break
             last = count == len(todo) - 1
             if last or todo[count + 1][1] != side:
@@ -65,12 +59,12 @@ class Expert(Mover):
     def stack(self) -> Iterator[Move]:
         """One thing onto another, with the arm nearer to where they stand."""
         (target,), foot = self.goal.things, self.goal.other
-        side = self.nearer_arm(target, foot)
+        side = self.see.nearer_arm(target, foot)
         for _ in range(TRIES):
             if not (yield from self.pick(side, target)):
                 continue
             x, y, z = self.world.thing_position(foot)
-            self.subtask = f'put the {self.label(target)} on the {self.label(foot)}'
+            self.subtask = f'put the {self.see.label(target)} on the {self.see.label(foot)}'
             yield from self.put_down(side, target, (x, y), z + self.things[foot].height / 2 + 0.004, pad=0.004)
             if self.world.success():
                 break
@@ -79,12 +73,12 @@ class Expert(Mover):
     def next_to(self) -> Iterator[Move]:
         """One thing beside another, where there is room for it and for the fingers."""
         (target,), other = self.goal.things, self.goal.other
-        side = self.nearer_arm(target, other)
+        side = self.see.nearer_arm(target, other)
         for _ in range(TRIES):
             if not (yield from self.pick(side, target)):
                 continue
-            self.subtask = f'put the {self.label(target)} next to the {self.label(other)}'
-            yield from self.put_down(side, target, self.free_spot(target, other), TABLE_TOP + 0.003)
+            self.subtask = f'put the {self.see.label(target)} next to the {self.see.label(other)}'
+            yield from self.put_down(side, target, self.see.free_spot(target, other), TABLE_TOP + 0.003)
             if self.world.success():
                 break
         yield from self.go_home(side)
@@ -116,11 +110,11 @@ class Expert(Mover):
             if not (yield from self.pick(side, target)):
                 continue
             yield from self.carry_home(side, target)
-            self.subtask = f'bring the {self.label(target)} to the first table'
+            self.subtask = f'bring the {self.see.label(target)} to the first table'
             yield from self.drive(Pose(turn_at.x, turn_at.y, station.yaw / 2), through=0.15)
             yield from self.drive(Pose(-0.38, 0.0, 0.0), through=0.10)
             yield from self.drive(Pose(0.0, 0.0, 0.0))
-            self.subtask = f'put the {self.label(target)} on the first table'
+            self.subtask = f'put the {self.see.label(target)} on the first table'
             spot = (0.40 + float(self.rng.uniform(-0.02, 0.02)), 0.08 if side == 'left' else -0.08)
             yield from self.put_down(side, target, spot, TABLE_TOP + 0.003)
             break
@@ -130,21 +124,25 @@ class Expert(Mover):
 
     def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[Move, None, bool]:
         """Grasp a thing from above and lift it; returns whether it is held."""
-        thing, name = self.things[target], self.label(target)
+        thing, name = self.things[target], self.see.label(target)
         self.subtask = f'reach for the {name}'
         yield from self.maybe_pause()
-        position, yaw = self.grasp_pose(side, target, grasp)
+        position, yaw = self.see.grasp_pose(side, target, grasp)
         aim = self.rng.normal(0, self.style.aim, 2).clip(-0.006, 0.006)
         yaw += float(self.rng.normal(0, self.style.turn))
         position = position + np.array([*aim, 0.0])
         above = np.array(
-            [position[0], position[1], max(self.top_of(target) + 0.05, self.clear_height(target)) + FINGER_REACH]
+            [
+                position[0],
+                position[1],
+                max(self.see.top_of(target) + 0.05, self.see.clear_height(target)) + FINGER_REACH,
+            ]
         )
         if self.rng.random() < self.style.slip:  # a miss that the eye corrects before anything is touched
             beside = above + np.array([*self.rng.uniform(-0.03, 0.03, 2), -0.01])
             yield from self.free_move(side, beside, pointing_down(yaw))
             yield from self.wait(0.15)
-        free = self.free_width(position, yaw, target)
+        free = self.see.free_width(position, yaw, target)
         opening = min(OPENING_MAX, thing.width + float(np.clip(free, 0.012, 0.045)))
         yield from self.free_move(side, above, pointing_down(yaw), opening=opening)
         self.subtask = f'grasp the {name}'
@@ -180,24 +178,24 @@ class Expert(Mover):
 
     def carry_home(self, side: str, target: int) -> Iterator[Move]:
         """Draw a held thing close before driving."""
-        self.subtask = f'lift the {self.label(target)}'
+        self.subtask = f'lift the {self.see.label(target)}'
         position, rotation = self.hand(side)
         near = np.array([0.36, 0.20 if side == 'left' else -0.20, max(position[2] + 0.05, 1.0)])
         yield from self.line(side, near, rotation)
 
     def drop_in_bin(self, side: str, target: int, place: str) -> Iterator[Move]:
         """Carry a held thing over a bin, lower it between the walls, let go, and come out again."""
-        name = self.label(target)
+        name = self.see.label(target)
         self.subtask = f'carry the {name} to the {place} bin'
-        below = self.hand(side)[0][2] - self.foot_of(target)
-        inside = [i for i in range(len(self.things)) if i != target and self._in_bin_now(i, place)]
+        below = self.hand(side)[0][2] - self.see.foot_of(target)
+        inside = [i for i in range(len(self.things)) if i != target and self.see.in_bin_now(i, place)]
         along = self.free_slot(place, inside)
         x, y = np.array(BIN_CENTRE[place]) + np.array([along, 0.0]) + self.rng.uniform(-0.012, 0.012, 2)
-        yield from self.over(side, (x, y), max(TRAVEL_HEIGHT, self.clear_height(target)) + below)
+        yield from self.over(side, (x, y), max(TRAVEL_HEIGHT, self.see.clear_height(target)) + below)
         self.subtask = f'drop the {name} into the {place} bin'
         _, rotation = self.hand(side)
         # The palm must stay above what stands in the bin already.
-        heap = max([0.03, 0.055 if len(inside) > 1 else 0.0, *(self.top_of(i) - TABLE_TOP - 0.085 for i in inside)])
+        heap = max([0.03, 0.055 if len(inside) > 1 else 0.0, *(self.see.top_of(i) - TABLE_TOP - 0.085 for i in inside)])
         low = np.array([x, y, TABLE_TOP + heap + below])
         yield from self.line(side, low, rotation, speed=0.8)
         yield from self.let_go(side, target, min(self.things[target].width + 0.03, 0.115))
@@ -218,13 +216,13 @@ class Expert(Mover):
         pose, _ = self.world.odometry()
         local = Pose(*pose).into(*self.world.thing_position(target)[:2])
         offset = hand[:2] - local  # where the hand is relative to the thing it holds
-        below = hand[2] - self.foot_of(target)
+        below = hand[2] - self.see.foot_of(target)
         x, y = np.asarray(spot) + offset
-        yield from self.over(side, (x, y), max(foot + 0.06, TABLE_TOP + 0.13, self.clear_height(target)) + below)
+        yield from self.over(side, (x, y), max(foot + 0.06, TABLE_TOP + 0.13, self.see.clear_height(target)) + below)
         hand, rotation = self.hand(side)
         # Look again: things shift a little in the hand on the way.
         x, y = hand[:2] + np.asarray(spot) - Pose(*pose).into(*self.world.thing_position(target)[:2])
-        below = hand[2] - self.foot_of(target)
+        below = hand[2] - self.see.foot_of(target)
         yield from self.line(side, np.array([x, y, foot + pad + below]), rotation, speed=0.5)
         yield from self.wait(0.2)
         yield from self.let_go(side, target, min(self.things[target].width + 0.035, OPENING_MAX))
@@ -238,7 +236,7 @@ class Expert(Mover):
         yield from self.maybe_pause()
         bow = float(np.clip(self.rng.normal(0, self.style.detour), -0.03, 0.03))
         target = np.array([*spot, max(height, hand[2])])
-        yield from self.line(side, target, pointing_down(self.easy_yaw(side, target)), bow=bow)
+        yield from self.line(side, target, pointing_down(self.see.easy_yaw(side, target)), bow=bow)
 
     def let_go(self, side: str, target: int, opening: float) -> Iterator[Move]:
         """Open until no finger touches the thing."""
@@ -247,17 +245,17 @@ class Expert(Mover):
 
     def give(self, giver: str, taker: str, target: int) -> Generator[Move, None, bool]:
         """Hold the thing up between the hands, take it with the other hand, let go; returns whether it worked."""
-        thing, name = self.things[target], self.label(target)
+        thing, name = self.things[target], self.see.label(target)
         sign = 1.0 if taker == 'right' else -1.0
         self.subtask = f'hold the {name} up to the {taker} hand'
         meet = np.array(MEETING) + self.rng.uniform(-0.015, 0.015, 3)
         below = self.hand(giver)[0][2] - self.world.thing_position(target)[2]
-        yield from self.line(giver, meet + np.array([0.0, 0.0, below]), pointing_down(self.easy_yaw(giver, meet)))
+        yield from self.line(giver, meet + np.array([0.0, 0.0, below]), pointing_down(self.see.easy_yaw(giver, meet)))
         yield from self.wait(0.25)
         self.subtask = f'take the {name} with the {taker} hand'
         # Taking far below the giver's fingers: their tips end at 80 % less a finger's reach.
         low = self.world.thing_position(target) - np.array([0.0, 0.0, thing.height * 0.26])
-        direction = sign * self.take_direction(taker, low)
+        direction = sign * self.see.take_direction(taker, low)
         rotation = pointing(direction)
         approach = rotation[:, 0]
         ready, _ = self.arms.solve(taker, low - 0.13 * approach, rotation, TAKING[taker], iterations=150)
@@ -285,129 +283,6 @@ class Expert(Mover):
             action = move.action.copy()
             action[6 if side == 'left' else 13] = self.opening[side]
             yield Move(action, move.subtask)
-
-    # judgement --------------------------------------------------------------------------------------------------
-
-    def label(self, index: int) -> str:
-        """How the thing is called."""
-        return self.things[index].label
-
-    def nearer_arm(self, target: int, other: int) -> str:
-        """The arm on the side where a thing and its destination are."""
-        return 'left' if self.world.thing_position(target)[1] + self.world.thing_position(other)[1] > 0 else 'right'
-
-    def foot_of(self, index: int) -> float:
-        """Height of the lowest point of an upright thing, m above the floor."""
-        return float(self.world.thing_position(index)[2]) - self.things[index].height / 2
-
-    def top_of(self, index: int) -> float:
-        """Height of a thing's top, m above the floor."""
-        return float(self.world.thing_position(index)[2]) + self.things[index].height / 2
-
-    def local(self, index: int) -> tuple[float, float]:
-        """Where a thing is, in the base frame."""
-        pose, _ = self.world.odometry()
-        return Pose(*pose).into(*self.world.thing_position(index)[:2])
-
-    def grasp_pose(self, side: str, target: int, grasp: float | None) -> tuple[Floats, float]:
-        """Where and at which yaw a hand takes a thing from above, in the base frame."""
-        thing, kind = self.things[target], KINDS[self.things[target].kind]
-        x, y = self.local(target)
-        height = self.foot_of(target) + thing.height * (grasp or kind.grasp)
-        if self.world.thing_upright(target) < 0.7:  # it fell over: take it where it lies
-            height = float(self.world.thing_position(target)[2])
-        position = np.array([x, y, max(height, TABLE_TOP + FINGER_REACH + 0.003)])
-        own = self.world.thing_yaw(target) - float(self.world.odometry()[0][2])
-        easy = self.easy_yaw(side, position)
-        if kind.shape == 'square':
-            options = [own + k * math.pi / 2 for k in range(-2, 3)]
-        elif kind.shape == 'handled':
-            options = [own + k * math.pi for k in range(-1, 2)]
-        else:
-            options = [easy + turn for turn in (0.0, 0.3, -0.3, 0.6, -0.6, 0.9, -0.9)]
-        options = [yaw for yaw in options if abs(yaw - easy) < 1.2] or options
-        cost = {yaw: abs(yaw - easy) + 30 * max(0.0, 0.03 - self.free_width(position, yaw, target)) for yaw in options}
-        return position, min(cost, key=cost.__getitem__)
-
-    def easy_yaw(self, side: str, position: Floats) -> float:
-        """The yaw at which a wrist over a point is least turned: half of the shoulder's own."""
-        shoulder = 0.17 if side == 'left' else -0.17
-        return 0.5 * math.atan2(position[1] - shoulder, position[0] - 0.13)
-
-    def free_width(self, position: Floats, yaw: float, target: int) -> float:
-        """How much wider than the thing the gripper can open before a finger or the palm meets a neighbour, m.
-
-        At most 0.05; negative where the palm would come down on a tall neighbour.
-        """
-        closing = np.array([-math.sin(yaw), math.cos(yaw)])
-        free = 0.05
-        for i, thing in enumerate(self.things):
-            if i == target or not self.stands_here(i):
-                continue
-            offset = np.array(self.local(i)) - position[:2]
-            along, across = abs(float(offset @ closing)), abs(float(offset @ (-closing[1], closing[0])))
-            if across > thing.reach + 0.03:
-                continue
-            room = along - thing.reach - self.things[target].width / 2 - 0.016
-            if self.top_of(i) > position[2] + PALM_HEIGHT:
-                room = min(room, along - thing.reach - PALM_HALF)
-            free = min(free, 2 * room)
-        if position[2] < TABLE_TOP + BIN_HEIGHT + 0.02 and self.world.odometry()[0][1] < 0.3:  # bins stand on table 1
-            wall = BIN_CENTRE['left'][1] - BIN_HALF[1] - 3 * BIN_WALL - abs(position[1])
-            free = min(free, 2 * (wall / max(abs(closing[1]), 0.2) - self.things[target].width / 2 - 0.014))
-        return free
-
-    def stands_here(self, index: int) -> bool:
-        """Whether a thing is on a table, outside the bins."""
-        return self.world.thing_position(index)[2] > 0.5 and not any(self._in_bin_now(index, side) for side in SIDES)
-
-    def clear_height(self, target: int) -> float:
-        """Height over which a hand or a carried thing passes all others on their tables."""
-        others = [self.top_of(i) + 0.02 for i in range(len(self.things)) if i != target and self.stands_here(i)]
-        return max([TABLE_TOP, *others])
-
-    def free_spot(self, target: int, other: int) -> tuple[float, float]:
-        """A spot beside a thing, away from the others, in the base frame."""
-        x, y = self.local(other)
-        reach = self.things[other].width / 2 + self.things[target].width / 2
-        start = self.local(target)
-        best, best_cost = (x, y), math.inf
-        for angle in np.linspace(-math.pi, math.pi, 24, endpoint=False):
-            distance = reach + 0.038
-            spot = (x + distance * math.cos(angle), y + distance * math.sin(angle))
-            if not (0.33 < spot[0] < 0.60 and abs(spot[1]) < 0.17):
-                continue
-            crowd = 0.0
-            for i, thing in enumerate(self.things):
-                if i not in (target, other):
-                    room = math.dist(spot, self.local(i)) - thing.reach - self.things[target].reach
-                    crowd += max(0.0, 0.05 - room) * 40
-            # Fingers close about left-right: a neighbour before or behind leaves them room.
-            cost = crowd + 1.2 * abs(math.sin(angle)) + math.dist(spot, start)
-            if cost < best_cost:
-                best, best_cost = spot, cost
-        return best
-
-    def take_direction(self, taker: str, low: Floats) -> float:
-        """Compass direction (as for the right hand) from which a hand reaches a thing held up, best for its wrist."""
-        sign = 1.0 if taker == 'right' else -1.0
-        errors = {}
-        for degrees in (60, 68, 75, 82, 90):
-            angle = math.radians(degrees)
-            rotation = pointing(sign * angle)
-            _, near = self.arms.solve(taker, low, rotation, TAKING[taker], iterations=80)
-            _, far = self.arms.solve(taker, low - 0.13 * rotation[:, 0], rotation, TAKING[taker], iterations=80)
-            errors[angle] = max(near, far)
-        return min(errors, key=lambda angle: (errors[angle] > 1e-3, abs(angle - 1.25), errors[angle]))
-
-    def _in_bin_now(self, target: int, side: str) -> bool:
-        x, y, _ = self.world.thing_position(target)
-        cx, cy = BIN_CENTRE[side]
-        return bool(abs(x - cx) < BIN_HALF[0] and abs(y - cy) < BIN_HALF[1])
-
-    def measured_opening(self, side: str) -> float:
-        """How far a gripper is open, m."""
-        return self.world.joint_states()[GRIPPERS[side]][0]
 
 
 def draw_style(rng: np.random.Generator, task: str) -> Style:
