@@ -15,10 +15,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import PolicyStatus, SafetyEvent
 from nav_msgs.msg import Odometry
-from rclpy.clock import JumpThreshold
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
@@ -29,7 +27,7 @@ from ki_policy_node.follower import Follower, Hold
 from ki_policy_node.outputs import Output, Plan, make_output
 from ki_policy_node.parameters import Parameters, Setting
 from ki_policy_node.safety import Event, Kind, Rules, Severity, State
-from ki_policy_node.streams import INPUT_QOS, joint_columns, on_incompatible
+from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, joint_columns, on_incompatible
 from ki_robot.contract import load_contract
 from ki_robot.errors import Reason, Rejected
 from ki_robot.guard import GuardPolicy
@@ -37,8 +35,6 @@ from ki_robot.limits import action_limits, read_limits
 from ki_robot.messages import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
 from ki_robot.names import interface_of
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 WATCH_S = 0.1
 DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
 LOOKING = 'looks for its controllers'
@@ -136,10 +132,7 @@ class ChunkExecutor(LifecycleNode):
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
         self._listen(Bool, 'estop', self._on_estop, LATCHED)
-        threshold = JumpThreshold(
-            min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
-        )
-        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._jump = process.on_clock_jump(self, self._on_clock_jump)
         self._say('inactive')
 
     def on_activate(self, state: LifecycleState) -> Any:
@@ -245,10 +238,10 @@ class ChunkExecutor(LifecycleNode):
         with self._lock:
             self._follower.on_estop(message.data, time.monotonic_ns())
 
-    def _on_clock_jump(self, jump: Any) -> None:
+    def _on_clock_jump(self, seconds: float) -> None:
         assert self._follower is not None
         with self._lock:
-            self._follower.on_clock_jump(jump.delta.nanoseconds / 1e9, time.monotonic_ns())
+            self._follower.on_clock_jump(seconds, time.monotonic_ns())
 
     def _on_enable(self, request: Any, response: Any) -> Any:
         response.success = self._follower is not None and self._dispatch is not None

@@ -16,10 +16,7 @@ from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.clock import JumpThreshold
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 
 from ki_policy_node import process
@@ -39,14 +36,12 @@ from ki_policy_node.parameters import Parameters, Setting
 from ki_policy_node.report import Report
 from ki_policy_node.run import Run, checked_instruction
 from ki_policy_node.runner import Runner
-from ki_policy_node.streams import INPUT_QOS, message_type, on_incompatible
+from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, message_type, on_incompatible
 from ki_robot.chunk import ActionChunk
 from ki_robot.contract import Camera, Contract, load_contract
 from ki_robot.errors import KiError
 from ki_robot.messages import from_chunk, time_ns
 
-NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 Status = PolicyStatus
 Result = RunPolicy.Result
 
@@ -151,10 +146,7 @@ class PolicyNode(LifecycleNode):
                     event_callbacks=on_incompatible(self, stream.topic),
                 )
             )
-        threshold = JumpThreshold(
-            min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
-        )
-        self._jump = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._jump = process.on_clock_jump(self, self._runner.on_clock_jump)
         self._report.ready(planner.policy)
 
     def _load(self, contract: Contract, bundle: str, validate_only: bool = False) -> Planner:
@@ -235,9 +227,6 @@ class PolicyNode(LifecycleNode):
             self._runner.store(name, camera, message)
 
         return store
-
-    def _on_clock_jump(self, jump: Any) -> None:
-        self._runner.on_clock_jump(jump.delta.nanoseconds / 1e9)
 
     def _on_instruction(self, message: Any) -> None:
         try:

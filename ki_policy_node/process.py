@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 import rclpy
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -126,11 +127,23 @@ def spin(node: LifecycleNode, executor: Any, stopped: Callable[[], bool]) -> int
 
 def flush(publishers: list[Any], seconds: float = 0.2) -> None:
     """Waits until reliable receivers have acknowledged what was published, at most `seconds` in all."""
-    from rclpy.duration import Duration
-
     end = time.monotonic() + seconds
     for publisher in publishers:
         publisher.wait_for_all_acked(Duration(seconds=max(0.0, end - time.monotonic())))
+
+
+def on_clock_jump(node: LifecycleNode, act: Callable[[float], None]) -> Any:
+    """Calls `act` with the seconds by which ROS time jumped: back at all, or ahead by more than a second.
+
+    Returns:
+        A handle; the calls end with it.
+    """
+    threshold = JumpThreshold(
+        min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
+    )
+    return node.get_clock().create_jump_callback(
+        threshold, post_callback=lambda jump: act(jump.delta.nanoseconds / 1e9)
+    )
 
 
 def told(node: LifecycleNode, transition: Callable[[LifecycleState], None], state: LifecycleState, say: Any) -> Any:
