@@ -36,9 +36,9 @@ EXTRAS = {
     # Both distributions own the module `onnxruntime`, and the one installed last wins: choose one.
     'cpu': ['onnxruntime>=1.19,<2'],
     'gpu': ['onnxruntime-gpu>=1.19,<2', 'tensorrt>=10,<12'],
-    'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1'],
+    'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1', 'onnx-ir>=0.1,<2'],
     'sim': ['mujoco==3.3.7', 'pillow>=10'],
-    'train': ['pyarrow>=16', 'av>=12', 'tensorboard>=2.16,<3'],
+    'train': ['pyarrow>=16', 'av>=12', 'tensorboard>=2.16,<3', 'peft>=0.17,<1'],
     # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
     'ros': [
         'ros-jazzy-rclpy==7.1.6',
