@@ -93,6 +93,7 @@ def test_a_gradient_is_stopped_in_one_place() -> None:
     assert elsewhere == {
         ('decode.py', 'no_grad'),
         ('model.py', 'no_grad'),
+        ('initial.py', 'no_grad'),
         ('losses.py', 'detach'),
         ('rtc.py', 'detach'),
         ('rtc.py', 'no_grad'),
