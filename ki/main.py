@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,14 @@ def mend(module: str) -> str:
     return '`make setup` installs it.'
 
 
+def note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a sentence: the line of code that gave it means nothing to who typed a command."""
+    print(f'ki: note: {message}', file=sys.stderr)
+
+
 def main() -> None:
     """Runs the command line; the console script `ki`."""
+    warnings.showwarning = note
     try:
         app(prog_name='ki')
     except KiError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,12 @@ def test_a_missing_file_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(main, 'app', fails)
     with pytest.raises(ModuleNotFoundError):
         main.main()
+
+
+def test_a_warning_is_one_sentence_without_the_code_that_gave_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)  # put back afterwards
+    monkeypatch.setattr(main, 'app', lambda **_: warnings.showwarning(UserWarning('It is late.'), UserWarning, 'x', 1))
+    main.main()
+    assert capsys.readouterr().err == 'ki: note: It is late.\n'
