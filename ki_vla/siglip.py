@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ki_vla.config import VisionConfig
-from ki_vla.gemma import run
+from ki_vla.gemma import full_attention, run
 
 EPS = 1e-6
 
@@ -30,7 +30,7 @@ class VisionLayer(nn.Module):
         """[I, N, D] -> [I, N, D]."""
         h_IND = self.norm1(x_IND)
         q, k, v = (layer(h_IND).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed_IENK = F.scaled_dot_product_attention(q, k, v)
+        mixed_IENK = full_attention(q, k, v)
         x_IND = x_IND + self.out(mixed_IENK.transpose(1, 2).flatten(2))
         return x_IND + self.fc2(F.gelu(self.fc1(self.norm2(x_IND)), approximate='tanh'))
 
