@@ -25,7 +25,7 @@ Array = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]
 
 EPSILON = 1e-6  # openpi adds it to every span
-MIN_SPAN = 1e-3  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
+MIN_SPAN = 1e-2  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
 _MOMENTS = ('mean', 'std', 'q01', 'q99')
 
 
