@@ -274,6 +274,11 @@ class Cadence:
         """A frame has arrived."""
         self._seen.add(camera)
 
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Cameras that have spoken since a chunk is due."""
+        return tuple(self._seen)
+
     def reset(self) -> None:
         """The observation is taken, or nothing is due any more."""
         self._since_ns = None

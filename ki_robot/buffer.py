@@ -9,9 +9,10 @@ One thread may push while another samples.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,6 +162,18 @@ class ObservationBuffer:
             return NotReady(tuple(problems))
         return self._build(used, optional, text, instruction_id, epoch)
 
+    def decode(self, names: Iterable[str]) -> None:
+        """Decodes the newest frames of some cameras ahead of `sample`, which then finds them done.
+
+        A frame that does not decode is left for `sample` to refuse.
+        """
+        for name in names:
+            stream = self._stream(name)
+            entry = stream.newest
+            if entry is not None and isinstance(stream.spec, Camera):
+                with contextlib.suppress(Rejected):
+                    self._picture(stream.spec, entry)
+
     def problems(self, now_ns: int) -> tuple[Problem, ...]:
         """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
         return tuple(self._survey(now_ns)[0])
@@ -277,9 +290,7 @@ class ObservationBuffer:
             if entry is None:
                 continue
             try:
-                if entry.image is None:
-                    entry.image = decode_camera(camera, entry.payload, self.settings.max_image_bytes)
-                images[camera.name] = entry.image
+                images[camera.name] = self._picture(camera, entry)
             except Rejected as error:
                 self._drop(camera.name, entry, error)
                 if camera.name not in optional:
@@ -295,6 +306,11 @@ class ObservationBuffer:
             instruction_id,
             epoch,
         )
+
+    def _picture(self, camera: Camera, entry: _Entry) -> Image:
+        if entry.image is None:
+            entry.image = decode_camera(camera, entry.payload, self.settings.max_image_bytes)
+        return entry.image
 
     def _drop(self, name: str, entry: _Entry, error: Rejected) -> None:
         """Counts a frame that does not decode once, and never offers it again."""

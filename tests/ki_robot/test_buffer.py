@@ -120,6 +120,26 @@ def test_images_are_decoded_when_sampled_and_once(robot: Robot, monkeypatch: pyt
     assert again.images['head'] is first.images['head']
 
 
+def test_frames_decoded_ahead_are_not_decoded_again(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    original = cv2.imdecode
+    monkeypatch.setattr(cv2, 'imdecode', lambda *given: decoded.append(1) or original(*given))
+    robot.everything(T0)
+    robot.buffer.decode(('head', 'right_wrist'))
+    assert len(decoded) == 2
+    assert set(seen(robot, T0 + 10 * MS).images) == set(CAMERAS)
+    assert len(decoded) == 3
+
+
+def test_a_frame_that_does_not_decode_ahead_is_refused_by_the_sample(robot: Robot) -> None:
+    robot.everything(T0)
+    broken = fill_compressed(robot.make('sensor_msgs/CompressedImage'), np.zeros((9, 9, 3), np.uint8), T0 + 9 * MS)
+    broken.data = broken.data[:150]
+    assert robot.buffer.push('head', broken, T0 + 9 * MS)
+    robot.buffer.decode(CAMERAS)
+    assert held(robot, T0 + 10 * MS).hold is Hold.INVALID
+
+
 def test_before_the_first_message_every_stream_is_named(robot: Robot) -> None:
     result = held(robot, T0)
     assert [problem.stream for problem in result.problems] == [*CAMERAS, 'joint_states', 'odom']
