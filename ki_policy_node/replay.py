@@ -14,23 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ki_bags.reader import Bag, Topic, open_bag
+from ki_bags.reader import Bag, open_bag
+from ki_policy_node.bag_topics import match_topics
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import Cadence, InvalidActionError, Planned, Planner, Policy, Timing, TooLateError
 from ki_policy_node.recorded import Recorded
 from ki_policy_node.streams import joint_columns
 from ki_robot.buffer import ObservationBuffer, Settings
 from ki_robot.chunk import Matrix
-from ki_robot.commands import MESSAGE_TYPES
-from ki_robot.contract import Camera, Contract, StateStream
+from ki_robot.contract import Contract
 from ki_robot.errors import Rejected
 from ki_robot.messages import joint_values, stamp_ns
 from ki_robot.names import interface_of
 from ki_robot.observation import NotReady, Observation
 
-IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}
-STATES = {'joint_state': ('sensor_msgs/msg/JointState',), 'odometry': ('nav_msgs/msg/Odometry',)}
-MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 STRIP_FRAMES = 8
 TREND_NS = 200_000_000  # the past that a linear extrapolation is taken from
 
@@ -125,24 +122,21 @@ class _Run:
         self._busy_until_ns = 0
         self._epoch = self._buffer_epoch = 0
         self._instruction = options.instruction
-        self._streams: dict[str, str] = {}
-        self._outputs: dict[str, Any] = {}
-        self._texts: dict[str, str] = {}
+        self._topics = match_topics(bag, contract, options.remap)
+        self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts}
         self._cameras = {camera.name for camera in contract.cameras}
         self._past: dict[str, deque[tuple[int, Matrix]]] = defaultdict(lambda: deque(maxlen=500))
-        self._match()
-        self.wanted = {*self._streams, *self._outputs, *self._texts}
 
     def take(self, topic: str, message: Any, log_ns: int) -> None:
         """One message of the bag, and whatever the node would do now."""
         self.found.begin_ns = self.found.begin_ns or log_ns
         self.found.end_ns = max(self.found.end_ns, log_ns)
-        if topic in self._texts:
+        if topic in self._topics.texts:
             self._hear(message)
-        elif topic in self._outputs:
+        elif topic in self._topics.outputs:
             self._command(topic, message, log_ns)
-        if topic in self._streams:
-            name = self._streams[topic]
+        if topic in self._topics.streams:
+            name = self._topics.streams[topic]
             usable = self._buffer.push(name, message, log_ns)
             if name in self._cameras:
                 self._cadence.on_frame(name)
@@ -234,7 +228,7 @@ class _Run:
 
     def _hear(self, message: Any) -> None:
         """A recorded instruction, or the task of an episode."""
-        text = str(getattr(message, 'text', '') or getattr(message, 'task', ''))
+        text = words_of(message)
         if not self._options.instruction and text and text != self._instruction:
             self._instruction = text
             self._epoch += 1
@@ -243,52 +237,14 @@ class _Run:
     def _command(self, topic: str, message: Any, log_ns: int) -> None:
         assert self.found.recorded is not None
         try:
-            self.found.recorded.add(self._outputs[topic], message, log_ns)
+            self.found.recorded.add(self._topics.outputs[topic], message, log_ns)
         except Rejected as error:
-            self.found.rejected.setdefault(self._outputs[topic].name, Counter())[str(error.reason)] += 1
+            self.found.rejected.setdefault(self._topics.outputs[topic].name, Counter())[str(error.reason)] += 1
 
-    def _match(self) -> None:
-        """Which topic of the bag is which stream of the contract."""
-        for camera in self._contract.cameras:
-            topic = self._find(camera.topic, IMAGES[camera.transport], camera.required, camera)
-            if topic:
-                self._streams[topic] = camera.name
-        for stream in self._contract.state_streams:
-            topic = self._find(stream.topic, STATES[stream.type], True, stream)
-            if topic:
-                self._streams[topic] = stream.name
-        for output in self._contract.outputs:
-            topic = self._find(output.topic, MESSAGE_TYPES[output.kind], False, None)
-            if topic:
-                self._outputs[topic] = output
-        # The topic that the node listens to, and the task of an episode; other texts are somebody else's.
-        self._texts = {
-            topic.name: topic.type
-            for topic in self._bag.topics.values()
-            if topic.type == MARKER or (topic.type == INSTRUCTION and topic.name.endswith('/instruction'))
-        }
 
-    def _find(
-        self, wanted: str, types: tuple[str, ...], required: bool, stream: Camera | StateStream | None
-    ) -> str | None:
-        """The topic of the bag that the contract calls `wanted`, whatever its namespace."""
-        asked = self._options.remap.get(wanted, wanted)
-        tail = '/' + asked.lstrip('/')
-        fits: list[Topic] = [t for t in self._bag.topics.values() if t.name == tail]
-        fits = fits or [t for t in self._bag.topics.values() if t.name.endswith(tail)]
-        fits = [topic for topic in fits if topic.type in types]
-        if len(fits) == 1:
-            return fits[0].name
-        if len(fits) > 1:
-            names = ', '.join(topic.name for topic in fits)
-            raise NodeError(f'{self._bag.path}: {wanted} could be any of {names}; say which: --remap {wanted}:=NAME.')
-        if required and stream is not None:
-            known = ', '.join(f'{topic.name} ({topic.type})' for topic in self._bag.topics.values())
-            raise NodeError(
-                f'{self._bag.path} has no topic {asked} of type {types[0]}, which {stream.name} of robot '
-                f'{self._contract.name} needs; it has {known}. Record it, or say --remap {wanted}:=NAME.'
-            )
-        return None
+def words_of(message: Any) -> str:
+    """What an Instruction or an EpisodeMarker tells the robot to do."""
+    return str(getattr(message, 'text', '') or getattr(message, 'task', ''))
 
 
 def _small(image: np.ndarray) -> np.ndarray:

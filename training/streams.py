@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_bags.reader import Bag, Topic
+from ki_bags.topics import find_topic
 from ki_robot.commands import MESSAGE_TYPES, command_stamp_ns, read_command
 from ki_robot.contract import Camera, Contract, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
@@ -28,7 +29,7 @@ from training.errors import TrainingError
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
-__all__ = ['Collected', 'Marker', 'Track', 'collect', 'find_topic']
+__all__ = ['Collected', 'Marker', 'Track', 'collect']
 
 
 @dataclass
@@ -81,34 +82,16 @@ class Collected:
     messages: int = 0
 
 
-def find_topic(
-    bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems
-) -> Topic | None:
-    """The topic of a recording that a contract calls `wanted`: the same name, or the only one that ends like it.
-
-    Args:
-        bag: The recording.
-        wanted: As in the contract; relative names may carry any namespace in the recording.
-        types: Acceptable message types.
-        remap: Contract name -> name in the recording.
-        problems: Where a topic of another type, or several candidates, are noted.
-    """
-    asked = remap.get(wanted, wanted)
-    name = '/' + asked.lstrip('/').removeprefix('~/')
-    same = [each for each in bag.topics.values() if '/' + each.name.lstrip('/') == name]
-    if not same and not asked.startswith('/'):
-        same = [each for each in bag.topics.values() if each.name.endswith(name)]
-    fit = [each for each in same if each.type in types]
-    if len(fit) == 1:
-        return fit[0]
-    if len(fit) > 1:
-        names = ', '.join(sorted(each.name for each in fit))
-        text = f'{wanted} could be any of {names}; say which with --remap {wanted}:=NAME'
-        problems.add(bag.path, wanted, 'ambiguous_topic', text)
-    elif same:
-        text = f'{same[0].name} is {same[0].type}; the contract needs {" or ".join(types)}'
+def _topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems) -> Topic | None:
+    """The topic that a contract calls `wanted`; one of another type, or several candidates, are noted."""
+    match = find_topic(bag, wanted, types, remap)
+    if match.doubt:
+        problems.add(bag.path, wanted, 'ambiguous_topic', match.doubt)
+    elif match.others and not match.fits:
+        other = match.others[0]
+        text = f'{other.name} is {other.type}; the contract needs {" or ".join(types)}'
         problems.add(bag.path, wanted, 'wrong_type', text)
-    return None
+    return match.topic
 
 
 def collect(
@@ -206,12 +189,12 @@ def _dated(stamp: int, mode: str) -> int | None:
 def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> Topic | None:
     """The camera's topic; where only the other transport was recorded, that one."""
     kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
-    topic = find_topic(bag, camera.topic, kinds, remap, problems)
+    topic = _topic(bag, camera.topic, kinds, remap, problems)
     if topic is not None:
         return topic
     other = camera.topic.removesuffix('/compressed') if kinds[0] == COMPRESSED else f'{camera.topic}/compressed'
     if other != camera.topic:
-        topic = find_topic(bag, other, kinds[1:], remap, problems)
+        topic = _topic(bag, other, kinds[1:], remap, problems)
         if topic is not None:
             problems.add(bag.path, camera.topic, 'other_transport', f'{topic.name} is used in its place')
             return topic
@@ -269,7 +252,7 @@ def _add_state(
     problems: Problems,
 ) -> None:
     kind = 'sensor_msgs/msg/JointState' if source.type == 'joint_state' else 'nav_msgs/msg/Odometry'
-    topic = find_topic(bag, source.topic, (kind,), remap, problems)
+    topic = _topic(bag, source.topic, (kind,), remap, problems)
     if topic is None:
         text = f'state stream {source.name}: {source.topic} was not recorded'
         problems.add(bag.path, source.topic, 'missing_topic', text)
@@ -297,7 +280,7 @@ def _add_command(
     remap: dict[str, str],
     problems: Problems,
 ) -> None:
-    topic = find_topic(bag, output.topic, MESSAGE_TYPES[output.kind], remap, problems)
+    topic = _topic(bag, output.topic, MESSAGE_TYPES[output.kind], remap, problems)
     if topic is None:
         found.missing_outputs.append(output.name)
         return
