@@ -46,15 +46,21 @@ def ros_domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A domain id that no other test of this run uses, for every test marked `ros`.
 
     The process id is mixed in, so that two runs side by side rarely meet; ids stay below 102,
-    which is what the default port range of Linux leaves to Fast DDS.
+    which is what the default port range of Linux leaves to Fast DDS. 91 to 100 are left to `shared_domain`.
     """
     if request.node.get_closest_marker('ros') is None:
         return None
     if importlib.util.find_spec('rclpy') is None:
         pytest.skip('rclpy is not installed: `make setup` installs it. NOTHING of ROS 2 was checked here')
-    domain = 1 + (next(_domains) * 7 + os.getpid()) % 100
+    domain = 1 + (next(_domains) * 7 + os.getpid()) % 90
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
     return domain
+
+
+@pytest.fixture(scope='session')
+def shared_domain() -> int:
+    """A domain id for what several tests share while each has its own besides; for one file at a time."""
+    return 91 + os.getpid() % 10
 
 
 @pytest.fixture(scope='session')

@@ -173,15 +173,11 @@ class Bench:
         return {value.key: value.value for value in lines.status[0].values} if lines else {}
 
 
-def a_domain(number: int) -> int:
-    return 1 + (os.getpid() * 3 + number) % 100
-
-
 @pytest.fixture(scope='module')
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[Bench]:
     """A simulator in real time that the tests of this file share; it must end cleanly."""
     pytest.importorskip('rclpy')
-    made = Bench(tmp_path_factory.mktemp('bench'), a_domain(1), task='stack', seed=3)
+    made = Bench(tmp_path_factory.mktemp('bench'), shared_domain, task='stack', seed=3)
     yield made
     assert made.close() == 0
     assert 'Traceback' not in made.log.read_text()
@@ -246,10 +242,12 @@ def test_a_new_trajectory_replaces_the_one_before(bench: Bench) -> None:
 
 
 def test_a_base_stops_when_its_commands_stop(bench: Bench) -> None:
-    for _ in range(10):
+    def moves() -> bool:
         bench.drive(0.2)
         time.sleep(0.05)
-    assert bench.newest('odom').twist.twist.linear.x == pytest.approx(0.2, abs=0.03)
+        return abs(bench.newest('odom').twist.twist.linear.x - 0.2) < 0.03
+
+    bench.until('the base moves', moves)
     bench.until('the base stands', lambda: abs(bench.newest('odom').twist.twist.linear.x) < 0.01, 2.0)
 
 
@@ -382,10 +380,14 @@ def test_free_running_is_faster_than_the_wall_clock_and_in_step_with_its_own(tmp
 
     bench = Bench(tmp_path, ros_domain, clock=True, speed=0.0, camera_rate=2.0)
     try:
-        wall, clock = time.monotonic(), time_ns(bench.newest('/clock').clock)
-        time.sleep(1.5)
-        passed_s = (time_ns(bench.newest('/clock').clock) - clock) * 1e-9
-        assert passed_s > 1.3 * (time.monotonic() - wall)
+        clock = time_ns(bench.newest('/clock').clock)
+
+        def flies() -> bool:
+            wall, start = time.monotonic(), time_ns(bench.newest('/clock').clock)
+            time.sleep(1.0)
+            return (time_ns(bench.newest('/clock').clock) - start) * 1e-9 > 1.3 * (time.monotonic() - wall)
+
+        bench.until('time flies', flies, 30.0)  # at once, unless other work has the cores
         stamps = np.array([stamp_ns(message.header) for _, message in list(bench.heard['joint_states'])])
         assert ((stamps - clock) % 10_000_000 == 0).all()
         assert (np.diff(stamps) > 0).all()
