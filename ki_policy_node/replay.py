@@ -18,6 +18,7 @@ from ki_bags.reader import Bag, open_bag
 from ki_policy_node.bag_topics import match_topics
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import Cadence, InvalidActionError, Planned, Planner, Policy, Timing, TooLateError
+from ki_policy_node.predictors import hold, velocity
 from ki_policy_node.recorded import Recorded
 from ki_policy_node.streams import joint_columns
 from ki_robot.buffer import ObservationBuffer, Settings
@@ -29,7 +30,6 @@ from ki_robot.names import interface_of
 from ki_robot.observation import NotReady, Observation
 
 STRIP_FRAMES = 8
-TREND_NS = 200_000_000  # the past that a linear extrapolation is taken from
 
 
 @dataclass(frozen=True)
@@ -188,35 +188,24 @@ class _Run:
             return
         self._planner.commit(planned)
         self._busy_until_ns = arrival_ns
-        state_N = self._state(observation.state)
+        hold_N = hold(self._contract, observation.state)
         ages = {name: now_ns - stamp for name, stamp in observation.image_stamps_ns.items()}
         ages['state'] = now_ns - observation.state_stamp_ns
-        cycle = Cycle(planned, observation.stamp_ns, ages, observation.instruction, state_N, self._trend(observation))
+        cycle = Cycle(planned, observation.stamp_ns, ages, observation.instruction, hold_N, self._trend(observation))
         self.found.cycles.append(cycle)
         self.found.frames.append((now_ns, {name: _small(image) for name, image in observation.images.items()}))
 
-    def _state(self, state: Matrix) -> Matrix:
-        """The measured state as a command: positions held, velocities 0, NaN where nothing is measured."""
-        names = self._contract.state_names
-        held = [state[names.index(n)] if n in names else np.nan for n in self._contract.action_names]
-        moves = np.array([interface_of(name) == 'position' for name in self._contract.action_names])
-        return np.where(moves, held, 0.0)
-
     def _trend(self, observation: Observation) -> Matrix:
-        """Velocity of the measured positions over the last `TREND_NS`; 0 where that is not known."""
+        """Velocity of the measured positions, (N,); 0 where that is not known."""
         names = self._contract.action_names
         trend_N = np.zeros(len(names))
         for stream in self._contract.state_streams:
-            columns = joint_columns(self._contract, stream)
-            history = [each for each in self._past[stream.name] if each[0] <= observation.state_stamp_ns]
-            if len(history) < 2:
+            speeds = velocity(self._past[stream.name], observation.state_stamp_ns)
+            if speeds is None:
                 continue
-            now_ns, now_n = history[-1]
-            then_ns, then_n = next(each for each in history if each[0] >= now_ns - TREND_NS)
-            if then_ns < now_ns:
-                for column, speed in zip(columns, (now_n - then_n) / ((now_ns - then_ns) / 1e9), strict=True):
-                    if column in names and interface_of(column) == 'position':
-                        trend_N[names.index(column)] = speed
+            for column, speed in zip(joint_columns(self._contract, stream), speeds, strict=True):
+                if column in names and interface_of(column) == 'position':
+                    trend_N[names.index(column)] = speed
         return trend_N
 
     def _remember(self, name: str, message: Any, log_ns: int) -> None:

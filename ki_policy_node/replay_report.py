@@ -13,42 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from ki_policy_node.comparison import POLICY, compare, gain, least, verdict
 from ki_policy_node.replay import STRIP_FRAMES, Replay
 from ki_policy_node.web_page import figure, page, plot, table
-from ki_robot.chunk import Matrix
+from ki_robot.contract import Contract
 
 LEAST_SPAN = 0.02  # rad, m or their rates
-
-
-def truth(found: Replay) -> Matrix:
-    """The recorded commands at every step of every chunk: (M, H, N), NaN where nothing was recorded."""
-    assert found.recorded is not None
-    times_MH = np.array([cycle.planned.raw.times_ns for cycle in found.cycles])
-    values = np.array([found.recorded.at(times_H) for times_H in times_MH])
-    return np.where((times_MH <= found.end_ns)[:, :, None], values, np.nan)
-
-
-def guesses(found: Replay) -> dict[str, Matrix]:
-    """What the policy said, and what two trivial predictors would have: (M, H, N) each."""
-    raw = np.array([cycle.planned.raw.data_HN for cycle in found.cycles])
-    hold = np.repeat(np.array([cycle.hold_N for cycle in found.cycles])[:, None], raw.shape[1], axis=1)
-    times_H = np.arange(raw.shape[1]) * found.contract.step_ns / 1e9
-    trend = np.array([cycle.trend_N for cycle in found.cycles])[:, None] * times_H[None, :, None]
-    return {'policy': raw, 'hold the pose': hold, 'linear extrapolation': hold + trend}
 
 
 def summary(found: Replay) -> dict[str, Any]:
     """All numbers of a replay, as plain data.
 
-    `result` depends on bag, policy and options alone; `timing` was measured on this machine. Errors are mean absolute
-    differences to the recorded command in SI units, rad, m and their rates alike.
+    `result` depends on bag, policy and options alone, its errors are those of `comparison.compare`; `timing` was
+    measured on this machine.
     """
-    true = truth(found)
-    compared = bool(np.isfinite(true).any())
-    errors = {name: np.abs(values - true) for name, values in guesses(found).items()}
     seams = [cycle.planned.seam for cycle in found.cycles if cycle.planned.seam is not None]
     inferred = [cycle.planned.inferred for cycle in found.cycles]
-    names = found.contract.action_names
     result: dict[str, Any] = {
         'bag': found.bag,
         'robot': found.contract.name,
@@ -59,14 +39,7 @@ def summary(found: Replay) -> dict[str, Any]:
         'chunks': len(found.cycles),
         'seconds': (found.end_ns - found.begin_ns) / 1e9,
         'instructions': sorted({cycle.instruction for cycle in found.cycles}),
-        'error': {name: _mean(error) for name, error in errors.items()} if compared else {},
-        'error_by_column': {
-            name: {column: _mean(error[:, :, index]) for index, column in enumerate(names)}
-            for name, error in errors.items()
-        },
-        'error_by_step': {
-            name: [_mean(error[:, step]) for step in range(error.shape[1])] for name, error in errors.items()
-        },
+        **compare(found),
         'seam_position': _spread([float(np.abs(seam.position_jump_N).max()) for seam in seams]),
         'seam_velocity': _spread([float(np.abs(seam.velocity_jump_N).max()) for seam in seams]),
         'ages_ms': {
@@ -99,16 +72,16 @@ def failure(numbers: Mapping[str, Any], fail_above: float) -> str:
     return ''
 
 
-def write(found: Replay, folder: Path) -> dict[str, Any]:
-    """Writes `replay.json` and `replay.html` into `folder`; returns the numbers.
+def write(found: Replay, folder: Path, *, name: str = 'replay') -> dict[str, Any]:
+    """Writes `name`.json and `name`.html into `folder`; returns the numbers.
 
     Raises:
         NodeError: matplotlib is not installed.
     """
     numbers = summary(found)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'replay.json').write_text(json.dumps(numbers, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    (folder / 'replay.html').write_text(html_of(found, numbers), encoding='utf-8')
+    (folder / f'{name}.json').write_text(json.dumps(numbers, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    (folder / f'{name}.html').write_text(html_of(found, numbers), encoding='utf-8')
     return numbers
 
 
@@ -120,8 +93,7 @@ def html_of(found: Replay, numbers: Mapping[str, Any]) -> str:
         f'<p>{result["chunks"]} chunks over {result["seconds"]:.1f} s, mode {result["mode"]}, robot '
         f'{html.escape(result["robot"])}. Instruction: {html.escape("; ".join(result["instructions"]) or "none")}.</p>',
         '<h2>How far from what was commanded</h2>',
-        _errors(result),
-        plot(_plot_errors(result)) if result['error'] else '<p>The bag holds no commands to compare with.</p>',
+        *_comparison(result, found.contract),
         '<h2>Predicted and recorded, column by column</h2>',
         '<p><small>Black: recorded. Colour: every chunk, from its observation on.</small></p>',
         plot(_plot_columns(found)),
@@ -137,12 +109,6 @@ def html_of(found: Replay, numbers: Mapping[str, Any]) -> str:
     return page(title, parts)
 
 
-def _mean(values: Matrix) -> float | None:
-    """The mean of what is known; None where nothing is."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else None
-
-
 def _spread(values: Sequence[float]) -> dict[str, float]:
     """Percentiles; empty without values."""
     if not values:
@@ -151,13 +117,47 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {'p50': p50, 'p95': p95, 'p99': p99, 'max': float(max(values))}
 
 
-def _errors(result: Mapping[str, Any]) -> str:
-    rows = [
-        (column, *(_number(result['error_by_column'][name][column]) for name in result['error_by_column']))
-        for column in next(iter(result['error_by_column'].values()))
+def _comparison(result: Mapping[str, Any], contract: Contract) -> list[str]:
+    """Sentences, tables and pictures: the policy beside what anybody could have guessed."""
+    if not result['error']:
+        return ['<p>The bag holds no commands to compare with.</p>']
+    names = list(result['error'])
+    units = {column.name: column.unit for column in contract.actions}
+    groups = {'everything': result['error']}
+    if len(result['error_by_unit']) > 1:
+        groups |= {f'all in {_unit(unit)}': errors for unit, errors in result['error_by_unit'].items()}
+    groups |= {
+        f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s ahead': span['error'] for span in result['error_by_horizon']
+    }
+    columns = {
+        f'{column} [{_unit(units[column])}]': {name: result['error_by_column'][name][column] for name in names}
+        for column in units
+    }
+    head = (*names, 'least', 'policy against the better of holding and extrapolating')
+    return [
+        *(f'<p>{html.escape(text)}</p>' for text in verdict(result)),
+        table(('mean absolute error', *head), [_error_row(*each) for each in groups.items()]),
+        plot(_plot_errors(result, contract.step_ns / 1e9)),
+        '<h2>The same, column by column</h2>',
+        table(('mean absolute error', *head), [_error_row(*each) for each in columns.items()]),
+        '<p><small>Blue: the policy errs less than the better of holding and extrapolating; red: more. Columns that '
+        'hardly move are easy to hold.</small></p>',
+        plot(_plot_gains(result)),
     ]
-    overall = ('mean of all', *(_number(result['error'].get(name)) for name in result['error_by_column']))
-    return table(('mean absolute error', *result['error_by_column']), [*rows, overall])
+
+
+def _error_row(name: str, errors: Mapping[str, float | None]) -> tuple[str, ...]:
+    share = gain(errors)
+    return (
+        name,
+        *(_number(error) for error in errors.values()),
+        least(errors),
+        '' if share is None else f'{-share:+.0%}',
+    )
+
+
+def _unit(unit: str) -> str:
+    return 'shares of full travel' if unit == '1' else unit
 
 
 def _spreads(numbers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -181,13 +181,39 @@ def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.4g}'
 
 
-def _plot_errors(result: Mapping[str, Any]) -> Any:
+def _plot_errors(result: Mapping[str, Any], step_s: float) -> Any:
     drawn = figure(9, 3)
     axes = drawn.subplots()
     for name, values in result['error_by_step'].items():
-        axes.plot([np.nan if value is None else value for value in values], label=name)
-    axes.set(xlabel='step of the chunk', ylabel='mean absolute error', ylim=(0, None))
+        shown = [np.nan if value is None else value for value in values]
+        axes.plot(np.arange(len(shown)) * step_s, shown, label=name, linewidth=2.2 if name == POLICY else 1.3)
+    axes.set(xlabel='time ahead of the observation [s]', ylabel='mean absolute error', ylim=(0, None))
     axes.legend(frameon=False)
+    return drawn
+
+
+def _plot_gains(result: Mapping[str, Any]) -> Any:
+    """Column by stretch of the chunk: by what factor the policy errs more or less."""
+    spans = result['error_by_horizon']
+    columns = list(result['error_by_column'][POLICY])
+    shares = [
+        [gain({name: each[column] for name, each in span['columns'].items()}) for span in spans] for column in columns
+    ]
+    # On a scale of factors a third and threefold are as far from 1 as each other.
+    factors = np.array(
+        [[np.nan if share is None else np.log2(max(1.0 - share, 1e-3)) for share in row] for row in shares]
+    )
+    drawn = figure(8, 0.26 * len(columns) + 0.8)
+    axes = drawn.subplots()
+    shown = axes.imshow(factors, aspect='auto', cmap='RdBu_r', vmin=-2, vmax=2)
+    axes.set_yticks(range(len(columns)), columns, fontsize=7)
+    axes.set_xticks(range(len(spans)), [f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s' for span in spans], fontsize=8)
+    for row, each in enumerate(shares):
+        for column, share in enumerate(each):
+            if share is not None:
+                axes.text(column, row, f'{-share:+.0%}', ha='center', va='center', fontsize=7)
+    bar = drawn.colorbar(shown, ticks=[-2, -1, 0, 1, 2])
+    bar.ax.set_yticklabels(['a quarter', 'half', 'the same', 'double', 'fourfold'], fontsize=7)
     return drawn
 
 

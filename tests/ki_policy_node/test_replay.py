@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 from ki_bags.writer import BagWriter  # noqa: E402
 from ki_policy_node import replay_report  # noqa: E402
 from ki_policy_node.backends import Commissioning, CommissioningPolicy  # noqa: E402
+from ki_policy_node.comparison import guesses, truth  # noqa: E402
 from ki_policy_node.errors import NodeError  # noqa: E402
 from ki_policy_node.inference import Timing  # noqa: E402
 from ki_policy_node.replay import Options, replay  # noqa: E402
@@ -100,7 +101,7 @@ def test_every_chunk_is_compared_with_what_was_commanded(contract, tmp_path):
     result = replay_report.summary(found)['result']
     # The command is 0.1 s ahead of the measured pose at 0.3 rad/s; the policy keeps the pose it began with.
     joint = contract.action_names.index('joint1/position')
-    away = np.abs(replay_report.guesses(found)['hold the pose'] - replay_report.truth(found))[1:, 0, joint]
+    away = np.abs(guesses(found)['hold the pose'] - truth(found))[1:, 0, joint]
     assert away == pytest.approx(0.03, abs=0.02)
     by_column = result['error_by_column']
     assert by_column['policy']['base/linear/x/velocity'] == pytest.approx(0.2)
@@ -170,7 +171,8 @@ def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs
     assert failed.exit_code == 1
     assert 'above 0.001' in failed.output
     page = (tmp_path / 'out' / 'replay.html').read_text()
-    assert page.count('data:image/png;base64,') == 3
+    assert page.count('data:image/png;base64,') == 4
+    assert 'linear extrapolation' in page
     assert 'http' not in page
     numbers = json.loads((tmp_path / 'out' / 'replay.json').read_text())
     assert numbers['result']['chunks'] >= 2
