@@ -16,7 +16,6 @@ app = typer.Typer(help='Training data: index recordings, check and show them, to
 
 Data = Annotated[Path, typer.Argument(help='Folder of recordings, or an index of them.')]
 Robot = Annotated[str, typer.Option(help='Contract: a name of config/robots, or a YAML file.')]
-LEVELS = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
 
 
 @app.command()
@@ -98,22 +97,16 @@ def show(
 def check(
     data: Data,
     deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, hash every recording anew.')] = False,
-    against: Annotated[Path | None, typer.Option(help='An index of data from where the policy will run.')] = None,
 ) -> None:
-    """Is the index whole, and would a model learn wrong things from it? Exit status 1 when something is an error."""
+    """Is the index whole? Exit status 1 when it is damaged; what a model would learn from it, `ki doctor data` says."""
     from training.bags import check_index, load_index
-    from training.stats import diagnose
 
-    found = load_index(index_folder(data))
     with progress('checking') as tell:
-        problems = check_index(found, deep, tell)
+        problems = check_index(load_index(index_folder(data)), deep, tell)
     show_problems(problems)
-    other = load_index(index_folder(against)) if against is not None else None
-    findings = diagnose(found, other)
-    show_findings(findings)
-    broken = {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds()
-    if broken or any(finding.level == 'error' for finding in findings):
+    if {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds():
         raise typer.Exit(1)
+    print('Every file of the index is as it was written.')
 
 
 @app.command()
@@ -270,14 +263,3 @@ def show_problems(problems: Any) -> None:
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
     print(f'{sum(each.count for each in rows)} problems of {len({each.kind for each in rows})} kinds')
-
-
-def show_findings(findings: Any) -> None:
-    """One line per finding, worst first."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True)
-    for each in findings:
-        console.print(f'[{LEVELS[each.level]}]{each.level:>8}[/]  {each.text}', highlight=False)
-    if not findings:
-        print('Nothing suspicious.')

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that mends it."""
+"""What this machine has, what it lacks, and the command that mends it; and the same for data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help='Check this machine: Python, torch, CUDA, ONNX Runtime, ROS 2, rendering.')
+app = typer.Typer(help='Check this machine: Python, torch, CUDA, ONNX Runtime, ROS 2, rendering; or check data.')
 SEGMENT_BYTES = 4 * 1920 * 1080 * 3  # shared memory that holds a few full-HD images
 COLOURS = {'ok': 'green', 'note': 'yellow', 'broken': 'red'}
 
@@ -56,6 +56,31 @@ def doctor(
     if not as_json:
         print(f'\n{len(broken)} broken: {", ".join(broken)}' if broken else '\nAll that is needed is there.')
     raise typer.Exit(code=1 if broken else 0)
+
+
+@app.command('data')
+def data_command(
+    data: Annotated[Path | None, typer.Argument(help='Recordings or their index: what is trained on.')] = None,
+    bundle: Annotated[Path | None, typer.Option(help='A run or a bundle, whose statistics are compared with.')] = None,
+    against: Annotated[Path | None, typer.Option(help='Recordings from where the policy will run.')] = None,
+    live: Annotated[bool, typer.Option('--live', help='Listen to the robot that the policy will run on.')] = False,
+    seconds: Annotated[float, typer.Option(help='How long to listen.')] = 5.0,
+    wait: Annotated[float, typer.Option(help='Seconds to wait for the robot.')] = 5.0,
+    namespace: Annotated[str, typer.Option(help="Of the robot's topics.")] = '',
+    sim_time: Annotated[bool, typer.Option('--sim-time', help='Take the time from /clock.')] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+) -> None:
+    """Would a model learn wrong things from DATA, and will the robot show it what it has learned from?
+
+    Units, spans, outliers, stuck columns, grippers, gaps and rates, dark or frozen cameras, missing language. With
+    --against or --live, states and rates where the policy will run are compared with DATA, or with the statistics of
+    --bundle; with --bundle alone, DATA is. Exit status 1 when something is seriously wrong.
+    """
+    from ki._doctor_data import Live, report, show
+
+    made = report(data, bundle, against, Live(seconds, wait, namespace, sim_time) if live else None)
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
+    raise typer.Exit(code=1 if made.is_serious else 0)
 
 
 def examine(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

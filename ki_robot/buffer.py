@@ -174,6 +174,14 @@ class ObservationBuffer:
                 with contextlib.suppress(Rejected):
                     self._picture(stream.spec, entry)
 
+    def state(self, now_ns: int) -> Vector | None:
+        """The state (S,) at `now_ns` whatever the cameras do; None while a state stream stands in the way."""
+        with self._lock:
+            self._tick(now_ns)
+            if any(self._judge(self._streams[spec.name], now_ns) for spec in self.contract.state_streams):
+                return None
+            return self._state.copy()
+
     def problems(self, now_ns: int) -> tuple[Problem, ...]:
         """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
         return tuple(self._survey(now_ns)[0])

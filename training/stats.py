@@ -6,14 +6,14 @@ describe exactly what is normalised. Letters: T steps, H horizon, S state column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ki_robot.contract import Contract
+from ki_robot.contract import ActionColumn, Contract, StateColumn
 from ki_robot.errors import Rejected
 from ki_robot.names import interface_of
 from ki_robot.transforms import MIN_SPAN, Stats, delta_reference, to_delta
@@ -29,9 +29,9 @@ LARGEST_OPENING = 1.0  # m; grippers are narrower
 SLOWEST_CAMERA = 0.9  # of the contract's rate
 RATE_DRIFT = 0.05
 LONGEST_GAP = 3.0  # message periods
+LOST_FRAMES = 0.05  # of the frames that the usual interval promises
 GRIPPER_USE = 0.2  # of the range between its limits
-SHIFT_STDS = 3.0
-OUTSIDE_SHARE = 0.2  # of deployment values outside q01..q99 of training, where 0.02 would be the same distribution
+DARK, EVEN = 4.0, 2.0  # grey levels: the mean of a black picture, the spread of one without contours
 PROBE_IMAGES = 8
 
 
@@ -134,12 +134,11 @@ def _stats(names: tuple[str, ...], running: Running, origin: dict[str, Any]) -> 
     )
 
 
-def diagnose(index: Index, other: Index | None = None, images: bool = True) -> list[Finding]:
+def diagnose(index: Index, images: bool = True) -> list[Finding]:
     """What is suspicious about the data of an index, worst first.
 
     Args:
         index: The training data.
-        other: Data from where the policy will run, to compare with.
         images: Look into a few pictures of every camera too.
     """
     findings = list(_streams(index))
@@ -154,8 +153,11 @@ def diagnose(index: Index, other: Index | None = None, images: bool = True) -> l
     findings += _episodes(dataset)
     if images:
         findings += _pictures(dataset)
-    if other is not None:
-        findings += compare(summary.state, other)
+    return by_weight(findings)
+
+
+def by_weight(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings, the worst first."""
     rank = {ERROR: 0, WARNING: 1, NOTE: 2}
     return sorted(findings, key=lambda finding: rank[finding.level])
 
@@ -184,11 +186,12 @@ def _columns(contract: Contract, summary: Summary) -> list[Finding]:
                     f'{stats.q01[index]:.4g}..{stats.q99[index]:.4g}; look at the recordings with these values'
                 )
                 found.append(Finding(WARNING, column.name, 'outlier', text))
-            found += _units(name, column, low[index], high[index])
+            found += unit_findings(name, column, low[index], high[index])
     return found
 
 
-def _units(name: str, column: Any, low: float, high: float) -> list[Finding]:
+def unit_findings(name: str, column: StateColumn | ActionColumn, low: float, high: float) -> list[Finding]:
+    """Whether a column that reaches from `low` to `high` can be in the unit that its contract states."""
     largest = max(abs(low), abs(high))
     if column.unit == 'rad' and interface_of(column.name) == 'position' and largest > LARGEST_ANGLE:
         text = f'{name} reaches {largest:.4g} and its unit is rad; publish radians, this looks like degrees'
@@ -255,6 +258,14 @@ def _streams(index: Index) -> list[Finding]:
         if periods > LONGEST_GAP and not commands:
             text = f'{name} pauses for {row["longest_gap_s"]:.2f} s at {row["rate_hz"]:.1f} Hz in {entry.path}'
             found.append(Finding(WARNING, name, 'dropped', text))
+        entry, row = min(rows, key=lambda pair: pair[1]['mean_hz'] / pair[1]['rate_hz'])
+        lost = 1.0 - row['mean_hz'] / row['rate_hz']
+        if name in cameras and lost > LOST_FRAMES:
+            text = (
+                f'{100 * lost:.0f} % of the frames of {name} are missing in {entry.path}: {row["mean_hz"]:.1f} a '
+                f'second on average, {row["rate_hz"]:.1f} where none is lost'
+            )
+            found.append(Finding(WARNING, name, 'lost_frames', text))
         entry, row = max(rows, key=lambda pair: abs(pair[1]['drift'] - 1.0))
         if abs(row['drift'] - 1.0) > RATE_DRIFT and row['count'] >= 50 and not commands:
             text = f'the rate of {name} changes by {100 * (row["drift"] - 1):+.0f} % within {entry.path}'
@@ -298,7 +309,7 @@ def _pictures(dataset: EpisodeDataset) -> list[Finding]:
     starts = dataset.starts()
     chosen = starts[np.linspace(0, len(starts) - 1, PROBE_IMAGES).astype(int)]
     for camera in dataset.contract.camera_names:
-        brightness, spread, bodies = [], [], set()
+        images = []
         for number, step in chosen:
             arrays = dataset.arrays(int(number))
             offset, length = int(arrays[f'{camera}.offset'][step]), int(arrays[f'{camera}.length'][step])
@@ -306,45 +317,25 @@ def _pictures(dataset: EpisodeDataset) -> list[Finding]:
                 continue
             entry = dataset.index.episodes[int(number)][0]
             try:
-                image = decode_stored(entry.folder / f'{camera}.images', offset, length)
+                images.append(decode_stored(entry.folder / f'{camera}.images', offset, length))
             except (Rejected, OSError) as error:
                 found.append(Finding(ERROR, camera, 'undecodable', f'a picture of {camera} does not decode: {error}'))
-                continue
-            brightness.append(float(image.mean()))
-            spread.append(float(image.std()))
-            bodies.add(image.tobytes())
-        if not brightness:
-            continue
-        if max(brightness) < 4.0:
-            found.append(Finding(ERROR, camera, 'black', f'camera {camera} is black; is it connected, its lid off?'))
-        elif max(spread) < 2.0:
-            found.append(Finding(WARNING, camera, 'blank', f'camera {camera} shows one even colour'))
-        if len(bodies) == 1 and len(brightness) > 2:
-            text = f'camera {camera} shows the same picture in all {len(brightness)} samples looked at'
+        found += dark_findings(camera, images)
+        if len(images) > 2 and len({image.tobytes() for image in images}) == 1:
+            text = f'camera {camera} shows the same picture in all {len(images)} samples looked at'
             found.append(Finding(ERROR, camera, 'frozen', text))
     return found
 
 
-def compare(trained: Stats, other: Index) -> list[Finding]:
-    """State columns that lie elsewhere in `other` (a recording from where the policy runs) than in training."""
-    dataset = EpisodeDataset(other, outcomes=('unlabeled', 'success', 'failure'))
-    if dataset.contract.state_names != trained.names:
-        return [Finding(ERROR, 'state', 'other_robot', 'the two sets of data have different state columns')]
-    values = np.concatenate([dataset.arrays(n)['state'] for n in dataset.episode_numbers])
-    found = []
-    for index, name in enumerate(trained.names):
-        column = values[:, index]
-        spread = max(trained.std[index], MIN_SPAN / 4.0)
-        shift = (column.mean() - trained.mean[index]) / spread
-        low, high = trained.q01[index], max(trained.q99[index], trained.q01[index] + MIN_SPAN)
-        outside = float(((column < low) | (column > high)).mean())
-        if abs(shift) > SHIFT_STDS or outside > OUTSIDE_SHARE:
-            text = (
-                f'state {name} is {column.mean():.4g} on average where the policy runs, {trained.mean[index]:.4g} in '
-                f'training ({shift:+.1f} standard deviations), {100 * outside:.0f} % outside its 1..99 % range'
-            )
-            found.append(Finding(WARNING, name, 'train_deploy', text))
-    return found
+def dark_findings(camera: str, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
+    """Whether a camera sees anything at all; images are uint8 (h, w, 3)."""
+    if not images:
+        return []
+    if max(float(image.mean()) for image in images) < DARK:
+        return [Finding(ERROR, camera, 'black', f'camera {camera} is black; is it connected, its lid off?')]
+    if max(float(image.std()) for image in images) < EVEN:
+        return [Finding(WARNING, camera, 'blank', f'camera {camera} shows one even colour')]
+    return []
 
 
 def worst(findings: Sequence[Finding]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ki.bags import app
+from ki.doctor import app as doctor
 from ki_robot.errors import KiError
 
 
@@ -53,7 +54,10 @@ def test_from_recordings_to_a_dataset(recordings: Path, tmp_path: Path) -> None:
     assert 'joint_states' in shown.output
     checked = run('check', index, '--deep')
     assert checked.exit_code == 0, checked.output
-    assert 'every episode has the instruction' in checked.output
+    assert 'Every file of the index is as it was written.' in checked.output
+    examined = CliRunner().invoke(doctor, ['data', str(index)])
+    assert examined.exit_code == 0, examined.output
+    assert 'every episode has the instruction' in examined.output
     counted = run('stats', index, '--out', tmp_path / 'stats.json')
     assert counted.exit_code == 0, counted.output
     assert json.loads((tmp_path / 'stats.json').read_text())['actions']['provenance']['contract'] == 'g1_upper_body'

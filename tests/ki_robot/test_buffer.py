@@ -140,6 +140,16 @@ def test_a_frame_that_does_not_decode_ahead_is_refused_by_the_sample(robot: Robo
     assert held(robot, T0 + 10 * MS).hold is Hold.INVALID
 
 
+def test_the_state_alone_is_there_without_cameras_and_only_while_fresh(robot: Robot) -> None:
+    assert robot.joint_states(T0)
+    assert robot.buffer.state(T0) is None
+    assert robot.odom(T0)
+    state = robot.buffer.state(T0 + 10 * MS)
+    np.testing.assert_allclose(state, [*robot.pose, 0.1, 0.2, 0.3])
+    assert isinstance(robot.buffer.sample(T0 + 10 * MS), NotReady)
+    assert robot.buffer.state(T0 + 1000 * MS) is None
+
+
 def test_before_the_first_message_every_stream_is_named(robot: Robot) -> None:
     result = held(robot, T0)
     assert [problem.stream for problem in result.problems] == [*CAMERAS, 'joint_states', 'odom']
