@@ -16,15 +16,16 @@ def run(
     from training.errors import TrainingError
     from training.evaluate import draw_report, evaluate, open_policy
     from training.report import write_json
-    from training.run import unseen
-    from training.vlm_data import VlmDataset
+    from training.run import unseen, unseen_questions
 
-    if recordings is None and not words:
-        raise TrainingError('name recordings, or questions with --words; there is nothing to evaluate on.')
     bundle = open_policy(policy)
     data, note = (None, '') if recordings is None else unseen(bundle, recordings, every)
-    report = evaluate(bundle, data, VlmDataset(words) if words else None, settings)
-    report['data'] = note
+    questions, asked = unseen_questions(bundle, words)
+    if data is None and questions is None:
+        text = f' ({asked})' if asked else ''
+        raise TrainingError(f'name recordings, or questions with --words; there is nothing to evaluate on{text}.')
+    report = evaluate(bundle, data, questions, settings)
+    report['data'], report['words'] = note, asked
     write_json(out / 'data.json', report)
     draw_report(report, out / 'data.png')
     return report
@@ -52,10 +53,15 @@ def show(report: dict[str, Any], out: Path) -> None:
             f'swapping moves actions {language["moved"]:.2f} times as far as other noise'
         )
     elif language:
-        print('  language: the recordings hold one instruction only; nothing can be said')
+        one = 'the recordings hold one instruction only'
+        print(
+            f'  language: {one if language["instructions"] < 2 else "no flow to measure it with"}; nothing can be said'
+        )
+    if report['words']:
+        print(report['words'])
     asked = report.get('questions')
     if asked:
         rate = 'none' if asked['accuracy'] is None else f'{asked["accuracy"]:.1%}'
-        kinds = ', '.join(f'{kind} {row["rate"]:.0%}' for kind, row in asked['kinds'].items())
+        kinds = ', '.join(f'{kind} {row["rate"]:.0%} of {row["asked"]}' for kind, row in asked['kinds'].items())
         print(f'  questions: {rate} of {asked["asked"]} right ({kinds})')
     print(f'{out / "data.json"}, {out / "data.png"}: written')

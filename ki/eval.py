@@ -19,7 +19,10 @@ def evaluate() -> None:
 def data(
     policy: Annotated[Path, typer.Argument(help='A run of `ki train`, or a bundle.')],
     recordings: Annotated[Path | None, typer.Argument(help='Recordings or their index (bags, or arrays).')] = None,
-    words: Annotated[list[Path] | None, typer.Option(help='Questions about pictures (JSONL, tar); repeat.')] = None,
+    words: Annotated[
+        list[Path] | None,
+        typer.Option(help='Questions about pictures (JSONL, tar); repeat. Else those its run held out.'),
+    ] = None,
     every: Annotated[bool, typer.Option('--all', help='All episodes, also those it was trained on.')] = False,
     samples: Annotated[int, typer.Option(help='Steps of episodes that are looked at.')] = 128,
     questions: Annotated[int, typer.Option(help='Questions that are asked.')] = 400,
@@ -105,4 +108,6 @@ def _row(summary: dict) -> str:
             return 'none'
         return f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'
 
-    return f'{summary["task"]:<11} success {shown(summary["success"])}   first touch {shown(summary["followed"])}'
+    line = f'{summary["task"]:<11} success {shown(summary["success"])}   first touch {shown(summary["followed"])}'
+    pairs = summary['pairs_followed']
+    return f'{line}   both instructions of a scene {shown(pairs)}' if pairs['n'] else line

@@ -79,15 +79,24 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Rates: success, language following (of the episodes in which anything was touched), mean score and time."""
+        """Rates: success, language following (of the episodes in which anything was touched), mean score and time.
+
+        `pairs_followed`, of scenes played with several instructions: all were followed. Who hears no words and takes
+        the same thing each time follows half of the episodes, and no pair.
+        """
         done = [outcome for outcome in self.outcomes if outcome.success]
         touched = [outcome for outcome in self.outcomes if outcome.first_touched]
         followed = sum(outcome.followed for outcome in touched)
+        scenes: dict[int, list[bool]] = {}
+        for outcome in self.outcomes:
+            scenes.setdefault(outcome.seed, []).append(outcome.followed)
+        pairs = [all(scene) for scene in scenes.values() if len(scene) > 1]
         return {
             'task': self.task,
             'episodes': len(self.outcomes),
             'success': rate(len(done), len(self.outcomes)),
             'followed': rate(followed, len(touched)),
+            'pairs_followed': rate(sum(pairs), len(pairs)),
             'touched_something': rate(len(touched), len(self.outcomes)),
             'score': float(np.mean([o.score for o in self.outcomes])) if self.outcomes else None,
             'time_s': float(np.mean([o.time_s for o in done])) if done else None,

@@ -148,6 +148,28 @@ def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[Episo
     return EpisodeDataset(index, bundle.config.horizon, episodes=numbers, resize=False), note
 
 
+def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDataset | None, str]:
+    """Questions to ask a bundle, and in words which: those named, else those that its run held out.
+
+    Args:
+        bundle: the policy.
+        words: JSONL files, tar shards, or folders of them.
+
+    Raises:
+        TrainingError: a named file is not there, or holds no usable sample.
+    """
+    data = run_from_dict(bundle.provenance['run']).data if 'run' in bundle.provenance else None
+    if not words:
+        held = [] if data is None else list(data.vlm_held)
+        if not held or not all(Path(each).exists() for each in held):
+            return None, f'the questions that its run held out are not here: {", ".join(held)}' if held else ''
+        return VlmDataset(held), f'held-out questions of {", ".join(held)}'
+    known = set() if data is None else {Path(each).resolve() for each in data.vlm}
+    trained = [str(each) for each in words if each.resolve() in known]
+    note = f'questions of {", ".join(map(str, words))}'
+    return VlmDataset(words), f'{note}, which it was trained on' if trained else note
+
+
 def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources) -> list[Packet]:
     """The same few batches for every validation of a stage: held-out episodes, and held-out questions."""
     packer = Packer(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ki_sim.errors import SimError
-from ki_sim.evaluate import Report, Settings, evaluate, expert_table, rate, run_episode, wilson, write_gif
+from ki_sim.evaluate import Outcome, Report, Settings, evaluate, expert_table, rate, run_episode, wilson, write_gif
 from ki_sim.record import record_episode
 from ki_sim.tasks import episode
 from ki_sim.world import Observation, clipped
@@ -90,6 +91,18 @@ def test_pairs_play_every_scene_twice(arms):
     report = evaluate(idle, 'demo', [0, 1], Settings(50, image_size=16, limit_s=0.2), progress=seen.append, paired=True)
     assert len(report.outcomes) == len(seen) == 4
     assert report.outcomes[0].instruction != report.outcomes[1].instruction
+
+
+def test_a_policy_that_hears_no_words_follows_no_pair():
+    deaf = [
+        Outcome('demo', seed, goal, '', first_touched='cup', followed=goal == 0) for seed in range(4) for goal in (0, 1)
+    ]
+    summary = Report('demo', {}, deaf).summary()
+    assert summary['followed'] == rate(4, 8)
+    assert summary['pairs_followed'] == rate(0, 4)
+    listens = [replace(outcome, followed=outcome.seed != 3 or outcome.followed) for outcome in deaf]
+    assert Report('demo', {}, listens).summary()['pairs_followed'] == rate(3, 4)
+    assert Report('demo', {}, deaf[::2]).summary()['pairs_followed']['n'] == 0
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,34 @@ def test_only_episodes_that_were_held_out_are_looked_at(run_of: MakeRun, tmp_pat
         unseen(open_policy(train(none)), Path(run.data.arrays))
 
 
+def test_the_questions_are_those_that_the_run_held_out(
+    run_of: MakeRun, words_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ki._eval_data import run as evaluate_files
+    from ki._eval_data import show
+
+    held = tmp_path / 'held.jsonl'
+    held.write_text(words_file.read_text().replace('"image": "', '"image": "words/'), encoding='utf-8')
+    run = run_of({'steps': 1})
+    run = replace(run, data=replace(run.data, vlm_held=(str(held),)))
+    policy = train(run)
+    report = evaluate_files(policy, Path(run.data.arrays), [], False, FEW, tmp_path / 'out')
+    assert report['words'] == f'held-out questions of {held}'
+    assert {kind: row['asked'] for kind, row in report['questions']['kinds'].items()} == {'colour': 4, 'box': 1}
+    assert json.loads((tmp_path / 'out' / 'data.json').read_text())['questions'] == report['questions']
+    show(report, tmp_path / 'out')
+    said = capsys.readouterr().out
+    assert f'held-out questions of {held}' in said
+    assert 'of tokens right' in said
+    assert '% of 4' in said
+
+    known = evaluate_files(policy, None, [words_file], False, FEW, tmp_path / 'out')
+    assert known['words'].endswith('which it was trained on')
+    held.unlink()
+    with pytest.raises(TrainingError, match='the questions that its run held out are not here'):
+        evaluate_files(policy, None, [], False, FEW, tmp_path / 'out')
+
+
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match='holds no bundle'):
         open_policy(tmp_path)
