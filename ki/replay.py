@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,14 +17,21 @@ def replay(
     robot: Annotated[str, typer.Option(help="Robot contract; without one, the bundle's own.")] = '',
     backend: Annotated[str, typer.Option(help='auto, torch, onnx, tensorrt or commissioning.')] = 'auto',
     out: Annotated[Path, typer.Option(help='Folder for replay.json and replay.html.')] = Path('out/replay'),
-    mode: Annotated[str, typer.Option(help='latest, queue, temporal_ensemble or rtc.')] = 'rtc',
+    mode: Annotated[
+        str, typer.Option(help='latest, queue, temporal_ensemble or rtc; unless given, rtc, and latest with --live.')
+    ] = '',
     execute_steps: Annotated[int, typer.Option(help='Steps after which the next chunk is planned.')] = 25,
     latency: Annotated[float, typer.Option(help="What an inference takes on the bag's clock [s].")] = 0.1,
     instruction: Annotated[str, typer.Option(help='Instead of the recorded one.')] = '',
     remap: Annotated[list[str] | None, typer.Option(help='TOPIC:=NAME: in the contract, in the bag.')] = None,
     max_chunks: Annotated[int, typer.Option(help='End after so many; 0: all.')] = 0,
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
-    fail_above: Annotated[float, typer.Option(help='Exit with 1 when the mean error is larger; 0: never.')] = 0.0,
+    fail_above: Annotated[
+        float, typer.Option(help='Exit with 1 when the mean error is larger, or live chunks differ; 0: never.')
+    ] = 0.0,
+    live: Annotated[bool, typer.Option('--live', help='Also play it over DDS to a real node, and compare.')] = False,
+    attach: Annotated[str, typer.Option(help='With --live: a node that runs already, by its full name.')] = '',
+    rate: Annotated[float, typer.Option(help='With --live: 0.5 plays half as fast.')] = 1.0,
 ) -> None:
     """Reads BAG, runs the policy where the node would, and writes replay.json and replay.html."""
     from rich.console import Console
@@ -33,17 +40,20 @@ def replay(
     from ki_policy_node.backends import Wanted, check_fits, open_policy
     from ki_policy_node.errors import NodeError
     from ki_policy_node.inference import Timing
+    from ki_policy_node.parity import compare
+    from ki_policy_node.parity import failure as live_failure
     from ki_policy_node.replay import Options
     from ki_policy_node.replay import replay as run
     from ki_robot.contract import load_contract
 
+    check_live(live, attach, backend, mode)
     names = {}
     for each in remap or []:
         topic, found, name = each.partition(':=')
         if not found:
             raise NodeError(f'--remap is {each!r}; write TOPIC:=NAME.')
         names[topic] = name
-    timing = Timing(mode, execute_steps)
+    timing = Timing(mode or ('latest' if live else 'rtc'), execute_steps)
     named = load_contract(robot) if robot else None
     policy = open_policy(Wanted(backend, bundle, seed=seed), named, timing)
     try:
@@ -51,7 +61,12 @@ def replay(
         check_fits(policy.policy_id, policy.contract, contract)
         policy.warm_up()
         options = Options(timing, round(latency * 1e9), 50_000_000, instruction, names, max_chunks)
-        numbers = replay_report.write(run(bag, contract, policy, options), out)
+        replayed, parity = run(bag, contract, policy, options), None
+        if live:
+            parameters = {'robot': robot, 'bundle': bundle, 'backend': backend, 'seed': seed}
+            heard = listen(bag, contract, options, parameters, attach, rate, out)
+            parity = compare(replayed, heard, policy)
+        numbers = replay_report.write(replayed, out, live=parity)
     finally:
         policy.close()
     result = numbers['result']
@@ -61,8 +76,62 @@ def replay(
         console.print(
             f'  mean error of {name}: {error:.5g}' if error is not None else f'  {name}: no recorded commands'
         )
+    problems = [replay_report.failure(numbers, fail_above)]
+    if live:
+        compared = numbers['live']
+        console.print(
+            f'live node and bag: {compared["both"]} chunks in both, {len(compared["only_live"])} only live, '
+            f'{len(compared["only_replay"])} only replayed; largest difference {compared["largest_difference"]:.3g}'
+        )
+        problems.append(live_failure(compared))
     console.print(f'report: {out / "replay.html"}')
-    why = replay_report.failure(numbers, fail_above) if fail_above > 0.0 else ''
-    if why:
-        console.print(f'failed: {why}')
+    if fail_above > 0.0 and any(problems):
+        console.print(f'failed: {"; ".join(filter(None, problems))}')
         raise typer.Exit(1)
+
+
+def check_live(live: bool, attach: str, backend: str, mode: str) -> None:
+    """Refuses what cannot be compared, before anything is loaded."""
+    from ki_policy_node.backends import COMMISSIONING
+    from ki_policy_node.errors import NodeError
+    from ki_policy_node.parity import MODE
+
+    if attach and not live:
+        raise NodeError('--attach names a running node for --live; add --live, or leave --attach out.')
+    if live and mode not in ('', MODE):
+        raise NodeError(
+            f'--live compares chunks that depend on their observation alone; mode {mode} carries the chunk before, and '
+            f'how late it was, into the next. Write --mode {MODE}, or leave it out.'
+        )
+    if live and backend == COMMISSIONING:
+        raise NodeError(
+            f'--live compares chunks that depend on their observation alone; backend {COMMISSIONING} continues a '
+            'motion. Give a bundle.'
+        )
+
+
+def listen(
+    bag: Path, contract: Any, options: Any, parameters: dict[str, Any], attach: str, rate: float, out: Path
+) -> Any:
+    """The chunks of a real node that the bag is played to: one that runs already, or one started for it.
+
+    Args:
+        bag: The recording.
+        contract: Its robot.
+        options: Of the replay.
+        parameters: robot, bundle, backend and seed; without a robot, the bundle's own.
+        attach: Full name of a running node, or empty.
+        rate: How fast to play.
+        out: Folder of live.log.
+    """
+    from ki._live import policy_node
+    from ki_policy_node.live import play_live
+
+    seed = parameters['seed']
+    if attach:
+        return play_live(bag, contract, attach, options, seed, rate, str)
+    # An inference may take as long as it takes here: how late it is does not matter to what it says.
+    timing = {'mode': options.timing.mode, 'execute_steps': options.timing.execute_steps, 'inference_timeout': 60.0}
+    robot = parameters['robot'] or str(Path(parameters['bundle']) / 'contract.yaml')
+    with policy_node(parameters | timing | {'robot': robot}, out / 'live.log') as (name, ended):
+        return play_live(bag, contract, name, options, seed, rate, ended)

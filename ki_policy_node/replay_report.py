@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_policy_node import parity
 from ki_policy_node.comparison import POLICY, compare, gain, least, verdict
 from ki_policy_node.replay import STRIP_FRAMES, Replay
 from ki_policy_node.web_page import figure, page, plot, table
@@ -72,13 +73,15 @@ def failure(numbers: Mapping[str, Any], fail_above: float) -> str:
     return ''
 
 
-def write(found: Replay, folder: Path, *, name: str = 'replay') -> dict[str, Any]:
-    """Writes `name`.json and `name`.html into `folder`; returns the numbers.
+def write(found: Replay, folder: Path, *, name: str = 'replay', live: parity.Parity | None = None) -> dict[str, Any]:
+    """Writes `name`.json and `name`.html into `folder`; returns the numbers, with those of `live` beside them.
 
     Raises:
         NodeError: matplotlib is not installed.
     """
     numbers = summary(found)
+    if live is not None:
+        numbers['live'] = parity.summary(live)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{name}.json').write_text(json.dumps(numbers, indent=2, sort_keys=True) + '\n', encoding='utf-8')
     (folder / f'{name}.html').write_text(html_of(found, numbers), encoding='utf-8')
@@ -104,6 +107,8 @@ def html_of(found: Replay, numbers: Mapping[str, Any]) -> str:
         table(('stream', 'received', 'refused'), _streams(result)),
         table(('not one chunk because of', 'times'), [*result['holds'].items(), *result['dropped'].items()]),
     ]
+    if 'live' in numbers:
+        parts += parity.section(numbers['live'])
     if found.problems:
         parts.append('<h2>The bag</h2>' + ''.join(f'<p>{html.escape(text)}</p>' for text in found.problems))
     return page(title, parts)
