@@ -194,6 +194,7 @@ class Run:
         validate_batches: batches of the validation split, the same ones each time.
         keep: checkpoints kept.
         max_skips: steps in a row that may be skipped for a loss that is not finite.
+        wandb: project of Weights & Biases that metrics are sent to as well; none: nothing leaves this machine.
     """
 
     name: str = 'policy'
@@ -224,6 +225,7 @@ class Run:
     validate_batches: int = 4
     keep: int = 2
     max_skips: int = 10
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard, curves as PNG, and where it comes from."""
+"""What a run leaves to read: metrics.jsonl, TensorBoard, wandb, curves as PNG, and where it comes from."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.config import Run
+    from training.tracking import Tracker
 
 METRICS = 'metrics.jsonl'
 CURVES = 'curves.png'
 
 
 class Journal:
-    """Metrics of one stage: a line of JSON each, and TensorBoard where it is installed.
+    """Metrics of one stage: a line of JSON each, TensorBoard where it is installed, wandb where the run asks for it.
 
     Args:
         folder: of the stage.
         step: where the run goes on; lines of later steps are of a life that was lost, and are dropped.
         quiet: write nothing (every process but the first).
+        run: whose stage, where it may ask for wandb.
+
+    Raises:
+        TrainingError: wandb was asked for and cannot be had.
     """
 
-    def __init__(self, folder: Path, step: int = 0, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, quiet: bool = False, run: Run | None = None) -> None:
         self.folder, self.quiet = folder, quiet
         self._file: Any = None
         self._board: Any = None
+        self._tracker: Tracker | None = None
         if quiet:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +48,10 @@ class Journal:
             self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
         except ImportError:
             self._board = None
+        if run is not None and run.wandb:
+            from training.tracking import Tracker
+
+            self._tracker = Tracker(run, folder)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One line: kind is `train` or `validation`."""
@@ -49,6 +62,8 @@ class Journal:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f'{kind}/{name}', value, step)
+        if self._tracker is not None:
+            self._tracker.write(step, kind, values)
 
     def close(self) -> None:
         """Ends the files and draws the curves."""
@@ -57,6 +72,8 @@ class Journal:
         self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
         draw_curves(self.folder)
 
 

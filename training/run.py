@@ -29,6 +29,7 @@ from training.mixture import Draw, Part
 from training.policy import Beginning, begin, stats_file
 from training.report import origin, write_json
 from training.samples import Packer, Packet
+from training.tracking import check_tracking
 from training.trainer import Tell, Trainer
 from training.vlm_data import VlmDataset
 
@@ -54,6 +55,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         TrainingError, VlaError: data, configuration or disk do not let it.
     """
     tell = tell or (lambda kind, values: None)
+    check_tracking(run)
     world = open_world(run.device)
     try:
         sources = open_sources(run, world)

@@ -140,7 +140,7 @@ class Trainer:
         """
         self.resume()
         self.loader.steps = (self.stage.steps - self.step) * self.stage.accumulate
-        journal = Journal(self.folder, self.step, quiet=not self.world.first)
+        journal = Journal(self.folder, self.step, quiet=not self.world.first, run=self.run)
         self.model.train()
         tally = Tally()
         packets = iter(self.loader)
