@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import typer
@@ -17,12 +18,14 @@ def export(
     steps: int = typer.Option(10, min=1, help='Euler steps.'),
     kinds: str = typer.Option('plain,guided,trained', help='Ways of denoising; the last two continue a chunk.'),
     device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
+    missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
 ) -> None:
     """Exports a bundle. What differs from torch by more than its precision allows is not written."""
     from rich.console import Console
     from rich.table import Table
 
     from ki_vla.bundle import load_bundle
+    from ki_vla.engine.exported import find_export
     from ki_vla.errors import VlaError
 
     if to not in ('onnx', 'tensorrt'):
@@ -30,7 +33,6 @@ def export(
     loaded = load_bundle(bundle)
     tell = Console(stderr=True, highlight=False).print
     if to == 'tensorrt':
-        from ki_vla.engine.exported import find_export
         from ki_vla.export.tensorrt import build_engine, this_machine
 
         machine = this_machine()
@@ -39,6 +41,11 @@ def export(
     from ki_vla.export.write import export_onnx
 
     chosen = tuple(each.strip() for each in kinds.split(',') if each.strip())
+    if missing:
+        with contextlib.suppress(VlaError):
+            there = find_export(bundle, loaded.digest, precision)
+            if set(chosen) <= set(there.kinds) and there.steps == steps:
+                return
     made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell)
     table = Table('graph', 'cosine', 'largest error', box=None)
     for graph, found in made.parity.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / '.venv'
 STAMP = VENV / 'setup.stamp'
+SHIPPED = ROOT / 'bundles' / 'demo'
 PYTHONS = ((3, 10), (3, 13))  # from, up to but not
 
 
@@ -119,6 +120,13 @@ def install_python_packages(extras: list[str]) -> None:
     STAMP.write_text(digest.hexdigest(), encoding='utf-8')
 
 
+def export_shipped_policy() -> None:
+    """The graphs of the policy that ships, for ONNX Runtime; they are made from its weights, so git need not hold them."""
+    if (SHIPPED / 'manifest.json').is_file():
+        say(f'ONNX graphs of {SHIPPED.relative_to(ROOT)}')
+        run(VENV / 'bin' / 'python', '-m', 'ki.main', 'export', SHIPPED, '--missing')
+
+
 def main() -> None:
     """The steps, in order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,6 +142,7 @@ def main() -> None:
         run(sys.executable, 'tools/build_ws.py', '--packages-select', 'ki_msgs')
     else:
         run(VENV / 'bin' / 'python', 'tools/build_msgs.py')
+    export_shipped_policy()
     say('done. Next: .venv/bin/ki doctor')
 
 

@@ -102,6 +102,20 @@ def test_the_command_exports_and_shows_the_figures(exported: Bundle, tmp_path: P
     assert find_export(copy.folder, copy.digest, 'int8').kinds == ('plain',)
 
 
+def test_what_is_there_is_exported_again_only_when_asked(exported: Bundle, tmp_path: Path) -> None:
+    from ki.main import app
+
+    copy = copy_of(exported, tmp_path)
+    there = find_export(copy.folder, copy.digest, 'fp32')
+    same = ['export', str(copy.folder), '--missing', '--kinds', ','.join(there.kinds), '--steps', str(there.steps)]
+    made = {path: path.stat().st_mtime_ns for path in there.folder.iterdir()}
+    assert CliRunner().invoke(app, same).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in there.folder.iterdir()} == made
+    other = ['export', str(copy.folder), '--missing', '--kinds', 'plain', '--steps', '3']
+    assert CliRunner().invoke(app, other).exit_code == 0
+    assert find_export(copy.folder, copy.digest, 'fp32').steps == 3
+
+
 def test_the_command_refuses_in_one_sentence(bundle: Bundle) -> None:
     from ki.main import app
 
