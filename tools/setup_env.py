@@ -121,7 +121,7 @@ def install_python_packages(extras: list[str]) -> None:
 
 
 def export_shipped_policy() -> None:
-    """The graphs of the policy that ships, for ONNX Runtime; they are made from its weights, so git need not hold them."""
+    """The graphs of the policy that ships, for ONNX Runtime: made from its weights, so git need not hold them."""
     if (SHIPPED / 'manifest.json').is_file():
         say(f'ONNX graphs of {SHIPPED.relative_to(ROOT)}')
         run(VENV / 'bin' / 'python', '-m', 'ki.main', 'export', SHIPPED, '--missing')
