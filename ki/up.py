@@ -1,4 +1,4 @@
-"""A set of nodes as processes from one YAML file: what `ros2 launch` does on a robot, where there is none."""
+"""A set of nodes as processes, from one YAML file or for one robot: what `ros2 launch` does, where there is none."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import os
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import IO
 
 import typer
 
-from ki._processes import Processes, read_plan
+from ki._policy_stack import PolicyStack
+from ki._processes import Plan, Processes, read_plan
+from ki_robot.errors import KiError
 
-app = typer.Typer(help='Start a set of nodes from a YAML file, with one log; all end together.')
+app = typer.Typer(help='Start the nodes of a robot, or of a YAML file, with one log; all end together.')
 
 
-HELP = """Starts every node that FILE lists, and ends all when one ends or at Ctrl-C; none is restarted.
+HELP = """Starts the policy of a robot, or every node that FILE lists, and ends all when one ends or at Ctrl-C.
+
+\b
+ki up --robot bimanual_mobile --bundle my_policy/ --instruction "fold the towel"
+is `ros2 launch ki_policy_node policy.launch.py robot:=... bundle:=...`: the same nodes, the same parameters.
+ki up FILE starts what a file says; none is restarted:
 
 \b
 dds: loopback            # loopback (default), lan, none: config/dds
@@ -36,14 +44,29 @@ nodes:
 
 @app.command(help=HELP)
 def up(
-    file: Path,
+    context: typer.Context,
+    file: Path = typer.Argument(None, help='What to start; without one, the nodes of --robot.', show_default=False),
     log: Path = typer.Option(None, help='Write the common log here too.'),
     seconds: float = typer.Option(0.0, help='End after this time; 0: when a node ends, or at Ctrl-C.'),
+    robot: str = typer.Option('', help='Robot contract: a name of config/robots, or the path of a YAML file.'),
+    bundle: str = typer.Option('', help='Folder of the policy bundle.'),
+    backend: str = typer.Option('auto', help='auto, torch, onnx, tensorrt, or commissioning: without a model.'),
+    instruction: str = typer.Option('', help='What to do; empty waits for the service, the action or the topic.'),
+    dry_run: bool = typer.Option(True, help='Infer, and command nothing.'),
+    enabled: bool = typer.Option(False, help='Whether the executor may command from the start.'),
+    run_on_activate: bool = typer.Option(True, help='Start a run at once; else call policy_node/start.'),
+    autostart: bool = typer.Option(True, help='Configure and activate both nodes.'),
+    namespace: str = typer.Option('', help='Of the robot: every topic is relative to it.'),
+    use_sim_time: bool = typer.Option(False, help='Take the time from /clock.'),
+    log_level: str = typer.Option('info', help='debug, info, warn, error or fatal.'),
+    params_file: str = typer.Option('', help='Parameters of both nodes; else config/node/policy.yaml.'),
+    record: str = typer.Option('', help='Record into this folder: at once with --instruction, else when told to.'),
 ) -> None:
-    """Starts the nodes of a file and waits for their end."""
+    """Starts the nodes of a robot or of a file and waits for their end."""
     from ki_policy_node.ros import use_dds_profile
 
-    plan = read_plan(file)
+    stack = PolicyStack(**{each.name: context.params[each.name] for each in fields(PolicyStack)})
+    plan = plan_of(file, stack, given(context, {each.name for each in fields(PolicyStack)}))
     environment = dict(os.environ)
     use_dds_profile(plan.dds, environment)
     # `command: [ki, ...]` is this ki, whether or not its environment is activated.
@@ -64,6 +87,28 @@ def up(
         statuses = processes.end()
         processes.say('ki up', ', '.join(f'{name} {status}' for name, status in statuses.items()))
     raise typer.Exit(code=abs(first[1]) if first else 0)
+
+
+def given(context: typer.Context, names: set[str]) -> list[str]:
+    """Which of some options stand on the command line."""
+    return sorted(name for name in names if 'COMMANDLINE' in str(context.get_parameter_source(name)))
+
+
+def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> Plan:
+    """What to start: what the file says, or the nodes of a robot.
+
+    Raises:
+        KiError: both forms at once, or a mistake in either.
+    """
+    if file is None:
+        stack.check()
+        return Plan(stack.programs())
+    if options:
+        raise KiError(
+            f'--{options[0].replace("_", "-")} and a file do not go together: {file} says what its nodes get. Write it '
+            'there, or leave the file out and write --robot.'
+        )
+    return read_plan(file)
 
 
 def open_log(path: Path | None) -> contextlib.AbstractContextManager[IO[str] | None]:
