@@ -14,10 +14,8 @@ Safetensors, JSON and YAML only: loading a bundle runs no code of it.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,8 +32,9 @@ from ki_robot.transforms import Stats, load_stats, save_stats
 from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import our_shapes
-from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, sync_folder, write_tensors
+from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
 from ki_vla.inputs import Processing
+from ki_vla.placing import partial_of, put_in_place, remove_leftovers, sync_tree
 from ki_vla.processor import Processor
 from ki_vla.tokens.actions import load_codec, save_codec
 from ki_vla.tokens.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
@@ -49,7 +48,6 @@ CONFIG, CONTRACT, STATS, CODEC = 'config.json', 'contract.yaml', 'stats.json', '
 TOKENIZER = (f'tokenizer/{TOKENIZER_FILE}', f'tokenizer/{VOCABULARY_FILE}')
 REQUIRED = (WEIGHTS_FILE, CONFIG, CONTRACT, STATS, *TOKENIZER)
 READ_BYTES = 4 * 2**20
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 Weights = Union['KiVla', Mapping[str, torch.Tensor], str, Path, Callable[[Path], object]]
 
 
@@ -159,8 +157,8 @@ def write_bundle(
     if folder.exists() and not overwrite:
         raise VlaError(f'{folder} exists; choose another folder or ask for it to be overwritten.')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f'.{folder.name}.partial-{os.getpid()}'
-    _remove_leftovers(folder)
+    partial = partial_of(folder)
+    remove_leftovers(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
@@ -169,8 +167,8 @@ def write_bundle(
         files = {path: _entry(partial / path) for path in _parts(partial)}
         manifest = {'format': FORMAT, 'name': name, 'files': files, 'provenance': dict(provenance or {})}
         _write_json(partial / MANIFEST, manifest)
-        _sync(partial)
-        _put_in_place(partial, folder)
+        sync_tree(partial)
+        put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return load_bundle(folder, verify=False)
@@ -250,43 +248,6 @@ def _write_parts(folder: Path, processor: Processor, recipe: Mapping[str, Any]) 
     if processor.codec is not None:
         save_codec(processor.codec, folder / CODEC)
     processor.tokenizer.save(folder / 'tokenizer')
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename into place. An old bundle changes places with the new one in one step where the system can do that."""
-    if not folder.exists():
-        partial.replace(folder)
-    elif not _exchange(partial, folder):
-        old = folder.parent / f'.{folder.name}.old-{os.getpid()}'
-        folder.replace(old)
-        try:
-            partial.replace(folder)
-        except OSError:
-            old.replace(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically (Linux, renameat2 with RENAME_EXCHANGE); False where that is not to be had."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what writers of this bundle left behind that are no longer alive."""
-    for path in folder.parent.glob(f'.{folder.name}.partial-*'):
-        process = path.name.rpartition('-')[2]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (ValueError, OSError):
-            continue
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -389,13 +350,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise VlaError(f'{path}: must hold a table, holds {type(data).__name__}.')
     return data
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file and folder below."""
-    for path in [*folder.rglob('*'), folder]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open('rb') as file:
-                os.fsync(file.fileno())

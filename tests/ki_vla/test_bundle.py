@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ki_robot.contract import load_contract
 from ki_vla import bundle as bundle_module
+from ki_vla import placing
 from ki_vla.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.errors import VlaError
 from ki_vla.initial import initialise
@@ -235,7 +236,7 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(copy):
     assert [path.name for path in copy.parent.iterdir()] == ['arm']
 
 
-@pytest.mark.parametrize('step', ['_write_weights', '_write_parts', '_write_json', '_sync', '_put_in_place'])
+@pytest.mark.parametrize('step', ['_write_weights', '_write_parts', '_write_json', 'sync_tree', 'put_in_place'])
 def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monkeypatch, step):
     before = load_bundle(copy).policy_id
 
@@ -252,8 +253,8 @@ def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monke
 
 @pytest.mark.parametrize('exchange', [True, False])
 def test_overwriting_works_with_and_without_an_atomic_exchange(copy, monkeypatch, exchange):
-    swap = bundle_module._exchange
-    monkeypatch.setattr(bundle_module, '_exchange', lambda one, other: exchange and swap(one, other))
+    swap = placing._exchange
+    monkeypatch.setattr(placing, '_exchange', lambda one, other: exchange and swap(one, other))
     before = load_bundle(copy).policy_id
     after = write_untrained(copy, CONTRACT, seed=5, overwrite=True).policy_id
     assert load_bundle(copy).policy_id == after != before
@@ -276,7 +277,7 @@ from dataclasses import replace
 from ki_robot.contract import load_contract
 from ki_vla import bundle
 from ki_vla.untrained import write_untrained
-bundle._sync = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+bundle.sync_tree = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 write_untrained(sys.argv[1], replace(load_contract('arm_single'), horizon=12), seed=5, overwrite=True)
 """
 
