@@ -36,19 +36,19 @@ from std_msgs.msg import Bool, Float32, Float64MultiArray
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from ki_robot.commands import MESSAGE_TYPES
 from ki_robot.contract import Output as OutputSpec
 from ki_robot.contract import load_contract
 from ki_robot.errors import KiError
-from ki_robot.messages import from_chunk, set_time, stamp_ns, time_ns
+from ki_robot.messages import from_chunk, set_time
 from ki_sim.bags import EPOCH_NS, INSTRUCTION, SUBTASK, Sender
-from ki_sim.controllers import Point, Trajectory
+from ki_sim.commanded import reader
 from ki_sim.errors import SimError
 from ki_sim.live import Images, Live, Settings
 from ki_sim.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.record import Tick, jpeg
-from ki_sim.robot import SIDES
 from ki_sim.serving import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable
-from ki_sim.world import TICK_NS, World
+from ki_sim.world import TICK_NS
 
 CLASSES = {
     'sensor_msgs/msg/JointState': JointState,
@@ -125,8 +125,8 @@ class SimRobot(Node):
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
         self.live = Live(self._settings(), self, tuple(output.topic for output in self.contract.outputs))
         for output in self.contract.outputs:
-            kind, take = self._receiver(output)
-            self.create_subscription(kind, output.topic, take, COMMAND_QOS)
+            kind = CLASSES[MESSAGE_TYPES[output.kind][0]]
+            self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
         self.create_subscription(Bool, 'estop', self._on_estop, LATCHED)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(Trigger, '~/success', self._on_success)
@@ -210,49 +210,17 @@ class SimRobot(Node):
 
     # commands ---------------------------------------------------------------------------------------------------
 
-    def _receiver(self, output: OutputSpec) -> tuple[type, Callable[[Any], None]]:
-        topic = output.topic
-        side = next((side for side in SIDES if output.columns[0].startswith(side)), '')
+    def _receiver(self, output: OutputSpec) -> Callable[[Any], None]:
+        topic, read = output.topic, reader(output)
 
-        def hand(apply: Callable[[World, int], None]) -> None:
-            conflict = self._conflicts.get(topic)
+        def take(message: Any) -> None:
+            asked, conflict = read(message), self._conflicts.get(topic)
             if conflict:
                 self.live.refuse(topic, conflict)
             else:
-                self.live.command(topic, apply)
+                self.live.command(topic, asked)
 
-        def arm(message: Any) -> None:
-            points = tuple(
-                Point(time_ns(p.time_from_start), p.positions, p.velocities, p.accelerations) for p in message.points
-            )
-            stamp, names = stamp_ns(message.header), tuple(message.joint_names)
-
-            def apply(world: World, offset_ns: int) -> None:
-                world.command_arm(side, Trajectory(names, points, stamp - offset_ns if stamp else 0))
-
-            hand(apply)
-
-        def gripper(message: Any) -> None:
-            values = tuple(message.data)
-
-            def apply(world: World, offset_ns: int) -> None:
-                if len(values) != 1:
-                    raise SimError(f'{side}_gripper_controller got {len(values)} numbers: send the opening alone')
-                world.command_gripper(side, values[0])
-
-            hand(apply)
-
-        def base(message: Any) -> None:
-            twist, stamp = message.twist, stamp_ns(message.header)
-            values = (twist.linear.x, twist.linear.y, twist.angular.z)
-            hand(lambda world, offset_ns: world.command_base(values, stamp - offset_ns if stamp else 0))
-
-        kinds = {
-            'joint_trajectory': (JointTrajectory, arm),
-            'forward_command': (Float64MultiArray, gripper),
-            'twist_stamped': (TwistStamped, base),
-        }
-        return kinds[output.kind]
+        return take
 
     def _on_estop(self, message: Any) -> None:
         pressed = bool(message.data)
