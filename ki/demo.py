@@ -45,16 +45,24 @@ def demo(
     backend: Annotated[str, typer.Option(help='What computes the policy: auto, torch, onnx or tensorrt.')] = 'auto',
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several in turn.')] = None,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras; 0: what suits who drives.')] = 0,
+    real: Annotated[bool, typer.Option(help='Then the second part, on recordings of a real robot.')] = True,
+    only_real: Annotated[bool, typer.Option('--only-real', help='The second part alone.')] = False,
 ) -> None:
     """Simulated robot, policy, chunk executor and recorder as processes over ROS 2, then a report.
 
-    Without a trained bundle the simulator's expert plans the chunks, and the demo says so.
+    Without a trained bundle the simulator's expert plans the chunks, and the demo says so. The second part trains on
+    four episodes of a real robot and replays a fifth, where the environment variable KI_DATA names a folder that holds
+    a LeRobot dataset of it.
     """
     from rich.console import Console
 
     from ki_sim import demo as episodes_of
 
     console = Console()
+    if only_real:
+        if not out.exists():
+            _make_room(out)
+        raise typer.Exit(_second(out, console))
     bundle = bundle or (SHIPPED if SHIPPED.is_dir() else None)
     if bundle is not None and not bundle.is_dir():
         raise KiError(f'There is no bundle {bundle}: give the folder of one, or leave --bundle out.')
@@ -77,7 +85,21 @@ def demo(
         finally:
             if any(each.bag for each in shown):
                 _report(shown, bundle, out, console)
+    if real and status == 0:
+        status = _second(out, console)
     raise typer.Exit(status)
+
+
+def _second(out: Path, console: Any) -> int:
+    """The second part; its exit status. That it was skipped takes nothing from the first part."""
+    from ki._demo_real import show
+
+    try:
+        stopped = show(out, console).stopped
+    except KeyboardInterrupt:
+        console.print('Stopped; the same call goes on with what was done.')
+        stopped = True
+    return 130 if stopped else 0
 
 
 @dataclass

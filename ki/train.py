@@ -59,7 +59,7 @@ def train(
             simulate(run.simulate)
         if data_only:
             return
-    _train(run)
+    fit(run)
 
 
 def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
@@ -97,7 +97,8 @@ def simulate(wanted: Simulate) -> None:
     print(f'{out}: {len(made) - failed} episodes ({failed} failed and left out), {wanted.scenes} scenes')
 
 
-def _train(run: Run) -> None:
+def fit(run: Run) -> Path | None:
+    """Trains with bars on the terminal; the bundle, or None when it was asked to stop."""
     import os
     import warnings
 
@@ -129,11 +130,12 @@ def _train(run: Run) -> None:
 
         made = work(run, tell)
     if quiet:
-        return
+        return made
     if made is None:
         print(f'Stopped and saved in {run.out}; the same command goes on.')
     else:
         print(f'{made}: written. Curves: {run.out}/{run.stages[-1].name}/curves.png')
+    return made
 
 
 def _begin(facts: dict[str, Any]) -> str:

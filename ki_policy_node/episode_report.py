@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ki_policy_node.episode_numbers import FILM_HZ, Episode, read
 from ki_policy_node.errors import NodeError
-from ki_policy_node.web_page import figure, image, page, plot, table
+from ki_policy_node.web_page import figure, image, page, place, plot, table
 from ki_robot.contract import Contract
 
 __all__ = ['FILM_HZ', 'Report', 'Told']
@@ -155,6 +155,7 @@ class Report:
             f'times. {html.escape(self.driver.capitalize())} drove it, through ROS 2, at the pace of the clock.</p>',
             self._cards(),
             image(film, 'gif', 'the episodes side by side'),
+            place('real'),
             '<h2>What was running</h2>',
             self._flow(),
             '<h2>The episodes</h2>',

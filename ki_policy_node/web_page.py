@@ -29,6 +29,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>{"".join(cells)}</table>'
 
 
+def place(name: str) -> str:
+    """A spot of a page that `fill` finds again."""
+    return f'<!--{name}--><!--/{name}-->'
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """A page with HTML at the spot `name`, in place of what was there; unchanged where there is no such spot."""
+    head, found, rest = text.partition(f'<!--{name}-->')
+    _, closed, tail = rest.partition(f'<!--/{name}-->')
+    return f'{head}{found}{content}{closed}{tail}' if closed else text
+
+
 def figure(width: float, height: float) -> Any:
     """An empty matplotlib figure, in inches.
 

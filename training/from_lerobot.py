@@ -77,6 +77,15 @@ def from_lerobot(
     return contract, problems
 
 
+def misfit(dataset: LerobotDataset, contract: Contract) -> str:
+    """Why a dataset cannot become recordings of a contract's robot; empty where it can."""
+    try:
+        _Plan(dataset, contract)
+    except TrainingError as error:
+        return str(error)
+    return ''
+
+
 def contract_of(dataset: LerobotDataset) -> Contract:
     """The contract that our own export left behind, or one made from names and extremes, for someone to check."""
     ours = dataset.folder / 'meta' / 'contract.json'

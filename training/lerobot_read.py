@@ -8,6 +8,7 @@ meta/tasks.parquet. Episodes that the metadata names and the disk lacks are left
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,21 @@ class LerobotEpisode:
     timestamps: NDArray[np.float64]
     tasks: tuple[str, ...]
     clips: dict[str, Clip]
+
+
+def dataset_folders(folder: Path, depth: int = 4) -> list[Path]:
+    """The folders of datasets at or below a folder, by their meta/info.json, down to `depth` levels."""
+    found = []
+    for path, folders, _ in os.walk(folder):
+        here = Path(path)
+        if (here / 'meta' / 'info.json').is_file():
+            found.append(here)
+            folders.clear()
+        elif len(here.relative_to(folder).parts) >= depth:
+            folders.clear()
+        else:
+            folders.sort()
+    return found
 
 
 class LerobotDataset:

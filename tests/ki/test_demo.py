@@ -16,7 +16,7 @@ import pytest
 from ki_bags.reader import open_bag
 
 Ki = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = ('--task', 'demo', '--image-size', '64')
+SMALL = ('--task', 'demo', '--image-size', '64', '--no-real')
 SEED = 1_000_000
 
 

@@ -17,9 +17,9 @@ from ki_robot.contract import Contract, load_contract
 from training.bags import Index, index_bags
 from training.dataset import EpisodeDataset
 from training.errors import TrainingError
-from training.from_lerobot import column_of, contract_of, from_lerobot
+from training.from_lerobot import column_of, contract_of, from_lerobot, misfit
 from training.lerobot_format import to_lerobot
-from training.lerobot_read import LerobotDataset
+from training.lerobot_read import LerobotDataset, dataset_folders
 
 MakeBag = Callable[..., Path]
 START_NS = 1_700_000_000_000_000_000
@@ -200,6 +200,22 @@ def test_what_cannot_be_used_is_named(index: Index, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(TrainingError, match=r'episode 0 cannot be read'):
         LerobotDataset(out).episode(0)
+
+
+def test_datasets_are_found_below_a_folder_and_matched_with_a_robot(index: Index, tmp_path: Path) -> None:
+    place = tmp_path / 'data' / 'many'
+    place.mkdir(parents=True)
+    for name in ('b', 'a'):
+        to_lerobot(index, place / name)
+    deep = place / 'c' / 'd' / 'e' / 'f'
+    (deep / 'meta').mkdir(parents=True)
+    (deep / 'meta' / 'info.json').write_text('{}')
+    assert dataset_folders(tmp_path / 'data') == [place / 'a', place / 'b']
+    assert dataset_folders(place / 'a') == [place / 'a']
+    assert dataset_folders(place / 'c')[0] == deep
+    dataset = LerobotDataset(place / 'a')
+    assert misfit(dataset, index.contract) == ''
+    assert 'no state column kLeftShoulderPitch/position' in misfit(dataset, load_contract('g1_upper_body'))
 
 
 def test_a_video_that_ends_early_costs_its_episode_only(index: Index, tmp_path: Path) -> None:
