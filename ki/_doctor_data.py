@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ki.bags import index_folder, progress
+from ki.bags import open_index, progress
 
 if TYPE_CHECKING:
     from ki_robot.contract import Contract
@@ -63,16 +63,18 @@ class _Trained:
     rates_hz: Mapping[str, float] = field(default_factory=dict)
 
 
-def report(data: Path | None, bundle: Path | None, against: Path | None, live: Live | None) -> Report:
-    """Looks at DATA, and compares.
+def report(
+    data: Path | None, bundle: Path | None, against: Path | None, live: Live | None, robot: str = 'bimanual_mobile'
+) -> Report:
+    """Looks at DATA, and compares; `robot` is the contract of data that name none.
 
     Raises:
         TrainingError: nothing to look at, or no usable data.
         VlaError: the bundle is damaged.
         NodeError: ROS cannot be had.
     """
-    from training.bags import load_index
     from training.errors import TrainingError
+    from training.recordings import open_recordings
     from training.stats import by_weight, diagnose
 
     if data is None and bundle is None:
@@ -81,7 +83,7 @@ def report(data: Path | None, bundle: Path | None, against: Path | None, live: L
         raise TrainingError('--against and --live: choose one of them.')
     if data is None and against is None and live is None:
         raise TrainingError('a bundle is compared with something: name recordings, --against, or --live.')
-    index = None if data is None else load_index(index_folder(data))
+    index = None if data is None else _index(data, bundle, robot)
     findings: list[Finding] = [] if index is None else diagnose(index)
     if any(finding.kind == 'no_data' for finding in findings) and bundle is None:
         return Report(tuple(findings))
@@ -92,11 +94,24 @@ def report(data: Path | None, bundle: Path | None, against: Path | None, live: L
         rows, found, here = _live(trained, live)
     else:
         if against is not None:
-            index, data = _index(against, trained.contract), against
+            data = against
+            with progress('indexing') as tell:
+                index = open_recordings(against, trained.contract, progress=tell)
         assert index is not None
         rows, found = _recorded(trained, index)
         here = str(data)
     return Report(tuple(by_weight([*findings, *found])), tuple(rows), f'{here} compared with {trained.name}')
+
+
+def _index(data: Path, bundle: Path | None, robot: str) -> Index:
+    """Of bags the index that was made of them, with its options; the simulator's arrays need none."""
+    from ki_robot.contract import load_contract
+    from training.evaluate import open_policy
+    from training.recordings import is_arrays, open_recordings
+
+    if not is_arrays(data):
+        return open_index(data)
+    return open_recordings(data, load_contract(robot) if bundle is None else open_policy(bundle).contract)
 
 
 def _trained(index: Index | None, bundle: Path | None) -> _Trained:
@@ -114,17 +129,6 @@ def _trained(index: Index | None, bundle: Path | None) -> _Trained:
     assert index is not None
     stats = compute_stats(EpisodeDataset(index))['state']
     return _Trained(str(index.folder), index.contract, stats, rates)
-
-
-def _index(recordings: Path, contract: Contract) -> Index:
-    """The index of recordings, made where there is none."""
-    from training.bags import index_bags, load_index
-
-    place = index_folder(recordings)
-    if (place / 'index.json').is_file():
-        return load_index(place)
-    with progress('indexing') as tell:
-        return index_bags(recordings, contract, place, progress=tell)
 
 
 def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], list[Finding]]:

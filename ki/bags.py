@@ -40,6 +40,7 @@ def index(
     from ki_robot.contract import load_contract
     from training.bags import index_bags
     from training.episodes import Options
+    from training.recordings import index_folder
 
     options = Options(
         state=state,
@@ -67,9 +68,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from training.bags import load_index
-
-    found = load_index(index_folder(data))
+    found = open_index(data)
     console = Console()
     table = Table('recording', 'episode', 'steps', 'usable', 'seconds', 'outcome', 'instruction', box=None)
     for entry in found.entries:
@@ -99,10 +98,10 @@ def check(
     deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, hash every recording anew.')] = False,
 ) -> None:
     """Is the index whole? Exit status 1 when it is damaged; what a model would learn from it, `ki doctor data` says."""
-    from training.bags import check_index, load_index
+    from training.bags import check_index
 
     with progress('checking') as tell:
-        problems = check_index(load_index(index_folder(data)), deep, tell)
+        problems = check_index(open_index(data), deep, tell)
     show_problems(problems)
     if {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds():
         raise typer.Exit(1)
@@ -116,11 +115,10 @@ def stats(data: Data, out: Annotated[Path, typer.Option(help='File to write.')] 
     from rich.table import Table
 
     from ki_robot.transforms import save_stats
-    from training.bags import load_index
     from training.dataset import EpisodeDataset
     from training.stats import compute_stats
 
-    made = compute_stats(EpisodeDataset(load_index(index_folder(data))))
+    made = compute_stats(EpisodeDataset(open_index(data)))
     save_stats(out, made)
     table = Table('', 'column', 'unit', 'mean', 'std', 'q01', 'q99', box=None)
     for what, each in made.items():
@@ -141,12 +139,11 @@ def fast(
     """Fits FAST on the chunks of an index and says what it costs."""
     import json
 
-    from training.bags import load_index
     from training.dataset import EpisodeDataset
     from training.fast_fit import fit_fast
     from training.stats import compute_stats
 
-    dataset = EpisodeDataset(load_index(index_folder(data)))
+    dataset = EpisodeDataset(open_index(data))
     codec, report = fit_fast(dataset, compute_stats(dataset), size, scale)
     out.write_text(json.dumps(codec.to_dict()), encoding='utf-8')
     print(f'{out}: {report.size} tokens, scale {report.scale:g}, fitted on {report.fitted} chunks')
@@ -166,11 +163,10 @@ def to_lerobot_command(
     """Writes an index as a LeRobotDataset v3."""
     import os
 
-    from training.bags import load_index
     from training.lerobot_format import to_lerobot
 
     with progress('writing') as tell:
-        found = load_index(index_folder(data))
+        found = open_index(data)
         problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=tell)
     show_problems(problems)
     print(f'{out}: written')
@@ -195,13 +191,12 @@ def from_lerobot_command(
         print('The contract was made from names and extremes: check its units and limits before a robot moves.')
 
 
-def index_folder(data: Path) -> Path:
-    """The index itself, or where it lies: DATA/index for a folder of recordings, DATA.index beside a single one."""
-    if (data / 'index.json').is_file():
-        return data
-    if data.is_file() or (data / 'metadata.yaml').is_file():
-        return data.with_name(f'{data.name}.index')
-    return data / 'index'
+def open_index(data: Path) -> Index:
+    """The index of recordings, or the index itself."""
+    from training.bags import load_index
+    from training.recordings import index_folder
+
+    return load_index(index_folder(data))
 
 
 def pairs(texts: Iterable[str], sign: str) -> dict[str, str]:

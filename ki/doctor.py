@@ -68,6 +68,9 @@ def data_command(
     wait: Annotated[float, typer.Option(help='Seconds to wait for the robot.')] = 5.0,
     namespace: Annotated[str, typer.Option(help="Of the robot's topics.")] = '',
     sim_time: Annotated[bool, typer.Option('--sim-time', help='Take the time from /clock.')] = False,
+    robot: Annotated[
+        str, typer.Option(help='Contract of arrays of the simulator, without a bundle.')
+    ] = 'bimanual_mobile',
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
 ) -> None:
     """Would a model learn wrong things from DATA, and will the robot show it what it has learned from?
@@ -78,7 +81,7 @@ def data_command(
     """
     from ki._doctor_data import Live, report, show
 
-    made = report(data, bundle, against, Live(seconds, wait, namespace, sim_time) if live else None)
+    made = report(data, bundle, against, Live(seconds, wait, namespace, sim_time) if live else None, robot)
     print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
     raise typer.Exit(code=1 if made.is_serious else 0)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from ki_robot.contract import Contract, load_contract
+from ki_robot.contract import load_contract
 from ki_vla.bundle import Bundle, write_bundle
 from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
-from training.bags import INDEX, Index, load_index
+from training.bags import Index
 from training.checkpoint import check_identity, checkpoints, read_state, shipped_weights
 from training.config import Run, Stage, run_from_dict
 from training.dataset import EpisodeDataset, split_episodes
@@ -27,6 +27,7 @@ from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
 from training.mixture import Draw, Part
 from training.policy import Beginning, begin, stats_file
+from training.recordings import open_recordings
 from training.report import origin, write_json
 from training.samples import Packer, Packet
 from training.tracking import check_tracking
@@ -127,13 +128,7 @@ def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[Episo
     Raises:
         TrainingError: nothing there, recordings of another robot, or nothing that it has not seen.
     """
-    arrays = not (recordings / INDEX).is_file() and any(recordings.glob('*.npz'))
-    if arrays:
-        from training.arrays import index_arrays
-
-        index = index_arrays(recordings, bundle.contract, recordings / 'index')
-    else:
-        index = _bags(recordings, bundle.contract)
+    index = open_recordings(recordings, bundle.contract)
     if index.contract.action_names != bundle.contract.action_names:
         raise TrainingError(
             f'{recordings} is of {index.contract.name} with other action columns than {bundle.policy_id} '
@@ -201,20 +196,7 @@ def _index(run: Run) -> Index:
         source = Path(run.data.arrays)
         return index_arrays(source, load_contract(run.robot), source / 'index')
     assert run.data.bags is not None
-    return _bags(Path(run.data.bags), load_contract(run.robot), run.data.task)
-
-
-def _bags(folder: Path, contract: Contract, task: str = '') -> Index:
-    """The index of a folder of recordings, made where there is none."""
-    for place in (folder, folder / 'index'):
-        if (place / INDEX).is_file():
-            return load_index(place)
-    if not folder.exists():
-        raise TrainingError(f'{folder} does not exist; name a folder of recordings, or an index.')
-    from training.bags import index_bags
-    from training.episodes import Options
-
-    return index_bags(folder, contract, folder / 'index', Options(task=task))
+    return open_recordings(Path(run.data.bags), load_contract(run.robot), run.data.task)
 
 
 def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
