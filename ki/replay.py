@@ -26,6 +26,9 @@ def replay(
     remap: Annotated[list[str] | None, typer.Option(help='TOPIC:=NAME: in the contract, in the bag.')] = None,
     max_chunks: Annotated[int, typer.Option(help='End after so many; 0: all.')] = 0,
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+    denoise_steps: Annotated[
+        int, typer.Option(min=0, help='From noise to actions; 1: the mean of what it would do; 0: as the node does.')
+    ] = 0,
     fail_above: Annotated[
         float, typer.Option(help='Exit with 1 when the mean error is larger, or live chunks differ; 0: never.')
     ] = 0.0,
@@ -55,7 +58,7 @@ def replay(
         names[topic] = name
     timing = Timing(mode or ('latest' if live else 'rtc'), execute_steps)
     named = load_contract(robot) if robot else None
-    policy = open_policy(Wanted(backend, bundle, seed=seed), named, timing)
+    policy = open_policy(Wanted(backend, bundle, seed=seed, denoise_steps=denoise_steps), named, timing)
     try:
         contract = named or policy.contract
         check_fits(policy.policy_id, policy.contract, contract)
@@ -63,7 +66,7 @@ def replay(
         options = Options(timing, round(latency * 1e9), 50_000_000, instruction, names, max_chunks)
         replayed, parity = run(bag, contract, policy, options), None
         if live:
-            parameters = {'robot': robot, 'bundle': bundle, 'backend': backend, 'seed': seed}
+            parameters = {'robot': robot, 'bundle': bundle, 'backend': backend, 'seed': seed, 'denoise_steps': denoise_steps}
             heard = listen(bag, contract, options, parameters, attach, rate, out)
             parity = compare(replayed, heard, policy)
         numbers = replay_report.write(replayed, out, live=parity)

@@ -117,8 +117,8 @@ class Wanted:
     """Which policy, as the parameters of the node say.
 
     `backend` is one of `BACKENDS`; `bundle` a folder, not read for the commissioning backend, which `commissioning`
-    describes. `strict` refuses another backend than the one asked for; `threads` (0: the engine's choice) and `seed`
-    are the engine's.
+    describes. `strict` refuses another backend than the one asked for; `threads` (0: the engine's choice), `seed` and
+    `denoise_steps` (0: what the graphs were exported for, else 10) are the engine's.
     """
 
     backend: str = 'auto'
@@ -127,6 +127,7 @@ class Wanted:
     strict: bool = False
     threads: int = 0
     seed: int = 0
+    denoise_steps: int = 0
 
 
 def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Policy:
@@ -157,7 +158,8 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.bundle_policy import BundlePolicy
 
-    return BundlePolicy(Path(bundle), backend, robot, timing, wanted.strict, wanted.threads, wanted.seed)
+    engine = (wanted.strict, wanted.threads, wanted.seed, wanted.denoise_steps)
+    return BundlePolicy(Path(bundle), backend, robot, timing, *engine)
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

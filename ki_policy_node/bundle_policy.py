@@ -28,6 +28,8 @@ class BundlePolicy:
         threads: Of an engine on the CPU; 0: its own choice.
         seed: Of the noise. It is mixed with the stamp of the state, so that the same stamps give the same chunks, live
             and from a bag.
+        denoise_steps: From noise to actions; 0: the engine's choice. One gives the mean of what the policy would do,
+            more give one of the things that it would do.
 
     Raises:
         VlaError: the bundle is damaged, does not fit the robot, or the backend cannot run it.
@@ -42,6 +44,7 @@ class BundlePolicy:
         strict: bool = False,
         threads: int = 0,
         seed: int = 0,
+        denoise_steps: int = 0,
     ) -> None:
         self._bundle: Bundle = load_bundle(folder)
         self.contract = self._bundle.contract
@@ -49,7 +52,9 @@ class BundlePolicy:
             self._bundle.check(robot)
         self.policy_id = self._bundle.policy_id
         self._timing, self._seed = timing, seed
-        self._engine: Engine = open_engine(self._bundle, backend, strict=strict, threads=threads)
+        self._engine: Engine = open_engine(
+            self._bundle, backend, strict=strict, threads=threads, steps=denoise_steps or None
+        )
         self.backend = str(self._engine.choice.backend)
         self._carry = self._way_to_carry()
 

@@ -64,6 +64,7 @@ SETTINGS = (
     Setting('strict_backend', False, 'Refuse to run when the backend asked for cannot be had.'),
     Setting('threads', 0, 'Of an engine on the CPU; 0: its own choice.', 0, 256),
     Setting('seed', 0, 'Of the noise that flow matching starts from.', 0, 2**31 - 1),
+    Setting('denoise_steps', 0, 'From noise to actions; 0: as the bundle was exported, else 10.', 0, 100),
     Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
     Setting('run_on_activate', False, 'Start a run as soon as the node is active.'),
     Setting('motion', 'hold', 'Of backend commissioning.', choices=MOTIONS),
@@ -156,7 +157,8 @@ class PolicyNode(LifecycleNode):
         self.publish_status()
         value = self.parameters
         motion = Commissioning(*(value[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load')))
-        wanted = Wanted(value['backend'], bundle, motion, value['strict_backend'], value['threads'], value['seed'])
+        engine = (value['strict_backend'], value['threads'], value['seed'], value['denoise_steps'])
+        wanted = Wanted(value['backend'], bundle, motion, *engine)
         timing = Timing(*(value[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
 
         def load() -> Planner:

@@ -113,6 +113,9 @@ def test_a_dataset_becomes_recordings_a_bundle_and_a_report_that_the_first_one_l
     linked = (out / 'report.html').read_text()
     assert 'ten of ten' in linked
     assert linked.count('href="real/report.html"') == 1
+    sampled = json.loads((out / 'real' / 'sampled.json').read_text())['result']
+    assert f'it errs by {sampled["error"]["policy"]:.4f}' in second.sentences[-1]
+    assert sampled['error']['policy'] != result['error']['policy']
     for sentence in second.sentences:
         assert sentence.split('. ')[0][:60] in ' '.join(said.split())
 

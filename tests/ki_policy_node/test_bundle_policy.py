@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ki_policy_node.backends import Wanted, open_policy
 from ki_policy_node.errors import NodeError
@@ -11,6 +12,7 @@ from ki_policy_node.inference import Planner, Timing
 from ki_robot.contract import Contract
 from ki_robot.errors import KiError
 from ki_robot.observation import Observation
+from ki_vla.bundle import load_bundle, write_bundle
 from ki_vla.untrained import write_untrained
 
 STEP = 50_000_000
@@ -53,6 +55,19 @@ def test_the_same_stamps_give_the_same_chunk_and_others_another(bundle, contract
     assert one.inference_ns > 0
     assert policy.policy_id.startswith('untrained@')
     assert policy.backend == 'torch'
+
+
+def test_denoising_steps_are_those_that_are_asked_for(bundle, contract, tmp_path):
+    # Untrained, the field is straight, and any number of steps ends in one place; a bent one tells them apart.
+    straight = load_bundle(bundle)
+    model = straight.model()
+    with torch.no_grad():
+        model.expert.action_out.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(0))
+    write_bundle(tmp_path / 'bent', name='bent', weights=model, processor=straight.processor)
+    default, ten, one = (opened(str(tmp_path / 'bent'), contract, denoise_steps=steps)[0] for steps in (0, 10, 1))
+    said = [policy.infer(seen(), None, 0, 0).data_HN for policy in (default, ten, one)]
+    assert np.array_equal(said[0], said[1])
+    assert np.abs(said[0] - said[2]).max() > 1e-3
 
 
 def test_a_chunk_continues_the_one_before_within_the_first_steps(bundle, contract):
