@@ -7,9 +7,12 @@ observations it took. H steps, N columns.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,16 +23,21 @@ from ki_policy_node.bag_topics import match_topics
 from ki_policy_node.errors import NodeError
 from ki_policy_node.inference import Planner, Policy
 from ki_policy_node.replay import Replay
+from ki_policy_node.streams import joint_columns
 from ki_policy_node.web_page import table
 from ki_robot.buffer import ObservationBuffer
 from ki_robot.chunk import ActionChunk, Matrix
-from ki_robot.messages import stamp_ns
-from ki_robot.observation import Observation
+from ki_robot.contract import Camera, Contract, StateStream
+from ki_robot.errors import Rejected
+from ki_robot.messages import joint_values, odometry_values, stamp_ns
+from ki_robot.observation import Observation, build_observation, decode_camera
 
 MODE = 'latest'  # every other mode carries the chunk before, and how late it was, into the next one
 TOLERANCE = 1e-4  # rad, m or their rates: engines in two processes may add in another order
 STAMPS_SHOWN = 20
-Key = tuple[int, int, str]  # stamps of the oldest input and of the state, and the instruction's id
+OVERTAKING = 3  # messages of one stream that may have been the newest when one of another came
+Stamps = tuple[int, int]  # of the oldest input, and of the state
+Key = tuple[int, int, str]  # the same, and the instruction's id
 
 
 @dataclass(frozen=True)
@@ -107,47 +115,89 @@ def key_of(chunk: ActionChunk) -> Key:
 def _retrace(found: Replay, heard: Heard, policy: Policy) -> dict[Key, ActionChunk]:
     """The chunks of the bag at the stamps of the live ones.
 
-    Two stamps need not settle which frame every camera showed: where the bag has several views that carry them, the
-    one whose chunk is nearest counts.
+    Two stamps do not settle what every stream showed. First come the views that the bag gives in its own order; for a
+    live chunk that none of them explains, those where messages overtook each other by a few places on the way.
     """
-    bag, options = open_bag(found.bag), found.options
-    streams = match_topics(bag, found.contract, options.remap).streams
-    wanted: dict[tuple[int, int], list[ActionChunk]] = defaultdict(list)
-    for chunk in heard.chunks:
-        wanted[key_of(chunk)[:2]].append(chunk)
-    starts = {start_ns for _, start_ns in wanted}
-    buffer = ObservationBuffer(found.contract)
-    buffer.set_instruction('any', 'any')  # each candidate gets the words of its own chunk
-    stamps_ns = dict.fromkeys((stream.name for stream in found.contract.state_streams), 0)
     made: dict[Key, ActionChunk] = {}
-    seen: set[tuple[Any, ...]] = set()
+    for depth in (1, OVERTAKING):
+        wanted: dict[Stamps, list[ActionChunk]] = defaultdict(list)
+        for chunk in heard.chunks:
+            before = made.get(key_of(chunk))
+            if chunk.instruction_id in heard.words and (before is None or _distance(chunk, before) > TOLERANCE):
+                wanted[key_of(chunk)[:2]].append(chunk)
+        for view in views(found, set(wanted), depth) if wanted else ():
+            for live in wanted[view.stamp_ns, view.state_stamp_ns]:
+                _try(view, live, heard.words, Planner(policy, found.options.timing), made)
+    return made
+
+
+def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observation]:
+    """Every observation with some wanted stamps that can be made of the `depth` newest messages of each stream."""
+    bag, contract = open_bag(found.bag), found.contract
+    streams = match_topics(bag, contract, found.options.remap).streams
+    specs = {spec.name: spec for spec in (*contract.cameras, *contract.state_streams)}
+    states = {spec.name for spec in contract.state_streams}
+    starts = {start_ns for _, start_ns in wanted}
+    optional = {camera.name for camera in contract.cameras if not camera.required}
+    recent: dict[str, deque[_Message]] = {name: deque(maxlen=depth) for name in specs}
+    buffer = ObservationBuffer(contract)  # refuses what the node refuses
+    seen: set[tuple[int, ...]] = set()
     for message in bag.messages(list(streams)):
+        name = streams[message.topic]
         try:
             decoded = bag.decode(message)
         except Exception:  # damaged CDR raises nearly anything; the replay has counted it
             continue
-        name = streams[message.topic]
-        if buffer.push(name, decoded, message.log_ns) and name in stamps_ns:
-            stamps_ns[name] = stamp_ns(decoded.header)
-        if min(stamps_ns.values()) not in starts:  # an observation decodes its images: only those that may be asked for
+        if not buffer.push(name, decoded, message.log_ns):
             continue
-        view = buffer.sample(message.log_ns)
-        if not isinstance(view, Observation) or (view.stamp_ns, view.state_stamp_ns) not in wanted:
+        recent[name].append(_Message(contract, specs[name], decoded))
+        if not starts & {each.stamp_ns for state in states for each in recent[state]}:
             continue
-        mark = (view.state_stamp_ns, *view.image_stamps_ns.items())
-        if mark not in seen:
-            seen.add(mark)
-            for live in wanted[view.stamp_ns, view.state_stamp_ns]:
-                _try(view, live, heard.words, Planner(policy, options.timing), made)
-    return made
+        choices = [[*reversed(recent[name]), *([None] if name in optional else [])] for name in specs]
+        for chosen in itertools.product(*choices):
+            used = {name: each for name, each in zip(specs, chosen, strict=True) if each is not None}
+            mark = tuple(0 if each is None else each.stamp_ns for each in chosen)
+            stamps = min(each.stamp_ns for each in used.values()), min(used[name].stamp_ns for name in states)
+            if stamps in wanted and mark not in seen:
+                seen.add(mark)
+                with contextlib.suppress(Rejected):  # a picture that does not decode: the node dropped it, too
+                    yield _observation(contract, used, states)
+
+
+def _observation(contract: Contract, used: Mapping[str, _Message], states: set[str]) -> Observation:
+    cameras = [name for name in used if name not in states]
+    return build_observation(
+        contract,
+        {name: used[name].value for name in cameras},
+        {name: used[name].stamp_ns for name in cameras},
+        {name: used[name].value for name in states},
+        {name: used[name].stamp_ns for name in states},
+    )
+
+
+class _Message:
+    """A message that the buffer took; read when it is asked for, once."""
+
+    def __init__(self, contract: Contract, spec: Camera | StateStream, message: Any) -> None:
+        self.stamp_ns = stamp_ns(message.header)
+        self._contract, self._spec, self._message = contract, spec, message
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """An image, or the values of a state stream."""
+        spec = self._spec
+        if isinstance(spec, Camera):
+            return decode_camera(spec, self._message)
+        columns = joint_columns(self._contract, spec)
+        if spec.type == 'odometry':
+            return odometry_values(self._message, columns)
+        return joint_values(self._message, columns, spec.prefix, spec.extra_joints)
 
 
 def _try(
     view: Observation, live: ActionChunk, words: Mapping[str, str], planner: Planner, made: dict[Key, ActionChunk]
 ) -> None:
     """The chunk of one view of the bag, kept if it is nearer to the live one than what was found before."""
-    if live.instruction_id not in words:
-        return
     told = replace(view, instruction=words[live.instruction_id], instruction_id=live.instruction_id)
     chunk = planner.plan(told, 0, lambda: view.state_stamp_ns).raw
     before = made.get(key_of(live))
@@ -197,7 +247,7 @@ def section(numbers: Mapping[str, Any]) -> list[str]:
         '<h2>Live node and bag</h2>',
         f'<p>The bag was played over DDS to a running policy node: {html.escape(said)}.</p>',
         table(('chunks, by the stamps of their observation', ''), counts),
-        '<p><small>Only live: the view that the node took cannot be formed in the order of the bag. Only replay: an '
+        '<p><small>Only live: the view that the node took cannot be made of the bag. Only replay: an '
         'observation that the replay took at its own pace, and the node did not.</small></p>',
         _stamps(numbers['only_live']),
         table(('largest difference', ''), rows),

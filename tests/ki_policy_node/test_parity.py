@@ -46,8 +46,15 @@ def bundle(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope='module')
 def bag(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seconds in a namespace: cameras at 20 Hz with new pictures, joints at 50 Hz; told to wave, then to bow."""
-    folder = tmp_path_factory.mktemp('parity') / 'bag'
+    """As `write_bag` makes it."""
+    return write_bag(tmp_path_factory.mktemp('parity') / 'bag', contract)
+
+
+def write_bag(folder: Path, contract: Contract, late_ns: int = 0) -> Path:
+    """Three seconds in a namespace: cameras at 20 Hz with new pictures, joints at 50 Hz; told to wave, then to bow.
+
+    Joint states are logged `late_ns` after their stamp.
+    """
     rng = np.random.default_rng(0)
     with BagWriter(folder) as writer:
         compose.put(writer, '/robot1/episode', BEGIN, compose.marker(BEGIN, 0, 0, 'wave'))
@@ -55,7 +62,7 @@ def bag(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
             now = BEGIN + tick * NS // 50
             values = dict.fromkeys(contract.state_names, 0.3 * tick / 50)
             joints = compose.state(contract, contract.state_streams[0], now, values)
-            compose.put(writer, '/robot1/joint_states', now, joints)
+            compose.put(writer, '/robot1/joint_states', now + late_ns, joints)
             if tick % 5 in (0, 2):
                 pixels = rng.integers(0, 255, (24, 32, 3), np.uint8)
                 compose.put(writer, '/robot1/scene/image_raw/compressed', now + 2_000_000, compose.picture(now, pixels))
@@ -126,6 +133,20 @@ def test_a_chunk_of_a_view_that_is_not_in_the_bag_is_only_live(contract: Contrac
     assert (len(result.pairs), result.only_live) == (2, (strange.observation_ns,))
     with pytest.raises(NodeError, match=r'Of the 1 chunks .* not one rests on an observation .*--rate 0\.5'):
         parity.compare(found, replace(heard, chunks=(strange,)), policy)
+
+
+def test_a_view_is_found_although_messages_overtook_each_other(
+    contract: Contract, bag: Path, policy: Any, tmp_path: Path
+) -> None:
+    late_bag = write_bag(tmp_path / 'late', contract, late_ns=30_000_000)
+    late = run(late_bag, contract, policy, frame_wait_ns=100_000_000)
+    found = run(bag, contract, policy)
+    stamps = {(cycle.observation_ns, cycle.planned.chunk.start_ns) for cycle in late.cycles}
+    in_order = [(view.stamp_ns, view.state_stamp_ns) for view in parity.views(found, stamps, depth=1)]
+    assert len(in_order) < len(late.cycles), 'the order of the bag does not explain them all'
+    numbers = parity.summary(parity.compare(found, heard_of(late), policy))
+    assert numbers['both'] == len(late.cycles) >= 5
+    assert (numbers['only_live'], numbers['largest_difference']) == ([], 0.0)
 
 
 def test_silence_and_another_policy_are_sentences(contract: Contract, bag: Path, policy: Any) -> None:
