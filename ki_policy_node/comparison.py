@@ -18,6 +18,7 @@ from ki_robot.chunk import Matrix
 POLICY, HOLD, TREND, LAST = 'policy', 'hold the pose', 'linear extrapolation', 'repeat the last command'
 TRIVIAL = (HOLD, TREND)
 SPANS_S = (0.0, 0.25, 0.5, 1.0, 2.0, np.inf)
+WORST = 3  # columns that the verdict names
 
 
 def truth(found: Replay) -> Matrix:
@@ -108,20 +109,21 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         f'{error[TREND]:.4f}: {_share(ahead)} than the better of the two.'
     ]
     spans = [
-        (f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s', gain(span['error'])) for span in result['error_by_horizon']
+        f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s {_share(share)}'
+        for span in result['error_by_horizon']
+        if (share := gain(span['error'])) is not None
     ]
-    won = [f'{name} ahead ({share:+.0%})' for name, share in spans if share is not None and share > 0]
-    lost = [f'{name} ahead ({share:+.0%})' for name, share in spans if share is not None and share <= 0]
-    said.append(f'It wins {", ".join(won) or "nowhere"}; it does not win {", ".join(lost) or "nowhere"}.')
+    said.append(f'The same by time ahead: {", ".join(spans)}.')
     columns = {
         column: gain({name: each[column] for name, each in result['error_by_column'].items()})
         for column in result['error_by_column'][POLICY]
     }
     known = {column: share for column, share in columns.items() if share is not None}
     behind = sorted((column for column, share in known.items() if share <= 0), key=lambda column: known[column])
+    worst = [f'{column.removesuffix("/position")} ({_share(known[column])})' for column in behind[:WORST]]
     said.append(
         f'Over whole chunks it wins in {len(known) - len(behind)} of {len(known)} columns'
-        + (f'; it does not in {", ".join(column.removesuffix("/position") for column in behind)}.' if behind else '.')
+        + (f'; furthest behind it is in {", ".join(worst)}.' if worst else '.')
     )
     if error.get(LAST) is not None:
         said.append(
