@@ -158,9 +158,10 @@ def _run(out: Path, steps: int | None) -> Run:
 
 
 def _digest(run: Run) -> str:
+    """Of everything that decides the outcome, wherever it lies."""
     from ki_robot.contract import load_contract
 
-    text = json.dumps(run.to_dict() | {'contract': load_contract(ROBOT).hash}, sort_keys=True)
+    text = json.dumps(run.to_dict() | {'out': '', 'data': '', 'contract': load_contract(ROBOT).hash}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
