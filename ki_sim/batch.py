@@ -100,7 +100,10 @@ def record_one(job: Job) -> Result:
     path = Path(job.path)
     if path.exists():
         return Result(job.task, job.seed, 'present')
-    recording = record_episode(job.task, job.seed, None, job.split, job.image_size, job.quality, _arms())
+    # The subtasks of bags are those that a robot says on a topic; only arrays, made for training, point at things.
+    recording = record_episode(
+        job.task, job.seed, None, job.split, job.image_size, job.quality, _arms(), boxes=job.format == 'npz'
+    )
     if not recording.success and not job.keep_failures:
         return Result(job.task, job.seed, 'failed', len(recording.frames))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.kinematics import Arms, pointing_down
+from ki_sim.locate import SHARP, box_of
 from ki_sim.questions import Fact, lines_about
 from ki_sim.render import Cameras
 from ki_sim.robot import ARM_JOINTS, SIDES
@@ -29,8 +30,6 @@ from ki_sim.world import HOME_ARM, HOME_OPENING
 
 SPLITS = ('train', 'heldout')
 PART = 50  # scenes of one file
-SHARP = 384  # pixels at which boxes are measured, whatever the size of the picture
-LEAST_PIXELS = 90  # of those, for a thing to be talked about
 AREA = ((0.34, 0.585), (-0.17, 0.17))
 
 # Pairs of the held-out split. Each has a colour or a kind that the robot never handles, so that no action data
@@ -185,11 +184,7 @@ class Photographer:
         self, model: mujoco.MjModel, data: mujoco.MjData, still: Still, index: int, segments: npt.NDArray[np.int32]
     ) -> Fact:
         thing, where = still.scene.things[index], still.places[index]
-        shown = segments == model.body(f'thing{index}').id
-        rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
-        box = None
-        if shown.sum() >= LEAST_PIXELS:
-            box = tuple(float(edge) / SHARP for edge in (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+        box = box_of(segments, model.body(f'thing{index}').id)
         on = still.scene.things[int(where[3:])].label if where.startswith('on:') else ''
         x, y, _ = data.body(f'thing{index}').xpos
         return Fact(thing.colour, thing.kind, 'on' if on else where, on, float(x), float(y), box)
@@ -198,8 +193,11 @@ class Photographer:
 def scene_lines(
     seed: int, split: str, photographer: Photographer
 ) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
-    """Picture and lines of one seed; None for the few scenes in which a thing is hidden from the camera."""
-    still = sample_still(seed, split)
+    """Picture and lines of one seed; None for the few scenes that have no room or hide a thing from the camera."""
+    try:
+        still = sample_still(seed, split)
+    except SimError:  # the things drawn do not fit on the table
+        return None
     image, facts = photographer.shoot(still)
     if any(fact.box is None for fact in facts):
         return None

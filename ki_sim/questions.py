@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ki_sim.locate import box_text
 from ki_sim.robot import SIDES
 from ki_sim.things import ALL_COLOURS, ALL_KINDS
 
 Line = dict[str, str]
 NUMBERS = ('none', 'one', 'two', 'three', 'four', 'five', 'six')
 BESIDE = 0.05  # m between two things, sideways, for one to be left of the other
-LOCATIONS = 1024  # location tokens, as PaliGemma counts them
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Fact:
 
 
 def lines_about(facts: Sequence[Fact], rng: np.random.Generator) -> list[Line]:
-    """All kinds of lines about a scene, at most two of each kind but the caption."""
+    """All kinds of lines about a scene: one caption, one list of all boxes, at most two of each other kind."""
     lines = [caption(facts, rng)]
     for make in (colours, counts, existence, sides, places, bins, hands, boxes):
         found = list(make(facts, rng))
         keep = rng.permutation(len(found))[:2]
         lines += [found[i] for i in sorted(keep)]
-    return lines
+    return [*lines, everything(facts)]
 
 
 def caption(facts: Sequence[Fact], rng: np.random.Generator) -> Line:
@@ -149,24 +149,31 @@ def hands(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 
 
 def boxes(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
-    """The box of a thing, or of all things of a kind, as location tokens."""
+    """The box of a thing, of all things of a kind, or of all of a colour, as location tokens."""
     labels = Counter(fact.label for fact in facts)
     for fact in facts:
         if labels[fact.label] == 1:
             yield {'kind': 'box', 'prompt': f'detect {fact.label}', 'answer': f'{locations(fact)} {fact.label}'}
-    kinds = Counter(fact.kind for fact in facts)
-    for kind, number in kinds.items():
-        if number > 1:
-            found = sorted((fact for fact in facts if fact.kind == kind), key=lambda fact: fact.box or ())
-            answer = ' ; '.join(f'{locations(fact)} {kind}' for fact in found)
-            yield {'kind': 'box', 'prompt': f'detect {kind}', 'answer': answer}
+    for word in ('kind', 'colour'):
+        for name, number in Counter(getattr(fact, word) for fact in facts).items():
+            if number > 1 or word == 'colour':
+                found = sorted((fact for fact in facts if getattr(fact, word) == name), key=lambda fact: fact.box or ())
+                answer = ' ; '.join(f'{locations(fact)} {name}' for fact in found)
+                yield {'kind': 'box', 'prompt': f'detect {name}', 'answer': answer}
+
+
+def everything(facts: Sequence[Fact]) -> Line:
+    """The boxes and names of all things, from top to bottom: much to learn from one picture, and nothing to guess."""
+    found = sorted(facts, key=lambda fact: fact.box or ())
+    answer = ' ; '.join(f'{locations(fact)} {fact.label}' for fact in found)
+    return {'kind': 'objects', 'prompt': 'detect everything', 'answer': answer}
 
 
 def locations(fact: Fact) -> str:
     """A box as PaliGemma writes it: top, left, bottom, right, each of 1024 steps."""
     if fact.box is None:
         raise ValueError(f'the {fact.label} is not in the picture')
-    return ''.join(f'<loc{min(LOCATIONS - 1, int(edge * LOCATIONS)):04d}>' for edge in fact.box)
+    return box_text(fact.box)
 
 
 def article(label: str) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ki_sim.errors import SimError
 from ki_sim.expert import Expert
 from ki_sim.kinematics import Arms
+from ki_sim.locate import Pointer
 from ki_sim.robot import CAMERAS, COLUMNS, POSITION_JOINTS
 from ki_sim.tasks import Episode
 from ki_sim.world import STEP_NS, World
@@ -79,16 +80,18 @@ class Recording:
         }
 
 
-def play(world: World, quality: int | None = 92, arms: Arms | None = None) -> Iterator[Frame]:
+def play(world: World, quality: int | None = 92, arms: Arms | None = None, boxes: bool = False) -> Iterator[Frame]:
     """Let the expert play a world's episode and yield its frames; `quality` None leaves the cameras out.
 
-    Ends with the expert's plan or at the task's time limit.
+    With `boxes`, subtasks say where the thing is that is reached for; see `locate.Pointer`. Ends with the expert's plan
+    or at the task's time limit.
     """
     ticks = [_tick(world)]
+    point = Pointer(world) if boxes else str
     for move in Expert(world, arms=arms).moves():
         observation = world.observe(images=quality is not None)
         images = {name: jpeg(image, quality or 0) for name, image in observation.images.items()}
-        yield Frame(world.time_ns, images, observation.state, move.action, move.subtask, tuple(ticks))
+        yield Frame(world.time_ns, images, observation.state, move.action, point(move.subtask), tuple(ticks))
         ticks = []
         world.step(move.action, lambda: ticks.append(_tick(world)))  # noqa: B023 - called within this very step
         if world.time_ns >= world.episode.limit_s * 1e9:
@@ -103,10 +106,11 @@ def record_episode(
     image_size: int | tuple[int, int] = 96,
     quality: int | None = 92,
     arms: Arms | None = None,
+    boxes: bool = False,
 ) -> Recording:
     """Play one episode with the expert and keep all of it in memory."""
     with World(task, seed, goal, split, image_size, CAMERAS if quality is not None else ()) as world:
-        recording = Recording(world.episode, list(play(world, quality, arms)))
+        recording = Recording(world.episode, list(play(world, quality, arms, boxes)))
         recording.success, recording.score = world.success(), world.score()
         recording.first_touched = world.touches.first
     return recording

@@ -127,6 +127,7 @@ class Stage:
         recipe: a name of ki_vla.recipes.
         steps: optimiser steps.
         actions, vlm: how often each kind of sample is drawn, relative to the other; 0 leaves it out.
+        kinds: of the pictures with words, only these (caption, box, ...); all where it is empty.
         batch: samples of a step, over all processes and micro-batches together.
         accumulate: micro-batches of a step.
         draws: (tau, noise) draws for each backbone pass.
@@ -142,6 +143,7 @@ class Stage:
     steps: int = 1000
     actions: float = 1.0
     vlm: float = 0.0
+    kinds: tuple[str, ...] = ()
     batch: int = 32
     accumulate: int = 1
     draws: int = 4

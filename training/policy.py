@@ -176,7 +176,7 @@ def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats]) -> list
         arrays, said = dataset.arrays(number), dataset.index.episodes[number][1].texts
         state = state_text(scaling.apply(arrays['state'][step]))
         texts.append(f'Task: {said[int(arrays["text"][step])]}, State: {state};\nAction: ')
-        texts.append(f'{said[int(arrays["subtask"][step])]}\n')
+        texts.append(requantised(f'{said[int(arrays["subtask"][step])]}\n', 1))
     return texts
 
 

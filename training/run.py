@@ -206,7 +206,8 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     if stage.vlm:
         if sources.vlm is None:
             raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
-        parts.append(Part('vlm', sources.vlm, stage.vlm))
+        words = VlmDataset(sources.vlm.paths, stage.kinds) if stage.kinds else sources.vlm
+        parts.append(Part('vlm', words, stage.vlm))
     return parts
 
 

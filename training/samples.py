@@ -108,12 +108,15 @@ class Packer:
         rng = np.random.default_rng([self.seed, 3, draw.number + 1])
         says, sample, answer = rng.random(), draw.sample, ''
         if isinstance(sample, Sample):
-            text = sample.subtask if says < self.subtask and sample.subtask else None
+            said = requantised(sample.subtask, self.processor.tokenizer.vocabulary.loc_bins)
+            text = said if says < self.subtask and said else None
             row = self.processor.action_sample(
                 sample.images, sample.state_S, sample.instruction, sample.actions_HN, steps=sample.action_mask_H,
                 text=text,
             )  # fmt: skip
-            fixed, asked = [camera.kind == 'wrist' for camera in self.processor.contract.cameras], sample.instruction
+            boxed = '<loc' in (text or '')
+            fixed = [boxed or camera.kind == 'wrist' for camera in self.processor.contract.cameras]
+            asked = sample.instruction
         elif isinstance(sample, VlmSample):
             answer = requantised(sample.answer, self.processor.tokenizer.vocabulary.loc_bins)
             asked = requantised(sample.question, self.processor.tokenizer.vocabulary.loc_bins)

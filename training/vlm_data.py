@@ -65,10 +65,10 @@ class VlmDataset:
     """
 
     def __init__(self, paths: Iterable[str | Path], kinds: Iterable[str] | None = None) -> None:
-        self.problems = Problems()
+        self.problems, self.paths = Problems(), tuple(paths)
         self._rows: list[_Row] = []
         self._lock = threading.Lock()
-        files = [file for path in paths for file in _files(Path(path))]
+        files = [file for path in self.paths for file in _files(Path(path))]
         for file in files:
             rows = _jsonl(file, self.problems) if file.suffix == '.jsonl' else _shard(file, self.problems)
             self._rows += rows

@@ -11,7 +11,7 @@ import pytest
 
 from ki_sim.errors import SimError
 from ki_sim.knowledge import KNOWLEDGE_HELD_OUT, Photographer, knowledge_pairs, sample_still, scene_lines, write
-from ki_sim.questions import Fact, counts, existence, hands, lines_about, listed, locations, places, sides
+from ki_sim.questions import Fact, boxes, counts, existence, hands, lines_about, listed, locations, places, sides
 from ki_sim.things import COLOURS, HELD_OUT, KINDS, pairs
 
 CUP = Fact('red', 'cup', 'table', '', 0.45, 0.10, (0.5, 0.25, 0.75, 0.5))
@@ -64,12 +64,22 @@ def test_places_and_hands_are_told():
 
 def test_boxes_are_paligemmas_location_tokens():
     assert locations(CUP) == '<loc0512><loc0256><loc0768><loc0512>'
+    found = answers(boxes([CUP, BOOK, BALL], np.random.default_rng(0)))
+    assert found['detect red cup'] == f'{locations(CUP)} red cup'
+    assert found['detect red'] == f'{locations(CUP)} red ; {locations(BOOK)} red'
+    assert found['detect blue'] == f'{locations(BALL)} blue'
+    assert 'detect cup' not in found, 'one of a kind is asked for by colour or name'
+    everything = f'{locations(BALL)} blue ball ; {locations(CUP)} red cup ; {locations(BOOK)} red book'
+    lines = lines_about([CUP, BOOK, BALL], np.random.default_rng(0))
+    assert answers(lines)['detect everything'] == everything, 'from top to bottom'
     assert listed(['a', 'b', 'c']) == 'a, b and c'
 
 
 def test_every_line_about_a_scene_has_words():
     lines = lines_about([CUP, BALL, BOOK, APPLE], np.random.default_rng(3))
-    assert {'caption', 'colour', 'count', 'exists', 'side', 'place', 'bin', 'hand', 'box'} == {x['kind'] for x in lines}
+    assert {'caption', 'colour', 'count', 'exists', 'side', 'place', 'bin', 'hand', 'box', 'objects'} == {
+        x['kind'] for x in lines
+    }
     assert all(line['prompt'] and line['answer'] for line in lines)
 
 

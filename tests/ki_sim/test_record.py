@@ -123,7 +123,7 @@ def test_a_second_call_writes_only_what_is_missing(tmp_path):
 
 
 def test_what_a_stopped_run_left_behind_is_done_again(tmp_path, recording, monkeypatch):
-    monkeypatch.setattr('ki_sim.record.record_episode', lambda *_: recording)
+    monkeypatch.setattr('ki_sim.record.record_episode', lambda *_, **__: recording)
     (work,) = jobs(['demo'], 1, tmp_path, format='bag', image_size=16)
     Path(work.path + '.partial').mkdir()
     assert record_one(work).status == 'written'
@@ -147,7 +147,7 @@ def test_wrong_orders_are_refused(tmp_path, options, said):
 def test_a_failed_episode_is_left_out_unless_asked_for(tmp_path, recording, monkeypatch):
     (work,) = jobs(['demo'], 1, tmp_path, format='npz', image_size=16)
     failed = Recording(recording.episode, recording.frames[:20], success=False)
-    monkeypatch.setattr('ki_sim.record.record_episode', lambda *_: failed)
+    monkeypatch.setattr('ki_sim.record.record_episode', lambda *_, **__: failed)
     assert record_one(work).status == 'failed'
     assert not list(tmp_path.iterdir())
     kept = record_one(Job(**{**work.__dict__, 'keep_failures': True}))

@@ -248,7 +248,7 @@ def arrays_folder(tmp_path: Path, toy: Contract) -> Path:
             state=state.astype(np.float32),
             action=action.astype(np.float32),
             subtask=(np.arange(steps) >= steps // 2).astype(np.int64),
-            subtasks=np.array(['reach for the cup', 'lift it']),
+            subtasks=np.array(['reach for the cup <loc0100><loc0200><loc0600><loc0700>', 'lift it']),
             jpeg=np.concatenate(pictures),
             offset=np.concatenate([starts, ends], axis=1),
             cameras=np.array(['scene', 'wrist']),

@@ -21,7 +21,7 @@ from training.bags import index_bags
 from training.config import Run, Stage, load_run, run_from_dict
 from training.dataset import EpisodeDataset
 from training.errors import TrainingError
-from training.run import open_sources, train
+from training.run import _parts, open_sources, train
 from training.schedule import rate_at
 from training.stats import compute_stats
 
@@ -152,3 +152,13 @@ def test_a_run_has_a_sensible_shape_without_a_word() -> None:
     assert run.stages[0].recipe == 'ours'
     with pytest.raises(KiError, match='somewhere does not exist'):
         train(run)
+
+
+def test_a_stage_may_draw_only_some_kinds_of_words(run_of: MakeRun) -> None:
+    run = run_of({'kinds': ['box']})
+    sources = open_sources(run)
+    parts = {part.name: part.source for part in _parts(run.stages[0], sources)}
+    assert {parts['vlm'][i].kind for i in range(len(parts['vlm']))} == {'box'}
+    assert len(sources.vlm) == 5, 'the tokenizer still reads them all'
+    with pytest.raises(TrainingError, match='no usable sample'):
+        _parts(run_of({'kinds': ['smell']}).stages[0], sources)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from training.config import Augment
 from training.distributed import World
 from training.errors import TrainingError
 from training.mixture import Draw
@@ -64,6 +65,20 @@ def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> 
         batch = Packer(processor, 0, 1, share)(drawn).batch
         says = (batch.loss_mask_BT & ~batch.fast_BT).sum(1) > 1
         assert low <= int(says.sum()) <= high
+
+
+def test_a_subtask_with_a_box_keeps_its_picture_in_place(run_of: MakeRun) -> None:
+    run = run_of()
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    drawn = [Draw('actions', 0, sources.train[0], 5)]
+    moves = Augment(crop=0.6, rotate=20.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    shown = {share: Packer(processor, 3, 1, share, moves)(drawn).batch for share in (0.0, 1.0)}
+    ids = shown[1.0].target_BT[0][~shown[1.0].fast_BT[0]].tolist()
+    assert '<loc0001><loc0003><loc0009><loc0010>' in processor.tokenizer.decode(ids)
+    plain = Packer(processor, 3)(drawn).batch.images_BVCHW
+    assert torch.equal(shown[1.0].images_BVCHW, plain)
+    assert not torch.equal(shown[0.0].images_BVCHW, plain)
 
 
 def test_a_batch_without_a_target_takes_the_same_path_as_any_other(run_of: MakeRun) -> None:
