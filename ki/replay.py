@@ -66,7 +66,13 @@ def replay(
         options = Options(timing, round(latency * 1e9), 50_000_000, instruction, names, max_chunks)
         replayed, parity = run(bag, contract, policy, options), None
         if live:
-            parameters = {'robot': robot, 'bundle': bundle, 'backend': backend, 'seed': seed, 'denoise_steps': denoise_steps}
+            parameters = {
+                'robot': robot,
+                'bundle': bundle,
+                'backend': backend,
+                'seed': seed,
+                'denoise_steps': denoise_steps,
+            }
             heard = listen(bag, contract, options, parameters, attach, rate, out)
             parity = compare(replayed, heard, policy)
         numbers = replay_report.write(replayed, out, live=parity)
@@ -122,7 +128,7 @@ def listen(
         bag: The recording.
         contract: Its robot.
         options: Of the replay.
-        parameters: robot, bundle, backend and seed; without a robot, the bundle's own.
+        parameters: robot, bundle, backend, seed and denoise_steps; without a robot, the bundle's own.
         attach: Full name of a running node, or empty.
         rate: How fast to play.
         out: Folder of live.log.
@@ -130,11 +136,11 @@ def listen(
     from ki._live import policy_node
     from ki_policy_node.live import play_live
 
-    seed = parameters['seed']
+    settings = {name: parameters[name] for name in ('seed', 'denoise_steps')}
     if attach:
-        return play_live(bag, contract, attach, options, seed, rate, str)
+        return play_live(bag, contract, attach, options, settings, rate, str)
     # An inference may take as long as it takes here: how late it is does not matter to what it says.
     timing = {'mode': options.timing.mode, 'execute_steps': options.timing.execute_steps, 'inference_timeout': 60.0}
     robot = parameters['robot'] or str(Path(parameters['bundle']) / 'contract.yaml')
     with policy_node(parameters | timing | {'robot': robot}, out / 'live.log') as (name, ended):
-        return play_live(bag, contract, name, options, seed, rate, ended)
+        return play_live(bag, contract, name, options, settings, rate, ended)

@@ -31,21 +31,21 @@ def play_live(
     contract: Contract,
     node_name: str,
     options: Options,
-    seed: int,
+    settings: Mapping[str, int],
     rate: float,
     ended: Callable[[], str],
 ) -> Heard:
     """Plays a bag into a policy node that is running or loading, and listens.
 
-    The node must be in dry run, on simulated time, in mode `latest`, with the same seed: whatever moves the robot does
-    not listen to what it publishes then.
+    The node must be in dry run, on simulated time, in mode `latest`, and compute as the replay does: whatever moves
+    the robot does not listen to what it publishes then.
 
     Args:
         path: The bag.
         contract: The node's robot.
         node_name: With its namespace: /robot/policy_node.
         options: Those of the replay that the chunks will be compared with.
-        seed: Of the replay.
+        settings: `seed` and `denoise_steps` of the replay.
         rate: 0.5 plays half as fast.
         ended: Says why the process of the node has ended; empty while it runs.
 
@@ -59,7 +59,7 @@ def play_live(
         session = _Session(node, '/' + node_name.strip('/'), ended)
         with session.spinning():
             session.wait_until_loaded()
-            session.check(seed)
+            session.check(settings)
             plan = player.Playback(
                 Path(path), rate, clock_hz=CLOCK_HZ, topics=tuple(topics.streams), remap=session.names(topics.streams)
             )
@@ -147,13 +147,13 @@ class _Session:
         self.wait('the status', lambda: self._status is not None, ANSWER_S)
         self.wait('the policy', loaded, START_S)
 
-    def check(self, seed: int) -> None:
+    def check(self, settings: Mapping[str, int]) -> None:
         """Refuses a node whose chunks could move something, or could not be compared."""
         from rcl_interfaces.srv import GetParameters
 
-        wanted = {'dry_run': True, 'use_sim_time': True, 'mode': MODE, 'seed': seed}
+        wanted = {'dry_run': True, 'use_sim_time': True, 'mode': MODE, **settings}
         answer = self._call(GetParameters, 'get_parameters', GetParameters.Request(names=list(wanted)))
-        fields = ('bool_value', 'bool_value', 'string_value', 'integer_value')
+        fields = ('bool_value', 'bool_value', 'string_value', *['integer_value'] * len(settings))
         for (name, value), given, field in zip(wanted.items(), answer.values, fields, strict=True):
             found = getattr(given, field)
             if found != value:

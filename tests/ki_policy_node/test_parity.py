@@ -210,10 +210,10 @@ def test_a_running_node_is_played_to_only_in_dry_run_with_the_same_seed(
     node = rigs.Process('ki_policy_node.policy_node', tmp_path / 'node.log', parameters)
     try:
         with pytest.raises(NodeError, match='runs with dry_run False; a bag is played only to one with dry_run True'):
-            play_live(bag, contract, 'policy_node', Options(TIMING), 0, 1.0, str)
+            play_live(bag, contract, 'policy_node', Options(TIMING), {'seed': 0}, 1.0, str)
         set_parameter('dry_run', True)
         with pytest.raises(NodeError, match='runs with seed 0; a bag is played only to one with seed 3'):
-            play_live(bag, contract, 'policy_node', Options(TIMING), 3, 1.0, str)
+            play_live(bag, contract, 'policy_node', Options(TIMING), {'seed': 3}, 1.0, str)
         words = [bag, '--bundle', bundle, '--backend', 'torch', '--out', tmp_path, '--live', '--attach', 'policy_node']
         done = ki(*words)
     finally:
