@@ -30,7 +30,8 @@ EXPERT_NOTE = (
     'It says nothing about learning.'
 )
 TRAIN_NOTE = (
-    'To see a learned policy: `ki train config/train/mini_demo.yaml`, then `ki demo --bundle out/mini_demo/bundle`.'
+    'To see a policy of yours: `ki demo --bundle B`. `ki train config/train/mini_demo.yaml` trains one from nothing; '
+    'it is meant for a GPU.'
 )
 
 
