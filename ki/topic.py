@@ -14,6 +14,8 @@ import typer
 
 app = typer.Typer(help='Topics: list them, echo their messages, measure their rate.')
 WAIT_S = 3.0  # how long a topic may take to be discovered
+ANNOUNCED_S = 3.5  # Fast DDS announces a participant every 3 s
+QUIET_S = 1.0  # without a new topic or publisher after the first: all that is there has been heard
 
 
 @app.callback()
@@ -23,7 +25,7 @@ def topic() -> None:
 
 @app.command('list')
 def list_topics(
-    wait: float = typer.Option(1.0, help='Seconds to wait for discovery.'),
+    wait: float = typer.Option(ANNOUNCED_S, help='Seconds to wait for discovery at most.'),
 ) -> None:
     """All topics with type and number of publishers and subscriptions."""
     from rich.console import Console
@@ -32,13 +34,33 @@ def list_topics(
     from ki_policy_node import ros
 
     with ros.node('ki_topic', enable_rosout=False, start_parameter_services=False) as node:
-        ros.spin_until(node, lambda: False, wait)
+        ros.spin_until(node, settled(node), wait)
         table = Table('topic', 'type', 'publishers', 'subscriptions', box=None)
         for name, types in sorted(node.get_topic_names_and_types()):
             counts = node.count_publishers(name), node.count_subscribers(name)
             table.add_row(name, ', '.join(types), *map(str, counts))
     # As wide as it must be: a pipe is not a terminal of 80 columns.
     Console(width=None if Console().is_terminal else 200).print(table)
+
+
+def settled(node: Any) -> Callable[[], bool]:
+    """A condition for `ros.spin_until`: others have been heard, and nothing new for a while."""
+    first = seen = _graph(node)
+    changed = time.monotonic()
+
+    def condition() -> bool:
+        nonlocal seen, changed
+        now = _graph(node)
+        if now != seen:
+            seen, changed = now, time.monotonic()
+        return seen != first and time.monotonic() - changed >= QUIET_S
+
+    return condition
+
+
+def _graph(node: Any) -> dict[str, tuple[int, int]]:
+    names = [name for name, _ in node.get_topic_names_and_types()]
+    return {name: (node.count_publishers(name), node.count_subscribers(name)) for name in names}
 
 
 @app.command()

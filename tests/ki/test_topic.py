@@ -30,9 +30,9 @@ def test_list_and_hz_tell_what_is_there_and_how_fast(ki: Ki, talker: object) -> 
     done = ki('topic', 'hz', 'words', '--seconds', 2, '--wait', 15)
     assert done.returncode == 0, done.stderr
     assert 45.0 < float(done.stdout.splitlines()[-1].split()[0]) < 55.0
-    # A busy machine may need longer than the second that people wait.
-    for wait in (1, 5, 15):
-        done = ki('topic', 'list', '--wait', wait)
+    # A busy machine may need longer than people wait.
+    for wait in ((), ('--wait', 15)):
+        done = ki('topic', 'list', *wait)
         listed = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
         if '/words' in listed:
             break
