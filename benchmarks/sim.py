@@ -111,16 +111,19 @@ def recording(format: str, workers: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def knowledge(scenes: int = 30) -> dict[str, float]:
-    """Scenes with picture and lines per second."""
+def knowledge(scenes: int = 20, arrangements: int = 6) -> dict[str, float]:
+    """Pictures of a scene each with their lines per second, and of scenes that are arranged anew several times."""
     photographer = Photographer(96)
-    scene_lines(0, 'train', photographer)
-    begin, cpu, lines = time.perf_counter(), time.process_time(), 0
-    for seed in range(1, scenes + 1):
-        shot = scene_lines(seed, 'train', photographer)
-        lines += len(shot[1]) if shot else 0
-    wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    return {'scenes_per_s': scenes / wall, 'scenes_per_cpu_s': scenes / cpu, 'lines_per_s': lines / wall}
+    list(scene_lines(0, 'train', photographer))
+    found = {}
+    for name, count in (('scenes', 1), ('arrangements', arrangements)):
+        begin, cpu, pictures, lines = time.perf_counter(), time.process_time(), 0, 0
+        for seed in range(1, scenes + 1):
+            for _, about in scene_lines(seed, 'train', photographer, count):
+                pictures, lines = pictures + 1, lines + len(about)
+        wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+        found |= {f'{name}_per_s': pictures / wall, f'{name}_per_cpu_s': pictures / cpu}
+    return {**found, 'lines_per_s': lines / wall}
 
 
 def still(world: World) -> np.ndarray:

@@ -122,7 +122,8 @@ def expert(
 @app.command()
 def knowledge(
     out: Out,
-    scenes: Annotated[int, typer.Option(help='Scenes; each gives an image and some ten lines.')] = 1000,
+    scenes: Annotated[int, typer.Option(help='Scenes.')] = 1000,
+    arrangements: Annotated[int, typer.Option(help='Images of each scene; some 15 lines each.')] = 1,
     first_seed: Seeds = 0,
     split: Annotated[str, typer.Option(help='train or heldout.')] = 'train',
     image_size: Annotated[int, typer.Option(help='Rows and columns of the images.')] = 96,
@@ -135,7 +136,7 @@ def knowledge(
 
     with Progress() as bar:
         line = bar.add_task('scenes', total=scenes)
-        count = write(out, scenes, first_seed, split, image_size, workers, lambda: bar.advance(line))
+        count = write(out, scenes, first_seed, split, image_size, workers, lambda: bar.advance(line), arrangements)
     print(f'{count} lines about {scenes} scenes in {out / f"{split}.jsonl"}')
 
 

@@ -87,12 +87,15 @@ def simulate(wanted: Simulate) -> None:
         line = bar.add_task('episodes', total=len(work))
         made = record(work, wanted.workers, lambda _: bar.advance(line))
         failed = sum(result.status == 'failed' for result in made)
-        for split, scenes in (('train', wanted.scenes), ('heldout', wanted.held_scenes)):
+        for split, scenes, arrangements in (
+            ('train', wanted.scenes, wanted.arrangements),
+            ('heldout', wanted.held_scenes, 1),
+        ):
             if scenes:
-                line = bar.add_task(f'pictures, {split}', total=scenes)
+                line = bar.add_task(f'scenes, {split}', total=scenes)
                 write(
                     out / 'knowledge', scenes, 0, split, wanted.image_size, wanted.workers,
-                    lambda line=line: bar.advance(line),
+                    lambda line=line: bar.advance(line), arrangements,
                 )  # fmt: skip
     print(f'{out}: {len(made) - failed} episodes ({failed} failed and left out), {wanted.scenes} scenes')
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.kinematics import Arms, pointing_down
-from ki_sim.locate import SHARP, box_of
+from ki_sim.locate import SHARP, Box, box_of, cells_of
 from ki_sim.questions import Fact, lines_about
 from ki_sim.render import Cameras
 from ki_sim.robot import ARM_JOINTS, SIDES
 from ki_sim.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP, Scene, place, sample_look, scene_xml
-from ki_sim.things import ALL_COLOURS, ALL_KINDS, Thing
+from ki_sim.tasks import DEMO_COLOURS, DEMO_KINDS
+from ki_sim.things import ALL_COLOURS, ALL_KINDS, Thing, pairs
 from ki_sim.world import HOME_ARM, HOME_OPENING
 
 SPLITS = ('train', 'heldout')
 PART = 50  # scenes of one file
 AREA = ((0.34, 0.585), (-0.17, 0.17))
+HOME_SHARE = 0.5  # of the training scenes, those that look like the robot's own first task
+HOVERS = 0.25  # share of idle hands that are over the table, where they hide some of it
 
 # Pairs of the held-out split. Each has a colour or a kind that the robot never handles, so that no action data
 # tells of them, and none is held out of the action data.
@@ -64,6 +67,18 @@ def knowledge_pairs(split: str) -> list[tuple[str, str]]:
     return [pair for pair in every if (pair in KNOWLEDGE_HELD_OUT) == (split == 'heldout')]
 
 
+Page = tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]  # a picture and the lines about it
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The head camera's picture, what is true of every thing in it, and which of them fills each cell of a grid."""
+
+    image: npt.NDArray[np.uint8]
+    facts: list[Fact]
+    cells: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Still:
     """One scene at rest: things with a place each (`table`, `left bin`, `left hand`, or `on:INDEX`)."""
@@ -78,6 +93,11 @@ def sample_still(seed: int, split: str) -> Still:
     """A scene of a split from a seed; held-out ones show at least one held-out pair."""
     known = knowledge_pairs('train')
     rng = np.random.default_rng([seed, SPLITS.index(split) if split in SPLITS else 9, 11])
+    if split == 'train' and rng.random() < HOME_SHARE:
+        known = pairs('train', DEMO_KINDS, DEMO_COLOURS) + pairs('heldout', DEMO_KINDS, DEMO_COLOURS)
+        chosen = [known[i] for i in rng.choice(len(known), int(rng.integers(1, 4)), replace=False)]
+        laid = place(rng, chosen, yaw_range=0.3)
+        return Still(Scene(laid, sample_look(rng, plain=True)), ('table',) * len(laid), seed, split)
     count = int(rng.integers(1, 6))
     chosen = [known[i] for i in rng.choice(len(known), count, replace=False)]
     if split != 'train':
@@ -132,79 +152,109 @@ class Photographer:
     def __init__(self, image_size: int = 96) -> None:
         self.image_size, self.arms = image_size, Arms()
 
-    def shoot(self, still: Still) -> tuple[npt.NDArray[np.uint8], list[Fact]]:
-        """The head camera's picture, and what is true of every thing in it."""
+    def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
+        """Pictures of one scene, its things and arms elsewhere in each; None where something is hidden.
+
+        A scene is compiled once: further arrangements cost a fraction of the first.
+        """
         model = mujoco.MjModel.from_xml_string(scene_xml(still.scene))
         data = mujoco.MjData(model)
-        rng = np.random.default_rng([still.seed, SPLITS.index(still.split), 12])
-        self._pose_arms(model, data, rng)
-        self._pose_things(model, data, still, rng)
-        mujoco.mj_forward(model, data)
-        with Cameras(model, SHARP, SHARP) as cameras:
-            segments = cameras.segments(data, 'head')
-        with Cameras(model, self.image_size, self.image_size) as cameras:
-            image = cameras.image(data, 'head')
-        return image, [self._fact(model, data, still, i, segments) for i in range(len(still.places))]
+        bodies = [model.body(f'thing{i}').id for i in range(len(still.places))]
+        with (
+            Cameras(model, SHARP, SHARP) as sharp,
+            Cameras(model, self.image_size, self.image_size) as cameras,
+        ):
+            for number in range(arrangements):
+                rng = np.random.default_rng([still.seed, SPLITS.index(still.split), 12, number])
+                mujoco.mj_resetData(model, data)
+                things = still.scene.things if number == 0 else _moved(still, rng)
+                self._pose_arms(data, still.places, rng)
+                self._pose_things(data, things, still.places, rng)
+                mujoco.mj_forward(model, data)
+                segments = sharp.segments(data, 'head')
+                facts = [self._fact(data, still, i, box_of(segments, body)) for i, body in enumerate(bodies)]
+                seen = all(fact.box is not None for fact in facts)
+                yield Shot(cameras.image(data, 'head'), facts, cells_of(segments, bodies)) if seen else None
 
-    def _pose_arms(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
+    def _pose_arms(self, data: mujoco.MjData, places: tuple[str, ...], rng: np.random.Generator) -> None:
         for side in SIDES:
             q = np.array(HOME_ARM[side]) + rng.normal(0, 0.06, 6)
-            for name, angle in zip(ARM_JOINTS[side], q, strict=True):
-                data.joint(name).qpos = angle
-            for finger in 'ab':
-                data.joint(f'{side}_finger_{finger}').qpos = HOME_OPENING / 2
+            if f'{side} hand' not in places and rng.random() < HOVERS:
+                q = self._hand_at(side, np.array([rng.uniform(0.33, 0.56), rng.uniform(-0.15, 0.15), 0.92]), rng)[0]
+            self._bend(data, side, q, HOME_OPENING)
 
-    def _pose_things(self, model: mujoco.MjModel, data: mujoco.MjData, still: Still, rng: np.random.Generator) -> None:
-        things = still.scene.things
-        for i, (thing, where) in enumerate(zip(things, still.places, strict=True)):
-            pose = data.joint(f'thing{i}').qpos
-            if where.endswith('bin'):
-                pose[2] = TABLE_TOP + 0.006 + thing.height / 2
-            elif where.startswith('on:'):
-                base = things[int(where[3:])]
-                nudge = rng.uniform(-0.008, 0.008, 2)
-                pose[:3] = (base.x + nudge[0], base.y + nudge[1], TABLE_TOP + base.height + thing.height / 2)
-            elif where.endswith('hand'):
-                self._into_hand(data, thing, where.split()[0], i, rng)
-
-    def _into_hand(self, data: mujoco.MjData, thing: Thing, side: str, index: int, rng: np.random.Generator) -> None:
-        sign = 1 if side == 'left' else -1
-        spot = np.array([rng.uniform(0.36, 0.50), sign * rng.uniform(0.06, 0.24), rng.uniform(0.90, 1.0)])
-        yaw = float(rng.uniform(-0.4, 0.4))
-        q, _ = self.arms.solve(side, spot, pointing_down(yaw), HOME_ARM[side])
+    def _bend(self, data: mujoco.MjData, side: str, q: npt.NDArray[np.float64], opening: float) -> None:
         for name, angle in zip(ARM_JOINTS[side], q, strict=True):
             data.joint(name).qpos = angle
         for finger in 'ab':
-            data.joint(f'{side}_finger_{finger}').qpos = thing.width / 2
-        grasp = (ALL_KINDS[thing.kind].grasp - 0.5) * thing.height
-        centre = self.arms.pose(side, q)[0] - (0.0, 0.0, grasp)
-        data.joint(f'thing{index}').qpos[:] = (*centre, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+            data.joint(f'{side}_finger_{finger}').qpos = opening / 2
 
-    def _fact(
-        self, model: mujoco.MjModel, data: mujoco.MjData, still: Still, index: int, segments: npt.NDArray[np.int32]
-    ) -> Fact:
+    def _hand_at(
+        self, side: str, spot: npt.NDArray[np.float64], rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.float64], float]:
+        """Joints that bring a hand to a spot, pointing down, and its yaw."""
+        yaw = float(rng.uniform(-0.4, 0.4))
+        return self.arms.solve(side, spot, pointing_down(yaw), HOME_ARM[side])[0], yaw
+
+    def _pose_things(
+        self, data: mujoco.MjData, things: Sequence[Thing], places: tuple[str, ...], rng: np.random.Generator
+    ) -> None:
+        for i, (thing, where) in enumerate(zip(things, places, strict=True)):
+            x, y, z, yaw = thing.x, thing.y, TABLE_TOP + thing.height / 2 + 0.0005, thing.yaw
+            if where.endswith('bin'):
+                z += 0.006
+            elif where.startswith('on:'):
+                base, nudge = things[int(where[3:])], rng.uniform(-0.008, 0.008, 2)
+                x, y, z = base.x + nudge[0], base.y + nudge[1], z + base.height
+            elif where.endswith('hand'):
+                x, y, z, yaw = self._into_hand(data, thing, where.split()[0], rng)
+            data.joint(f'thing{i}').qpos = (x, y, z, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+
+    def _into_hand(
+        self, data: mujoco.MjData, thing: Thing, side: str, rng: np.random.Generator
+    ) -> tuple[float, float, float, float]:
+        """Lets a hand hold a thing somewhere above the table; where the thing is then: x, y, z, yaw."""
+        sign = 1 if side == 'left' else -1
+        spot = np.array([rng.uniform(0.36, 0.50), sign * rng.uniform(0.06, 0.24), rng.uniform(0.90, 1.0)])
+        q, yaw = self._hand_at(side, spot, rng)
+        self._bend(data, side, q, thing.width)
+        x, y, z = self.arms.pose(side, q)[0]
+        return float(x), float(y), float(z) - (ALL_KINDS[thing.kind].grasp - 0.5) * thing.height, yaw
+
+    def _fact(self, data: mujoco.MjData, still: Still, index: int, box: Box | None) -> Fact:
         thing, where = still.scene.things[index], still.places[index]
-        box = box_of(segments, model.body(f'thing{index}').id)
         on = still.scene.things[int(where[3:])].label if where.startswith('on:') else ''
         x, y, _ = data.body(f'thing{index}').xpos
         return Fact(thing.colour, thing.kind, 'on' if on else where, on, float(x), float(y), box)
 
 
-def scene_lines(
-    seed: int, split: str, photographer: Photographer
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
-    """Picture and lines of one seed; None for the few scenes that have no room or hide a thing from the camera."""
+def _moved(still: Still, rng: np.random.Generator) -> tuple[Thing, ...]:
+    """The same things, those on the table elsewhere; where they were if there is no room."""
+    things = still.scene.things
+    on_table = [i for i, where in enumerate(still.places) if where == 'table']
+    try:
+        laid = place(rng, [(things[i].colour, things[i].kind) for i in on_table], AREA, yaw_range=1.2, gap=0.025)
+    except SimError:
+        return things
+    spots = dict(zip(on_table, laid, strict=True))
+    return tuple(
+        replace(thing, x=spots[i].x, y=spots[i].y, yaw=spots[i].yaw) if i in spots else thing
+        for i, thing in enumerate(things)
+    )
+
+
+def scene_lines(seed: int, split: str, photographer: Photographer, arrangements: int = 1) -> Iterator[Page]:
+    """Pictures with their lines, of one seed; none of the few scenes without room, or where a thing is hidden."""
     try:
         still = sample_still(seed, split)
     except SimError:  # the things drawn do not fit on the table
-        return None
-    image, facts = photographer.shoot(still)
-    if any(fact.box is None for fact in facts):
-        return None
-    rng = np.random.default_rng([seed, SPLITS.index(split), 13])
-    name = f'images/{split}/{seed:07d}.jpg'
-    lines = [{'image': name, 'seed': seed, 'split': split, **line} for line in lines_about(facts, rng)]
-    return image, lines
+        return
+    for number, shot in enumerate(photographer.album(still, arrangements)):
+        if shot is None:
+            continue
+        rng = np.random.default_rng([seed, SPLITS.index(split), 13, number])
+        about = {'image': f'images/{split}/{seed:07d}_{number}.jpg', 'seed': seed, 'split': split}
+        yield shot.image, [{**about, **line} for line in lines_about(shot.facts, shot.cells, rng)]
 
 
 def write(
@@ -215,10 +265,12 @@ def write(
     image_size: int = 96,
     workers: int = 0,
     progress: Callable[[], None] | None = None,
+    arrangements: int = 1,
 ) -> int:
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
-    A line holds `image`, `kind` (caption, colour, count, ...), `prompt`, `answer`, `seed` and `split`.
+    Each scene gives `arrangements` pictures, with its things elsewhere in each. A line holds `image`, `kind` (caption,
+    colour, count, ...), `prompt`, `answer`, `seed` and `split`.
     """
     from ki_sim.batch import parallel
 
@@ -226,15 +278,20 @@ def write(
         raise SimError(f"split '{split}' is not known: use train or heldout")
     if scenes < 1:
         raise SimError(f'{scenes} scenes were asked for: ask for at least 1')
+    if arrangements < 1:
+        raise SimError(f'{arrangements} arrangements of each scene were asked for: ask for at least 1')
     out = Path(out)
     end = first_seed + scenes
-    work = [(str(out), first, min(first + PART, end), split, image_size) for first in range(first_seed, end, PART)]
+    work = [
+        (str(out), first, min(first + PART, end), split, image_size, arrangements)
+        for first in range(first_seed, end, PART)
+    ]
     for count in parallel(_write_part, work, workers):
         for _ in range(count if progress is not None else 0):
             progress()  # type: ignore[misc]
     partial, lines = out / f'{split}.jsonl.partial', 0
     with partial.open('w', encoding='utf-8') as stream:
-        for _, first, last, _, _ in work:
+        for _, first, last, *_ in work:
             text = _part(out, split, first, last).read_text(encoding='utf-8')
             lines += text.count('\n')
             stream.write(text)
@@ -246,10 +303,10 @@ def _part(out: Path, split: str, first: int, last: int) -> Path:
     return out / 'parts' / f'{split}-{first:07d}-{last:07d}.part'
 
 
-def _write_part(work: tuple[str, int, int, str, int]) -> int:
+def _write_part(work: tuple[str, int, int, str, int, int]) -> int:
     from ki_sim.record import jpeg
 
-    out, first, last, split, image_size = Path(work[0]), *work[1:]
+    out, first, last, split, image_size, arrangements = Path(work[0]), *work[1:]
     part = _part(out, split, first, last)
     if part.exists():
         return last - first
@@ -257,19 +314,11 @@ def _write_part(work: tuple[str, int, int, str, int]) -> int:
     (out / 'images' / split).mkdir(parents=True, exist_ok=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     text = []
-    for image, lines in _shots(range(first, last), split, photographer):
-        (out / lines[0]['image']).write_bytes(jpeg(image, 92))
-        text += [json.dumps(line, sort_keys=True) + '\n' for line in lines]
+    for seed in range(first, last):
+        for image, lines in scene_lines(seed, split, photographer, arrangements):
+            (out / lines[0]['image']).write_bytes(jpeg(image, 92))
+            text += [json.dumps(line, sort_keys=True) + '\n' for line in lines]
     partial = part.with_name(part.name + '.partial')
     partial.write_text(''.join(text), encoding='utf-8')
     partial.replace(part)
     return last - first
-
-
-def _shots(
-    seeds: range, split: str, photographer: Photographer
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]]:
-    for seed in seeds:
-        shot = scene_lines(seed, split, photographer)
-        if shot is not None:
-            yield shot

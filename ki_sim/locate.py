@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SHARP = 384  # pixels at which boxes are measured, whatever the size of the picture
 LEAST_PIXELS = 90  # of those, for a thing to be talked about
+CELLS = 6  # rows and columns of the coarse map of a picture
+LEAST_SHARE = 0.05  # of a cell, for a thing to fill it
 LOCATIONS = 1024
 VIEW = 'head'
 POINTED = ('reach for the ', 'grasp the ')
@@ -34,6 +37,21 @@ def box_of(segments: npt.NDArray[np.int32], body: int) -> Box | None:
     rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     top, left, bottom, right = (float(edge) / SHARP for edge in (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
     return top, left, bottom, right
+
+
+def cells_of(segments: npt.NDArray[np.int32], bodies: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Which of some bodies fills most of each cell of a coarse grid: its place in `bodies`, -1 where none is.
+
+    Args:
+        segments: From `Cameras.segments`, SHARP x SHARP.
+        bodies: Their numbers in the model.
+
+    Returns:
+        int64 (CELLS, CELLS), top row first.
+    """
+    side = SHARP // CELLS
+    shown = (segments[..., None] == np.asarray(bodies)).reshape(CELLS, side, CELLS, side, len(bodies)).mean((1, 3))
+    return np.where(shown.max(-1) < LEAST_SHARE, -1, shown.argmax(-1))
 
 
 def box_text(box: Box) -> str:

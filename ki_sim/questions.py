@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ki_sim.locate import box_text
 from ki_sim.robot import SIDES
@@ -45,14 +46,20 @@ class Fact:
         return 'on the table' if self.where == 'table' else f'in the {self.where}'
 
 
-def lines_about(facts: Sequence[Fact], rng: np.random.Generator) -> list[Line]:
-    """All kinds of lines about a scene: one caption, one list of all boxes, at most two of each other kind."""
+def lines_about(facts: Sequence[Fact], cells: npt.NDArray[np.int64], rng: np.random.Generator) -> list[Line]:
+    """All kinds of lines about a scene: one caption, one list of all boxes, at most two of each other kind.
+
+    Args:
+        facts: What is true of every thing.
+        cells: Which of them fills each cell of a coarse grid, from `locate.cells_of`.
+        rng: Chooses among wordings and questions.
+    """
     lines = [caption(facts, rng)]
     for make in (colours, counts, existence, sides, places, bins, hands, boxes):
         found = list(make(facts, rng))
         keep = rng.permutation(len(found))[:2]
         lines += [found[i] for i in sorted(keep)]
-    return [*lines, everything(facts)]
+    return [*lines, everything(facts), *maps(facts, cells)]
 
 
 def caption(facts: Sequence[Fact], rng: np.random.Generator) -> Line:
@@ -167,6 +174,16 @@ def everything(facts: Sequence[Fact]) -> Line:
     found = sorted(facts, key=lambda fact: fact.box or ())
     answer = ' ; '.join(f'{locations(fact)} {fact.label}' for fact in found)
     return {'kind': 'objects', 'prompt': 'detect everything', 'answer': answer}
+
+
+def maps(facts: Sequence[Fact], cells: npt.NDArray[np.int64]) -> Iterator[Line]:
+    """The whole picture in words, a word for every cell from the top left on: what eyes must learn before they find.
+
+    Each answer is as long as the grid has cells, so that the place of a word tells where in the picture it is true.
+    """
+    for word in ('colour', 'kind'):
+        answer = ' '.join('-' if index < 0 else getattr(facts[index], word) for index in cells.flat)
+        yield {'kind': 'cells', 'prompt': f'name the {word} in every cell', 'answer': answer}
 
 
 def locations(fact: Fact) -> str:

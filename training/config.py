@@ -60,7 +60,8 @@ class Simulate:
         out: folder for arrays/ and knowledge/.
         tasks: of ki_sim.tasks, or `all`.
         episodes: of each task, from `first_seed` on.
-        scenes, held_scenes: pictures with words to train on, and of the held-out split.
+        scenes, held_scenes: scenes with words to train on, and of the held-out split.
+        arrangements: pictures of each training scene, its things elsewhere in each.
         image_size: of the cameras.
         workers: processes; 0: one per core.
     """
@@ -71,11 +72,13 @@ class Simulate:
     first_seed: int = 0
     scenes: int = 0
     held_scenes: int = 0
+    arrangements: int = 1
     image_size: int = 96
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _at_least('simulate.episodes', self.episodes, 1)
+        for name in ('episodes', 'arrangements'):
+            _at_least(f'simulate.{name}', getattr(self, name), 1)
         for name in ('scenes', 'held_scenes', 'first_seed', 'workers'):
             _at_least(f'simulate.{name}', getattr(self, name), 0)
 

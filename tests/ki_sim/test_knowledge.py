@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 
 from ki_sim.errors import SimError
-from ki_sim.knowledge import KNOWLEDGE_HELD_OUT, Photographer, knowledge_pairs, sample_still, scene_lines, write
-from ki_sim.questions import Fact, boxes, counts, existence, hands, lines_about, listed, locations, places, sides
+from ki_sim.knowledge import (
+    KNOWLEDGE_HELD_OUT,
+    Photographer,
+    Still,
+    knowledge_pairs,
+    sample_still,
+    scene_lines,
+    write,
+)
+from ki_sim.locate import CELLS, SHARP, cells_of
+from ki_sim.questions import Fact, boxes, counts, existence, hands, lines_about, listed, locations, maps, places, sides
+from ki_sim.tasks import DEMO_KINDS
 from ki_sim.things import COLOURS, HELD_OUT, KINDS, pairs
 
 CUP = Fact('red', 'cup', 'table', '', 0.45, 0.10, (0.5, 0.25, 0.75, 0.5))
@@ -20,9 +30,17 @@ BOOK = Fact('red', 'book', 'table', '', 0.40, 0.12, (0.6, 0.2, 0.8, 0.5))
 APPLE = Fact('green', 'apple', 'on', 'red book', 0.40, 0.12, (0.6, 0.3, 0.7, 0.4))
 
 
+def picture(photographer: Photographer, still: Still):
+    """The first arrangement in which nothing is hidden."""
+    return next(shot for shot in photographer.album(still, 20) if shot is not None)
+
+
 @pytest.fixture(scope='module')
 def photographer() -> Photographer:
     return Photographer(48)
+
+
+NO_CELLS = np.full((CELLS, CELLS), -1)
 
 
 def answers(lines) -> dict[str, str]:
@@ -70,16 +88,30 @@ def test_boxes_are_paligemmas_location_tokens():
     assert found['detect blue'] == f'{locations(BALL)} blue'
     assert 'detect cup' not in found, 'one of a kind is asked for by colour or name'
     everything = f'{locations(BALL)} blue ball ; {locations(CUP)} red cup ; {locations(BOOK)} red book'
-    lines = lines_about([CUP, BOOK, BALL], np.random.default_rng(0))
+    lines = lines_about([CUP, BOOK, BALL], NO_CELLS, np.random.default_rng(0))
     assert answers(lines)['detect everything'] == everything, 'from top to bottom'
     assert listed(['a', 'b', 'c']) == 'a, b and c'
 
 
+def test_a_map_has_a_word_for_every_cell():
+    segments = np.full((SHARP, SHARP), -1, np.int32)
+    side = SHARP // CELLS
+    segments[:side, side : 2 * side] = 7  # a whole cell
+    segments[side : side + 2, :side] = 9  # a thirtieth of a cell: too little
+    segments[-side // 4 :, -side:] = 9
+    cells = cells_of(segments, [9, 7])
+    assert (cells[0, 1], cells[1, 0], cells[-1, -1]) == (1, -1, 0)
+    assert (cells >= 0).sum() == 2
+    found = answers(maps([CUP, BALL], cells))
+    words = found['name the colour in every cell'].split()
+    assert (len(words), words[1], words[-1], words.count('-')) == (CELLS * CELLS, 'blue', 'red', CELLS * CELLS - 2)
+    assert found['name the kind in every cell'].split()[1] == 'ball'
+
+
 def test_every_line_about_a_scene_has_words():
-    lines = lines_about([CUP, BALL, BOOK, APPLE], np.random.default_rng(3))
-    assert {'caption', 'colour', 'count', 'exists', 'side', 'place', 'bin', 'hand', 'box', 'objects'} == {
-        x['kind'] for x in lines
-    }
+    lines = lines_about([CUP, BALL, BOOK, APPLE], NO_CELLS, np.random.default_rng(3))
+    kinds = {'caption', 'colour', 'count', 'exists', 'side', 'place', 'bin', 'hand', 'box', 'objects', 'cells'}
+    assert {line['kind'] for line in lines} == kinds
     assert all(line['prompt'] and line['answer'] for line in lines)
 
 
@@ -107,7 +139,8 @@ def test_boxes_enclose_the_colour_of_the_thing(photographer):
         things = still.scene.things
         if len(things) > 2 or things[0].colour not in ('red', 'blue', 'yellow') or still.places[0] != 'table':
             continue
-        image, facts = Photographer(192).shoot(still)
+        shot = picture(Photographer(192), still)
+        image, facts = shot.image, shot.facts
         top, left, bottom, right = (round(edge * 192) for edge in facts[0].box)
         patch = image[top:bottom, left:right].reshape(-1, 3).astype(int)
         hot = {'red': patch[:, 0] - patch[:, 1:].max(1), 'blue': patch[:, 2] - patch[:, :2].max(1)}
@@ -121,16 +154,32 @@ def test_boxes_enclose_the_colour_of_the_thing(photographer):
 
 def test_a_held_thing_is_in_the_hand(photographer):
     seed = next(s for s in range(100) if 'right hand' in sample_still(s, 'train').places)
-    _, facts = photographer.shoot(sample_still(seed, 'train'))
+    facts = picture(photographer, sample_still(seed, 'train')).facts
     fact = next(fact for fact in facts if fact.where == 'right hand')
     assert fact.y < 0
     assert fact.place == 'in the right hand'
 
 
-def test_the_same_seed_gives_the_same_picture_and_lines(photographer):
-    one, two = scene_lines(3, 'train', photographer), scene_lines(3, 'train', Photographer(48))
-    assert (one[0] == two[0]).all()
-    assert one[1] == two[1]
+def test_the_same_seed_gives_the_same_pictures_and_lines(photographer):
+    one, two = (list(scene_lines(3, 'train', each, 4)) for each in (photographer, Photographer(48)))
+    assert len(one) == len(two) > 1
+    for (picture_one, lines_one), (picture_two, lines_two) in zip(one, two, strict=True):
+        assert (picture_one == picture_two).all()
+        assert lines_one == lines_two
+
+
+def test_arrangements_move_the_things_of_a_scene_and_keep_what_they_are(photographer):
+    still = next(s for s in (sample_still(i, 'train') for i in range(20)) if s.places == ('table', 'table'))
+    shots = [shot for shot in photographer.album(still, 8) if shot is not None]
+    assert len(shots) >= 4
+    assert len({tuple(fact.label for fact in shot.facts) for shot in shots}) == 1
+    assert len({(round(shot.facts[0].x, 3), round(shot.facts[0].y, 3)) for shot in shots}) == len(shots)
+
+
+def test_half_of_the_training_scenes_look_like_the_robots_first_task():
+    scenes = [sample_still(seed, 'train').scene for seed in range(60)]
+    home = [scene for scene in scenes if all(thing.kind in DEMO_KINDS for thing in scene.things)]
+    assert 20 < len(home) < 45
 
 
 def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
@@ -140,7 +189,7 @@ def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
     for line in lines:
         assert {'image', 'kind', 'prompt', 'answer', 'seed', 'split'} == set(line)
         assert cv2.imread(str(tmp_path / line['image'])).shape == (32, 32, 3)
-        assert re.fullmatch(r'images/train/\d{7}\.jpg', line['image'])
+        assert re.fullmatch(r'images/train/\d{7}_0\.jpg', line['image'])
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train/*')}
     assert write(tmp_path, 4, 0, 'train', 32, workers=1) == number
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train/*')}
@@ -151,3 +200,5 @@ def test_wrong_orders_are_refused(tmp_path):
         write(tmp_path, 1, split='test')
     with pytest.raises(SimError, match='ask for at least 1'):
         write(tmp_path, 0)
+    with pytest.raises(SimError, match='0 arrangements of each scene'):
+        write(tmp_path, 1, arrangements=0)
