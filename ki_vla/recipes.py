@@ -208,5 +208,12 @@ RECIPES: dict[str, Recipe] = _table(
     ),
     replace(_OURS, name='ours_special_state', about='ours, state as special tokens', state_repr='special'),
     replace(_OURS, name='ours_continuous_state', about='ours, state as one projected token', state_repr='continuous'),
+    replace(
+        _OURS,
+        name='continuous_state_first',
+        about='a stage before ours_continuous_state: action tokens and language, expert untouched',
+        loss='none',
+        state_repr='continuous',
+    ),
 )
 OURS = RECIPES['ours']

@@ -33,6 +33,7 @@ MOVED = {
     'pi05_first': VISION_LANGUAGE,
     'ours_special_state': VISION_LANGUAGE | {'expert'},
     'ours_continuous_state': VISION_LANGUAGE | {'expert', 'state_proj'},
+    'continuous_state_first': VISION_LANGUAGE | {'state_proj'},
 }
 
 
