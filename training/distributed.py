@@ -26,6 +26,7 @@ from ki_vla.model import KiVla
 from training.errors import TrainingError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+SMALL = 50_000_000  # parameters up to which one collective a step costs less than what sharding saves
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,18 @@ def close_world(world: World) -> None:
 
 
 def shard(model: KiVla, world: World) -> None:
-    """Moves the model to its device and, with several processes, shards it: every block, then the rest."""
+    """Moves the model to its device and, with several processes, shards it: every block, then the rest.
+
+    A small one is a single group.
+    """
     model.to(world.device)
     if world.size == 1:
         return
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.init_device_mesh(world.device.type, (world.size,))
-    for stack in (model.vision, model.backbone, model.expert):
+    large = sum(parameter.numel() for parameter in model.parameters()) > SMALL
+    for stack in (model.vision, model.backbone, model.expert) if large else ():
         for layer in getattr(stack, 'layers', ()):
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

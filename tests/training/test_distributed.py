@@ -23,6 +23,7 @@ MakeRun = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
+import training.distributed as distributed
 import training.trainer as trainer
 from torch.distributed.tensor import DTensor
 from training.config import load_run
@@ -33,12 +34,14 @@ def sharded(model, world, shard=trainer.shard):
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 trainer.shard = sharded
+if len(sys.argv) > 2:  # block by block, as large models are
+    distributed.SMALL = 0
 train(load_run(sys.argv[1]))
 """
 
 
-def two_processes(run: Any, folder: Path) -> None:
-    """The run over two processes, as torchrun would start them."""
+def two_processes(run: Any, folder: Path, blocks: bool = False) -> None:
+    """The run over two processes, as torchrun would start them; `blocks`: sharded as large models are."""
     folder.mkdir(exist_ok=True)
     config = folder / 'run.yaml'
     config.write_text(yaml.safe_dump(run.to_dict()), encoding='utf-8')
@@ -52,11 +55,8 @@ def two_processes(run: Any, folder: Path) -> None:
             'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
         }  # fmt: skip
         with (folder / f'rank{rank}.log').open('w') as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, '-c', PROGRAM, str(config)], env=environment, stdout=log, stderr=subprocess.STDOUT
-                )
-            )
+            command = [sys.executable, '-c', PROGRAM, str(config), *(['blocks'] if blocks else [])]
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     codes = [process.wait(timeout=240) for process in started]
     assert codes == [0, 0], ''.join((folder / f'rank{rank}.log').read_text()[-3000:] for rank in range(2))
 
@@ -68,12 +68,15 @@ def losses(out: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(run_of: MakeRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize('blocks', [False, True])
+def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
+    run_of: MakeRun, tmp_path: Path, blocks: bool
+) -> None:
     alone, both = (
         run_of({'steps': 6, 'batch': 4, 'accumulate': 2}, out=str(tmp_path / name)) for name in ('alone', 'both')
     )
     train(alone)
-    two_processes(both, tmp_path / 'both')
+    two_processes(both, tmp_path / 'both', blocks)
     for one, two in zip(losses(alone.out), losses(both.out), strict=True):
         assert one == pytest.approx(two, abs=1e-4), json.dumps([one, two])
 
