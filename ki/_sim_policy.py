@@ -19,17 +19,21 @@ class BundlePolicy:
         from ki_sim.bags import ROBOT
         from ki_vla.bundle import load_bundle
         from ki_vla.engine.select import open_engine
+        from ki_vla.subtasks import speaker_of
 
         self._bundle = load_bundle(folder)
         self._bundle.check(load_contract(ROBOT))
         self._engine = open_engine(self._bundle, backend)
+        self._speaker = speaker_of(self._bundle)
         self._seed = seed
         self.policy_id = self._bundle.policy_id
 
     def __call__(self, observation: Any) -> np.ndarray:
         """One chunk from one observation."""
         processor = self._bundle.processor
-        inputs = processor.inputs(observation.images, observation.state, observation.instruction)
+        shown = (observation.images, observation.state, observation.instruction)
+        subtask = '' if self._speaker is None else self._speaker.next(*shown)
+        inputs = processor.inputs(*shown, subtask)
         seed = (self._seed * 1_000_003 + observation.time_ns) % 2**63
         return processor.actions(self._engine.infer(inputs, seed=seed), observation.state)
 

@@ -30,12 +30,15 @@ class Processing:
             give for those steps. The continuous loss is never taken on them.
         truncate_prompt: leave words out of an instruction that is too long, instead of refusing it.
         lower_case: instructions in lower case, as pi0-FAST was trained.
+        subtasks: the policy works in two levels, as pi0.5 does: it first says what it will do next, and acts with those
+            words in its prompt.
     """
 
     normalisation: str = 'quantile'
     pad_steps: str = 'mask'
     truncate_prompt: bool = False
     lower_case: bool = False
+    subtasks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse choices that do not exist."""
@@ -43,15 +46,15 @@ class Processing:
             raise VlaError(f'processing.normalisation: {self.normalisation!r}; choose {" or ".join(NORMALISATIONS)}.')
         if self.pad_steps not in PAD_STEPS:
             raise VlaError(f'processing.pad_steps: {self.pad_steps!r}; choose {" or ".join(PAD_STEPS)}.')
-        for name in ('truncate_prompt', 'lower_case'):
+        for name in ('truncate_prompt', 'lower_case', 'subtasks'):
             if not isinstance(getattr(self, name), bool):
                 raise VlaError(f'processing.{name}: {getattr(self, name)!r}; write true or false.')
 
     @classmethod
     def from_dict(cls, data: Any) -> Processing:
-        """From plain JSON; unknown and missing fields are errors."""
+        """From plain JSON; unknown and missing fields are errors, but for `subtasks`, which older policies lack."""
         names = {each.name for each in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != names:
+        if not isinstance(data, Mapping) or set(data) | {'subtasks'} != names:
             found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
             raise VlaError(f'processing: needs exactly the fields {sorted(names)}, got {found}.')
         return cls(**data)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ki_robot.observation import Observation
 
 Images = Mapping[str, np.ndarray]
+Asks = Literal['Action', 'Subtask']
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +82,25 @@ class Processor:
 
     # In ----------------------------------------------------------------------------------------------------------
 
-    def observe(self, observation: Observation) -> ModelInputs:
-        """What the model is shown of an observation.
+    def observe(self, observation: Observation, subtask: str = '') -> ModelInputs:
+        """What the model is shown of an observation, and of what it said it would do next.
 
         Raises:
             VlaError: a required camera is missing, a state of the wrong width or not finite, no instruction, or a
                 prompt that is too long.
         """
-        return self.inputs(observation.images, observation.state, observation.instruction)
+        return self.inputs(observation.images, observation.state, observation.instruction, subtask)
 
-    def inputs(self, images: Images, state: np.ndarray, instruction: str) -> ModelInputs:
-        """What the model is shown of images by camera name, a state (SI) and an instruction; see `observe`."""
+    def inputs(
+        self, images: Images, state: np.ndarray, instruction: str, subtask: str = '', asks: Asks = 'Action'
+    ) -> ModelInputs:
+        """What the model is shown of images by camera name, a state (SI) and an instruction; see `observe`.
+
+        With `subtask`, what the policy said it would do next stands in the prompt; `asks='Subtask'` asks for it.
+        """
         views, mask = self.views(images)
         state_N = self.normalised_state(state)
-        prompt = np.array(self.prompt(instruction, state_N), dtype=np.int64)
+        prompt = np.array(self.prompt(instruction, state_N, subtask, asks), dtype=np.int64)
         return ModelInputs(views, mask, prompt, np.ones(len(prompt), dtype=bool), self._padded_state(state_N))
 
     def views(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -126,13 +132,16 @@ class Processor:
         """
         return self._state.apply(self._checked('state', state, self.contract.state_names))
 
-    def prompt(self, instruction: str, state_N: np.ndarray) -> list[int]:
+    def prompt(self, instruction: str, state_N: np.ndarray, subtask: str = '', asks: Asks = 'Action') -> list[int]:
         """Prompt ids for an instruction and a normalised, unpadded state."""
         text = instruction.lower() if self.processing.lower_case else instruction
         limit, truncate = self.config.max_prompt, self.processing.truncate_prompt
         if self.config.state_repr == 'suffix':
             return plain_prompt(self.tokenizer, text, limit=limit, truncate=truncate)
-        return action_prompt(self.tokenizer, text, state_N, self.config.state_repr, limit=limit, truncate=truncate)
+        return action_prompt(
+            self.tokenizer, text, state_N, self.config.state_repr, limit=limit, truncate=truncate, subtask=subtask,
+            asks=asks,
+        )  # fmt: skip
 
     # Training ----------------------------------------------------------------------------------------------------
 
@@ -183,9 +192,13 @@ class Processor:
         *,
         steps: np.ndarray | None = None,
         text: str | None = None,
+        subtask: str = '',
     ) -> dict[str, np.ndarray]:
-        """One training sample with an action (and, with `text`, with language too), for `ki_vla.batch.collate`."""
-        shown = self.inputs(images, state, instruction)
+        """One training sample with an action (and, with `text`, with language too), for `ki_vla.batch.collate`.
+
+        `text` is said before the action tokens, `subtask` has been said and stands in the prompt.
+        """
+        shown = self.inputs(images, state, instruction, subtask)
         return shown.sample() | self.targets(actions, state, steps=steps, text=text).sample()
 
     def text_sample(self, images: Images | Sequence[np.ndarray], question: str, answer: str) -> dict[str, np.ndarray]:
@@ -205,14 +218,22 @@ class Processor:
         )
         if not answer.strip():
             raise VlaError(f'the answer to {question!r} is empty.')
-        target = np.array([*self.tokenizer.encode(answer), self.tokenizer.vocabulary.eos], dtype=np.int64)
-        self._check_length(target)
-        shape = (self.config.horizon, self.config.action_dim)
-        every = np.ones(len(target), dtype=bool)
-        said = Targets(target, every, ~every, np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool))
         state = np.zeros(self.config.state_dim, dtype=np.float32)
         ids = np.array(prompt, dtype=np.int64)
-        return ModelInputs(views, mask, ids, np.ones(len(ids), dtype=bool), state).sample() | said.sample()
+        shown = ModelInputs(views, mask, ids, np.ones(len(ids), dtype=bool), state)
+        return shown.sample() | self._words(answer).sample()
+
+    def subtask_sample(
+        self, images: Images, state: np.ndarray, instruction: str, subtask: str
+    ) -> dict[str, np.ndarray]:
+        """One training sample of a moment and what is to be done next, without action (M_act = 0).
+
+        Raises:
+            VlaError: as `inputs`, and for an empty subtask.
+        """
+        if not subtask.strip():
+            raise VlaError(f'the subtask of {instruction!r} is empty.')
+        return self.inputs(images, state, instruction, asks='Subtask').sample() | self._words(subtask).sample()
 
     def normalised_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Absolute SI chunk [H, N] -> model space [H, N], unpadded: what a FAST codec is fitted on."""
@@ -267,6 +288,8 @@ class Processor:
     def _check_sizes(self) -> None:
         """Contract, codec, vocabulary and model against each other."""
         config, contract, vocabulary = self.config, self.contract, self.tokenizer.vocabulary
+        if self.processing.subtasks and config.state_repr == 'suffix':
+            raise VlaError("processing.subtasks: the prompt of pi0 (state_repr 'suffix') has no place for a subtask.")
         at_most = {
             'model.views': (config.views, len(contract.cameras), 'cameras'),
             'model.state_dim': (config.state_dim, len(contract.state), 'state columns'),
@@ -312,6 +335,14 @@ class Processor:
                 f'{len(target)} target tokens do not fit the {self.config.max_targets} of model.max_targets: raise it, '
                 'or fit the action codec with more tokens or a smaller scale.'
             )
+
+    def _words(self, answer: str) -> Targets:
+        """A text alone as target."""
+        target = np.array([*self.tokenizer.encode(answer), self.tokenizer.vocabulary.eos], dtype=np.int64)
+        self._check_length(target)
+        shape = (self.config.horizon, self.config.action_dim)
+        every = np.ones(len(target), dtype=bool)
+        return Targets(target, every, ~every, np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool))
 
     def _said(self, text: str | None) -> list[int]:
         """The language before the action tokens, closed by a newline."""

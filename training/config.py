@@ -31,6 +31,7 @@ class Data:
         outcomes: episodes of which outcome take part.
         subtask: share of the action samples that also say what comes next, where the data tell.
         task: instruction of recordings that carry none (when bags are indexed here).
+        start_steps: how many steps the start of an episode has, see `Stage.starts`.
     """
 
     bags: str | None = None
@@ -43,13 +44,15 @@ class Data:
     outcomes: tuple[str, ...] = ('unlabeled', 'success')
     subtask: float = 0.3
     task: str = ''
+    start_steps: int = 20
 
     def __post_init__(self) -> None:
         if (self.bags is None) == (self.arrays is None):
             raise TrainingError('data: name either bags or arrays, not both and not neither.')
         _within('data.validation', self.validation, 0.0, 0.9)
         _within('data.subtask', self.subtask, 0.0, 1.0)
-        _at_least('data.stride', self.stride, 1)
+        for name in ('stride', 'start_steps'):
+            _at_least(f'data.{name}', getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Stage:
         recipe: a name of ki_vla.recipes.
         steps: optimiser steps.
         actions, vlm: how often each kind of sample is drawn, relative to the other; 0 leaves it out.
+        starts: the same, of action samples from the start of an episode alone. Only there must everything be read from
+            pictures and words: later, where the robot is already going tells most of where it goes.
         kinds: of the pictures with words, only these (caption, box, ...); all where it is empty.
         batch: samples of a step, over all processes and micro-batches together.
         accumulate: micro-batches of a step.
@@ -146,6 +151,7 @@ class Stage:
     steps: int = 1000
     actions: float = 1.0
     vlm: float = 0.0
+    starts: float = 0.0
     kinds: tuple[str, ...] = ()
     batch: int = 32
     accumulate: int = 1
@@ -165,14 +171,14 @@ class Stage:
             raise TrainingError(f'stage.recipe: {self.recipe!r} is unknown; {_nearest(self.recipe, RECIPES)}')
         for name in ('steps', 'batch', 'accumulate', 'draws'):
             _at_least(f'stage.{name}', getattr(self, name), 1)
-        for name in ('warmup', 'max_delay', 'actions', 'vlm', 'weight_decay'):
+        for name in ('warmup', 'max_delay', 'actions', 'vlm', 'starts', 'weight_decay'):
             _at_least(f'stage.{name}', getattr(self, name), 0)
         for name in ('rate', 'clip', 'expert_rate'):
             if getattr(self, name) <= 0:
                 raise TrainingError(f'stage.{name}: {getattr(self, name)} must be above 0.')
         _within('stage.ema', self.ema, 0.0, 1.0)
-        if self.actions + self.vlm <= 0:
-            raise TrainingError(f'stage {self.name}: actions and vlm are both 0; nothing would be drawn.')
+        if self.actions + self.starts + self.vlm <= 0:
+            raise TrainingError(f'stage {self.name}: actions, starts and vlm are all 0; nothing would be drawn.')
         if self.batch % self.accumulate:
             raise TrainingError(f'stage {self.name}: batch {self.batch} is not a multiple of accumulate.')
 
@@ -188,7 +194,7 @@ class Run:
         start: a bundle to start from, in place of random weights.
         stats: statistics from a file (`ki bags stats`) in place of those of the data.
         simulate: data to make first.
-        normalisation, pad_steps: see `ki_vla.inputs.Processing`.
+        normalisation, pad_steps, subtasks: see `ki_vla.inputs.Processing`.
         device: cpu, cuda, or auto.
         bf16: matrix products in bfloat16, weights in float32. None: on a GPU only.
         lora: rank of adapters on backbone and vision tower, which then stand still otherwise; 0: train them whole.
@@ -217,6 +223,7 @@ class Run:
     seed: int = 0
     normalisation: str = 'quantile'
     pad_steps: str = 'mask'
+    subtasks: bool = False
     device: str = 'auto'
     bf16: bool | None = None
     lora: int = 0

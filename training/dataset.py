@@ -79,6 +79,7 @@ class EpisodeDataset:
         outcomes: Episodes of which outcome take part.
         episodes: Positions in `index.episodes` that take part; all by default.
         stride: Every how many steps a sample begins.
+        first: Only so many steps from the start of each episode; all by default.
         resize: Give images as squares of the model's size, by `resize_with_pad`.
 
     Raises:
@@ -93,6 +94,7 @@ class EpisodeDataset:
         episodes: Collection[int] | None = None,
         stride: int = 1,
         resize: bool = True,
+        first: int | None = None,
     ) -> None:
         self.index = index
         self.contract = index.contract
@@ -108,7 +110,7 @@ class EpisodeDataset:
             if number in wanted and about.outcome in outcomes:
                 arrays = self.arrays(number)
                 steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'])
-                steps = steps[steps % stride == 0]
+                steps = steps[(steps % stride == 0) & (steps < (first or len(arrays['valid'])))]
                 where.append(np.stack([np.full(len(steps), number), steps], axis=1).astype(np.int32))
         self._where = np.concatenate(where) if where else np.zeros((0, 2), dtype=np.int32)
         if not len(self._where):

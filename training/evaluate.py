@@ -24,12 +24,13 @@ from ki_vla.decode import generate
 from ki_vla.model import KiVla, Prefix
 from ki_vla.processor import Processor
 from ki_vla.recipes import RECIPES, Recipe
+from ki_vla.subtasks import say
 from ki_vla.tokens.loc import read_boxes
 from training.dataset import EpisodeDataset, Sample
 from training.errors import TrainingError
 from training.mixture import Draw
 from training.run import BUNDLE, spread
-from training.samples import Packer, Packet
+from training.samples import Packer, Packet, in_file_steps
 from training.vlm_data import VlmDataset, VlmSample
 
 ANSWER = 48  # tokens of an answer, at most
@@ -99,6 +100,7 @@ def actions_report(
     sums: defaultdict[str, float] = defaultdict(float)
     errors, holds, masks = [], [], []
     for rows in _batches(drawn, settings.batch):
+        rows = _with_own_subtasks(model, processor, rows)
         packet = packer(rows).to(settings.device)
         found = model(packet.batch, recipe, draws, packet.noise_BRHA, packet.tau_BR)
         told = found.report()
@@ -154,7 +156,7 @@ def language_report(
         ]
         found = []
         for given in (rows, other):
-            packet = packer(given).to(settings.device)
+            packet = packer(_with_own_subtasks(model, processor, given)).to(settings.device)
             prefix = _prefill(model, packet)
             found.append((_flow_losses(model, prefix, packet), packet, prefix))
         right += found[0][0]
@@ -254,6 +256,17 @@ def _batches(drawn: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
 def _prefill(model: KiVla, packet: Packet, hidden: bool = False) -> Prefix:
     b = packet.batch
     return model.prefill(b.images_BVCHW, b.image_mask_BV, b.prompt_BL, b.prompt_mask_BL, b.state_BS, hidden)
+
+
+def _with_own_subtasks(model: KiVla, processor: Processor, rows: Sequence[Draw]) -> list[Draw]:
+    """Moments with what a policy of two levels says itself, as it acts on the robot, in place of what was recorded."""
+    if not processor.processing.subtasks:
+        return list(rows)
+    moments = [(row.sample.images, row.sample.state_S, row.sample.instruction) for row in rows]
+    said = say(model, processor, [processor.inputs(*moment, asks='Subtask') for moment in moments])
+    bins = processor.tokenizer.vocabulary.loc_bins
+    texts = [in_file_steps(text, bins) for text in said]
+    return [replace(row, sample=replace(row.sample, subtask=text)) for row, text in zip(rows, texts, strict=True)]
 
 
 def _token_hits(model: KiVla, prefix: Prefix, packet: Packet, sums: defaultdict[str, float]) -> None:

@@ -22,6 +22,7 @@ from ki_vla.inputs import Processing
 from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
+from ki_vla.subtasks import LONGEST
 from ki_vla.tokens.actions import ActionCodec
 from ki_vla.tokens.naive import NaiveCodec
 from ki_vla.tokens.state import state_text
@@ -71,7 +72,7 @@ def begin(
     codec, report = _codec(run, dataset, stats, config, tokenizer, start)
     if start is None:
         config = _with_room(run, config, dataset, stats, tokenizer, codec, report)
-    processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps)
+    processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
     processor = Processor(dataset.contract, stats['state'], stats['actions'], tokenizer, codec, config, processing)
     if start is not None:
         return Beginning(processor, start.model(dtype=torch.float32), report)
@@ -167,15 +168,15 @@ def _tokenizer(
     )
 
 
-def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats]) -> list[str]:
+def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats], with_state: bool = True) -> list[str]:
     """Prompts and subtasks as they will be, spread over the data."""
     scaling = (quantile_scaling if run.normalisation == 'quantile' else zscore_scaling)(stats['state'])
     starts, texts = dataset.starts(), []
     for place in np.unique(np.linspace(0, len(starts) - 1, PROMPTS).astype(int)):
         number, step = (int(each) for each in starts[place])
         arrays, said = dataset.arrays(number), dataset.index.episodes[number][1].texts
-        state = state_text(scaling.apply(arrays['state'][step]))
-        texts.append(f'Task: {said[int(arrays["text"][step])]}, State: {state};\nAction: ')
+        state = f', State: {state_text(scaling.apply(arrays["state"][step]))}' if with_state else ''
+        texts.append(f'Task: {said[int(arrays["text"][step])]}{state};\nAction: ')
         texts.append(requantised(f'{said[int(arrays["subtask"][step])]}\n', 1))
     return texts
 
@@ -216,7 +217,8 @@ def _with_room(
     """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
     changes = {}
     if 'max_prompt' not in run.model:
-        longest = max(len(tokenizer.encode(text)) for text in _prompts(run, dataset, stats))
+        texts = _prompts(run, dataset, stats, with_state=config.state_repr == 'text')
+        longest = max(len(tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
         changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
     if 'max_targets' not in run.model and codec is not None:
         most = codec.values if report is None else min(2 * report.tokens_max, codec.values)

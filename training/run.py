@@ -45,6 +45,7 @@ class Sources:
     index: Index
     train: EpisodeDataset
     held: EpisodeDataset | None
+    starts: EpisodeDataset | None
     vlm: VlmDataset | None
     vlm_held: VlmDataset | None
 
@@ -112,9 +113,12 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
         )
     train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
     held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
+    starts = None
+    if any(stage.starts for stage in run.stages):
+        starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **common)
     vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
     vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None
-    return Sources(index, train_data, held_data, vlm, vlm_held)
+    return Sources(index, train_data, held_data, starts, vlm, vlm_held)
 
 
 def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[EpisodeDataset, str]:
@@ -203,6 +207,9 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     parts = []
     if stage.actions:
         parts.append(Part('actions', sources.train, stage.actions))
+    if stage.starts:
+        assert sources.starts is not None
+        parts.append(Part('starts', sources.starts, stage.starts))
     if stage.vlm:
         if sources.vlm is None:
             raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')

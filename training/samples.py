@@ -69,7 +69,8 @@ class Packer:
         processor: of the policy.
         seed: of the run and stage.
         draws: R.
-        subtask: share of action samples that also say what comes next.
+        subtask: share of action samples that also say what comes next; for a policy of two levels, of those that say
+            it, while the others act on it.
         how: augmentation; None for evaluation.
         pin: give page-locked memory.
     """
@@ -109,12 +110,16 @@ class Packer:
         says, sample, answer = rng.random(), draw.sample, ''
         if isinstance(sample, Sample):
             said = requantised(sample.subtask, self.processor.tokenizer.vocabulary.loc_bins)
-            text = said if says < self.subtask and said else None
-            row = self.processor.action_sample(
-                sample.images, sample.state_S, sample.instruction, sample.actions_HN, steps=sample.action_mask_H,
-                text=text,
-            )  # fmt: skip
-            boxed = '<loc' in (text or '')
+            moment = (sample.images, sample.state_S, sample.instruction)
+            chunk = {'actions': sample.actions_HN, 'steps': sample.action_mask_H}
+            says_now = says < self.subtask and bool(said)
+            if not self.processor.processing.subtasks:
+                row = self.processor.action_sample(*moment, **chunk, text=said if says_now else None)
+            elif says_now:
+                row = self.processor.subtask_sample(*moment, said)
+            else:
+                row = self.processor.action_sample(*moment, **chunk, subtask=said)
+            boxed = '<loc' in said and (says_now or self.processor.processing.subtasks)
             fixed = [boxed or camera.kind == 'wrist' for camera in self.processor.contract.cameras]
             asked = sample.instruction
         elif isinstance(sample, VlmSample):
@@ -147,6 +152,11 @@ def requantised(text: str, bins: int) -> str:
     if bins == LOC_BINS:
         return text
     return LOC.sub(lambda match: f'<loc{int(match[1]) * bins // LOC_BINS:04d}>', text)
+
+
+def in_file_steps(text: str, bins: int) -> str:
+    """Boxes as a vocabulary with so many steps has them, in the 1024 steps of files: `requantised` turns them back."""
+    return LOC.sub(lambda match: f'<loc{int(match[1]) * LOC_BINS // bins:04d}>', text)
 
 
 def counts(batch: Batch, recipe: Recipe) -> tuple[float, float]:

@@ -108,6 +108,7 @@ class Trainer:
             'seed': run.seed,
             'stage': {k: v for k, v in asdict(stage).items() if k != 'accumulate'},
             'tokens': asdict(run.tokens),
+            'processing': asdict(processor.processing),
             'lora': run.lora,
         }
         packer = Packer(

@@ -1,7 +1,9 @@
 r"""What stands in front of the action: the prompt that asks for one.
 
 The prompt of this model and of pi0.5 is `BOS Task: {text}, State: {bins};\nAction: `, pi0's is `BOS {text}\n`, and a
-question about pictures is `BOS {text}\n`, as PaliGemma was trained on. Training and inference use the same functions.
+question about pictures is `BOS {text}\n`, as PaliGemma was trained on. A policy that works in two levels is first
+asked `BOS Task: {text}, State: {bins};\nSubtask: `, and what it says stands after the task when it is asked to act:
+`BOS Task: {text}, Subtask: {said}, State: {bins};\nAction: `. Training and inference use the same functions.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ def action_prompt(
     *,
     limit: int,
     truncate: bool = False,
+    subtask: str = '',
+    asks: Literal['Action', 'Subtask'] = 'Action',
 ) -> list[int]:
-    """Ids of the prompt that asks for an action.
+    """Ids of the prompt that asks for an action, or for what to do next.
 
     Args:
         tokenizer: text and layout.
@@ -48,20 +52,25 @@ def action_prompt(
         state_repr: how the state is said.
         limit: the most tokens the model takes.
         truncate: leave out words at the end of an instruction that is too long. The state and the words around it stay.
+        subtask: what the policy said it would do next; empty: nothing.
+        asks: what for.
 
     Raises:
         VlaError: the prompt is longer than `limit` and may not be, or cannot be, shortened.
     """
     bos = [tokenizer.vocabulary.bos]
 
+    next_words = f', Subtask: {subtask}' if subtask else ''
+
     def build(text: str) -> list[int]:
+        task = f'Task: {text}{next_words}'
         if state_repr == 'text':
-            return bos + tokenizer.encode(f'Task: {text}, State: {state_text(state_S)};\nAction: ')
+            return bos + tokenizer.encode(f'{task}, State: {state_text(state_S)};\n{asks}: ')
         if state_repr == 'special':
             bins = tokenizer.vocabulary.state_ids(discretise(state_S)).tolist()
-            return bos + tokenizer.encode(f'Task: {text}, State: ') + bins + tokenizer.encode(';\nAction: ')
+            return bos + tokenizer.encode(f'{task}, State: ') + bins + tokenizer.encode(f';\n{asks}: ')
         if state_repr == 'continuous':
-            return bos + tokenizer.encode(f'Task: {text};\nAction: ')
+            return bos + tokenizer.encode(f'{task};\n{asks}: ')
         raise VlaError(f"state_repr must be 'text', 'special' or 'continuous', got {state_repr!r}.")
 
     return _fit(build, clean(instruction), limit, truncate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from ki_robot.contract import Contract
 from ki_robot.errors import KiError
 from ki_robot.observation import Observation
 from ki_vla.bundle import load_bundle, write_bundle
+from ki_vla.inputs import Processing
+from ki_vla.subtasks import Speaker
 from ki_vla.untrained import write_untrained
 
 STEP = 50_000_000
@@ -55,6 +59,25 @@ def test_the_same_stamps_give_the_same_chunk_and_others_another(bundle, contract
     assert one.inference_ns > 0
     assert policy.policy_id.startswith('untrained@')
     assert policy.backend == 'torch'
+
+
+def test_a_policy_of_two_levels_acts_on_what_it_says(bundle, contract, tmp_path, monkeypatch):
+    plain = load_bundle(bundle)
+    processor = replace(plain.processor, processing=Processing(subtasks=True))
+    model = plain.model()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.expert.parameters():  # an untrained expert's norms are closed: it looks at nothing
+            parameter.normal_(0.0, 0.1)
+    write_bundle(tmp_path / 'two', name='two', weights=model, processor=processor)
+    policy, _ = opened(str(tmp_path / 'two'), contract)
+    policy.warm_up()
+    chunks = []
+    for words in ('reach for the cup', 'let go', 'reach for the cup'):
+        monkeypatch.setattr(Speaker, 'next', lambda *_, words=words: words)
+        chunks.append(policy.infer(seen(), None, 0, 0).data_HN)
+    assert np.array_equal(chunks[0], chunks[2])
+    assert not np.array_equal(chunks[0], chunks[1])
 
 
 def test_denoising_steps_are_those_that_are_asked_for(bundle, contract, tmp_path):

@@ -218,6 +218,41 @@ def test_special_and_continuous_states_and_pi0s_prompt(processor):
     assert processor.tokenizer.decode(pi0.inputs(images(DELTA), state, 'go').prompt_L) == 'go\n'
 
 
+def test_a_policy_of_two_levels_is_asked_for_its_subtask_and_acts_on_it(processor):
+    actions, state = chunk(processor)
+    continuous = replace(
+        processor, config=replace(processor.config, state_repr='continuous'), processing=Processing(subtasks=True)
+    )
+
+    def read(ids):
+        return continuous.tokenizer.decode(ids)
+
+    asked = continuous.inputs(images(DELTA), state, 'go', asks='Subtask')
+    assert read(asked.prompt_L) == 'Task: go;\nSubtask: '
+    sample = continuous.subtask_sample(images(DELTA), state, 'go', 'grasp the cup <loc0003>')
+    assert read(sample['prompt_L']) == read(asked.prompt_L)
+    assert read(sample['target_T']) == 'grasp the cup <loc0003>'
+    assert sample['target_T'][-1] == continuous.tokenizer.vocabulary.eos
+    assert not sample['action_mask_HA'].any()
+    acted = continuous.action_sample(images(DELTA), state, 'go', actions, subtask='grasp the cup <loc0003>')
+    assert read(acted['prompt_L']) == 'Task: go, Subtask: grasp the cup <loc0003>;\nAction: '
+    np.testing.assert_array_equal(acted['target_T'], continuous.targets(actions, state).target_T)
+    with_state = read(processor.inputs(images(DELTA), state, 'go', 'wait').prompt_L)
+    assert with_state.startswith('Task: go, Subtask: wait, State: ')
+    special = replace(processor, config=replace(processor.config, state_repr='special'))
+    bins = special.inputs(images(DELTA), state, 'go', 'wait').prompt_L
+    kept = bins[bins < special.tokenizer.vocabulary.state_start]
+    assert read(kept) == 'Task: go, Subtask: wait, State: ;\nAction: '
+    with pytest.raises(VlaError, match="the subtask of 'go' is empty"):
+        continuous.subtask_sample(images(DELTA), state, 'go', ' ')
+    with pytest.raises(VlaError, match='has no place for a subtask'):
+        replace(
+            processor,
+            config=replace(processor.config, state_repr='suffix', adaptive=False),
+            processing=Processing(subtasks=True),
+        )
+
+
 def test_long_instructions_are_refused_or_shortened_where_asked(processor):
     _, state = chunk(processor)
     long = 'and then pick up the next block ' * 30

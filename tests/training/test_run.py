@@ -162,3 +162,16 @@ def test_a_stage_may_draw_only_some_kinds_of_words(run_of: MakeRun) -> None:
     assert len(sources.vlm) == 5, 'the tokenizer still reads them all'
     with pytest.raises(TrainingError, match='no usable sample'):
         _parts(run_of({'kinds': ['smell']}).stages[0], sources)
+
+
+def test_a_stage_may_draw_the_starts_of_episodes_more_often(run_of: MakeRun) -> None:
+    run = run_of({'actions': 0.25, 'vlm': 0.0, 'starts': 0.75})
+    sources = open_sources(replace(run, data=replace(run.data, start_steps=5)))
+    parts = _parts(run.stages[0], sources)
+    assert [(part.name, part.weight) for part in parts] == [('actions', 0.25), ('starts', 0.75)]
+    starts = parts[1].source
+    assert {int(step) for _, step in starts.starts()} == set(range(5))
+    assert starts.episode_numbers == sources.train.episode_numbers
+    assert open_sources(run_of()).starts is None
+    with pytest.raises(TrainingError, match='actions, starts and vlm are all 0'):
+        run_of({'actions': 0.0, 'vlm': 0.0})

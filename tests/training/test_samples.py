@@ -15,7 +15,7 @@ from training.errors import TrainingError
 from training.mixture import Draw
 from training.policy import begin
 from training.run import open_sources
-from training.samples import Packer, counts, requantised
+from training.samples import Packer, counts, in_file_steps, requantised
 
 MakeRun = Callable[..., Any]
 
@@ -23,6 +23,9 @@ MakeRun = Callable[..., Any]
 def test_boxes_are_said_in_the_steps_of_the_vocabulary() -> None:
     assert requantised('<loc0000><loc0511><loc0512><loc1023> cup', 16) == '<loc0000><loc0007><loc0008><loc0015> cup'
     assert requantised('<loc0700>', 1024) == '<loc0700>'
+    for bins in (16, 64, 1024):
+        said = ''.join(f'<loc{step:04d}>' for step in range(bins))
+        assert requantised(in_file_steps(said, bins), bins) == said
 
 
 def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
@@ -65,6 +68,30 @@ def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> 
         batch = Packer(processor, 0, 1, share)(drawn).batch
         says = (batch.loss_mask_BT & ~batch.fast_BT).sum(1) > 1
         assert low <= int(says.sum()) <= high
+
+
+def test_a_policy_of_two_levels_says_its_subtask_or_acts_on_it(run_of: MakeRun) -> None:
+    run = run_of(subtasks=True)
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    assert processor.processing.subtasks
+    drawn = [Draw('actions', 0, sources.train[0], number) for number in range(64)]
+    batch = Packer(processor, 0, 1, 0.5)(drawn).batch
+    box = '<loc0001><loc0003><loc0009><loc0010>'
+    acts = batch.has_actions_B
+    assert 16 <= int(acts.sum()) <= 48
+    for row, act in enumerate(acts.tolist()):
+        asked = processor.tokenizer.decode(batch.prompt_BL[row][batch.prompt_mask_BL[row]].tolist())
+        wanted = batch.target_BT[row][batch.loss_mask_BT[row]]
+        if act:
+            assert ', Subtask: ' in asked
+            assert box in asked
+            assert asked.endswith('Action: ')
+            assert bool(batch.fast_BT[row].any())
+        else:
+            assert asked.endswith('Subtask: ')
+            assert box not in asked
+            assert box in processor.tokenizer.decode(wanted.tolist())
 
 
 def test_a_subtask_with_a_box_keeps_its_picture_in_place(run_of: MakeRun) -> None:

@@ -161,6 +161,8 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(run_of: MakeRun) -> Non
         train(run_of({'steps': 2, 'rate': 2e-3}))
     with pytest.raises(TrainingError, match=r'another run: model\.backbone\.width is 64 there and 32 here'):
         train(run_of({'steps': 2}, model={'backbone': {'width': 32}}))
+    with pytest.raises(TrainingError, match=r"another run: processing\.pad_steps is 'mask' there and 'keep' here"):
+        train(run_of({'steps': 2}, pad_steps='keep'))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run_of: MakeRun) -> None:
