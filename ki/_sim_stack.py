@@ -83,8 +83,8 @@ class Stack:
     bundle: Path | None
     backend: str = 'auto'
     plan: bool = False
-    mode: str = 'rtc'
-    execute_steps: int = 20
+    mode: str = 'latest'
+    execute_steps: int = 25
     speed: float = 1.0
     image_size: int = 96
     seed: int = 0

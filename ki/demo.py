@@ -30,8 +30,8 @@ EXPERT_NOTE = (
     'It says nothing about learning.'
 )
 TRAIN_NOTE = (
-    'To see a policy of yours: `ki demo --bundle B`. `ki train config/train/mini_demo.yaml` trains one from nothing; '
-    'it is meant for a GPU.'
+    f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/mini_demo.yaml` makes the '
+    'one that ships from nothing, in two hours on two cores.'
 )
 
 
@@ -40,6 +40,9 @@ def demo(
     bundle: Annotated[
         Path | None, typer.Option(help=f'Policy bundle that drives; without one {SHIPPED}, if it is there.')
     ] = None,
+    expert: Annotated[
+        bool, typer.Option('--expert', help="The simulator's scripted expert drives, on all tasks.")
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, max=100, help='How many, each with another instruction.')] = 10,
     out: Annotated[Path, typer.Option(help='Folder for report.html, demo.gif and the bags.')] = Path('out/demo'),
     seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
@@ -51,9 +54,9 @@ def demo(
 ) -> None:
     """Simulated robot, policy, chunk executor and recorder as processes over ROS 2, then a report.
 
-    Without a trained bundle the simulator's expert plans the chunks, and the demo says so. The second part trains on
-    four episodes of a real robot and replays a fifth, where the environment variable KI_DATA names a folder that holds
-    a LeRobot dataset of it.
+    Where no trained bundle is, or with --expert, the simulator's expert plans the chunks, and the demo says so. The
+    second part trains on four episodes of a real robot and replays a fifth, where the environment variable KI_DATA
+    names a folder that holds a LeRobot dataset of it.
     """
     from rich.console import Console
 
@@ -64,7 +67,10 @@ def demo(
         if not out.exists():
             _make_room(out)
         raise typer.Exit(_second(out, console))
-    bundle = bundle or (SHIPPED if SHIPPED.is_dir() else None)
+    if bundle is not None and expert:
+        raise KiError('--bundle and --expert: only one can drive; leave one out.')
+    if bundle is None and not expert and SHIPPED.is_dir():
+        bundle = SHIPPED
     if bundle is not None and not bundle.is_dir():
         raise KiError(f'There is no bundle {bundle}: give the folder of one, or leave --bundle out.')
     # The bundles of this project were trained on one task; the expert knows them all.

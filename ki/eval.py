@@ -46,7 +46,7 @@ def sim(
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
     heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
-    execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 20,
+    execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 25,
     delay_steps: Annotated[int, typer.Option(help='Steps that an inference is thought to take.')] = 0,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
     backend: Annotated[
@@ -57,7 +57,7 @@ def sim(
     films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
     through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
     plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
-    mode: Annotated[str, typer.Option(help='Through the node: how chunks follow each other.')] = 'rtc',
+    mode: Annotated[str, typer.Option(help='Through the node: how chunks follow each other.')] = 'latest',
     speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.

@@ -43,7 +43,7 @@ class Settings:
     so many rows of the old chunk run on while the new one is made.
     """
 
-    execute_steps: int = 20
+    execute_steps: int = 25
     first_row: int = 0
     delay_steps: int = 0
     image_size: int = 96

@@ -75,6 +75,21 @@ def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
 
 
 @pytest.mark.ros
+def test_the_shipped_policy_drives_through_its_node(ki: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / 'shown'
+    monkeypatch.setenv('DEMO_TEST', str(out))
+    policy = Path(__file__).resolve().parents[2] / 'bundles' / 'demo'
+    done = ki('demo', '--bundle', policy, '--episodes', 1, '--out', out, '--no-real', timeout=120.0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'driven by the policy {policy}' in ' '.join(done.stdout.split())
+    numbers = json.loads((out / 'demo.json').read_text())
+    assert numbers['outcomes'][0]['error'] == ''
+    assert numbers['episodes'][0]['chunks'] > 3
+    assert 'No trained policy drives here' not in (out / 'report.html').read_text()
+    assert left_over(out) == []
+
+
+@pytest.mark.ros
 def test_ctrl_c_ends_every_process_and_leaves_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / 'shown'
     monkeypatch.setenv('DEMO_TEST', str(out))
@@ -131,6 +146,9 @@ def test_a_bundle_or_task_that_is_not_there_is_named(ki: Ki, tmp_path: Path) -> 
     done = ki('demo', '--bundle', tmp_path / 'nowhere')
     assert done.returncode == 2
     assert 'There is no bundle' in done.stderr
+    done = ki('demo', '--bundle', tmp_path, '--expert')
+    assert done.returncode == 2
+    assert 'only one can drive' in done.stderr
     done = ki('demo', '--task', 'iron')
     assert done.returncode == 2
     assert "task 'iron' is not known" in done.stderr
