@@ -63,7 +63,6 @@ def speaker_of(bundle: Bundle, device: torch.device | str = 'cpu') -> Speaker | 
     return Speaker(bundle, device) if bundle.processor.processing.subtasks else None
 
 
-@torch.no_grad()
 def say(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> list[str]:
     """The next subtask of several moments, '' where the model does not come to an end.
 
