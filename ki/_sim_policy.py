@@ -19,12 +19,12 @@ class BundlePolicy:
         from ki_sim.bags import ROBOT
         from ki_vla.bundle import load_bundle
         from ki_vla.engine.select import open_engine
-        from ki_vla.subtasks import speaker_of
+        from ki_vla.subtasks import Speaker
 
         self._bundle = load_bundle(folder)
         self._bundle.check(load_contract(ROBOT))
         self._engine = open_engine(self._bundle, backend)
-        self._speaker = speaker_of(self._bundle)
+        self._speaker = Speaker(self._bundle)
         self._seed = seed
         self.policy_id = self._bundle.policy_id
 
@@ -32,8 +32,7 @@ class BundlePolicy:
         """One chunk from one observation."""
         processor = self._bundle.processor
         shown = (observation.images, observation.state, observation.instruction)
-        subtask = '' if self._speaker is None else self._speaker.next(*shown)
-        inputs = processor.inputs(*shown, subtask)
+        inputs = processor.inputs(*shown, self._speaker.next(*shown))
         seed = (self._seed * 1_000_003 + observation.time_ns) % 2**63
         return processor.actions(self._engine.infer(inputs, seed=seed), observation.state)
 

@@ -31,7 +31,7 @@ EXPERT_NOTE = (
 )
 TRAIN_NOTE = (
     f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/mini_demo.yaml` makes the '
-    'one that ships from nothing, in two hours on two cores.'
+    'one that ships from nothing, in about two hours on two cores.'
 )
 
 

@@ -14,7 +14,7 @@ from ki_robot.observation import Observation
 from ki_vla.bundle import Bundle, load_bundle
 from ki_vla.engine.interface import Carry, Engine
 from ki_vla.engine.select import open_engine
-from ki_vla.subtasks import speaker_of
+from ki_vla.subtasks import Speaker
 
 
 class BundlePolicy:
@@ -56,7 +56,7 @@ class BundlePolicy:
         self._engine: Engine = open_engine(
             self._bundle, backend, strict=strict, threads=threads, steps=denoise_steps or None
         )
-        self._speaker = speaker_of(self._bundle)
+        self._speaker = Speaker(self._bundle)
         self.backend = str(self._engine.choice.backend)
         self._carry = self._way_to_carry()
 
@@ -64,15 +64,13 @@ class BundlePolicy:
         """Runs every static shape of the engine, in every way that will be used."""
         kinds = ('plain', self._carry) if self._carry else ('plain',)
         self._engine.warm_up(kinds)
-        if self._speaker is not None:
-            self._speaker.warm_up()
+        self._speaker.warm_up()
 
     def infer(self, observation: Observation, prefix_KN: Matrix | None, delay_steps: int, epoch: int) -> Inferred:
         """One chunk; see `inference.Policy`."""
-        begin = time.perf_counter_ns()
-        subtask = self._said(observation)
         times = [time.perf_counter_ns()]
-        said_ns = times[0] - begin
+        subtask = self._speaker.next(observation.images, observation.state, observation.instruction)
+        times.append(time.perf_counter_ns())
         processor = self._bundle.processor
         inputs = processor.observe(observation, subtask)
         carry = self._carried(prefix_KN, observation, delay_steps)
@@ -82,18 +80,12 @@ class BundlePolicy:
         times.append(time.perf_counter_ns())
         data_HN = processor.actions(model_HA, observation.state)
         times.append(time.perf_counter_ns())
-        before_ns, model_ns, after_ns = (late - early for early, late in pairwise(times))
-        return Inferred(data_HN, before_ns, said_ns + model_ns, after_ns)
+        words_ns, before_ns, model_ns, after_ns = (late - early for early, late in pairwise(times))
+        return Inferred(data_HN, before_ns, words_ns + model_ns, after_ns)
 
     def close(self) -> None:
         """Frees the engine."""
         self._engine.close()
-
-    def _said(self, observation: Observation) -> str:
-        """What a policy of two levels will do next, in its words."""
-        if self._speaker is None:
-            return ''
-        return self._speaker.next(observation.images, observation.state, observation.instruction)
 
     def _way_to_carry(self) -> str:
         """`trained` for a model trained with delays, else `guided` where the engine has gradients, else none."""

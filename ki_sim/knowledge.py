@@ -292,22 +292,22 @@ def write(
     partial, lines = out / f'{split}.jsonl.partial', 0
     with partial.open('w', encoding='utf-8') as stream:
         for _, first, last, *_ in work:
-            text = _part(out, split, first, last).read_text(encoding='utf-8')
+            text = _part(out, split, first, last, arrangements).read_text(encoding='utf-8')
             lines += text.count('\n')
             stream.write(text)
     partial.replace(out / f'{split}.jsonl')
     return lines
 
 
-def _part(out: Path, split: str, first: int, last: int) -> Path:
-    return out / 'parts' / f'{split}-{first:07d}-{last:07d}.part'
+def _part(out: Path, split: str, first: int, last: int, arrangements: int) -> Path:
+    return out / 'parts' / f'{split}-{first:07d}-{last:07d}-{arrangements}.part'
 
 
 def _write_part(work: tuple[str, int, int, str, int, int]) -> int:
     from ki_sim.record import jpeg
 
     out, first, last, split, image_size, arrangements = Path(work[0]), *work[1:]
-    part = _part(out, split, first, last)
+    part = _part(out, split, first, last, arrangements)
     if part.exists():
         return last - first
     photographer = Photographer(image_size)

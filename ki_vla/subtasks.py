@@ -21,23 +21,25 @@ LONGEST = 40  # tokens of a subtask
 
 
 class Speaker:
-    """Says the next subtask of a policy of two levels.
+    """Says the next subtask of a policy of two levels; has nothing to say for any other.
 
     The words come from torch whatever computes the actions: decoding them is no part of the exported graphs, and needs
     a copy of the weights.
 
     Args:
-        bundle: of a policy with `Processing.subtasks`.
-        device: where its copy of the weights lives.
+        bundle: of the policy.
+        device: where the copy of its weights lives; a GPU, where there is one, unless given.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device | str = 'cpu') -> None:
+    def __init__(self, bundle: Bundle, device: torch.device | str | None = None) -> None:
         self._processor = bundle.processor
-        dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
-        self._model = bundle.model(device, dtype).eval()
+        self._model: KiVla | None = None
+        if bundle.processor.processing.subtasks:
+            place = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+            self._model = bundle.model(place, torch.float32 if place.type == 'cpu' else torch.bfloat16).eval()
 
     def next(self, images: Images, state: np.ndarray, instruction: str) -> str:
-        """The next subtask, boxes as location tokens; empty when the policy does not come to an end.
+        """The next subtask, boxes as location tokens; empty when there is none, or it does not come to an end.
 
         Args:
             images: by camera name.
@@ -47,6 +49,8 @@ class Speaker:
         Raises:
             VlaError: as `Processor.inputs`.
         """
+        if self._model is None:
+            return ''
         return say(self._model, self._processor, [self._processor.inputs(images, state, instruction, asks='Subtask')])[
             0
         ]
@@ -56,11 +60,6 @@ class Speaker:
         size = self._processor.config.vision.image_size
         black = np.zeros((size, size, 3), dtype=np.uint8)
         self.next(dict.fromkeys(self._processor.contract.camera_names, black), self._processor.state_stats.mean, 'wait')
-
-
-def speaker_of(bundle: Bundle, device: torch.device | str = 'cpu') -> Speaker | None:
-    """Who says the subtasks of a bundle's policy; None where it acts on the instruction alone."""
-    return Speaker(bundle, device) if bundle.processor.processing.subtasks else None
 
 
 def say(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> list[str]:

@@ -29,7 +29,8 @@ class Data:
         split_seed: another seed, another split.
         stride: every how many steps of an episode a sample begins.
         outcomes: episodes of which outcome take part.
-        subtask: share of the action samples that also say what comes next, where the data tell.
+        subtask: share of the action samples that also say what comes next, where the data tell; with `Run.subtasks`,
+            of those that say it and do not act, while the others act on it.
         task: instruction of recordings that carry none (when bags are indexed here).
         start_steps: how many steps the start of an episode has, see `Stage.starts`.
     """

@@ -195,6 +195,11 @@ def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train/*')}
 
 
+def test_more_arrangements_of_the_same_scenes_are_not_taken_for_done(tmp_path):
+    once = write(tmp_path, 2, 0, 'train', 32, workers=1)
+    assert write(tmp_path, 2, 0, 'train', 32, workers=1, arrangements=4) > 2 * once
+
+
 def test_wrong_orders_are_refused(tmp_path):
     with pytest.raises(SimError, match="split 'test' is not known"):
         write(tmp_path, 1, split='test')
