@@ -24,7 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 from ki_policy_node import diagnostics, process
 from ki_policy_node.errors import NodeError
 from ki_policy_node.follower import Follower, Hold
-from ki_policy_node.outputs import Output, Plan, make_output
+from ki_policy_node.outputs import Output, Plan, in_the_way, make_output
 from ki_policy_node.parameters import Parameters, Setting
 from ki_policy_node.safety import Event, Kind, Rules, Severity, State
 from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, joint_columns, on_incompatible
@@ -94,7 +94,10 @@ class ChunkExecutor(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> Any:
         """Reads the contract, makes every publisher and subscription."""
-        return process.told(self, self._configure, state, self._publish_state)
+        done = process.told(self, self._configure, state, self._publish_state)
+        if done != process.TransitionCallbackReturn.SUCCESS:
+            self._forget()
+        return done
 
     def _configure(self, state: LifecycleState) -> None:
         contract = load_contract(self.parameters['robot'])
@@ -122,9 +125,9 @@ class ChunkExecutor(LifecycleNode):
                     f'Robot {contract.name} commands {column.name} but does not measure it, so no hold is possible; '
                     'add it to the state of the contract.'
                 )
-        outputs = [make_output(self, spec, contract) for spec in contract.outputs]
+        for spec in contract.outputs:
+            self._outputs.append(make_output(self, spec, contract))
         self._follower = Follower(contract, limits, rules, round(1e9 / self.parameters['rate']))
-        self._outputs = outputs
         for stream in contract.state_streams:
             columns = joint_columns(contract, stream)
             kind = JointState if stream.type == 'joint_state' else Odometry
@@ -157,12 +160,7 @@ class ChunkExecutor(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> Any:
         """Frees what configure made."""
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        for output in self._outputs:
-            if output.publisher is not None:
-                self.destroy_publisher(output.publisher)
-        self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
+        self._forget()
         self._say('unconfigured')
         return process.TransitionCallbackReturn.SUCCESS
 
@@ -175,6 +173,16 @@ class ChunkExecutor(LifecycleNode):
         """The end of the process: the hold goes out and is acknowledged before the context dies."""
         self._last_word('the executor ends')
         self._say('ended')
+
+    def _forget(self) -> None:
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for output in self._outputs:
+            if output.publisher is not None:
+                self.destroy_publisher(output.publisher)
+        if self._jump is not None:
+            self._jump.unregister()
+        self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
 
     def _last_word(self, reason: str) -> None:
         self._stopping.set()
@@ -350,18 +358,9 @@ class ChunkExecutor(LifecycleNode):
         """Controllers that do not listen, and strangers that command the same topic."""
         if self._follower is None or self._dispatch is None:
             return
-        blocked, strangers = '', 0
-        for output in self._outputs:
-            if output.publisher is None:
-                continue
-            topic = output.publisher.topic_name
-            strangers = self.count_publishers(topic) - 1 if self.parameters['exclusive'] else 0
-            if strangers > 0:
-                blocked = f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.'
-            elif self.parameters['require_controllers'] and not output.publisher.get_subscription_count():
-                blocked = f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.'
-            if blocked:
-                break
+        blocked, strangers = in_the_way(
+            self, self._outputs, self.parameters['exclusive'], self.parameters['require_controllers']
+        )
         settling = time.monotonic() - self._begin_s < DISCOVERY_S
         if blocked and settling:
             blocked = LOOKING

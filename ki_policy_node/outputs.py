@@ -263,3 +263,21 @@ def make_output(node: Any, spec: OutputSpec, contract: Contract) -> Output:
     if str(spec.options.get('interface', 'topic')) == 'topic':
         return GripperTopicOutput(node, spec, contract)
     return GripperActionOutput(node, spec, contract)
+
+
+def in_the_way(node: Any, outputs: Sequence[Output], exclusive: bool, needs_listeners: bool) -> tuple[str, int]:
+    """Why nothing may be commanded: others on a command topic (if `exclusive`), or nobody (if `needs_listeners`).
+
+    Returns:
+        The sentence for the operator, empty when the way is free; and how many others publish there.
+    """
+    for output in outputs:
+        if output.publisher is None:
+            continue
+        topic = output.publisher.topic_name
+        strangers = node.count_publishers(topic) - 1 if exclusive else 0
+        if strangers > 0:
+            return f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.', strangers
+        if needs_listeners and not output.publisher.get_subscription_count():
+            return f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.', 0
+    return '', 0

@@ -219,6 +219,8 @@ class PolicyNode(LifecycleNode):
     def _forget(self) -> None:
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
+        if self._jump is not None:
+            self._jump.unregister()
         self._inputs, self._jump = [], None
         self._runner.forget()
 

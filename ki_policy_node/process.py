@@ -136,7 +136,8 @@ def on_clock_jump(node: LifecycleNode, act: Callable[[float], None]) -> Any:
     """Calls `act` with the seconds by which ROS time jumped: back at all, or ahead by more than a second.
 
     Returns:
-        A handle; the calls end with it.
+        A handle. Call its `unregister()` before letting go of it: the clock holds its bare address, and would call
+        freed memory, or refuse a later handle that happens to lie there.
     """
     threshold = JumpThreshold(
         min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
