@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ki._progress import progress
 from ki_robot.errors import KiError
 
 if TYPE_CHECKING:
@@ -188,14 +189,13 @@ def _make_room(out: Path, about: dict[str, Any]) -> None:
 
 def _convert(dataset: LerobotDataset, episodes: Sequence[int], out: Path) -> None:
     """Episodes as recordings; contract.yaml is written last, so that it says that all are there."""
-    from ki.bags import progress
     from training.from_lerobot import from_lerobot
 
     if (out / 'contract.yaml').is_file():
         return
     shutil.rmtree(out, ignore_errors=True)
-    with progress(f'recordings, {out.name}') as tell:
-        from_lerobot(dataset.folder, out, ROBOT, episodes, progress=tell)
+    with progress(f'recordings, {out.name}') as line:
+        from_lerobot(dataset.folder, out, ROBOT, episodes, progress=line.to)
     made = [path for path in out.glob('episode_*') if not path.name.endswith('.partial')]
     if len(made) < len(episodes):
         shutil.rmtree(out)
@@ -206,15 +206,14 @@ def _convert(dataset: LerobotDataset, episodes: Sequence[int], out: Path) -> Non
 
 
 def _index(recordings: Path) -> None:
-    from ki.bags import progress
     from ki_robot.contract import load_contract
     from training.bags import index_bags
     from training.episodes import Options
 
-    with progress('indexing') as tell:
+    with progress('indexing') as line:
         workers = os.cpu_count() or 1
         index_bags(
-            recordings, load_contract(ROBOT), recordings / 'index', Options(store='model'), workers, progress=tell
+            recordings, load_contract(ROBOT), recordings / 'index', Options(store='model'), workers, progress=line.to
         )
 
 

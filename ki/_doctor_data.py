@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ki.bags import open_index, progress
+from ki._progress import progress
+from ki.bags import open_index
 
 if TYPE_CHECKING:
     from ki_robot.contract import Contract
@@ -95,8 +96,8 @@ def report(
     else:
         if against is not None:
             data = against
-            with progress('indexing') as tell:
-                index = open_recordings(against, trained.contract, progress=tell)
+            with progress('indexing') as line:
+                index = open_recordings(against, trained.contract, progress=line.to)
         assert index is not None
         rows, found = _recorded(trained, index)
         here = str(data)
@@ -149,15 +150,11 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
 
 
 def _live(trained: _Trained, live: Live) -> tuple[Sequence[Difference], list[Finding], str]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from ki_policy_node.listening import listen
     from training import deployment
     from training.stats import dark_findings
 
-    with Progress(transient=True, console=Console(stderr=True)) as bar:
-        bar.add_task(f'listening for {live.seconds:g} s', total=None)
+    with progress(f'listening for {live.seconds:g} s'):
         heard = listen(trained.contract, live.seconds, live.wait_s, live.namespace, live.sim_time)
     rows = deployment.differences(trained.contract.state, trained.state, heard.states_TS)
     found = deployment.difference_findings(rows)

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ki._processes import Processes, Program
+from ki._progress import progress
 from ki_robot.errors import KiError
 
 START_S = 120.0
@@ -117,8 +117,6 @@ def evaluate_live(
     stack: Stack, tasks: Sequence[str], seeds: Sequence[int], split: str, paired: bool, out: Path
 ) -> Iterator[Any]:
     """Reports of tasks, each also as JSON in `out`, from episodes played by the whole stack."""
-    from rich.progress import Progress
-
     from ki_sim.referee import Match, evaluate
     from ki_sim.serving import check
 
@@ -126,11 +124,9 @@ def evaluate_live(
         check('task', name)
     with running(stack.programs(), out / 'nodes.log', private_domain()) as port:
         for name in tasks:
-            with Progress(transient=True) as bar:
-                line = bar.add_task(name, total=len(seeds) * (2 if paired else 1))
+            with progress(name, len(seeds) * (2 if paired else 1)) as line:
                 match, described = Match(stack.plan, split), stack.described() | {'split': split, 'paired': paired}
-                advance = partial(bar.advance, line)
-                report = evaluate(port, name, seeds, match, described, lambda _, go=advance: go(), paired)
+                report = evaluate(port, name, seeds, match, described, line.advance, paired)
             report.save(out / f'{name}-through-node.json')
             yield report
 

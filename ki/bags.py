@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ki._progress import progress
 
 if TYPE_CHECKING:
     from training.bags import Index
@@ -50,9 +51,11 @@ def index(
         store=store,
         remap=pairs(remap or [], ':='),
     )
-    with progress('indexing') as tell:
+    with progress('indexing') as line:
         contract = load_contract(robot)
-        made = index_bags(data, contract, out or index_folder(data), options, workers or os.cpu_count() or 1, ray, tell)
+        made = index_bags(
+            data, contract, out or index_folder(data), options, workers or os.cpu_count() or 1, ray, line.to
+        )
     summary(made)
     show_problems(made.problems)
     if not made.episodes:
@@ -100,8 +103,8 @@ def check(
     """Is the index whole? Exit status 1 when it is damaged; what a model would learn from it, `ki doctor data` says."""
     from training.bags import check_index
 
-    with progress('checking') as tell:
-        problems = check_index(open_index(data), deep, tell)
+    with progress('checking') as line:
+        problems = check_index(open_index(data), deep, line.to)
     show_problems(problems)
     if {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds():
         raise typer.Exit(1)
@@ -165,9 +168,9 @@ def to_lerobot_command(
 
     from training.lerobot_format import to_lerobot
 
-    with progress('writing') as tell:
+    with progress('writing') as line:
         found = open_index(data)
-        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=tell)
+        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=line.to)
     show_problems(problems)
     print(f'{out}: written')
 
@@ -183,8 +186,8 @@ def from_lerobot_command(
     """Writes a LeRobot dataset as recordings (rosbag2, MCAP) and a contract."""
     from training.from_lerobot import from_lerobot
 
-    with progress('writing') as tell:
-        contract, problems = from_lerobot(source, out, robot, episode, quality, tell)
+    with progress('writing') as line:
+        contract, problems = from_lerobot(source, out, robot, episode, quality, line.to)
     show_problems(problems)
     print(f'{out}: recordings of {contract.name}, and contract.yaml')
     if robot is None:
@@ -208,28 +211,6 @@ def pairs(texts: Iterable[str], sign: str) -> dict[str, str]:
             raise typer.BadParameter(f'{text!r} is not NAME{sign}VALUE')
         found[key] = value
     return found
-
-
-@contextmanager
-def progress(what: str) -> Any:
-    """A bar; gives the function that moves it: (done, all, name)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[name]}'),
-    )
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(what, total=None, name='')
-
-        def tell(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, name=Path(name).name)
-
-        teller: Callable[[int, int, str], None] = tell
-        yield teller
 
 
 def summary(found: Index) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ki._progress import progress
+
 app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
 
 
@@ -65,8 +67,6 @@ def sim(
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot.
     """
-    from rich.progress import Progress
-
     from ki._sim_policy import BundlePolicy
     from ki._sim_stack import Stack, evaluate_live
     from ki_robot.errors import KiError
@@ -88,13 +88,10 @@ def sim(
     policy = BundlePolicy(bundle, backend, seed)
     try:
         for name in names:
-            with Progress(transient=True) as bar:
-                line = bar.add_task(name, total=seeds * (2 if paired else 1))
+            with progress(name, seeds * (2 if paired else 1)) as line:
                 scenes = range(first_seed, first_seed + seeds)
                 videos = out / 'films' if films else None
-                report = evaluate(
-                    policy, name, scenes, settings, videos, lambda _, line=line: bar.advance(line), paired
-                )
+                report = evaluate(policy, name, scenes, settings, videos, line.advance, paired)
             report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
             report.save(out / f'{name}.json')
             print(_row(report.summary()))

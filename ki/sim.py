@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ki._progress import progress
+
 app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make knowledge data, take pictures.')
 
 Out = Annotated[Path, typer.Option(help='Folder to write to.')]
@@ -64,8 +66,6 @@ def record(
     """
     from collections import Counter
 
-    from rich.progress import Progress
-
     from ki._sim_stack import record_live
     from ki_sim.batch import Result, jobs, record
     from ki_sim.tasks import TASKS
@@ -73,12 +73,11 @@ def record(
     names = list(TASKS) if task == ['all'] else task
     work = jobs(names, episodes, out, first_seed, format, 'train', image_size, quality, keep_failures)
     count: Counter[str] = Counter()
-    with Progress() as bar:
-        line = bar.add_task('recording', total=len(work))
+    with progress('recording', len(work)) as line:
 
         def tell(result: Result) -> None:
             count[result.status] += 1
-            bar.advance(line)
+            line.advance()
 
         if offline or format == 'npz':
             record(work, workers, tell)
@@ -98,16 +97,13 @@ def expert(
     """How often the scripted expert succeeds, per task."""
     import json
 
-    from rich.progress import Progress
-
     from ki_sim.evaluate import expert_table
     from ki_sim.tasks import TASKS
 
     names = task or list(TASKS)
-    with Progress() as bar:
-        line = bar.add_task('expert', total=len(names) * seeds)
+    with progress('expert', len(names) * seeds) as line:
         seen = range(first_seed, first_seed + seeds)
-        reports = expert_table(names, seen, 'train', workers, lambda _: bar.advance(line))
+        reports = expert_table(names, seen, 'train', workers, line.advance)
     # Tasks that were measured before and are not now keep their rows.
     table = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
     for name, report in reports.items():
@@ -130,13 +126,10 @@ def knowledge(
     workers: Workers = 0,
 ) -> None:
     """Captions, questions and boxes with their true answers, as JSONL and images."""
-    from rich.progress import Progress
-
     from ki_sim.knowledge import write
 
-    with Progress() as bar:
-        line = bar.add_task('scenes', total=scenes)
-        count = write(out, scenes, first_seed, split, image_size, workers, lambda: bar.advance(line), arrangements)
+    with progress('scenes', scenes) as line:
+        count = write(out, scenes, first_seed, split, image_size, workers, line.advance, arrangements)
     print(f'{count} lines about {scenes} scenes in {out / f"{split}.jsonl"}')
 
 

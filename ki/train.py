@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ki._progress import progress
+
 if TYPE_CHECKING:
     from training.config import Run, Simulate
 
@@ -75,33 +77,28 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
 
 def simulate(wanted: Simulate) -> None:
     """Recordings of the expert and pictures with words, as arrays and without ROS; what is there stays."""
-    from rich.progress import Progress
-
     from ki_sim.batch import jobs, record
     from ki_sim.knowledge import write
     from ki_sim.tasks import TASKS
 
     out, tasks = Path(wanted.out), list(TASKS) if wanted.tasks == ('all',) else list(wanted.tasks)
     work = jobs(tasks, wanted.episodes, out / 'arrays', wanted.first_seed, 'npz', image_size=wanted.image_size)
-    with Progress() as bar:
-        line = bar.add_task('episodes', total=len(work))
-        made = record(work, wanted.workers, lambda _: bar.advance(line))
-        failed = sum(result.status == 'failed' for result in made)
-        for split, scenes, arrangements in (
-            ('train', wanted.scenes, wanted.arrangements),
-            ('heldout', wanted.held_scenes, 1),
-        ):
-            if scenes:
-                line = bar.add_task(f'scenes, {split}', total=scenes)
-                write(
-                    out / 'knowledge', scenes, 0, split, wanted.image_size, wanted.workers,
-                    lambda line=line: bar.advance(line), arrangements,
-                )  # fmt: skip
+    with progress('episodes', len(work)) as line:
+        made = record(work, wanted.workers, line.advance)
+    failed = sum(result.status == 'failed' for result in made)
+    for split, scenes, arrangements in (
+        ('train', wanted.scenes, wanted.arrangements),
+        ('heldout', wanted.held_scenes, 1),
+    ):
+        if scenes:
+            with progress(f'scenes, {split}', scenes) as line:
+                size, workers = wanted.image_size, wanted.workers
+                write(out / 'knowledge', scenes, 0, split, size, workers, line.advance, arrangements)
     print(f'{out}: {len(made) - failed} episodes ({failed} failed and left out), {wanted.scenes} scenes')
 
 
 def fit(run: Run) -> Path | None:
-    """Trains with bars on the terminal; the bundle, or None when it was asked to stop."""
+    """Trains with bars on a terminal, with lines in a file; the bundle, or None when it was asked to stop."""
     import os
     import warnings
 
@@ -124,8 +121,12 @@ def fit(run: Run) -> Path | None:
                 bar.print(_begin(values))
             elif kind == 'stage':
                 shown['task'] = bar.add_task(values['name'], total=values['steps'], losses='')
+                if not console.is_terminal:
+                    bar.print(f'{values["name"]}: {values["steps"]} steps')
             elif kind == 'step':
                 bar.update(shown['task'], completed=values['step'], losses=_losses(values))
+                if not console.is_terminal:
+                    bar.print(f'  step {values["step"]}: {_losses(values)}')
             elif kind == 'validation':
                 bar.print(f'  step {values["step"]}: held out {_losses(values)}')
             elif kind == 'warning':

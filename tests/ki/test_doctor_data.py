@@ -76,7 +76,7 @@ def test_sound_recordings_are_found_sound(trained: Path) -> None:
     result = run(trained)
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1].startswith(('Nothing suspicious', 'Usable'))
-    plain = json.loads(run(trained, '--json').output)
+    plain = json.loads(run(trained, '--json').stdout)
     assert plain['serious'] is False
     assert plain['columns'] == []
     assert not [each for each in plain['findings'] if each['level'] == 'error']
@@ -88,7 +88,7 @@ def test_recordings_from_elsewhere_are_indexed_and_compared(
     same = run(trained, '--against', record(tmp_path / 'same', swing), '--json')
     assert same.exit_code == 0, same.output
     assert (tmp_path / 'same.index' / 'index.json').is_file()
-    plain = json.loads(same.output)
+    plain = json.loads(same.stdout)
     assert [row['column'] for row in plain['columns']] == [f'{joint}/position' for joint in JOINTS]
     assert not any(row['level'] for row in plain['columns'])
     assert max(row['outside'] for row in plain['columns']) < 0.2
@@ -104,7 +104,7 @@ def test_a_bundle_stands_for_the_data_it_was_trained_on(trained: Path, small: Co
     from ki_vla.untrained import write_untrained
 
     write_untrained(tmp_path / 'bundle', small)  # its statistics reach from -1 to 1, the gripper from -1.5 to 1.5
-    plain = json.loads(run(trained, '--bundle', tmp_path / 'bundle', '--json').output)
+    plain = json.loads(run(trained, '--bundle', tmp_path / 'bundle', '--json').stdout)
     rows = {row['column']: row for row in plain['columns']}
     assert 'compared with untrained@' in plain['compared']
     assert rows['joint1/position']['outside'] == 0.0

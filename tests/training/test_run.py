@@ -175,3 +175,15 @@ def test_a_stage_may_draw_the_starts_of_episodes_more_often(run_of: MakeRun) -> 
     assert open_sources(run_of()).starts is None
     with pytest.raises(TrainingError, match='actions, starts and vlm are all 0'):
         run_of({'actions': 0.0, 'vlm': 0.0})
+
+
+def test_a_run_without_a_terminal_writes_lines(run_of: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    from ki.train import fit
+
+    run = run_of(log_every=2)
+    assert fit(run) is not None
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line == f'vla: {run.stages[0].steps} steps' for line in lines), lines
+    assert [line.split(':')[0] for line in lines if line.startswith('  step ') and 'samples/s' in line] == [
+        '  step 2', '  step 4', '  step 6',
+    ]  # fmt: skip
