@@ -132,7 +132,10 @@ def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, 
     Raises:
         TrainingError: names the first field that differs.
     """
-    there, here = dict(_flat(state.get('identity', {}))), dict(_flat(identity))
+    written = state.get('identity', {})
+    # A checkpoint from before an entry was recorded says nothing of it.
+    known = json.loads(json.dumps({key: each for key, each in identity.items() if key in written}))
+    there, here = dict(_flat(written)), dict(_flat(known))
     for name in sorted(set(there) | set(here)):
         if there.get(name) != here.get(name):
             raise TrainingError(
@@ -146,7 +149,7 @@ def _flat(data: Any, where: str = '') -> Any:
         for key, value in data.items():
             yield from _flat(value, f'{where}.{key}' if where else str(key))
     else:
-        yield where, list(data) if isinstance(data, tuple) else data
+        yield where, data
 
 
 def _sync(path: Path) -> None:

@@ -31,6 +31,7 @@ from training.config import Run
 from training.dataset import EpisodeDataset
 from training.errors import TrainingError
 from training.fast_fit import FastReport, fit_fast
+from training.parts import Parts
 from training.samples import requantised
 from training.stats import compute_stats
 from training.vlm_data import VlmDataset
@@ -41,15 +42,19 @@ TEXTS = 20_000
 
 @dataclass(frozen=True)
 class Beginning:
-    """A processor, weights, and what was measured on the way."""
+    """A processor, weights, and what the processor was made of."""
 
     processor: Processor
     model: KiVla
-    fast: FastReport | None
+    parts: Parts
 
 
 def begin(
-    run: Run, dataset: EpisodeDataset, vlm: Sequence[VlmDataset], stats: dict[str, Stats] | None = None
+    run: Run,
+    dataset: EpisodeDataset,
+    vlm: Sequence[VlmDataset],
+    stats: dict[str, Stats] | None = None,
+    kept: Parts | None = None,
 ) -> Beginning:
     """Puts a policy together for a run.
 
@@ -58,6 +63,7 @@ def begin(
         dataset: the training split.
         vlm: pictures with words, for the tokenizer.
         stats: in place of those of the dataset.
+        kept: what the run was begun with, in place of what would be fitted on the data now.
 
     Raises:
         TrainingError: stages that need different models, or statistics of another robot.
@@ -66,17 +72,18 @@ def begin(
     start = None if run.start is None else load_bundle(run.start)
     if start is not None:
         start.check(dataset.contract)
-    stats = stats or compute_stats(dataset)
+    stats = stats or (compute_stats(dataset) if kept is None else kept.stats)
     config = _config(run, dataset, start)
-    tokenizer = _tokenizer(run, dataset, vlm, stats, config, start)
-    codec, report = _codec(run, dataset, stats, config, tokenizer, start)
+    tokenizer = _tokenizer(run, dataset, vlm, stats, config, start, kept)
+    codec, report = _codec(run, dataset, stats, config, tokenizer, start, kept)
+    parts = Parts(stats, tokenizer, codec, report)
     if start is None:
-        config = _with_room(run, config, dataset, stats, tokenizer, codec, report)
+        config = _with_room(run, config, dataset, parts)
     processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
     processor = Processor(dataset.contract, stats['state'], stats['actions'], tokenizer, codec, config, processing)
     if start is not None:
-        return Beginning(processor, start.model(dtype=torch.float32), report)
-    return Beginning(processor, initialise(KiVla(config), torch.Generator().manual_seed(run.seed)), report)
+        return Beginning(processor, start.model(dtype=torch.float32), parts)
+    return Beginning(processor, initialise(KiVla(config), torch.Generator().manual_seed(run.seed)), parts)
 
 
 def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
@@ -146,12 +153,15 @@ def _tokenizer(
     stats: dict[str, Stats],
     config: ModelConfig,
     start: Bundle | None,
+    kept: Parts | None,
 ) -> TextTokenizer:
     if start is not None:
         return start.processor.tokenizer
     if run.tokens.tokenizer is not None:
         path = Path(run.tokens.tokenizer)
         return load_tokenizer(path) if (path / 'vocabulary.json').is_file() else load_gemma(path)
+    if kept is not None:
+        return kept.tokenizer
     texts = _prompts(run, dataset, stats)
     for source in vlm:
         for question, answer in source.texts(TEXTS):
@@ -188,6 +198,7 @@ def _codec(
     config: ModelConfig,
     tokenizer: TextTokenizer,
     start: Bundle | None,
+    kept: Parts | None,
 ) -> tuple[ActionCodec | None, FastReport | None]:
     """The codec that the stages' recipes name; where none of them does, FAST, so that the bundle can still say it."""
     wanted = {recipe(stage.recipe).targets for stage in run.stages} - {'none'}
@@ -201,26 +212,21 @@ def _codec(
     if kind.startswith('naive'):
         bins = min(256, tokenizer.vocabulary.action_size)
         return NaiveCodec(config.horizon, len(dataset.contract.actions), bins, 5 if kind.endswith('5') else 1), None
+    if kept is not None:
+        return kept.codec, kept.fast
     size = min(run.tokens.actions, tokenizer.vocabulary.action_size)
     return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
 
 
-def _with_room(
-    run: Run,
-    config: ModelConfig,
-    dataset: EpisodeDataset,
-    stats: dict[str, Stats],
-    tokenizer: TextTokenizer,
-    codec: ActionCodec | None,
-    report: FastReport | None,
-) -> ModelConfig:
+def _with_room(run: Run, config: ModelConfig, dataset: EpisodeDataset, parts: Parts) -> ModelConfig:
     """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
     changes = {}
     if 'max_prompt' not in run.model:
-        texts = _prompts(run, dataset, stats, with_state=config.state_repr == 'text')
-        longest = max(len(tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
+        texts = _prompts(run, dataset, parts.stats, with_state=config.state_repr == 'text')
+        longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
         changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
-    if 'max_targets' not in run.model and codec is not None:
-        most = codec.values if report is None else min(2 * report.tokens_max, codec.values)
+    if 'max_targets' not in run.model and parts.codec is not None:
+        values, fast = parts.codec.values, parts.fast
+        most = values if fast is None else min(2 * fast.tokens_max, values)
         changes['max_targets'] = max(config.max_targets, most + 48)
     return replace(config, **changes)

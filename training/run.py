@@ -1,6 +1,7 @@
 """A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it may be called any time.
 
 OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, what was measured on the data
+    parts/                                    statistics, tokenizer and FAST that its weights are trained with
     STAGE/metrics.jsonl  curves.png  tensorboard/  checkpoints/
     bundle/                                   what `ki up`, `ki eval` and `ki export` take
 """
@@ -26,6 +27,7 @@ from training.dataset import EpisodeDataset, split_episodes
 from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
 from training.mixture import Draw, Part
+from training.parts import PARTS, Parts, load_parts, save_parts
 from training.policy import Beginning, begin, stats_file
 from training.recordings import open_recordings
 from training.report import origin, write_json
@@ -63,9 +65,10 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         sources = open_sources(run, world)
         stats = None if run.stats is None else stats_file(run.stats, sources.train)
         vlm = [sources.vlm] if sources.vlm is not None else []
-        beginning = begin(run, sources.train, vlm, stats)
+        kept = _kept_parts(run)
+        beginning = begin(run, sources.train, vlm, stats, kept)
         if world.first:
-            _describe(run, sources, beginning)
+            _describe(run, sources, beginning, fresh=kept is None)
         tell('begin', _facts(run, sources, beginning))
         model: KiVla | None = beginning.model
         processor = beginning.processor
@@ -218,12 +221,19 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     return parts
 
 
+def _kept_parts(run: Run) -> Parts | None:
+    """What the weights of the run were trained with; None where there are none yet, and data or settings may change."""
+    folder = Path(run.out) / PARTS
+    begun = any(checkpoints(Path(run.out) / stage.name / 'checkpoints') for stage in run.stages)
+    return load_parts(folder) if begun and folder.is_dir() else None
+
+
 def _is_done(trainer: Trainer) -> bool:
     found = checkpoints(trainer.store)
     if not found:
         return False
     state = read_state(found[-1])
-    check_identity(found[-1], state, _plain(trainer.identity))
+    check_identity(found[-1], state, trainer.identity)
     return bool(state['step'] >= trainer.stage.steps)
 
 
@@ -259,19 +269,21 @@ def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
         'held_episodes': 0 if sources.held is None else len(sources.held.episode_numbers),
         'vlm': 0 if sources.vlm is None else len(sources.vlm),
         'parameters': sum(p.numel() for p in beginning.model.parameters()),
-        'fast': None if beginning.fast is None else beginning.fast.to_dict(),
+        'fast': None if beginning.parts.fast is None else beginning.parts.fast.to_dict(),
         'max_prompt': beginning.processor.config.max_prompt,
         'max_targets': beginning.processor.config.max_targets,
     }
 
 
-def _describe(run: Run, sources: Sources, beginning: Beginning) -> None:
+def _describe(run: Run, sources: Sources, beginning: Beginning, fresh: bool) -> None:
     out = Path(run.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'config.yaml').write_text(yaml.safe_dump(run.to_dict(), sort_keys=False), encoding='utf-8')
         write_json(out / 'origin.json', origin(sources.index.hash))
         write_json(out / 'policy.json', _facts(run, sources, beginning))
+        if fresh:
+            save_parts(out / PARTS, beginning.parts)
     except OSError as error:
         raise TrainingError(f'{out} cannot be written: {error}.') from error
 

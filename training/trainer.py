@@ -37,12 +37,15 @@ from training.distributed import (
 from training.errors import TrainingError
 from training.lora import add_lora, freeze_base
 from training.mixture import Loader, Mixture, Part, Sampler
+from training.parts import digests
 from training.report import Journal
 from training.samples import Packer, Packet, counts
 from training.schedule import Averaged, make_optimiser, set_rate
+from training.vlm_data import VlmDataset
 
 Tell = Callable[[str, dict[str, Any]], None]
 PARTS = ('text', 'fast', 'flow')
+DRAWN = ('validation', 'split_seed', 'stride', 'outcomes', 'subtask', 'start_steps')  # decide which samples are drawn
 
 
 @dataclass
@@ -110,6 +113,9 @@ class Trainer:
             'tokens': asdict(run.tokens),
             'processing': asdict(processor.processing),
             'lora': run.lora,
+            'parts': digests(processor),
+            'data.vlm': [part.source.hash for part in parts if isinstance(part.source, VlmDataset)],
+            **{f'data.{name}': getattr(run.data, name) for name in DRAWN},
         }
         packer = Packer(
             processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
@@ -349,7 +355,7 @@ class Trainer:
         if not found:
             return
         checkpoint = read_checkpoint(found[-1])
-        check_identity(found[-1], checkpoint.state, _json_like(self.identity))
+        check_identity(found[-1], checkpoint.state, self.identity)
         load_weights(self.model, checkpoint.weights)
         self.step = checkpoint.step
         self.current = self.recipe.at(min(self.step, self.stage.steps - 1) / self.stage.steps)
@@ -389,10 +395,3 @@ class Trainer:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
-
-
-def _json_like(value: Any) -> Any:
-    """As it comes back from JSON."""
-    import json
-
-    return json.loads(json.dumps(value))

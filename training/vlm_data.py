@@ -8,6 +8,7 @@ JSONL, one object a line: {"image": "a.jpg" | ["a.jpg", ...], "prompt": "...", "
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 import threading
@@ -108,6 +109,15 @@ class VlmDataset:
         for row in self._rows:
             found[row.kind] = found.get(row.kind, 0) + 1
         return found
+
+    @property
+    def hash(self) -> str:
+        """sha256 over texts, kinds and the names of pictures, in order; wherever the files lie."""
+        digest = hashlib.sha256()
+        for row in self._rows:
+            names = [each.name if isinstance(each, Path) else each for each in row.images]
+            digest.update(json.dumps([row.question, row.answer, row.kind, names]).encode())
+        return digest.hexdigest()
 
     def texts(self, most: int) -> list[tuple[str, str]]:
         """Question and answer of up to `most` samples, spread evenly over all of them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from ki_robot.transforms import load_stats, save_stats
 from ki_vla.bundle import load_bundle
 from ki_vla.recipes import RECIPES
 from training.checkpoint import checkpoints, read_checkpoint, shipped_weights
 from training.errors import TrainingError
+from training.parts import digests
 from training.report import CURVES, read_metrics
 from training.run import train
 
@@ -168,3 +172,38 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(run_of: MakeRun) -> Non
 def test_a_batch_that_cannot_be_shared_is_refused(run_of: MakeRun) -> None:
     with pytest.raises(TrainingError, match='batch 4 is not a multiple of accumulate'):
         run_of({'accumulate': 3})
+
+
+def test_a_run_goes_on_with_the_vocabulary_it_was_begun_with(run_of: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(run_of({'steps': 2}))
+    before = load_bundle(Path(run_of().out) / 'bundle').processor
+    for name in ('compute_stats', 'train_tokenizer', 'fit_fast'):
+        monkeypatch.setattr(f'training.policy.{name}', lambda *given, **named: pytest.fail('fitted again'))
+    checkpoint = checkpoints(Path(run_of().out) / 'vla' / 'checkpoints')[-1]
+    state = json.loads((checkpoint / 'state.json').read_text())
+    train(run_of({'steps': 2}))
+    after = load_bundle(Path(run_of().out) / 'bundle').processor
+    assert digests(after) == digests(before) == state['identity']['parts']
+    assert after.config == before.config
+
+
+def test_other_words_other_parts_and_another_choice_of_samples_are_refused_by_field(
+    run_of: MakeRun, words_file: Path
+) -> None:
+    run = run_of({'steps': 2})
+    train(run)
+    lines = words_file.read_text()
+    words_file.write_text(lines.replace('"red"', '"crimson"'))
+    with pytest.raises(TrainingError, match=r'another run: data\.vlm is'):
+        train(run)
+    words_file.write_text(lines)
+    with pytest.raises(TrainingError, match=r'another run: data\.stride is 1 there and 2 here'):
+        train(replace(run, data=replace(run.data, stride=2)))
+    wider = load_stats(Path(run.out) / 'parts' / 'stats.json')
+    wider['state'] = replace(wider['state'], q99=wider['state'].q99 + 1.0)
+    save_stats(words_file.parent / 'stats.json', wider)
+    with pytest.raises(TrainingError, match=r'another run: parts\.statistics is'):
+        train(replace(run, stats=str(words_file.parent / 'stats.json')))
+    (Path(run.out) / 'parts' / 'tokenizer' / 'tokenizer.json').unlink()
+    with pytest.raises(TrainingError, match=r'parts is damaged .*take it from a copy'):
+        train(run)
