@@ -80,7 +80,7 @@ def messages_of(
     """
     try:
         with _Quick(path) as quick:
-            trusted = declared is None or quick.count == declared
+            trusted = quick.indexed and (declared is None or quick.count == declared)
             if trusted:
                 for message in quick.messages(wanted):
                     yield from _counted(message, report)
@@ -139,6 +139,11 @@ class _Quick:
         return int(self._reader.message_count)
 
     @property
+    def indexed(self) -> bool:
+        """Whether every chunk says where its messages are; it need not, and the messages of others are not given."""
+        return all(chunk.message_index_offsets for chunk in getattr(self._reader.storage, 'chunks', ()))
+
+    @property
     def channels(self) -> list[Channel]:
         from rosbags.interfaces import MessageDefinitionFormat
 
@@ -148,7 +153,7 @@ class _Quick:
                 each.msgtype,
                 getattr(each.ext, 'serialization_format', 'cdr'),
                 each.msgdef.data if each.msgdef.format == MessageDefinitionFormat.MSG else '',
-                each.msgcount,
+                each.msgcount if self.indexed else each.msgcount or None,
             )
             for each in self._reader.connections
         ]

@@ -110,6 +110,26 @@ def test_compressed_recordings_are_read(tmp_path: Path, plugin: str, mode: str) 
     assert len(bag.problems) == 0
 
 
+@pytest.mark.parametrize('statistics', [True, False])
+def test_a_file_whose_chunks_do_not_say_where_messages_are_is_read_whole(
+    tmp_path: Path, cdr_text: Callable[[str], bytes], statistics: bool
+) -> None:
+    from mcap.writer import IndexType, Writer
+
+    with (tmp_path / 'x.mcap').open('wb') as stream:
+        writer = Writer(stream, index_types=IndexType.CHUNK, use_statistics=statistics, chunk_size=200)
+        writer.start('ros2', 'test')
+        schema = writer.register_schema('std_msgs/msg/String', 'ros2msg', b'string data')
+        channel = writer.register_channel('/a', 'cdr', schema)
+        for index in range(20):
+            writer.add_message(channel, index + 1, cdr_text(f'{index:04d}' * 9), index + 1)
+        writer.finish()
+    bag = open_bag(tmp_path / 'x.mcap')
+    assert [bag.decode(each).data[:4] for each in bag.messages(['/a'])] == [f'{index:04d}' for index in range(20)]
+    assert len(bag.problems) == 0
+    assert bag.topics['/a'].count == (20 if statistics else None)
+
+
 def test_truncated_file_is_read_up_to_the_cut(make_bag: MakeBag) -> None:
     whole = make_bag(count=3000)
     file = only_file(whole)
