@@ -7,6 +7,7 @@ is its seed and its position. Rank r of W takes the draws p with p % W == r.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from training.errors import TrainingError
 from training.memory import keep_freed_memory
 
 BLOCK = 4096  # draws whose sources are decided at once
+GRACE_S = 60  # of a worker process, after the first SIGTERM
 
 
 class Source(Protocol):
@@ -271,6 +273,11 @@ _work: dict[str, Any] = {}  # of a worker process
 def _begin(mixture: Mixture, collate: Callable[[list[Draw]], Any]) -> None:
     import cv2
 
+    # A terminal and a job manager tell every process of a run, but the trainer alone decides: it still wants the
+    # samples of the step in hand, then it saves and closes the pool. A pool that lost a worker ends the others with
+    # SIGTERM and waits for them, so that one ends them, later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
     cv2.setNumThreads(1)
     keep_freed_memory()
     _work.update(mixture=mixture, collate=collate)

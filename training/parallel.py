@@ -53,7 +53,8 @@ def _begin() -> None:
 def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Any]]:
     left = dict(enumerate(jobs))
     context = multiprocessing.get_context('spawn')  # fork would copy locks that other threads hold
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin)
+    try:
         futures: dict[Future[Any], int] = {pool.submit(work, job): number for number, job in left.items()}
         for future in as_completed(futures):
             try:
@@ -64,6 +65,8 @@ def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[t
                 result = error
             left.pop(futures[future])
             yield futures[future], result
+    finally:
+        pool.shutdown(cancel_futures=True)  # who stops, by Ctrl-C or otherwise, does not wait for jobs not yet begun
     # Who killed the pool is not known: each job that is left gets a process of its own.
     for number, job in left.items():
         with ProcessPoolExecutor(1, context, initializer=_begin) as pool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import time
 from collections import Counter
 from typing import Any
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.errors import TrainingError
-from training.mixture import BLOCK, Draw, Loader, Mixture, Part, Sampler
+from training.mixture import BLOCK, GRACE_S, Draw, Loader, Mixture, Part, Sampler, _begin
 
 
 class Numbers:
@@ -128,3 +131,26 @@ def test_impossible_mixtures_are_refused() -> None:
     ):
         with pytest.raises(TrainingError, match=match):
             Mixture(parts)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_every_process_leaves_the_samples_of_the_step_in_hand(number: int) -> None:
+    loader = Loader(Sampler(make()), 4, slow_collate, workers=1, processes=True, steps=6)
+    batches = iter(loader)
+    got = [next(batches)]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, number)
+    got += list(batches)
+    assert got == list(Loader(Sampler(make()), 4, collate, workers=0, steps=6))
+
+
+def test_a_worker_that_outlives_its_trainer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('training.mixture.keep_freed_memory', lambda: None)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _begin(make(), collate)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert 0 < signal.alarm(0) <= GRACE_S
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

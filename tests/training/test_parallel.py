@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,3 +50,20 @@ def test_a_missing_ray_is_told_with_the_mend() -> None:
 def test_ray_gives_the_same() -> None:
     jobs = [{'number': number} for number in range(3)]
     assert dict(run_all(double, jobs, ray=True)) == {number: {'twice': 2 * number} for number in range(3)}
+
+
+def slow(job: dict[str, Any]) -> dict[str, Any]:
+    import time
+
+    time.sleep(0.2)
+    with open(job['done'], 'a', encoding='utf-8') as file:
+        file.write('x')
+    return {}
+
+
+def test_who_stops_does_not_wait_for_jobs_not_yet_begun(tmp_path: Path) -> None:
+    jobs = [{'done': str(tmp_path / 'done')} for _ in range(40)]
+    results = run_all(slow, jobs, 2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len((tmp_path / 'done').read_text()) < 12
