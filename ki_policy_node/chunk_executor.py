@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.follower import Follower, Hold
 from ki_policy_node.outputs import Output, Plan, in_the_way, make_output
 from ki_policy_node.parameters import Parameters, Setting
-from ki_policy_node.safety import Event, Kind, Rules, Severity, State
-from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, joint_columns, on_incompatible
+from ki_policy_node.safety import Event, Kind, Severity, State, rules_of
+from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
 from ki_robot.contract import load_contract
 from ki_robot.errors import Reason, Rejected
-from ki_robot.guard import GuardPolicy
 from ki_robot.limits import action_limits, read_limits
 from ki_robot.messages import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
 from ki_robot.names import interface_of
@@ -101,23 +101,8 @@ class ChunkExecutor(LifecycleNode):
 
     def _configure(self, state: LifecycleState) -> None:
         contract = load_contract(self.parameters['robot'])
-        excess = self.parameters['on_limit']
-        policy = GuardPolicy(
-            position=excess,
-            velocity=excess,
-            acceleration=excess,
-            jump_s=self.parameters['start_jump'],
-            max_age_ns=round(self.parameters['max_observation_age'] * 1e9),
-        )
         files = [read_limits(Path(name)) for name in (self.parameters['limits_file'],) if name]
-        limits = action_limits(contract, *files)
-        rules = Rules(
-            state_timeout_ns=round(self.parameters['state_timeout'] * 1e9),
-            status_timeout_ns=round(self.parameters['status_timeout'] * 1e9),
-            chunk_timeout_ns=round(self.parameters['chunk_timeout'] * 1e9),
-            max_tracking_error=self.parameters['max_tracking_error'],
-            guard=policy,
-        )
+        limits, rules = action_limits(contract, *files), rules_of(self.parameters)
         measured = set(contract.state_names)
         for column in contract.actions:
             if interface_of(column.name) == 'position' and column.name not in measured:
@@ -134,7 +119,7 @@ class ChunkExecutor(LifecycleNode):
             self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
-        self._listen(Bool, 'estop', self._on_estop, LATCHED)
+        self._inputs += hear_everybody(self, Bool, 'estop', self._on_estop)
         self._jump = process.on_clock_jump(self, self._on_clock_jump)
         self._say('inactive')
 
@@ -178,8 +163,7 @@ class ChunkExecutor(LifecycleNode):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         for output in self._outputs:
-            if output.publisher is not None:
-                self.destroy_publisher(output.publisher)
+            output.close()
         if self._jump is not None:
             self._jump.unregister()
         self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
@@ -203,9 +187,15 @@ class ChunkExecutor(LifecycleNode):
             self.create_subscription(kind, topic, callback, qos, event_callbacks=on_incompatible(self, topic))
         )
 
+    def _follow(self, act: Callable[[Follower], None]) -> None:
+        """Tells the follower something, under the lock; a message that comes after the cleanup is for nobody."""
+        follower = self._follower
+        if follower is not None:
+            with self._lock:
+                act(follower)
+
     def _on_state(self, stream: Any, columns: list[str]) -> Any:
         def store(message: Any) -> None:
-            assert self._follower is not None
             steady_ns = time.monotonic_ns()
             try:
                 if stream.type == 'joint_state':
@@ -213,43 +203,35 @@ class ChunkExecutor(LifecycleNode):
                 else:
                     values = odometry_values(message, columns)
             except Rejected as error:
-                with self._lock:
-                    self._follower.on_invalid_state(str(error), error.reason is Reason.NON_FINITE, steady_ns)
+                text, non_finite = str(error), error.reason is Reason.NON_FINITE
+                self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
                 self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
                 return
-            pairs = dict(zip(columns, values.tolist(), strict=True))
-            with self._lock:
-                self._follower.on_state(stream.name, pairs, stamp_ns(message.header) or steady_ns, steady_ns)
+            pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp_ns(message.header) or steady_ns
+            self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns))
 
         return store
 
     def _on_chunk(self, message: Any) -> None:
-        assert self._follower is not None
         steady_ns = time.monotonic_ns()
         try:
             chunk = to_chunk(message)
         except Rejected as error:
-            with self._lock:
-                self._follower.on_invalid_chunk(str(error), steady_ns)
+            text = str(error)
+            self._follow(lambda follower: follower.on_invalid_chunk(text, steady_ns))
             return
-        with self._lock:
-            self._follower.on_chunk(chunk, self._now_ns(), steady_ns)
+        self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns))
 
     def _on_status(self, message: Any) -> None:
-        assert self._follower is not None
-        text = message.message or 'not running'
-        with self._lock:
-            self._follower.on_status(message.state in FOLLOWED, message.state in ENDED, text, time.monotonic_ns())
+        running, ended = message.state in FOLLOWED, message.state in ENDED
+        text, steady_ns = message.message or 'not running', time.monotonic_ns()
+        self._follow(lambda follower: follower.on_status(running, ended, text, steady_ns))
 
     def _on_estop(self, message: Any) -> None:
-        assert self._follower is not None
-        with self._lock:
-            self._follower.on_estop(message.data, time.monotonic_ns())
+        self._follow(lambda follower: follower.on_estop(message.data, time.monotonic_ns()))
 
     def _on_clock_jump(self, seconds: float) -> None:
-        assert self._follower is not None
-        with self._lock:
-            self._follower.on_clock_jump(seconds, time.monotonic_ns())
+        self._follow(lambda follower: follower.on_clock_jump(seconds, time.monotonic_ns()))
 
     def _on_enable(self, request: Any, response: Any) -> Any:
         response.success = self._follower is not None and self._dispatch is not None
@@ -259,7 +241,10 @@ class ChunkExecutor(LifecycleNode):
         assert self._follower is not None
         with self._lock:
             self._follower.enable(request.data, time.monotonic_ns())
+            state, reason = self._follower.state, self._follower.reason
         response.message = 'enabled' if request.data else 'disabled'
+        if state is State.FAULT:
+            response.success, response.message = False, f'In fault: {reason} Call ~/reset_fault.'
         return response
 
     def _on_reset_fault(self, request: Any, response: Any) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ki_policy_node.limiter import Clamp, Limiter
+from ki_policy_node.measured import Measured
 from ki_policy_node.outputs import Plan, is_gripper
 from ki_policy_node.safety import Event, Kind, Rules, Severity, State
 from ki_robot import guard
@@ -20,7 +21,6 @@ from ki_robot.chunk import ActionChunk, Matrix
 from ki_robot.contract import Contract, Limits
 from ki_robot.errors import RobotError
 from ki_robot.interpolation import interpolate, slopes
-from ki_robot.names import interface_of
 
 WINDOW_NS = 300_000_000
 WINDOW_KNOTS = 6
@@ -59,23 +59,21 @@ class Follower:
         self._period_ns = min(period_ns, WINDOW_NS // WINDOW_KNOTS // 2)
         self._limited_ns = 0  # the ROS time that the setpoint is for
         names = contract.action_names
-        self._position_N = np.array([interface_of(name) == 'position' for name in names])
+        self._measured = Measured(contract, rules.state_timeout_ns)
+        self._position_N = self._measured.position_N
         gripped = {column for output in contract.outputs if is_gripper(output) for column in output.columns}
         self._gripper_N = np.array([name in gripped for name in names])
         linear = {c for o in contract.outputs if o.options.get('interpolation') == 'linear' for c in o.columns}
         self._linear_N = np.array([name in linear for name in names])
         self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
         self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
-        self._measured_N = np.full(len(names), np.nan)
-        # Stamp and arrival of every stream that measures what is commanded.
-        moved = {name for name, is_position in zip(names, self._position_N, strict=True) if is_position}
-        self._measured_by = {column.source: (0, -1) for column in contract.state if column.name in moved}
         self._invalid_states = self._invalid_chunks = 0
         self._chunk: ActionChunk | None = None
         self._slope_HN: Matrix | None = None
         self._chunk_steady_ns = 0
         self._status: tuple[bool, bool, str, int] | None = None
         self._estop = False
+        self._latched = ''  # why `reset_fault` is needed; neither disabling nor deactivating takes it away
         self._held_since_ns = 0
         self._hold_pose_N: Matrix | None = None
         self._hold_sent = False
@@ -87,13 +85,8 @@ class Follower:
 
     def on_state(self, stream: str, values: Mapping[str, float], stamp_ns: int, steady_ns: int) -> None:
         """Measured values by column name; a stamp that does not advance is not news."""
-        if stream not in self._measured_by or stamp_ns == self._measured_by[stream][0]:
-            return
-        self._measured_by[stream] = (stamp_ns, steady_ns)
-        for index, name in enumerate(self.contract.action_names):
-            if name in values:
-                self._measured_N[index] = values[name]
-        self._invalid_states = 0
+        if self._measured.update(stream, values, stamp_ns, steady_ns):
+            self._invalid_states = 0
 
     def on_invalid_state(self, message: str, non_finite: bool, steady_ns: int) -> None:
         """A measured state that cannot be used; non-finite ones in a row are a broken sensor, and a fault."""
@@ -114,14 +107,10 @@ class Follower:
                 return
         if self._chunk is not None and chunk.observation_ns < self._chunk.observation_ns:
             return  # overtaken on the way
-        measured_N = None if self._stale(steady_ns) else np.where(self._position_N, self._measured_N, np.nan)
+        measured_N = None if self._measured.stale(steady_ns) else self._measured.pose()
         verdict = guard.check(chunk, self.limits, now_ns, measured_N, self.rules.guard)
         if isinstance(verdict, guard.Reject):
-            event = Event(verdict.reason, Severity.REJECTED, verdict.message, chunk.chunk_id, verdict.step)
-            event = replace(event, column=verdict.column, value=verdict.value, limit=verdict.limit)
-            self._tell(event, steady_ns)
-            if self.state is not State.RUN:
-                self.reason = verdict.message
+            self._refuse(_event_of(verdict, chunk), steady_ns)
             return
         for clamp in verdict.clamps:
             name = clamp.kind.name.lower().replace('_', ' ')
@@ -144,6 +133,7 @@ class Follower:
     def on_status(self, running: bool, ended: bool, message: str, steady_ns: int) -> None:
         """What the policy node says of itself: `running` chunks are to be followed; `ended`: the run is over."""
         self._status = (running, ended, message, steady_ns)
+        self._release = ended
 
     def on_estop(self, pressed: bool, steady_ns: int) -> None:
         """The e-stop topic; pressing latches a fault, releasing alone does not clear it."""
@@ -154,15 +144,18 @@ class Follower:
     def on_clock_jump(self, seconds: float, steady_ns: int) -> None:
         """ROS time has jumped: every chunk is on a clock that is no more."""
         self._chunk = None
-        self._measured_by = {stream: (0, steady) for stream, (_, steady) in self._measured_by.items()}
+        self._measured.on_clock_jump()
         if self.state is State.RUN:
-            self._hold(f'ROS time jumped by {seconds:.3f} s', steady_ns)
+            self._intervene(f'ROS time jumped by {seconds:.3f} s', steady_ns)
 
     def enable(self, on: bool, steady_ns: int) -> None:
         """The operator's switch. Off: one last hold, then silence."""
         if on and self.state is State.DISABLED:
             self._chunk = None
-            self.state, self.reason = State.IDLE, 'waits for a policy'
+            if self._latched:
+                self.state, self.reason = State.FAULT, self._latched
+            else:
+                self.state, self.reason = State.IDLE, 'waits for a policy'
         elif not on and self.state is not State.DISABLED:
             if self.state is State.RUN:
                 self._hold('disabled by the operator', steady_ns)
@@ -171,7 +164,7 @@ class Follower:
     def stop(self, reason: str, steady_ns: int) -> None:
         """Holds for a reason from outside: an absent controller, a second publisher, a fault of our own."""
         if self.state is State.RUN:
-            self._hold(reason, steady_ns)
+            self._intervene(reason, steady_ns)
         elif self.state in (State.HOLD, State.IDLE):
             self.reason = reason
         self._chunk = None
@@ -185,10 +178,12 @@ class Follower:
         """Leaves a fault; returns why not, or an empty text."""
         if self._estop:
             return 'The e-stop is still pressed; release it first.'
+        self._latched = ''
         if self.state is State.FAULT:
             self._chunk = None
             self._invalid_chunks = self._invalid_states = 0
-            self.state, self.reason = State.HOLD, 'fault reset, waits for a chunk'
+            self.state = State.IDLE if self._hold_pose_N is None else State.HOLD
+            self.reason = 'fault reset, waits for a chunk'
         return ''
 
     # What goes out.
@@ -208,11 +203,13 @@ class Follower:
         return self._held()
 
     def last_word(self, reason: str, steady_ns: int) -> Hold | None:
-        """The hold to send before the process ends; None when there is nothing to stop."""
+        """The hold to send before falling silent; None when there is nothing to stop."""
         if self.state is State.RUN:
             self._hold(reason, steady_ns)
         self.state, self.reason = State.DISABLED, reason
-        return Hold(self._hold_pose_N, False) if self._hold_pose_N is not None else None
+        # Said once: by the time anything is said again, the robot may be elsewhere.
+        pose_N, self._hold_pose_N, self.setpoint_N = self._hold_pose_N, None, None
+        return Hold(pose_N, False) if pose_N is not None else None
 
     def _held(self) -> Hold | None:
         if self._hold_pose_N is None:
@@ -229,27 +226,36 @@ class Follower:
         why = self._why_not_run(now_ns, steady_ns, tell=False)
         if why is not None:
             self.reason = why
-        return why is None
+            return False
+        # The robot may have moved since the chunk came, or nothing was measured then.
+        chunk = self._chunk
+        refused = guard.check_start(chunk, self.limits, now_ns, self._measured.pose(), self.rules.guard)
+        if refused is not None:
+            self._chunk = None
+            self._refuse(_event_of(refused, chunk), steady_ns)
+        return refused is None
 
     def _start(self, now_ns: int) -> None:
         """From the measured pose at rest, so that the first motion is a ramp and never a jump."""
-        start_N = np.where(self._position_N, self._measured_N, 0.0)
+        start_N = np.where(self._position_N, self._measured.value_N, 0.0)
         if self._hold_pose_N is not None:
             start_N = np.where(self._gripper_N, self._hold_pose_N, start_N)
         self._limiter.reset(start_N)
         self._limited_ns = now_ns
         self.setpoint_N = start_N
-        self._hold_pose_N, self._tracking_since_ns, self._release = None, None, False
+        self._hold_pose_N, self._tracking_since_ns = None, None
         self.state, self.reason = State.RUN, ''
 
     def _why_not_run(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
         """The first reason not to follow a chunk; None when there is none."""
         rules, chunk, status = self.rules, self._chunk, self._status
-        if status is not None and not status[0]:
-            self._release = status[1]
-            return f'policy: {status[2]}'
         event: Event | None = None
-        stale = self._stale(steady_ns)
+        if status is not None and not status[0]:
+            text = f'policy: {status[2]}'
+            if tell and not status[1]:  # that a run is over is no intervention
+                self._tell(Event(Kind.HOLD, Severity.REJECTED, text), steady_ns)
+            return text
+        stale = self._measured.stale(steady_ns)
         if rules.status_timeout_ns and status is None:
             return 'policy: never heard of'
         if chunk is None:
@@ -268,17 +274,6 @@ class Follower:
         if event is not None and tell:
             self._tell(event, steady_ns)
         return event.message if event is not None else None
-
-    def _stale(self, steady_ns: int) -> str:
-        """Why the measured pose cannot be trusted; empty when it can."""
-        known_N = np.isfinite(self._measured_N) | ~self._position_N
-        if not known_N.all():
-            column = self.contract.action_names[int(np.argmin(known_N))]
-            return f'No measured state of {column} has come yet.'
-        for stream, (_, arrived_ns) in self._measured_by.items():
-            if self.rules.state_timeout_ns and steady_ns - arrived_ns > self.rules.state_timeout_ns:
-                return f'The measured state of {stream} is older than {self.rules.state_timeout_ns / 1e9:g} s.'
-        return ''
 
     def _advance(self, now_ns: int, steady_ns: int) -> Plan:
         """Along the chunk to the next tick, over the ROS time that has passed: a late tick makes up for it."""
@@ -337,7 +332,7 @@ class Follower:
         limit = self.rules.max_tracking_error
         if not limit or self.setpoint_N is None:
             return
-        error_N = np.where(self._position_N & ~self._gripper_N, np.abs(self.setpoint_N - self._measured_N), 0.0)
+        error_N = np.where(self._position_N & ~self._gripper_N, np.abs(self.setpoint_N - self._measured.value_N), 0.0)
         worst = int(np.argmax(error_N))
         if error_N[worst] <= limit:
             self._tracking_since_ns = None
@@ -353,9 +348,9 @@ class Follower:
         self.state, self.reason, self._chunk = State.HOLD, reason, None
         if self.setpoint_N is None or self._hold_pose_N is not None:
             return  # nothing was commanded, or it is held already: the pose must not creep
-        unsure = bool(self._stale(steady_ns))
+        unsure = bool(self._measured.stale(steady_ns))
         # A gripper keeps its last command: opening to the measured width would let go of what it holds.
-        pose_N = np.where(self._gripper_N | unsure, self.setpoint_N, self._measured_N)
+        pose_N = np.where(self._gripper_N | unsure, self.setpoint_N, self._measured.value_N)
         self._hold_pose_N = np.where(self._position_N, pose_N, 0.0)
         self._hold_sent, self._held_since_ns = False, steady_ns
 
@@ -364,10 +359,21 @@ class Follower:
             return
         if self.state is State.RUN:
             self._hold(event.message, steady_ns)
+        self._latched = self._latched or event.message
         if self.state is not State.DISABLED:
-            self.state, self.reason = State.FAULT, event.message
+            self.state, self.reason = State.FAULT, self._latched
         self._chunk = None
         self.events.append(event)
+
+    def _intervene(self, reason: str, steady_ns: int) -> None:
+        """A hold for a reason that has no kind of its own."""
+        self._hold(reason, steady_ns)
+        self._tell(Event(Kind.HOLD, Severity.REJECTED, reason), steady_ns)
+
+    def _refuse(self, event: Event, steady_ns: int) -> None:
+        self._tell(event, steady_ns)
+        if self.state in (State.IDLE, State.HOLD):
+            self.reason = event.message
 
     def _tell(self, event: Event, steady_ns: int) -> None:
         key = (event.kind, event.column)
@@ -375,3 +381,8 @@ class Follower:
         if last is None or steady_ns - last >= EVENT_PERIOD_NS:
             self._told[key] = steady_ns
             self.events.append(event)
+
+
+def _event_of(refused: guard.Reject, chunk: ActionChunk) -> Event:
+    event = Event(refused.reason, Severity.REJECTED, refused.message, chunk.chunk_id, refused.step)
+    return replace(event, column=refused.column, value=refused.value, limit=refused.limit)

@@ -43,7 +43,7 @@ class Plan:
 
 
 class Output(Protocol):
-    """One controller's command topic."""
+    """One controller's command topic or action; `publisher` is None for an action."""
 
     spec: OutputSpec
     publisher: Any
@@ -54,6 +54,14 @@ class Output(Protocol):
 
     def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
         """Sends the command that stops at `pose_N`; `again` when this hold has been sent before."""
+        ...
+
+    def heard(self) -> bool:
+        """Whether a controller is there to take commands."""
+        ...
+
+    def close(self) -> None:
+        """Frees the topic or action."""
         ...
 
 
@@ -76,9 +84,17 @@ class _Columns:
     """The columns of one output, in the order of the contract's actions."""
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract, message_type: type | None) -> None:
-        self.spec = spec
+        self.spec, self._node = spec, node
         self._index = np.array([contract.action_names.index(name) for name in spec.columns])
         self.publisher = node.create_publisher(message_type, spec.topic, COMMAND_QOS) if message_type else None
+
+    def heard(self) -> bool:
+        """Whether somebody subscribes."""
+        return bool(self.publisher.get_subscription_count())
+
+    def close(self) -> None:
+        """Frees the publisher."""
+        self._node.destroy_publisher(self.publisher)
 
 
 class TrajectoryOutput(_Columns):
@@ -207,7 +223,18 @@ class GripperActionOutput(_Columns):
         """Sends the pose: for a gripper that is the last command, so that what it grips stays gripped."""
         self._send(float(pose_N[self._index[0]]), now_ns)
 
+    def heard(self) -> bool:
+        """Whether the action is served."""
+        return bool(self._client.server_is_ready())
+
+    def close(self) -> None:
+        """Frees the client."""
+        self._client.destroy()
+
     def _send(self, value: float, now_ns: int) -> None:
+        if not self.heard():
+            self._sender.forget()  # a goal to nobody is lost, and the value is due when the server is back
+            return
         if not self._sender.due(value, now_ns):
             return
         goal = self._type.Goal()
@@ -219,7 +246,11 @@ class GripperActionOutput(_Columns):
         else:
             goal.command.position = value
             goal.command.max_effort = effort
-        self._client.send_goal_async(goal)
+        self._client.send_goal_async(goal).add_done_callback(self._on_answer)
+
+    def _on_answer(self, future: Any) -> None:
+        if future.exception() is not None or not future.result().accepted:
+            self._sender.forget()
 
 
 class _OnChange:
@@ -236,11 +267,15 @@ class _OnChange:
         age = now_ns - self._sent_ns
         changed = self._value is None or abs(value - self._value) > self._dead_band
         repeat = self.repeat_ns > 0 and (age >= self.repeat_ns or age < 0)
-        limited = self.repeat_ns == 0 and self._value is not None and 0 <= age < GRIPPER_PERIOD_NS
+        limited = self.repeat_ns == 0 and self._sent_ns > 0 and 0 <= age < GRIPPER_PERIOD_NS
         if not repeat and (not changed or limited):
             return False
         self._value, self._sent_ns = value, now_ns
         return True
+
+    def forget(self) -> None:
+        """What was sent last did not arrive."""
+        self._value = None
 
 
 def is_gripper(spec: OutputSpec) -> bool:
@@ -272,12 +307,10 @@ def in_the_way(node: Any, outputs: Sequence[Output], exclusive: bool, needs_list
         The sentence for the operator, empty when the way is free; and how many others publish there.
     """
     for output in outputs:
-        if output.publisher is None:
-            continue
-        topic = output.publisher.topic_name
-        strangers = node.count_publishers(topic) - 1 if exclusive else 0
+        topic = node.resolve_topic_name(output.spec.topic)
+        strangers = node.count_publishers(topic) - 1 if exclusive and output.publisher is not None else 0
         if strangers > 0:
             return f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.', strangers
-        if needs_listeners and not output.publisher.get_subscription_count():
+        if needs_listeners and not output.heard():
             return f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.', 0
     return '', 0

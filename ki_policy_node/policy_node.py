@@ -36,7 +36,7 @@ from ki_policy_node.parameters import Parameters, Setting
 from ki_policy_node.report import Report
 from ki_policy_node.run import Run, checked_instruction
 from ki_policy_node.runner import Runner
-from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, message_type, on_incompatible
+from ki_policy_node.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
 from ki_robot.chunk import ActionChunk
 from ki_robot.contract import Camera, Contract, load_contract
 from ki_robot.errors import KiError
@@ -95,13 +95,7 @@ class PolicyNode(LifecycleNode):
         self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
         self.create_service(SetInstruction, '~/set_instruction', self._on_set_instruction)
         self.create_service(LoadPolicy, '~/load_policy', self._on_load_policy)
-        self.create_subscription(
-            Instruction,
-            'instruction',
-            self._on_instruction,
-            LATCHED,
-            event_callbacks=on_incompatible(self, 'instruction'),
-        )
+        hear_everybody(self, Instruction, 'instruction', self._on_instruction)
         self._server = ActionServer(
             self,
             RunPolicy,
@@ -180,7 +174,10 @@ class PolicyNode(LifecycleNode):
         """Ready to run; runs at once when asked to."""
         self._runner.active = True
         if self.parameters['run_on_activate']:
-            self._runner.begin(Run(dry_run=False))
+            try:
+                self._runner.begin(Run(dry_run=False))
+            except KiError as error:  # in fault: the node is active, and waits for the reset
+                self.get_logger().error(str(error))
         self.publish_status()
         return process.TransitionCallbackReturn.SUCCESS
 
@@ -191,7 +188,10 @@ class PolicyNode(LifecycleNode):
         return process.TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> Any:
-        """Frees the engine and the inputs."""
+        """Frees the engine and the inputs; not while an inference hangs, which still uses them."""
+        if stuck := self._runner.stuck(self._timeout_ns()):
+            self.get_logger().error(stuck)
+            return process.TransitionCallbackReturn.FAILURE
         self._forget()
         self._report.state = Status.STATE_UNCONFIGURED
         self._report.say('cleaned up')
@@ -216,6 +216,9 @@ class PolicyNode(LifecycleNode):
             self._forget()
         self._runner.worker.close()
 
+    def _timeout_ns(self) -> int:
+        return round(self.parameters['inference_timeout'] * 1e9)
+
     def _forget(self) -> None:
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
@@ -233,6 +236,9 @@ class PolicyNode(LifecycleNode):
         return store
 
     def _on_instruction(self, message: Any) -> None:
+        text, instruction_id = self._runner.instruction
+        if text and message.text.strip() == text and message.id in ('', instruction_id):
+            return  # heard already
         try:
             self._runner.take_instruction(message.text, message.id)
         except KiError as error:
@@ -252,6 +258,9 @@ class PolicyNode(LifecycleNode):
         try:
             if self._runner.run is not None:
                 raise NodeError('A run is on; stop it before loading another policy.')
+            if reason := self._runner.stuck(self._timeout_ns()) or self._runner.fault():
+                response.success, response.message = False, reason
+                return response
             contract = self._runner.contract or load_contract(self.parameters['robot'])
             made = self._load(contract, request.path or self.parameters['bundle'], request.validate_only)
             response.success, response.policy_id = True, made.policy.policy_id
@@ -350,7 +359,7 @@ class PolicyNode(LifecycleNode):
 
     def _watch(self) -> None:
         """Twenty times a second."""
-        if self._runner.watch(round(self.parameters['inference_timeout'] * 1e9)):
+        if self._runner.watch(self._timeout_ns()):
             run = self._runner.run
             if run is not None and run.goal is not None:
                 feedback = RunPolicy.Feedback(status=self._status())

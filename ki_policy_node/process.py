@@ -8,16 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from ki_policy_node.ros import use_dds_profile
+from ki_policy_node.errors import NodeError
+from ki_policy_node.ros import use_own_dds_profile
 from ki_robot.errors import KiError
 
 SPIN_S = 0.05
@@ -77,22 +80,20 @@ def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0 after a signal, 1 when the spin cannot go on, 2 when the node cannot be made.
     """
-    use_dds_profile()
-    # rclpy's own handler would close the context before the hold is out.
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    stop = StopRequest()
     # Python threads hand the interpreter over every 5 ms by default: longer than a control period.
     sys.setswitchinterval(0.0005)
+    stop = StopRequest()
     status, node = 0, None
     try:
-        node = make()
+        profile, node = start(make, arguments)
+        node.get_logger().info(f'DDS profile: {profile}')
         executor = make_executor()
         executor.add_node(node)
         if node.autostart() and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
         status = spin(node, executor, stop.is_set)
     except KiError as error:
-        print(f'{sys.argv[0].rpartition("/")[2]}: {error}', file=sys.stderr, flush=True)
+        print(f'{Path(sys.argv[0]).stem}: {error}', file=sys.stderr, flush=True)
         status = 2
     finally:
         if node is not None:
@@ -100,6 +101,22 @@ def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     return status
+
+
+def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[str, Any]:
+    """Starts ROS for one node and makes it; the DDS profile in force and the node.
+
+    Signals are left to the caller: rclpy's own handler would close the context before the last word is out.
+
+    Raises:
+        KiError: a ROS argument, a parameter or a file of them that cannot be used, or what `make` raises.
+    """
+    profile = use_own_dds_profile()
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        return profile, make()
+    except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
+        raise NodeError(f'The node cannot be started: {error}') from error
 
 
 def spin(node: LifecycleNode, executor: Any, stopped: Callable[[], bool]) -> int:

@@ -16,8 +16,10 @@ begins, so its first messages are there; latched ones (`/tf_static`, instruction
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,16 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
+from rclpy.subscription import Subscription
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import Trigger
 
 from ki_bags.errors import BagError
-from ki_policy_node import ros
+from ki_policy_node import process, ros
 from ki_policy_node.episode_writer import Channel, EpisodeWriter, definition_of, qos_text
 from ki_policy_node.errors import NodeError
+from ki_robot.errors import KiError
 
 DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
@@ -118,7 +122,7 @@ class Recorder(Node):
         self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
         if self.get_parameter('use_sim_time').value:
             qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-            self.create_subscription(ClockMessage, '/clock', self._on_clock, qos)
+            self.create_subscription(ClockMessage, '/clock', with_time(self._on_clock), qos)
         # On its own clock: where simulated time stands still, topics are to be found all the same.
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
@@ -159,10 +163,7 @@ class Recorder(Node):
         kept = LATCHED_KEPT if name.endswith('tf_static') else len(offers)
         stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
 
-        def store(data: bytes, info: dict[str, int]) -> None:
-            self._store(stream, data, info['source_timestamp'])
-
-        self.create_subscription(cls, name, store, qos, raw=True)
+        self.create_subscription(cls, name, with_time(lambda data, ns: self._store(stream, data, ns)), qos, raw=True)
 
     def _store(self, stream: Stream, data: bytes, sent_ns: int) -> None:
         stream.received += 1
@@ -172,8 +173,8 @@ class Recorder(Node):
         if self.episode and not self.episode.writer.write(stream.channel, self._log_ns(sent_ns), data, sent_ns):
             stream.dropped += 1
 
-    def _on_clock(self, message: ClockMessage, info: dict[str, int]) -> None:
-        self._clock_history.append((info['source_timestamp'], message.clock.sec * 10**9 + message.clock.nanosec))
+    def _on_clock(self, message: ClockMessage, sent_ns: int) -> None:
+        self._clock_history.append((sent_ns, message.clock.sec * 10**9 + message.clock.nanosec))
 
     def _log_ns(self, sent_ns: int) -> int:
         """When a message counts as logged: now; in simulated time, what the clock said when it was sent.
@@ -311,6 +312,16 @@ class Recorder(Node):
             goal.publish_feedback(feedback)
 
 
+def with_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:
+    """A subscription's callback that passes a message with the wall time at which it was sent [ns].
+
+    Humble does not tell it; there the time of arrival stands for it.
+    """
+    if hasattr(Subscription, 'CallbackType'):
+        return lambda message, info: callback(message, info['source_timestamp'])
+    return lambda message: callback(message, time.time_ns())
+
+
 def next_index(folder: Path, prefix: str) -> int:
     """One more than the highest number among the episodes of a folder, finished or not; 0 when there are none."""
     pattern = re.compile(rf'{re.escape(prefix)}_(\d+)(\..*)?')
@@ -318,17 +329,21 @@ def next_index(folder: Path, prefix: str) -> int:
     return max((int(match.group(1)) for match in found if match), default=-1) + 1
 
 
-def main() -> None:
+def main() -> int:
     """Runs the node until it is told to stop; an open episode is kept, unlabeled."""
-    ros.use_dds_profile()
-    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
-    recorder = Recorder()
-    ros.spin_until_signal(recorder)
-    if recorder.episode:
-        recorder.stop()
-    recorder.destroy_node()
-    rclpy.try_shutdown()
+    try:
+        _, recorder = process.start(Recorder)
+        ros.spin_until_signal(recorder)
+        if recorder.episode:
+            recorder.stop()
+        recorder.destroy_node()
+    except KiError as error:
+        print(f'recorder: {error}', file=sys.stderr, flush=True)
+        return 2
+    finally:
+        rclpy.try_shutdown()
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    raise SystemExit(main())

@@ -67,6 +67,15 @@ class Report:
         self._age.clear()
         self._go('waits for the first chunk')
 
+    def shows(self, dry: bool) -> bool:
+        """Takes up that a run is now dry, or is no longer; True when that is news."""
+        if dry == self._dry:
+            return False
+        self._dry = dry
+        if self.state in (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_DRY_RUN):
+            self._go('dry run' if dry else 'waits for the first chunk')
+        return True
+
     def chunk(self, planned: Planned, run: Run, dry: bool, cycle_ns: int, age_ns: int) -> None:
         """A chunk went out, `cycle_ns` after its observation was sampled, `age_ns` after that was stamped."""
         self._dry, self._planned = dry, planned

@@ -61,6 +61,16 @@ def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | N
     return profile
 
 
+def use_own_dds_profile() -> str:
+    """`use_dds_profile` for a node that is started by its own name, by `ros2 launch` or by hand.
+
+    A sourced ROS 2 keeps its ways there, unless KI_DDS asks for others: a robot of several machines must not be
+    narrowed to one of them without a word.
+    """
+    sourced = 'ROS_DISTRO' in os.environ and 'KI_DDS' not in os.environ
+    return use_dds_profile('none' if sourced else '')
+
+
 def message_class(name: str) -> Any:
     """The class of an interface named as ROS names it: 'sensor_msgs/msg/Image', 'x_msgs/action/Y_Goal'.
 

@@ -146,8 +146,20 @@ class Runner:
             raise NodeError(f'The node is not active: {self._report.message or "configure and activate it first"}.')
         if self.run is not None:
             raise NodeError('A run is on already; stop it first.')
-        if self._report.state == Status.STATE_FAULT:
-            raise NodeError(f'The node is in fault: {self._report.message} Call ~/reset_fault first.')
+        if fault := self.fault():
+            raise NodeError(fault)
+
+    def fault(self) -> str:
+        """What is to be done about a latched fault; empty when there is none."""
+        if self._report.state != Status.STATE_FAULT:
+            return ''
+        return f'The node is in fault: {self._report.message} Call ~/reset_fault first.'
+
+    def stuck(self, timeout_ns: int = 0) -> str:
+        """What is to be done about an inference that has been going on for `timeout_ns`; empty without one."""
+        busy_ns = self.busy_since_ns
+        stuck = busy_ns is not None and time.monotonic_ns() - busy_ns > timeout_ns
+        return 'The inference has not returned; restart the node.' if stuck else ''
 
     def begin(self, run: Run) -> None:
         """Starts a run, or raises NodeError."""
@@ -180,8 +192,8 @@ class Runner:
 
     def reset_fault(self) -> str:
         """Leaves a fault; returns why not, or an empty text."""
-        if self.busy_since_ns is not None:
-            return 'The inference has not returned; restart the node.'
+        if stuck := self.stuck():
+            return stuck
         with self.lock:
             self._failures = 0
             if self._report.state == Status.STATE_FAULT and self.planner is not None:
@@ -299,6 +311,12 @@ class Runner:
         if run is None or buffer is None or planner is None:
             return False
         now_ns = self._host.now_ns()
+        if self._report.shows(run.dry_run or self._host.dry_run()):
+            # Switched in mid-run: what was sent under the other rule is void, and the executor must read so at once.
+            with self.lock:
+                self._epoch += 1
+                planner.reset()
+            self._host.publish_status()
         # Whether inputs agree in time matters when an observation is taken, not at every moment between.
         problems = [each for each in buffer.problems(now_ns) if each.hold is not Hold.UNSYNCHRONIZED]
         if problems and self._report.state in (Status.STATE_RUNNING, Status.STATE_DRY_RUN):
@@ -306,9 +324,7 @@ class Runner:
         current = planner.current
         if current is not None and now_ns >= current.end_ns:
             self._hold(Status.HOLD_INFERENCE_LATE, 'The last chunk has run out and the next is not ready.')
-        busy_ns = self.busy_since_ns
-        hangs = busy_ns is not None and time.monotonic_ns() - busy_ns > timeout_ns
-        if hangs and self._report.state != Status.STATE_FAULT:
+        if self.stuck(timeout_ns) and self._report.state != Status.STATE_FAULT:
             self._fault(f'An inference has not returned for {timeout_ns / 1e9:g} s.', Status.HOLD_INFERENCE_LATE)
         if self.finish is not None:
             self.end(*self.finish)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from ki_robot.guard import GuardPolicy, Kind
 
-__all__ = ['Event', 'Kind', 'Rules', 'Severity', 'State']
+__all__ = ['Event', 'Kind', 'Rules', 'Severity', 'State', 'rules_of']
 
 
 class State(str, Enum):
@@ -60,3 +61,15 @@ class Rules:
     tracking_time_ns: int = 500_000_000
     release_ns: int = 1_000_000_000
     guard: GuardPolicy = field(default_factory=GuardPolicy)
+
+
+def rules_of(parameters: Any) -> Rules:
+    """The rules as the parameters of the executor say: seconds there, nanoseconds here."""
+
+    def ns(name: str) -> int:
+        return round(parameters[name] * 1e9)
+
+    excess = parameters['on_limit']
+    guard = GuardPolicy(excess, excess, excess, jump_s=parameters['start_jump'], max_age_ns=ns('max_observation_age'))
+    times = {name + '_ns': ns(name) for name in ('state_timeout', 'status_timeout', 'chunk_timeout')}
+    return Rules(**times, max_tracking_error=parameters['max_tracking_error'], guard=guard)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 
 from ki_robot.contract import Camera, Contract, StateStream
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 # Best effort hears reliable publishers, too; the other way round hears nothing.
 INPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -41,3 +46,14 @@ def on_incompatible(node: Any, topic: str) -> SubscriptionEventCallbacks:
         )
 
     return SubscriptionEventCallbacks(incompatible_qos=tell)
+
+
+def hear_everybody(node: Any, kind: type, topic: str, callback: Callable[[Any], None]) -> list[Any]:
+    """Subscriptions to a topic on which people and panels speak, with whatever QoS they have.
+
+    One hears what was latched before this node came, the others every publisher that does not latch: a reliable one
+    without loss, a best-effort one at all. What several of them hear reaches `callback` several times.
+    """
+    quiet = SubscriptionEventCallbacks(use_default_callbacks=False)  # that one of them hears nobody is no news
+    kinds = (LATCHED, NEWEST, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    return [node.create_subscription(kind, topic, callback, qos, event_callbacks=quiet) for qos in kinds]

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     STATE_STALE = 8
     ESTOP = 9
     FOREIGN_PUBLISHER = 10
+    HOLD = 11
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,10 @@ def check(
     refused = check_finite(chunk) or check_age(chunk, now_ns, policy.max_age_ns)
     if refused is not None:
         return refused
-    bounds = _bounds(chunk.names, limits)
-    due = first_step_due(chunk, now_ns)
-    if measured_N is not None and policy.jump == 'reject':
-        refused = check_jump(chunk, due, bounds.speed, measured_N, policy.jump_s)
-        if refused is not None:
-            return refused
-    return _within(chunk, due, bounds, measured_N, policy)
+    refused = None if measured_N is None else check_start(chunk, limits, now_ns, measured_N, policy)
+    if refused is not None:
+        return refused
+    return _within(chunk, first_step_due(chunk, now_ns), _bounds(chunk.names, limits), measured_N, policy)
 
 
 def check_finite(chunk: ActionChunk) -> Reject | None:
@@ -184,6 +182,16 @@ def check_jump(chunk: ActionChunk, step: int, speed_N: Vector, measured_N: Vecto
         return None
     column = int(np.argmax(np.where(over, jump / allowed, 0.0)))
     return _reject(Kind.START_JUMP, chunk, column, step, float(jump[column]), float(allowed[column]))
+
+
+def check_start(
+    chunk: ActionChunk, limits: Sequence[Limits], now_ns: int, measured_N: Vector, policy: GuardPolicy
+) -> Reject | None:
+    """Rejects a chunk whose step due now lies too far from where the robot is; None also where jumps are clamped."""
+    step = first_step_due(chunk, now_ns)
+    if policy.jump != 'reject' or step >= chunk.horizon:
+        return None
+    return check_jump(chunk, step, _bounds(chunk.names, limits).speed, measured_N, policy.jump_s)
 
 
 def _within(

@@ -2,7 +2,7 @@
 
     publishes   joint_states, odom (100 Hz), the cameras of the contract, /clock (when asked), instruction (latched),
                 /diagnostics, ~/real_time_factor; with an operator also the commands, subtask
-    subscribes  the command topics of the contract, estop (std_msgs/Bool, latched)
+    subscribes  the command topics of the contract, estop (std_msgs/Bool)
     services    ~/reset (Trigger): begins the episode that the parameters task, seed, goal and split name
                 ~/success (Trigger): whether the task is done; the message is a JSON object with all of the outcome
                 ~/operate (SetBool): lets the operator drive, or stops him
@@ -47,7 +47,7 @@ from ki_sim.errors import SimError
 from ki_sim.live import Images, Live, Settings
 from ki_sim.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.record import Tick, jpeg
-from ki_sim.serving import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable
+from ki_sim.serving import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable, typed
 from ki_sim.world import TICK_NS
 
 CLASSES = {
@@ -95,7 +95,9 @@ class SimRobot(Node):
         super().__init__('sim_robot', **options)
         for name, (value, description) in PARAMETERS.items():
             fixed = name not in EPISODE
-            self.declare_parameter(name, value, ParameterDescriptor(description=description, read_only=fixed))
+            # YAML and the command line read `30` as a whole number, also where a rate is meant.
+            about = ParameterDescriptor(description=description, read_only=fixed, dynamic_typing=True)
+            self.declare_parameter(name, value, about)
         self.contract = servable(load_contract(self._get('robot')))
         self.ended = threading.Event()
         self._refusals = Refusals()
@@ -127,7 +129,8 @@ class SimRobot(Node):
         for output in self.contract.outputs:
             kind = CLASSES[MESSAGE_TYPES[output.kind][0]]
             self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
-        self.create_subscription(Bool, 'estop', self._on_estop, LATCHED)
+        for qos in (LATCHED, SENSOR_QOS):  # what was pressed before this node came, and whoever does not latch
+            self.create_subscription(Bool, 'estop', self._on_estop, qos)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(Trigger, '~/success', self._on_success)
         self.create_service(SetBool, '~/operate', self._on_operate)
@@ -151,7 +154,7 @@ class SimRobot(Node):
         return rclpy.create_node(name, context=self.context, namespace=self.get_namespace(), use_global_arguments=False)
 
     def _get(self, name: str) -> Any:
-        return self.get_parameter(name).value
+        return typed(name, self.get_parameter(name).value)
 
     def _settings(self) -> Settings:
         task, seed, goal, split = self._episode()
@@ -338,7 +341,6 @@ class SimRobot(Node):
 
 def main(arguments: list[str] | None = None) -> int:
     """The process `sim_robot`; ends at SIGINT and SIGTERM."""
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     told = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, frame: told.set())
@@ -346,7 +348,11 @@ def main(arguments: list[str] | None = None) -> int:
     sys.setswitchinterval(0.0005)
     robot, status = None, 0
     try:
-        robot = SimRobot()
+        try:
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            robot = SimRobot()
+        except RuntimeError as error:  # what rcl finds wrong with the command line
+            raise SimError(f'The node cannot be started: {error}') from error
         executor = _executor()
         executor.add_node(robot)
         while not told.is_set() and not robot.ended.is_set():

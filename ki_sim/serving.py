@@ -34,12 +34,30 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 EPISODE = ('task', 'seed', 'goal', 'split')
 
 
+def typed(name: str, value: Any) -> Any:
+    """The value of a parameter as its default's type; of one that is not ours, as it is.
+
+    Raises:
+        SimError: it is of another type.
+    """
+    if name not in PARAMETERS:
+        return value
+    kind = type(PARAMETERS[name][0])
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}
+        raise SimError(f'{name} is {value!r}: write {words[kind]}')
+    return value
+
+
 def check(name: str, value: Any) -> None:
     """Whether a parameter may have a value.
 
     Raises:
         SimError: no, and what would do.
     """
+    value = typed(name, value)
     if name == 'task' and value not in TASKS:
         raise SimError(f"task '{value}' is not known: use one of {', '.join(TASKS)}")
     if name == 'split' and value not in ('train', 'heldout'):

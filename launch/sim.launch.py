@@ -8,6 +8,7 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = {
@@ -34,5 +35,6 @@ def generate_launch_description() -> LaunchDescription:
         name='sim_robot',
         namespace=LaunchConfiguration('namespace'),
         output='screen',
+        parameters=[{'robot': ParameterValue(LaunchConfiguration('robot'), value_type=str)}],
     )
     return LaunchDescription([*given, simulator, policy])

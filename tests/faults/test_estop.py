@@ -6,11 +6,16 @@ import time
 
 import pytest
 from ki_msgs.msg import SafetyEvent
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 pytestmark = pytest.mark.ros
+# What `create_publisher(Bool, 'estop', 10)` makes, and what a driver of a button may offer.
+QOS = {
+    'reliable': QoSProfile(depth=10),
+    'best_effort': QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
+}
 
 
 def test_the_estop_latches_until_it_is_released_and_reset(rig):
@@ -32,3 +37,20 @@ def test_the_estop_latches_until_it_is_released_and_reset(rig):
     estop.publish(Bool(data=False))
     rig.until('reset', lambda: rig.call(Trigger, 'chunk_executor/reset_fault').success)
     rig.until('running again', lambda: rig.state == 'run')
+
+    assert rig.call(SetBool, 'chunk_executor/enable', SetBool.Request(data=False)).success
+    estop.publish(Bool(data=True))
+    rig.until('an event', lambda: [e.kind for _, e in rig.events].count(SafetyEvent.KIND_ESTOP) == 2)
+    estop.publish(Bool(data=False))
+    assert not rig.call(SetBool, 'chunk_executor/enable', SetBool.Request(data=True)).success
+    rig.until('fault, for what was pressed while disabled', lambda: rig.state == 'fault: The e-stop is pressed.')
+
+
+@pytest.mark.parametrize('reliability', list(QOS), ids=str)
+def test_an_estop_is_heard_whatever_the_qos_of_its_publisher(rig, reliability):
+    estop = rig.node.create_publisher(Bool, 'estop', QOS[reliability])
+    rig.start_executor()
+    rig.until('idle', lambda: rig.state.startswith('idle'))
+    rig.until('both ends', lambda: estop.get_subscription_count() >= 1)
+    estop.publish(Bool(data=True))
+    rig.until('fault', lambda: rig.state == 'fault: The e-stop is pressed.')

@@ -324,3 +324,98 @@ def test_a_clock_that_stands_still_moves_nothing(bench):
     for steady in range(10):
         plan = bench.follower.tick(bench.now, bench.now + steady)
         assert plan.setpoint_N == pytest.approx(setpoint)
+
+
+def test_a_hold_of_an_earlier_run_is_never_said_again(bench):
+    bench.go()
+    assert isinstance(bench.follower.last_word('deactivated', bench.now), Hold)
+    bench.pose = bench.pose + 1.0
+    bench.measures = True
+    assert bench.follower.last_word('the end', bench.now) is None, 'the robot has been moved meanwhile'
+    bench.follower.enable(True, bench.now)
+    assert bench.tick(3) is None
+
+
+def test_an_estop_that_was_pressed_while_disabled_wants_a_reset(bench):
+    bench.follower.on_estop(True, bench.now)
+    bench.follower.enable(True, bench.now)
+    assert bench.follower.state is State.FAULT
+    bench.follower.on_estop(False, bench.now)
+    bench.follower.on_chunk(bench.chunk(), bench.now, bench.now)
+    assert bench.tick(3) is None
+    assert bench.follower.state is State.FAULT
+    assert bench.follower.reset_fault() == ''
+    assert bench.follower.state is State.IDLE, 'nothing is held that never moved'
+
+
+@pytest.mark.parametrize('way_out', ['disable', 'deactivate'])
+def test_only_a_reset_takes_a_fault_away(bench, way_out):
+    bench.go()
+    bench.follower.on_estop(True, bench.now)
+    bench.follower.on_estop(False, bench.now)
+    bench.tick()
+    if way_out == 'disable':
+        bench.follower.enable(False, bench.now)
+    else:
+        bench.follower.last_word('deactivated', bench.now)
+    bench.tick(2)
+    bench.follower.enable(True, bench.now)
+    assert (bench.follower.state, bench.follower.reason) == (State.FAULT, 'The e-stop is pressed.')
+
+
+def test_a_chunk_that_came_before_any_measurement_is_judged_when_it_starts(bench):
+    bench.measures = False
+    bench.follower.enable(True, bench.now)
+    bench.tick(2)
+    far = bench.chunk()
+    bench.pose = bench.pose + np.array([3.0, 0.0, 0.0])
+    bench.follower.on_chunk(far, bench.now, bench.now)
+    bench.measures = True
+    assert bench.tick(2) is None
+    assert bench.told(Kind.START_JUMP)[0].column == 'joint1/position'
+    assert 'start jump' in bench.follower.reason
+
+
+def test_a_refused_chunk_does_not_hide_a_fault(bench):
+    bench.go()
+    bench.follower.on_estop(True, bench.now)
+    far = bench.chunk()
+    bench.pose = bench.pose + 3.0
+    bench.tick()
+    bench.follower.on_chunk(far, bench.now, bench.now)
+    assert bench.told(Kind.START_JUMP)
+    assert bench.follower.reason == 'The e-stop is pressed.'
+
+
+def test_a_hold_in_mid_run_is_released_when_the_run_is_over(bench):
+    bench.go()
+    bench.running, bench.words = False, 'head: stale'
+    assert isinstance(bench.tick(300), Hold)
+    bench.ended, bench.words = True, 'stopped'
+    bench.tick(110)
+    assert bench.follower.state is State.IDLE
+    assert bench.tick() is None
+
+
+def test_every_stop_that_was_not_asked_for_is_told(bench):
+    bench.go()
+    bench.running, bench.words = False, 'head: stale'
+    bench.tick()
+    assert bench.told(Kind.HOLD)[0].message == 'policy: head: stale'
+    for number, stop in enumerate(
+        (lambda: bench.follower.on_clock_jump(-5.0, bench.now), lambda: bench.follower.stop('nobody', bench.now))
+    ):
+        bench.running = True
+        bench.tick(150)
+        bench.follower.on_chunk(bench.chunk(), bench.now, bench.now)
+        bench.tick(3)
+        assert bench.follower.state is State.RUN
+        stop()
+        assert len(bench.told(Kind.HOLD)) == 2 + number
+
+
+def test_a_run_that_was_ended_on_purpose_is_no_intervention(bench):
+    bench.go()
+    bench.running, bench.ended, bench.words = False, True, 'stopped'
+    bench.tick(5)
+    assert not bench.told(Kind.HOLD)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -140,6 +142,62 @@ def test_a_gripper_action_without_control_msgs_is_refused_by_name(rigs):
             output(Contract.from_dict(plain), 'hand')
     else:
         pytest.skip('control_msgs is installed here')
+
+
+class Future:
+    """An answer that is there at once."""
+
+    def __init__(self, accepted: bool) -> None:
+        self.accepted = accepted
+
+    def exception(self):
+        return None
+
+    def result(self):
+        return self
+
+    def add_done_callback(self, act) -> None:
+        act(self)
+
+
+class Server:
+    """Stands for a gripper's action: control_msgs cannot be had everywhere."""
+
+    def __init__(self) -> None:
+        self.ready, self.accepts, self.goals = True, True, []
+
+    def server_is_ready(self) -> bool:
+        return self.ready
+
+    def send_goal_async(self, goal) -> Future:
+        self.goals.append(goal.command.position)
+        return Future(self.accepts)
+
+
+def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
+    import rclpy.action
+
+    server, made = Server(), types.ModuleType('control_msgs.action')
+    made.GripperCommand = types.SimpleNamespace(Goal=lambda: types.SimpleNamespace(command=types.SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, 'control_msgs', types.SimpleNamespace(action=made))
+    monkeypatch.setitem(sys.modules, 'control_msgs.action', made)
+    monkeypatch.setattr(rclpy.action, 'ActionClient', lambda *_: server)
+    plain = rigs.small_robot()
+    plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'gripper_command'}}
+    hand = output(Contract.from_dict(plain), 'hand')
+
+    def command(seconds: float) -> int:
+        hand.command(plan(), 10**12 + round(seconds * 1e9))
+        return len(server.goals)
+
+    assert [command(0.0), command(0.3), command(0.6)] == [1, 1, 1], 'the same value is sent once'
+    server.ready = False
+    assert not hand.heard()
+    assert command(0.9) == 1
+    server.ready, server.accepts = True, False
+    assert [command(1.0), command(1.01), command(1.21)] == [2, 2, 3], 'refused: again, at most five a second'
+    server.accepts = True
+    assert [command(1.5), command(1.8)] == [4, 4]
 
 
 def test_which_outputs_are_grippers(contract):

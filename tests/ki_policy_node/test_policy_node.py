@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 pytest.importorskip('rclpy')
@@ -87,6 +89,37 @@ def test_a_dry_run_publishes_only_where_nothing_that_moves_listens(rig):
     request = SetParameters.Request(parameters=[Parameter('dry_run', value=False).to_parameter_msg()])
     assert rig.call(SetParameters, 'policy_node/set_parameters', request).results[0].successful
     rig.until('a chunk', lambda: rig.chunks)
+
+
+def test_a_run_that_is_made_dry_says_so_before_the_next_chunk(rig):
+    ready(rig, latency=1.5, mode='latest')
+    rig.call(Trigger, 'policy_node/start')
+    rig.until('running', lambda: rig.status.state == PolicyStatus.STATE_RUNNING and rig.chunks)
+    begin, known = time.monotonic(), len(rig.chunks)
+    request = SetParameters.Request(parameters=[Parameter('dry_run', value=True).to_parameter_msg()])
+    assert rig.call(SetParameters, 'policy_node/set_parameters', request).results[0].successful
+    rig.until('the state', lambda: rig.status.state == PolicyStatus.STATE_DRY_RUN)
+    assert time.monotonic() - begin < 1.0, 'the executor must not go on with the last chunk'
+    rig.until('a dry chunk', lambda: rig.dry_chunks)
+    assert len(rig.chunks) == known
+
+
+def test_a_fault_outlives_deactivation_and_loading(rig):
+    rig.start_policy(latency=60.0, inference_timeout=0.3)
+    rig.until('fault', lambda: rig.status.state == PolicyStatus.STATE_FAULT)
+    answer = rig.call(LoadPolicy, 'policy_node/load_policy', LoadPolicy.Request())
+    assert (answer.success, answer.message) == (False, 'The inference has not returned; restart the node.')
+
+    def change(which):
+        request = ChangeState.Request(transition=Transition(id=which))
+        return rig.call(ChangeState, 'policy_node/change_state', request).success
+
+    assert change(Transition.TRANSITION_DEACTIVATE)
+    assert change(Transition.TRANSITION_ACTIVATE), 'active, and waiting for the reset'
+    assert rig.status.state == PolicyStatus.STATE_FAULT
+    assert change(Transition.TRANSITION_DEACTIVATE)
+    assert not change(Transition.TRANSITION_CLEANUP), 'the engine is in use'
+    assert rig.status.state == PolicyStatus.STATE_FAULT
 
 
 def test_an_action_runs_until_it_is_cancelled_and_reports(rig):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,30 @@ node.close()
 node.destroy_node()
 rclpy.shutdown()
 """
+
+
+@pytest.mark.parametrize(
+    ('module', 'arguments', 'environment', 'says'),
+    [
+        (
+            'ki_policy_node.policy_node',
+            '--params-file nowhere.yaml',
+            {},
+            'policy_node: The node cannot be started: .*nowhere',
+        ),
+        ('ki_policy_node.chunk_executor', '-p raet:=100.0', {}, 'chunk_executor: Unknown parameter raet'),
+        ('ki_policy_node.recorder', '-p folder:=/dev/null/bags -p task:=wave', {}, 'recorder: .*/dev/null/bags'),
+        ('ki_policy_node.recorder', '-r :=:=', {'KI_DDS': 'wlan'}, "recorder: Unknown DDS profile 'wlan'"),
+        ('ki_sim.node', '--params-file nowhere.yaml', {}, 'sim_robot: The node cannot be started: .*nowhere'),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(ros_domain, module, arguments, environment, says):
+    plain = {name: value for name, value in os.environ.items() if 'DEFAULT_PROFILES' not in name}
+    command = [sys.executable, '-m', module, '--ros-args', *arguments.split()]
+    found = subprocess.run(command, cwd=ROOT, env=plain | environment, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2, found.stderr
+    assert re.search(f'^{says}', found.stderr, re.MULTILINE | re.DOTALL), found.stderr
+    assert 'Traceback' not in found.stderr
 
 
 @pytest.mark.parametrize(

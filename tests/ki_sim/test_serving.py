@@ -10,7 +10,7 @@ import pytest
 from ki_robot.contract import Contract, load_contract
 from ki_sim.bags import ROBOT
 from ki_sim.errors import SimError
-from ki_sim.serving import KINDS_OF_REFUSAL, PARAMETERS, Refusals, check, servable
+from ki_sim.serving import KINDS_OF_REFUSAL, PARAMETERS, Refusals, check, servable, typed
 
 
 def test_the_contract_of_the_simulated_robot_is_served() -> None:
@@ -61,6 +61,14 @@ def test_the_defaults_of_all_parameters_may_be() -> None:
 def test_a_parameter_that_cannot_be_is_refused(name: str, value: Any, words: str) -> None:
     with pytest.raises(SimError, match=words):
         check(name, value)
+
+
+def test_a_whole_number_will_do_for_a_rate_and_a_word_will_not() -> None:
+    assert typed('camera_rate', 30) == 30.0
+    assert type(typed('camera_rate', 30)) is float
+    assert typed('use_sim_time', True) is True
+    with pytest.raises(SimError, match=r"camera_rate is 'fast': write a number"):
+        check('camera_rate', 'fast')
 
 
 def test_refusals_are_one_kind_whatever_their_numbers() -> None:
