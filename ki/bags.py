@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ki._progress import progress
 
 if TYPE_CHECKING:
+    from ki_bags.problems import Problems
     from training.bags import Index
 
 app = typer.Typer(help='Training data: index recordings, check and show them, to and from LeRobot.')
@@ -225,17 +226,20 @@ def summary(found: Index) -> None:
     )
 
 
-def show_problems(problems: Any) -> None:
-    """One row per file, field and kind, with a count."""
+def show_problems(problems: Problems, brief: bool = False) -> None:
+    """One row per file, field and kind, with a count; where `brief`, one per kind, with the first of them."""
     from rich.console import Console
     from rich.table import Table
 
-    rows = list(problems)
+    rows = list(problems.by_kind() if brief else problems)
     if not rows:
         return
-    table = Table('file', 'field', 'problem', 'count', 'the first one', box=None, header_style='bold')
+    where = () if brief else ('file', 'field')
+    table = Table(*where, 'problem', 'count', 'the first one', box=None, header_style='bold')
     for each in rows:
-        table.add_row(Path(each.where).name, each.field, each.kind, str(each.count), each.text, style='yellow')
+        place = () if brief else (Path(each.where).name, each.field)
+        table.add_row(*place, each.kind, str(each.count), each.text, style='yellow')
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
-    print(f'{sum(each.count for each in rows)} problems of {len({each.kind for each in rows})} kinds')
+    files = f' in {len({each.where for each in problems})} files' if brief else ''
+    print(f'{sum(each.count for each in rows)} problems of {len({each.kind for each in rows})} kinds{files}')

@@ -105,6 +105,7 @@ def fit(run: Run) -> Path | None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ki.bags import show_problems
     from training.run import train as work
 
     console = Console(soft_wrap=True)
@@ -119,6 +120,8 @@ def fit(run: Run) -> Path | None:
                 return
             if kind == 'begin':
                 bar.print(_begin(values))
+            elif kind == 'problems':
+                show_problems(values['problems'], brief=True)
             elif kind == 'stage':
                 shown['task'] = bar.add_task(values['name'], total=values['steps'], losses='')
                 if not console.is_terminal:
@@ -129,6 +132,8 @@ def fit(run: Run) -> Path | None:
                     bar.print(f'  step {values["step"]}: {_losses(values)}')
             elif kind == 'validation':
                 bar.print(f'  step {values["step"]}: held out {_losses(values)}')
+            elif kind == 'bundle':
+                shown['bundle'] = 'written' if values['written'] else 'was finished before, and stays as it is'
             elif kind == 'warning':
                 bar.print(f'[yellow]  {values["text"]}')
 
@@ -138,7 +143,7 @@ def fit(run: Run) -> Path | None:
     if made is None:
         print(f'Stopped and saved in {run.out}; the same command goes on.')
     else:
-        print(f'{made}: written. Curves: {run.out}/{run.stages[-1].name}/curves.png')
+        print(f'{made}: {shown["bundle"]}. Curves: {run.out}/{run.stages[-1].name}/curves.png')
     return made
 
 

@@ -47,6 +47,16 @@ class Problems:
             known = self._rows.get(key)
             self._rows[key] = replace(known, count=known.count + problem.count) if known else problem
 
+    def since(self, before: Problems) -> Problems:
+        """What was counted after a copy was taken."""
+        counts = {(each.where, each.field, each.kind): each.count for each in before}
+        left = ((each, each.count - counts.get((each.where, each.field, each.kind), 0)) for each in self)
+        return Problems(replace(each, count=count) for each, count in left if count > 0)
+
+    def by_kind(self) -> Problems:
+        """One row a kind, over all files and fields, for who wants to know how much is lost and not where."""
+        return Problems(replace(each, where='', field='') for each in self)
+
     def kinds(self) -> set[str]:
         """The kinds that occur."""
         return {problem.kind for problem in self}

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ki_bags.problems import Problem, Problems
 from training.errors import TrainingError
 from training.memory import keep_freed_memory
 
@@ -237,6 +238,11 @@ class Loader:
                 return
             started = time.perf_counter()
             batch = coming.popleft().result()
+            if self.processes:
+                batch, found = batch
+                for part, problems in zip(self.sampler.mixture.parts, found, strict=True):
+                    if problems:
+                        part.source.problems.extend(problems)  # type: ignore[attr-defined]
             if not first:
                 self.wait_s += time.perf_counter() - started
             first = False
@@ -281,7 +287,19 @@ def _begin(mixture: Mixture, collate: Callable[[list[Draw]], Any]) -> None:
     cv2.setNumThreads(1)
     keep_freed_memory()
     _work.update(mixture=mixture, collate=collate)
+    _found(mixture)
 
 
-def _make_in_worker(plan: list[tuple[int, int, int]]) -> Any:
-    return _make(_work['mixture'], plan, _work['collate'])
+def _make_in_worker(plan: list[tuple[int, int, int]]) -> tuple[Any, list[list[Problem]]]:
+    """A batch, and what was wrong with the samples of each part: the sources that count are those of the trainer."""
+    return _make(_work['mixture'], plan, _work['collate']), _found(_work['mixture'])
+
+
+def _found(mixture: Mixture) -> list[list[Problem]]:
+    """What the sources have counted since they were last asked."""
+    found = []
+    for part in mixture.parts:
+        found.append(list(getattr(part.source, 'problems', ())))
+        if found[-1]:
+            part.source.problems = Problems()  # type: ignore[attr-defined]
+    return found

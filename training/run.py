@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from ki_bags.problems import Problems
 from ki_robot.contract import load_contract
-from ki_vla.bundle import Bundle, write_bundle
+from ki_vla.bundle import Bundle, load_bundle, write_bundle
+from ki_vla.errors import VlaError
 from ki_vla.model import KiVla
 from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
@@ -27,11 +32,11 @@ from training.dataset import EpisodeDataset, split_episodes
 from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
 from training.mixture import Draw, Part
-from training.parts import PARTS, Parts, load_parts, save_parts
+from training.parts import PARTS, Parts, digests, load_parts, save_parts
 from training.policy import Beginning, begin, stats_file
 from training.recordings import open_recordings
 from training.report import origin, write_json
-from training.samples import Packer, Packet
+from training.samples import Packer, Packet, misfit
 from training.tracking import check_tracking
 from training.trainer import Tell, Trainer
 from training.vlm_data import VlmDataset
@@ -51,6 +56,14 @@ class Sources:
     vlm: VlmDataset | None
     vlm_held: VlmDataset | None
 
+    @property
+    def problems(self) -> Problems:
+        """What of them cannot be used, as far as it has shown: pictures do not decode when they are drawn."""
+        found = Problems(self.index.problems)
+        for source in (self.train, self.held, self.starts, self.vlm, self.vlm_held):
+            found.extend(source.problems if source is not None else ())
+        return found
+
 
 def train(run: Run, tell: Tell | None = None) -> Path | None:
     """Trains every stage and writes the bundle; None when it was asked to stop (call again to go on).
@@ -67,34 +80,52 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         vlm = [sources.vlm] if sources.vlm is not None else []
         kept = _kept_parts(run)
         beginning = begin(run, sources.train, vlm, stats, kept)
+        for words in (sources.vlm, sources.vlm_held):
+            if words is not None:  # now, and not in the middle of the night
+                words.drop(partial(misfit, beginning.processor))
         if world.first:
             _describe(run, sources, beginning, fresh=kept is None)
         tell('begin', _facts(run, sources, beginning))
-        model: KiVla | None = beginning.model
-        processor = beginning.processor
-        for stage in run.stages:
-            folder = Path(run.out) / stage.name
-            if model is None:
-                model = _weights_of(run, run.stages[run.stages.index(stage) - 1], processor)
-            held = held_packets(run, stage, processor, sources)
-            tell('stage', {'name': stage.name, 'steps': stage.steps})
-            trainer = Trainer(
-                run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell
-            )
-            if _is_done(trainer):
-                tell('stage_done', {'name': stage.name})
-            elif not trainer.fit():
-                return None
-            model = None
-            del trainer
+        before = sources.problems
+        tell('problems', {'problems': before})
+        trained = _train_stages(run, sources, beginning, world, tell)
+        tell('problems', {'problems': sources.problems.since(before)})
+        if trained is None:
+            return None
         bundle = Path(run.out) / BUNDLE
         if world.first:
-            _ship(run, processor, sources, bundle)
-            tell('bundle', {'path': str(bundle)})
+            fresh = bool(trained) or not _is_shipped(run, beginning.processor, bundle)
+            if fresh:
+                _ship(run, beginning.processor, sources, bundle)
+            tell('bundle', {'path': str(bundle), 'written': fresh})
         wait_for_all(world)
         return bundle
     finally:
         close_world(world)
+
+
+def _train_stages(run: Run, sources: Sources, beginning: Beginning, world: World, tell: Tell) -> int | None:
+    """How many stages were trained, the others being done already; None when it was asked to stop."""
+    model: KiVla | None = beginning.model
+    processor, trained = beginning.processor, 0
+    for number, stage in enumerate(run.stages):
+        folder = Path(run.out) / stage.name
+        if model is None:
+            model = _weights_of(run, run.stages[number - 1], processor)
+        held = held_packets(run, stage, processor, sources)
+        tell('stage', {'name': stage.name, 'steps': stage.steps})
+        trainer = Trainer(
+            run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell
+        )
+        if _is_done(trainer):
+            tell('stage_done', {'name': stage.name})
+        elif trainer.fit():
+            trained += 1
+        else:
+            return None
+        model = None
+        del trainer
+    return trained
 
 
 def open_sources(run: Run, world: World | None = None) -> Sources:
@@ -216,7 +247,7 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     if stage.vlm:
         if sources.vlm is None:
             raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
-        words = VlmDataset(sources.vlm.paths, stage.kinds) if stage.kinds else sources.vlm
+        words = sources.vlm.only(stage.kinds) if stage.kinds else sources.vlm
         parts.append(Part('vlm', words, stage.vlm))
     return parts
 
@@ -243,6 +274,22 @@ def _weights_of(run: Run, stage: Stage, processor: Processor) -> KiVla:
     model = KiVla(processor.config)
     model.load_state_dict(shipped_weights(last))
     return model
+
+
+def _is_shipped(run: Run, processor: Processor, bundle: Path) -> bool:
+    """Whether the bundle that is there is this policy already: writing it again would take its exports away."""
+    try:
+        there = load_bundle(bundle)
+    except VlaError:
+        return False
+    ours, theirs = (
+        (each.contract, each.config, each.processing, digests(each)) for each in (processor, there.processor)
+    )
+    if there.name != run.name or ours != theirs:
+        return False
+    last = checkpoints(Path(run.out) / run.stages[-1].name / 'checkpoints')[-1]
+    wanted, found = shipped_weights(last), load_file(there.weights)
+    return wanted.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
 def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> None:

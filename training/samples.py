@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ki_vla import flow
 from ki_vla.batch import Batch, collate
+from ki_vla.errors import VlaError
 from ki_vla.processor import Processor
 from ki_vla.recipes import Recipe
+from ki_vla.tokens.prompt import plain_prompt
 from training.augment import augment
 from training.config import Augment
 from training.dataset import Sample
@@ -132,6 +134,23 @@ class Packer:
         if self.how is not None:
             row['images_VCHW'] = augment(row['images_VCHW'], row['image_mask_V'], fixed, self.how, rng)
         return row, asked, answer
+
+
+def misfit(processor: Processor, question: str, answer: str, pictures: int) -> str:
+    """Why a policy cannot be taught a question about pictures, as `Packer` would; empty where it can."""
+    config, tokenizer = processor.config, processor.tokenizer
+    if pictures > config.views:
+        return f'{pictures} pictures, and model.views is {config.views}'
+    bins = tokenizer.vocabulary.loc_bins
+    try:
+        shorten = processor.processing.truncate_prompt
+        plain_prompt(tokenizer, requantised(question, bins), limit=config.max_prompt, truncate=shorten)
+        tokens = len(tokenizer.encode(requantised(answer, bins))) + 1
+    except VlaError as error:
+        return str(error)
+    return f'an answer of {tokens} tokens, and model.max_targets is {config.max_targets}' * (
+        tokens > config.max_targets
+    )
 
 
 def _with_targets(batch: Batch, least: int = 2) -> Batch:

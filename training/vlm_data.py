@@ -8,11 +8,12 @@ JSONL, one object a line: {"image": "a.jpg" | ["a.jpg", ...], "prompt": "...", "
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tarfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -45,13 +46,14 @@ class VlmSample:
 
 @dataclass(frozen=True)
 class _Row:
-    """Where one sample lies: image files, or (offset, length) in a shard."""
+    """Where one sample lies: a line or sample of a file, and image files, or (offset, length) in the shard."""
 
+    file: Path
+    place: str
     images: tuple[Any, ...]
     question: str
     answer: str
     kind: str
-    shard: Path | None = None
 
 
 class VlmDataset:
@@ -59,26 +61,58 @@ class VlmDataset:
 
     Args:
         paths: .jsonl files, .tar shards, or folders that hold them.
-        kinds: Take only samples of these kinds; all by default.
 
     Raises:
         TrainingError: A path does not exist, or no usable sample is left.
     """
 
-    def __init__(self, paths: Iterable[str | Path], kinds: Iterable[str] | None = None) -> None:
-        self.problems, self.paths = Problems(), tuple(paths)
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self.problems = Problems()
         self._rows: list[_Row] = []
         self._lock = threading.Lock()
-        files = [file for path in self.paths for file in _files(Path(path))]
-        for file in files:
+        self._files = [file for path in paths for file in _files(Path(path))]
+        for file in self._files:
             rows = _jsonl(file, self.problems) if file.suffix == '.jsonl' else _shard(file, self.problems)
             self._rows += rows
-        if kinds is not None:
-            wanted = set(kinds)
-            self._rows = [row for row in self._rows if row.kind in wanted]
+        self._require()
+
+    def only(self, kinds: Iterable[str]) -> VlmDataset:
+        """The samples of some kinds; what is wrong with them is counted here as well as there.
+
+        Raises:
+            TrainingError: There are none.
+        """
+        wanted, view = set(kinds), copy.copy(self)
+        view._rows = [row for row in self._rows if row.kind in wanted]
+        view._require(f' of kind {" or ".join(sorted(wanted))}')
+        view._lock = self._lock  # the problems are shared, too
+        return view
+
+    def drop(self, misfit: Callable[[str, str, int], str]) -> None:
+        """Leaves out, and counts, the samples that a model cannot take.
+
+        Args:
+            misfit: says why not, from question, answer and number of pictures; empty where it can.
+
+        Raises:
+            TrainingError: No sample is left.
+        """
+        kept = []
+        for row in self._rows:
+            why = misfit(row.question, row.answer, len(row.images))
+            if why:
+                text = f'{row.file}: {row.place} does not fit the model: {why}'
+                self.problems.add(row.file, '', 'does_not_fit', text)
+            else:
+                kept.append(row)
+        self._rows = kept
+        self._require(' that fits the model')
+
+    def _require(self, which: str = '') -> None:
         if not self._rows:
             told = ' '.join(problem.text for problem in list(self.problems)[:3])
-            raise TrainingError(f'no usable sample in {", ".join(map(str, files)) or "no files"}. {told}'.strip())
+            files = ', '.join(map(str, self._files)) or 'no files'
+            raise TrainingError(f'no usable sample{which} in {files}. {told}'.strip())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -96,7 +130,7 @@ class VlmDataset:
                 return VlmSample(images, row.question, row.answer, row.kind)
             except (Rejected, OSError) as error:
                 with self._lock:
-                    where = row.shard or row.images[0]
+                    where = row.file if row.file.suffix == '.tar' else row.images[0]
                     self.problems.add(where, 'image', 'undecodable', f'{where}: {error}')
         raise TrainingError(
             f'{MAX_SKIPS} pictures in a row do not decode; the last is {self._rows[position].images[0]}.'
@@ -165,7 +199,7 @@ def _jsonl(file: Path, problems: Problems) -> list[_Row]:
                 names = [names] if isinstance(names, str) else names
                 if not isinstance(names, list):
                     raise TypeError('image is no file name, nor a list of them')
-                row = _row(data, tuple(_beside(file, name) for name in names))
+                row = _row(file, where, data, tuple(_beside(file, name) for name in names))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 reason = f'no field {error}' if isinstance(error, KeyError) else str(error)
                 problems.add(file, '', 'bad_line', f'{file}: {where} cannot be used: {reason}')
@@ -186,7 +220,7 @@ def _beside(file: Path, name: Any) -> Path:
     return file.parent / inside
 
 
-def _row(data: dict[str, Any], images: tuple[Any, ...], shard: Path | None = None) -> _Row:
+def _row(file: Path, place: str, data: dict[str, Any], images: tuple[Any, ...]) -> _Row:
     answer = data['answer']
     question = data.get('prompt', data.get('question', CAPTION))
     kind = data.get('kind', 'vqa' if 'prompt' in data or 'question' in data else 'caption')
@@ -195,7 +229,7 @@ def _row(data: dict[str, Any], images: tuple[Any, ...], shard: Path | None = Non
             raise ValueError(f'{name} is {value!r}, not a text')
     if not images:
         raise ValueError('image is empty')
-    return _Row(images, question, answer, kind, shard)
+    return _Row(file, place, images, question, answer, kind)
 
 
 def _shard(file: Path, problems: Problems) -> list[_Row]:
@@ -239,17 +273,17 @@ def _flush(file: Path, name: str, parts: dict[str, Any], rows: list[_Row], probl
         return
     try:
         data = json.loads(parts['json']) if 'json' in parts else {'answer': parts['txt'].decode('utf-8')}
-        rows.append(_row(data, tuple(parts.get('images', ())), file))
+        rows.append(_row(file, f'sample {name}', data, tuple(parts.get('images', ()))))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f'no {error}' if isinstance(error, KeyError) else str(error)
         problems.add(file, '', 'bad_sample', f'{file}: sample {name} cannot be used: {reason}')
 
 
 def _picture(row: _Row, where: Any) -> NDArray[np.uint8]:
-    if row.shard is None:
+    if isinstance(where, Path):
         data = np.fromfile(where, dtype=np.uint8)
     else:
-        with row.shard.open('rb', buffering=0) as stream:
+        with row.file.open('rb', buffering=0) as stream:
             stream.seek(where[0])
             data = np.frombuffer(stream.read(where[1]), dtype=np.uint8)
     return decode_compressed(SimpleNamespace(data=data, format=''))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ki_bags.problems import Problems
 from training.errors import TrainingError
 from training.mixture import BLOCK, GRACE_S, Draw, Loader, Mixture, Part, Sampler, _begin
 
@@ -131,6 +132,25 @@ def test_impossible_mixtures_are_refused() -> None:
     ):
         with pytest.raises(TrainingError, match=match):
             Mixture(parts)
+
+
+class Doubtful(Numbers):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.problems = Problems()
+        self.problems.add('a', '', 'odd', 'known before')
+
+    def __getitem__(self, position: int) -> int:
+        if position % 2:
+            self.problems.add('a', '', 'odd', 'found while drawing')
+        return super().__getitem__(position)
+
+
+def test_what_workers_find_wrong_with_samples_is_counted_by_the_trainer() -> None:
+    source = Doubtful(8)
+    assert len(list(Loader(Sampler(Mixture([Part('a', source)])), 4, collate, workers=1, processes=True, steps=4))) == 4
+    [problem] = source.problems
+    assert problem.count == 1 + 8
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -177,6 +177,43 @@ def test_a_stage_may_draw_the_starts_of_episodes_more_often(run_of: MakeRun) -> 
         run_of({'actions': 0.0, 'vlm': 0.0})
 
 
+def test_what_of_the_data_is_not_used_is_counted_and_shown(
+    run_of: MakeRun, words_file: Path, arrays_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ki.train import fit
+
+    (words_file.parent / 'bad.jpg').write_bytes(b'no picture')
+    picture = '"prompt": "what is it?", "answer": "a cup"'
+    lines = ['nonsense', f'{{"image": "bad.jpg", {picture}}}', f'{{"image": "0.jpg", {picture[:-1]}{" and" * 900}"}}']
+    lines.append(f'{{"image": ["0.jpg", "1.jpg", "2.jpg"], {picture}}}')
+    words_file.write_text(words_file.read_text() + '\n'.join(lines) + '\n')
+    (arrays_folder / 'demo-000002.npz').write_bytes(b'PK nothing')
+    assert fit(run_of({'steps': 1, 'batch': 8})) is not None
+    said = capsys.readouterr().out
+    begin, _, end = said.partition('step 1')
+    for kind, count, first in (
+        ('refused', 1, 'demo-000002.npz is no recording'), ('bad_line', 2, 'train.jsonl: line 6 cannot be used'),
+        ('does_not_fit', 4, 'train.jsonl: line 8 does not fit the model: an answer of'),
+    ):  # fmt: skip
+        [row] = [line.split(None, 2) for line in begin.splitlines() if line.startswith(f' {kind}')]
+        assert row[1] == str(count), row
+        assert first in row[2]
+    assert 'undecodable' in end
+
+
+def test_a_run_that_is_done_leaves_its_bundle_and_exports_alone(run_of: MakeRun) -> None:
+    run = run_of({'steps': 1})
+    bundle = train(run)
+    (bundle / 'onnx').mkdir()
+    (bundle / 'onnx' / 'made.json').write_text('{}')
+    told: list[Any] = []
+    assert train(run, lambda kind, values: told.append((kind, values.get('written')))) == bundle
+    assert ('bundle', False) in told
+    assert (bundle / 'onnx' / 'made.json').is_file()
+    train(replace(run, name='other'), lambda kind, values: told.append((kind, values.get('written'))))
+    assert ('bundle', True) in told, 'a bundle that is not this policy is written'
+
+
 def test_a_run_without_a_terminal_writes_lines(run_of: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     from ki.train import fit
 

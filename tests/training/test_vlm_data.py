@@ -54,7 +54,9 @@ def test_questions_captions_and_several_pictures(tmp_path: Path) -> None:
     assert [sample.question for sample in (data[0], data[1])] == ['what colour?', CAPTION]
     assert len(data[1].images) == 2
     np.testing.assert_array_equal(data[1].images[1], 2)
-    assert len(VlmDataset([tmp_path], kinds=['box'])) == 1
+    assert len(data.only(['box'])) == 1
+    with pytest.raises(TrainingError, match='no usable sample of kind smell'):
+        data.only(['smell'])
 
 
 def test_bad_lines_are_counted_by_file_and_line(tmp_path: Path) -> None:
@@ -79,6 +81,19 @@ def test_bad_lines_are_counted_by_file_and_line(tmp_path: Path) -> None:
     assert counted['bad_line'].count == 6
     assert 'line 2' in counted['bad_line'].text
     assert 'gone.png' in counted['missing_image'].text
+
+
+def test_what_a_model_cannot_take_is_left_out_and_named_by_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / 'ok.png').write_bytes(picture(3))
+    file = write_lines(tmp_path, [{'image': 'ok.png', 'answer': answer} for answer in ('a', 'long', 'b', 'longer')])
+    data = VlmDataset([file])
+    data.drop(lambda question, answer, pictures: 'too long' if 'long' in answer else '')
+    assert [data[number].answer for number in range(len(data))] == ['a', 'b']
+    [problem] = data.problems
+    assert (problem.kind, problem.count) == ('does_not_fit', 2)
+    assert problem.text == f'{file}: line 2 does not fit the model: too long'
+    with pytest.raises(TrainingError, match=r'no usable sample that fits the model in .*data\.jsonl'):
+        data.drop(lambda *given: 'nothing fits')
 
 
 def test_a_picture_that_does_not_decode_is_stepped_over(tmp_path: Path) -> None:
