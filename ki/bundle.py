@@ -82,7 +82,11 @@ def import_(
         kind.value, source, bundle, name=name or bundle.name, contract=load_contract(robot), stats=stats,
         tokenizer=tokenizer, fast=fast, dtype=torch.bfloat16 if bf16 else torch.float32, overwrite=overwrite,
     )  # fmt: skip
-    typer.echo(f'{report}\n{made.policy_id}')
+    typer.echo(report)
+    for name in ('horizon', 'state'):
+        if name in made.provenance:
+            typer.echo(f'{name}: {made.provenance[name]}')
+    typer.echo(made.policy_id)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
+from ki_vla.importers.described import Described, describe
 from ki_vla.importers.mapping import ImportReport, convert
 from ki_vla.importers.openpi import default_config, export_openpi, openpi_plan
 from ki_vla.importers.stream import open_checkpoint
@@ -31,7 +31,8 @@ def import_lerobot(
     """
     checkpoint = open_checkpoint(source)
     if config is None:
-        config = _with_policy_config(default_config(checkpoint), Path(source))
+        config = default_config(checkpoint)
+        config = replace(config, horizon=check_kind(describe(source), config).horizon or config.horizon)
     return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
 
 
@@ -46,16 +47,12 @@ def export_lerobot(
     return export_openpi(weights, config, folder, dtype=dtype, root='model.')
 
 
-def _with_policy_config(config: ModelConfig, source: Path) -> ModelConfig:
-    """The horizon from lerobot's config.json, where there is one."""
-    file = source / 'config.json'
-    if not source.is_dir() or not file.is_file():
-        return config
-    try:
-        policy = json.loads(file.read_text(encoding='utf-8'))
-        kind, horizon = policy.get('type', config.name), int(policy.get('chunk_size', config.horizon))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise VlaError(f'{file}: not a readable policy configuration ({error}).') from error
-    if kind != config.name:
-        raise VlaError(f'{file}: says the policy is {kind!r}, but the tensors are those of {config.name!r}.')
-    return replace(config, horizon=horizon)
+def check_kind(said: Described, config: ModelConfig) -> Described:
+    """Refuse a config.json of another kind of policy than the tensors are.
+
+    Raises:
+        VlaError: it is.
+    """
+    if said.kind not in (None, config.name):
+        raise VlaError(f'{said.path}: says the policy is {said.kind!r}, but the tensors are those of {config.name!r}.')
+    return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from ki_robot.transforms import Stats
 from ki_vla.bundle import Bundle, write_bundle
 from ki_vla.config import ModelConfig, preset
 from ki_vla.errors import VlaError
-from ki_vla.importers.lerobot import export_lerobot, import_lerobot
+from ki_vla.importers.described import HORIZONS, describe
+from ki_vla.importers.lerobot import check_kind, export_lerobot, import_lerobot
 from ki_vla.importers.mapping import ImportReport
 from ki_vla.importers.norm_stats import read_norm_stats, write_norm_stats
 from ki_vla.importers.openpi import default_config, export_openpi, import_openpi
@@ -58,11 +60,13 @@ def import_policy(
         overwrite: replace a bundle that is there.
 
     Raises:
-        VlaError: the kind is unknown, any tensor is unaccounted for, or the parts do not fit each other.
+        VlaError: the kind is unknown, any tensor is unaccounted for, the checkpoint was trained with another horizon
+            than the robot's, or the parts do not fit each other.
     """
     if kind not in IMPORTERS:
         raise VlaError(f'{kind!r} is no kind of checkpoint; choose {", ".join(IMPORTERS)}.')
     config = config or _config(kind, source, contract)
+    provenance = {'imported_from': kind, 'source': Path(source).name, **_trained_for(kind, source, config, contract)}
     state, actions = _statistics(stats, contract, config)
     text = tokenizer if isinstance(tokenizer, TextTokenizer) else load_gemma(tokenizer)
     codec = None if fast is None else load_public(fast, horizon=config.horizon, columns=len(contract.actions))
@@ -74,9 +78,6 @@ def import_policy(
     def write(path: Path) -> None:
         reports.append(IMPORTERS[kind](source, path, config=config, dtype=dtype))
 
-    provenance = {'imported_from': kind, 'source': Path(source).name}
-    if kind == 'paligemma':
-        provenance['note'] = 'the action expert is freshly initialised; train before use'
     bundle = write_bundle(
         folder, name=name, weights=write, processor=processor, provenance=provenance, overwrite=overwrite
     )
@@ -129,3 +130,32 @@ def _config(kind: str, source: str | Path, contract: Contract) -> ModelConfig:
     """The model of a checkpoint, with the robot's horizon and as many views as it has cameras."""
     found = preset('full') if kind == 'paligemma' else default_config(open_checkpoint(source))
     return replace(found, horizon=contract.horizon, views=max(found.views, len(contract.cameras)))
+
+
+def _trained_for(kind: str, source: str | Path, config: ModelConfig, contract: Contract) -> dict[str, str]:
+    """What the checkpoint was trained for and no tensor shows, as far as it is said; else what is assumed.
+
+    Raises:
+        VlaError: another horizon than the robot's, or another kind of policy than the tensors are.
+    """
+    if kind == 'paligemma':
+        return {'note': 'the action expert is freshly initialised; train before use'}
+    said = check_kind(describe(source), config)
+    if said.horizon not in (None, contract.horizon):
+        raise VlaError(
+            f'{said.path}: {said.field} is {said.horizon}, and horizon is {contract.horizon} in the contract of '
+            f"{contract.name}; a policy plans as many steps as it was trained with: set the contract's horizon to "
+            f'{said.horizon}, or take a checkpoint that was trained with {contract.horizon}.'
+        )
+    by = said.field or f"assumed from the robot's contract; no config.json with {' or '.join(HORIZONS)}"
+    found = {'horizon': f'{contract.horizon} steps ({by})'}
+    if config.adaptive and config.state_repr == 'text':
+        found['state'] = 'as text in the prompt' if said.state_in_prompt else 'assumed to be read as text in the prompt'
+        if said.state_in_prompt is False:
+            warnings.warn(
+                f'{said.path}: discrete_state_input is false: the policy was trained without the state in its prompt, '
+                'and here it will read one there; train it on, or take a checkpoint that was trained with it.',
+                stacklevel=3,
+            )
+            found['state'] = 'trained without it; here it stands in the prompt'
+    return found

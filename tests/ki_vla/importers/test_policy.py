@@ -110,6 +110,65 @@ def test_full_size_configuration_follows_the_checkpoint_and_the_robot(tables, as
     assert (config.name, config.horizon, config.views, config.action_dim) == ('pi05', 50, 4, 32)
 
 
+@pytest.fixture
+def checkpoint(tables, write, tmp_path, processor):
+    """A fine-tuned pi0.5 of the robot's size; what its config.json says is the test's. Returns how to import it."""
+    config = replace(tiny_for(CONTRACT), name='pi05', action_dim=10, state_dim=10)
+    write(tables[0](config, True), tmp_path / 'in' / 'model.safetensors')
+
+    def bring_in(said=None, source='in', kind='openpi'):
+        if said is not None:
+            (tmp_path / 'in' / 'config.json').write_text(json.dumps(said))
+        return import_policy(
+            kind, tmp_path / source, tmp_path / 'bundle', name='theirs', contract=CONTRACT,
+            stats=(processor.state_stats, processor.action_stats), tokenizer=processor.tokenizer, config=config,
+        )  # fmt: skip
+
+    return bring_in
+
+
+@pytest.mark.parametrize('source', ['in', 'in/model.safetensors'])
+@pytest.mark.parametrize('field', ['action_horizon', 'chunk_size'])
+def test_a_checkpoint_of_another_horizon_is_refused_by_name(checkpoint, tmp_path, field, source):
+    said = rf'config.json: {field} is 30, and horizon is 12 in the contract of arm_single; .* horizon to 30, or take a'
+    with pytest.raises(VlaError, match=said):
+        checkpoint({field: 30}, source)
+    assert not (tmp_path / 'bundle').exists()
+
+
+def test_the_horizon_is_said_with_where_it_is_known_from(checkpoint):
+    bundle, _ = checkpoint({'type': 'pi05', 'chunk_size': 12})
+    assert bundle.provenance['horizon'] == '12 steps (chunk_size)'
+    assert bundle.provenance['state'] == 'assumed to be read as text in the prompt'
+
+
+def test_a_horizon_that_nobody_wrote_down_is_said_to_be_assumed(checkpoint):
+    bundle, _ = checkpoint()
+    assert bundle.provenance['horizon'] == (
+        "12 steps (assumed from the robot's contract; no config.json with chunk_size or action_horizon)"
+    )
+
+
+@pytest.mark.parametrize(
+    ('said', 'message'),
+    [
+        ({'chunk_size': '12'}, "chunk_size is '12', no number of steps"),
+        ({'action_horizon': 0}, 'action_horizon is 0, no number of steps'),
+        ([12], 'no table of names and values'),
+        ({'type': 'pi0', 'chunk_size': 12}, "says the policy is 'pi0', but the tensors are those of 'pi05'"),
+    ],
+)
+def test_a_description_that_cannot_be_meant_is_refused(checkpoint, said, message):
+    with pytest.raises(VlaError, match=message):
+        checkpoint(said)
+
+
+def test_a_policy_that_was_trained_without_the_state_in_its_prompt_is_warned_about(checkpoint):
+    with pytest.warns(UserWarning, match='discrete_state_input is false'):
+        bundle, _ = checkpoint({'action_horizon': 12, 'discrete_state_input': False})
+    assert bundle.provenance['state'] == 'trained without it; here it stands in the prompt'
+
+
 def test_a_policy_with_words_of_its_own_is_not_exported_by_accident(tmp_path, processor):
     from ki_vla.untrained import write_untrained
 
