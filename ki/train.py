@@ -18,7 +18,9 @@ app = typer.Typer(help='Train a policy from recordings, into a bundle.')
 @app.command()
 def train(
     config: Annotated[Path | None, typer.Argument(help='YAML as in config/train/; or use the options.')] = None,
-    bags: Annotated[Path | None, typer.Option(help='Folder of recordings, or an index of them.')] = None,
+    bags: Annotated[
+        Path | None, typer.Option(help='Folder of recordings, or an index; in place of those of CONFIG.')
+    ] = None,
     robot: Annotated[str | None, typer.Option(help='Contract: a name of config/robots, or a YAML file.')] = None,
     preset: Annotated[str | None, typer.Option(help='tiny, mini or full.')] = None,
     recipe: Annotated[str | None, typer.Option(help='Of docs/recipes.md; for every stage.')] = None,
@@ -38,24 +40,29 @@ def train(
     Several GPUs or machines: torchrun --nproc-per-node N -m ki.main train CONFIG
     """
     import os
+    from dataclasses import replace
 
     from training.config import load_run, run_from_dict
     from training.errors import TrainingError
 
+    if task and bags is None:
+        raise TrainingError('--task: it is the instruction of recordings named with --bags; else write data.task.')
     given = {'robot': robot, 'preset': preset, 'seed': seed, 'device': device, 'workers': workers}
     given |= {'start': start and str(start), 'out': out and str(out)}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if processes:
         changes['loader_processes'] = True
-    if bags is not None:
-        changes['data'] = {'bags': str(bags), 'task': task}
     if config is not None:
         run = load_run(config, **changes)
+        if bags is not None:  # all else that the configuration says of data still holds
+            run = replace(run, data=replace(run.data, bags=str(bags), arrays=None, task=task or run.data.task))
     elif bags is not None:
-        run = run_from_dict(changes)
+        run = run_from_dict(changes | {'data': {'bags': str(bags), 'task': task}})
     else:
         raise TrainingError('name a configuration (config/train/*.yaml), or recordings with --bags.')
     run = _with_stages(run, {'recipe': recipe, 'steps': steps, 'batch': batch})
+    if data_only and run.simulate is None:
+        raise TrainingError('--data-only: the configuration has no section simulate, so there are no data to make.')
     if run.simulate is not None:
         if int(os.environ.get('WORLD_SIZE', '1')) == 1:
             simulate(run.simulate)
