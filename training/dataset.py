@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,16 +210,28 @@ class EpisodeDataset:
         self._lock = threading.Lock()
 
 
-def split_episodes(index: Index, fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+def split_episodes(
+    index: Index,
+    fraction: float,
+    seed: int = 0,
+    outcomes: Collection[str] | None = None,
+    recordings: Collection[str] | None = None,
+) -> tuple[list[int], list[int]]:
     """Episodes to train on and to hold out; an episode stays on its side when others are added.
 
     Args:
         index: Whose episodes.
         fraction: Roughly how many to hold out, 0..1; at least one when it is above 0 and there are two.
         seed: Another seed, another split.
+        outcomes: Only episodes of these outcomes; all by default.
+        recordings: Only episodes of recordings with these hashes; all by default.
     """
     scores = []
     for number, (entry, about) in enumerate(index.episodes):
+        if outcomes is not None and about.outcome not in outcomes:
+            continue
+        if recordings is not None and entry.sha256 not in recordings:
+            continue
         digest = hashlib.sha256(f'{seed} {entry.sha256} {about.file}'.encode()).digest()
         scores.append((int.from_bytes(digest[:8], 'big') / 2**64, number))
     held = {number for score, number in scores if score < fraction and len(scores) > 1}
@@ -228,8 +240,4 @@ def split_episodes(index: Index, fraction: float, seed: int = 0) -> tuple[list[i
             held = {min(scores)[1]}
         if len(held) == len(scores):
             held.discard(max(scores)[1])
-    return [number for _, number in sorted(scores, key=_second) if number not in held], sorted(held)
-
-
-def _second(pair: Sequence[Any]) -> Any:
-    return pair[1]
+    return [number for _, number in scores if number not in held], sorted(held)

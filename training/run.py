@@ -27,8 +27,8 @@ from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
 from training.bags import Index
 from training.checkpoint import check_identity, checkpoints, read_state, shipped_weights
-from training.config import Run, Stage, run_from_dict
-from training.dataset import EpisodeDataset, split_episodes
+from training.config import Data, Run, Stage, run_from_dict
+from training.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episodes
 from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
 from training.mixture import Draw, Part
@@ -43,6 +43,7 @@ from training.vlm_data import VlmDataset
 
 BUNDLE = 'bundle'
 HELD_BATCH = 32
+DIGITS = 16  # of the hash of a recording, in a bundle
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,13 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
     index = _index(run) if world.first else None
     wait_for_all(world)
     index = index or _index(run)  # the first process has made it, the others find it made
-    numbers, held = split_episodes(index, run.data.validation, run.data.split_seed)
+    numbers, held = split_episodes(index, run.data.validation, run.data.split_seed, run.data.outcomes)
     common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
     horizon = dict(run.model).get('horizon')
     if not numbers:
         raise TrainingError(
-            f'{index.folder}: no episode is left to train on; see `ki bags show`, or lower data.validation.'
+            f'{index.folder} holds no episode with outcome {" or ".join(run.data.outcomes)} (data.outcomes) '
+            'to train on; see `ki bags show`.'
         )
     train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
     held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
@@ -172,15 +174,34 @@ def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[Episo
             f'{recordings} is of {index.contract.name} with other action columns than {bundle.policy_id} '
             f'({bundle.contract.name}) has; evaluate on recordings of its own robot.'
         )
-    numbers, note = list(range(len(index.episodes))), f'all {len(index.episodes)} episodes of {recordings}'
-    if bundle.provenance.get('data_hash') == index.hash:
-        data = run_from_dict(bundle.provenance['run']).data
-        held = split_episodes(index, data.validation, data.split_seed)[1]
-        if not every and not held:
+    data, ours = _trained_on(bundle, index)
+    outcomes = KEPT_OUTCOMES if data is None else data.outcomes
+    numbers = [number for number, (_, about) in enumerate(index.episodes) if about.outcome in outcomes]
+    note = f'all {len(numbers)} episodes of {recordings}'
+    if data is None:
+        note += '; nothing says whether it was trained on some of them'
+    elif ours:
+        seen, held = split_episodes(index, data.validation, data.split_seed, outcomes, ours)
+        fresh = [number for number in numbers if number not in set(seen)]
+        if every:
+            note += f', {len(seen)} of which it was trained on'
+        elif fresh:
+            numbers, new = fresh, len(fresh) - len(held)
+            note = f'{len(held)} held-out {f"and {new} new " if new else ""}episodes of {recordings}'
+        else:
             raise TrainingError(f'{recordings}: the policy was trained on all of it; give other recordings, or --all.')
-        note = f'{note}, which it was trained on' if every else f'{len(held)} held-out episodes of {recordings}'
-        numbers = numbers if every else held
-    return EpisodeDataset(index, bundle.config.horizon, episodes=numbers, resize=False), note
+    return EpisodeDataset(index, bundle.config.horizon, outcomes, numbers, resize=False), note
+
+
+def _trained_on(bundle: Bundle, index: Index) -> tuple[Data | None, set[str]]:
+    """How a bundle's run chose from its data, and the hashes of those recordings of an index that it chose from."""
+    about = bundle.provenance
+    ours = {entry.sha256 for entry in index.entries}
+    if 'recordings' in about:
+        ours = {digest for digest in ours if digest[:DIGITS] in set(about['recordings'])}
+    elif about.get('data_hash') != index.hash:
+        return None, set()
+    return run_from_dict(about['run']).data, ours
 
 
 def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDataset | None, str]:
@@ -302,6 +323,7 @@ def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> Non
         recipe=_plain(asdict(recipe(last.recipe))),
         provenance={
             **origin(sources.index.hash),
+            'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
             'steps': {stage.name: stage.steps for stage in run.stages},
             'run': run.to_dict(),
         },

@@ -65,6 +65,19 @@ def test_only_episodes_that_were_held_out_are_looked_at(run_of: MakeRun, tmp_pat
     assert note.startswith('1 held-out episodes')
     assert len(data.episode_numbers) == 1
 
+    made = dict(np.load(Path(run.data.arrays) / 'demo-000000.npz'))
+    np.savez(Path(run.data.arrays) / 'demo-000009.npz', **{**made, 'state': made['state'] + np.float32(0.01)})
+    data, note = unseen(bundle, Path(run.data.arrays))
+    assert note.startswith('1 held-out and 1 new episodes'), 'an episode more does not make the others unseen'
+    assert len(data.episode_numbers) == 2
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (Path(run.data.arrays) / 'demo-000009.npz').rename(elsewhere / 'demo-000009.npz')
+    assert unseen(bundle, elsewhere)[1] == f'all 1 episodes of {elsewhere}'
+    del bundle.provenance['recordings']  # as bundles were that name the whole of their data alone
+    assert unseen(bundle, Path(run.data.arrays))[1].startswith('1 held-out episodes')
+    assert unseen(bundle, elsewhere)[1].endswith('nothing says whether it was trained on some of them')
+
     none = run_of({'steps': 1}, data={'arrays': run.data.arrays, 'validation': 0.0, 'vlm': list(run.data.vlm)})
     none = replace(none, out=str(tmp_path / 'none'))
     with pytest.raises(TrainingError, match='was trained on all of it'):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ki_robot.contract import Contract
@@ -71,12 +72,25 @@ def test_the_rate_rises_then_falls_to_its_end() -> None:
 
 def test_no_side_of_the_split_may_be_empty(run_of: MakeRun, arrays_folder: Path) -> None:
     run = run_of()
-    with pytest.raises(TrainingError, match='holds no usable step of an episode with outcome failure'):
+    with pytest.raises(TrainingError, match='holds no episode with outcome failure'):
         open_sources(replace(run, data=replace(run.data, outcomes=('failure',))))
     for path in sorted(arrays_folder.glob('*.npz'))[1:]:
         path.unlink()
     sources = open_sources(run)
     assert sources.held is None, 'one episode cannot be split: all of it is trained on'
+
+
+def test_failures_that_do_not_take_part_are_no_side_of_the_split(run_of: MakeRun, arrays_folder: Path) -> None:
+    run = run_of()
+    wrong = open_sources(run).held
+    assert wrong is not None
+    held = wrong.index.episodes[wrong.episode_numbers[0]][0].path
+    arrays = dict(np.load(held))
+    np.savez(held, **{**arrays, 'meta': np.array('{"instruction": "lift the red cup", "success": false}')})
+    sources = open_sources(run)
+    assert sources.held is not None
+    assert {about.outcome for _, about in sources.index.episodes} == {'success', 'failure'}
+    assert len(sources.train.episode_numbers) == len(sources.held.episode_numbers) == 1
 
 
 def test_recordings_and_statistics_of_another_robot_are_refused(
