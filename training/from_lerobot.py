@@ -225,7 +225,7 @@ def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan,
         TrainingError: Its numbers or pictures do not read; nothing that looks complete is left behind.
     """
     contract = plan.contract
-    task = episode.tasks[0] if episode.tasks else ''
+    task = said = episode.tasks[0] if episode.tasks else ''
     on_grid = dataset.fps == contract.rate_hz
     clips = {camera: dataset.frames(episode.clips[name], len(episode.state)) for camera, name in plan.cameras.items()}
     with BagWriter(path, custom={'task': task, 'source': f'{dataset.folder.name}#{episode.number}'}) as bag:
@@ -233,6 +233,9 @@ def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan,
         for step in range(len(episode.state)):
             # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
             time_ns = EPOCH_NS + (step * contract.step_ns if on_grid else round(step * 1e9 / dataset.fps))
+            if episode.tasks[step] not in ('', said):
+                said = episode.tasks[step]
+                compose.put(bag, 'instruction', time_ns, compose.instruction(time_ns, said))
             for camera in contract.cameras:
                 if camera.name in clips:
                     picture = compose.picture(time_ns, next(clips[camera.name]), quality=quality)

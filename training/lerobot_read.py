@@ -2,7 +2,8 @@
 
 Layout v2.1: one parquet and one mp4 a camera per episode; meta/episodes.jsonl, meta/tasks.jsonl. Layout v3.0: many
 episodes in one parquet and one mp4 (chunk-000/file-000 ...), found through meta/episodes/*/*.parquet, and
-meta/tasks.parquet. Episodes that the metadata names and the disk lacks are left out and counted.
+meta/tasks.parquet. A camera of dtype `image` has no mp4: its pictures are a column of the parquet, as bytes or as names
+of files. Episodes that the metadata names and the disk lacks are left out and counted.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
+from ki_robot.images import decode_compressed
 from training.errors import TrainingError
 
 VERSIONS = ('v2.0', 'v2.1', 'v3.0')
@@ -26,10 +29,19 @@ STATE, ACTION, IMAGES = 'observation.state', 'action', 'observation.images.'
 
 @dataclass(frozen=True)
 class Clip:
-    """Where the pictures of one camera of one episode lie: a file, and the second in it at which they begin."""
+    """Where the pictures of one camera of one episode lie: a film, and the second in it at which they begin."""
 
     file: Path
     start_s: float
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Where they lie one by one: a parquet file, its column, and the number of the episode."""
+
+    file: Path
+    column: str
+    episode: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class LerobotEpisode:
     action: NDArray[np.float64]
     timestamps: NDArray[np.float64]
     tasks: tuple[str, ...]
-    clips: dict[str, Clip]
+    clips: dict[str, Clip | Stills]
 
 
 def dataset_folders(folder: Path, depth: int = 4) -> list[Path]:
@@ -88,7 +100,7 @@ class LerobotDataset:
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(f'{self.folder}/meta/info.json lacks a usable {error}.') from error
         self.cameras = tuple(
-            key.removeprefix(IMAGES) for key, each in self.features.items() if each.get('dtype') == 'video'
+            key.removeprefix(IMAGES) for key, each in self.features.items() if each.get('dtype') in ('video', 'image')
         )
         self.state_names = self._names(STATE)
         self.action_names = self._names(ACTION)
@@ -122,12 +134,22 @@ class LerobotDataset:
         clips = {camera: self._clip(number, camera) for camera in self.cameras}
         return LerobotEpisode(number, state, action, times, tasks, clips)
 
-    def frames(self, clip: Clip, count: int) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, clip: Clip | Stills, count: int) -> Iterator[NDArray[np.uint8]]:
         """`count` pictures from the start of a clip, uint8 (h, w, 3) RGB.
 
         Raises:
             TrainingError: The file does not decode, or ends too early.
         """
+        given = 0
+        for picture in self._film(clip) if isinstance(clip, Clip) else self._stills(clip):
+            if given == count:
+                return
+            given += 1
+            yield picture
+        if given < count:
+            raise TrainingError(f'{clip.file} ends after {given} of {count} pictures.')
+
+    def _film(self, clip: Clip) -> Iterator[NDArray[np.uint8]]:
         import av
 
         given = 0
@@ -141,14 +163,30 @@ class LerobotDataset:
                     # Half a frame of tolerance: a time base cannot hold every multiple of 1 / fps.
                     if frame.time is not None and frame.time < clip.start_s - 0.5 / self.fps:
                         continue
-                    if given == count:
-                        return
                     given += 1
                     yield np.asarray(frame.to_ndarray(format='rgb24'), dtype=np.uint8)
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise TrainingError(f'{clip.file} does not decode after {given} pictures: {error}.') from error
-        if given < count:
-            raise TrainingError(f'{clip.file} ends after {given} of {count} pictures.')
+
+    def _stills(self, clip: Stills) -> Iterator[NDArray[np.uint8]]:
+        import pyarrow.parquet as pq
+
+        given = 0
+        try:
+            table = pq.read_table(clip.file, columns=[clip.column], filters=[('episode_index', '=', clip.episode)])
+            for cell in table[clip.column]:
+                data = cell['bytes'].as_py()
+                if data is None:
+                    data = self._inside(str(cell['path'].as_py()), clip.column).read_bytes()
+                yield decode_compressed(SimpleNamespace(data=np.frombuffer(data, dtype=np.uint8), format=''))
+                given += 1
+        except TrainingError:
+            raise
+        except Exception as error:  # pyarrow raises a dozen types for a damaged file
+            raise TrainingError(
+                f'{clip.file}: {clip.column} of episode {clip.episode} does not decode after {given} pictures '
+                f'({type(error).__name__}: {error}).'
+            ) from error
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -221,8 +259,10 @@ class LerobotDataset:
             values = {'episode_chunk': number // int(self.info.get('chunks_size', 1000)), 'episode_index': number}
         return self._filled('data_path', values)
 
-    def _clip(self, number: int, camera: str) -> Clip:
+    def _clip(self, number: int, camera: str) -> Clip | Stills:
         key = IMAGES + camera if IMAGES + camera in self.features else camera
+        if self.features[key].get('dtype') == 'image':
+            return Stills(self._data_path(number), key, number)
         if self.version != 'v3.0':
             chunk = number // int(self.info.get('chunks_size', 1000))
             values = {'episode_chunk': chunk, 'episode_index': number, 'video_key': key}
@@ -236,13 +276,18 @@ class LerobotDataset:
         return Clip(self._filled('video_path', values), float(row[f'videos/{key}/from_timestamp']))
 
     def _filled(self, field: str, values: dict[str, Any]) -> Path:
-        """A path template of the metadata, filled in; it must not lead out of the dataset."""
+        """A path template of the metadata, filled in."""
         try:
-            path = self.folder / str(self.info[field]).format(**values)
+            name = str(self.info[field]).format(**values)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise TrainingError(f'{self.folder}/meta/info.json: {field} cannot be filled in ({error}).') from error
+        return self._inside(name, f'meta/info.json: {field}')
+
+    def _inside(self, name: str, where: str) -> Path:
+        """A path that must not lead out of the dataset."""
+        path = self.folder / name
         if self.folder.resolve() not in path.resolve().parents:
-            raise TrainingError(f'{self.folder}/meta/info.json: {field} leads out of the dataset ({path}).')
+            raise TrainingError(f'{self.folder}/{where} leads out of the dataset ({path}).')
         return path
 
     @staticmethod

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -120,6 +122,54 @@ def test_there_and_back_gives_the_same_numbers(index: Index, tmp_path: Path) -> 
         np.testing.assert_allclose(one['actions'], two['actions'], atol=1e-6)
 
 
+def test_a_task_that_changes_within_an_episode_is_told_from_that_step_on(index: Index, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    to_lerobot(index, out, 'copy')
+    file = out / 'data/chunk-000/file-000.parquet'
+    table = pq.read_table(file)
+    tasks = table['task_index'].to_numpy().copy()
+    tasks[35:] = tasks[0]  # step 14 of the second episode
+    place = table.schema.get_field_index('task_index')
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(tasks)), file)
+    contract, _ = from_lerobot(out, tmp_path / 'back')
+    back = index_bags(tmp_path / 'back', contract, tmp_path / 'index2')
+    data = EpisodeDataset(back)
+    said = [data.index.episodes[1][1].texts[text] for text in data.arrays(1)['text']]
+    assert said == ['open the drawer'] * 14 + ['lift the cup'] * (len(said) - 14)
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_pictures_in_the_table_or_named_by_it_are_read_like_a_film(index: Index, tmp_path: Path, named: bool) -> None:
+    out = tmp_path / 'out'
+    to_lerobot(index, out, 'copy')
+    with_films = LerobotDataset(out)
+    clips = [with_films.episode(number).clips['scene'] for number in (0, 1)]
+    pictures = [each for clip, steps in zip(clips, (21, 31), strict=True) for each in with_films.frames(clip, steps)]
+    cells = []
+    for number, pixels in enumerate(pictures):
+        data = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+        (out / f'{number}.png').write_bytes(data)
+        cells.append({'bytes': None if named else data, 'path': f'{number}.png'})
+    file, info = out / 'data/chunk-000/file-000.parquet', out / 'meta/info.json'
+    kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+    table = pq.read_table(file).append_column('observation.images.scene', pa.array(cells, kind))
+    pq.write_table(table, file)
+    about = json.loads(info.read_text())
+    about['features']['observation.images.scene']['dtype'] = 'image'
+    info.write_text(json.dumps(about))
+    shutil.rmtree(out / 'videos' / 'observation.images.scene')
+    dataset = LerobotDataset(out)
+    assert dataset.numbers == (0, 1)
+    found = list(dataset.frames(dataset.episode(1).clips['scene'], 31))
+    assert all(np.array_equal(one, other) for one, other in zip(found, pictures[21:], strict=True))
+    with pytest.raises(TrainingError, match='ends after 31 of 32 pictures'):
+        list(dataset.frames(dataset.episode(1).clips['scene'], 32))
+    if named:
+        (out / '30.png').write_bytes(b'nothing')
+        with pytest.raises(TrainingError, match='scene of episode 1 does not decode after 9 pictures'):
+            list(dataset.frames(dataset.episode(1).clips['scene'], 31))
+
+
 def test_a_real_dataset_becomes_recordings_that_index_without_a_word(ki_data: Path, tmp_path: Path) -> None:
     """Unitree G1, v2.1, AV1; of a hundred episodes in its metadata six are on disk."""
     source = ki_data / 'unitree_g1_lerobot_v21'
@@ -224,8 +274,6 @@ def test_a_video_that_ends_early_costs_its_episode_only(index: Index, tmp_path: 
     rows = out / 'meta/episodes/chunk-000/file-000.parquet'
     table = pq.read_table(rows).to_pylist()
     table[1]['videos/observation.images.scene/from_timestamp'] += 0.5
-    import pyarrow as pa
-
     pq.write_table(pa.Table.from_pylist(table), rows)
     _, problems = from_lerobot(out, tmp_path / 'back')
     [problem] = problems
