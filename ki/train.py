@@ -159,6 +159,8 @@ def _begin(facts: dict[str, Any]) -> str:
         f'{facts["samples"]} samples of {facts["episodes"]} episodes ({facts["held_episodes"]} held out), '
         f'{facts["vlm"]} pictures with words, {facts["parameters"] / 1e6:.2f} M parameters'
     )
+    for name, count in facts['others'].items():
+        text += f'\n{count} samples of {name}, another robot'
     fast = facts['fast']
     if fast:
         text += f'\nFAST: {fast["tokens_mean"]:.0f} tokens a chunk, error {fast["rmse"]:.4f} rms'

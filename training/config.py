@@ -48,12 +48,34 @@ class Data:
     start_steps: int = 20
 
     def __post_init__(self) -> None:
-        if (self.bags is None) == (self.arrays is None):
-            raise TrainingError('data: name either bags or arrays, not both and not neither.')
+        _one_source('data', self)
         _within('data.validation', self.validation, 0.0, 0.9)
         _within('data.subtask', self.subtask, 0.0, 1.0)
         for name in ('stride', 'start_steps'):
             _at_least(f'data.{name}', getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """Another robot whose recordings train the same weights. Statistics are its own; the bundle is for `Run.robot`.
+
+    Attributes:
+        robot: its contract, with the horizon of `Run.robot`.
+        bags, arrays, task: as in `Data`; all of its episodes are trained on.
+        weight: how often its samples are drawn, relative to those of `Run.robot` (`Stage.actions`).
+    """
+
+    robot: str
+    bags: str | None = None
+    arrays: str | None = None
+    task: str = ''
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f'embodiments: {self.robot}'
+        _one_source(where, self)
+        if self.weight <= 0:
+            raise TrainingError(f'{where}: weight {self.weight} must be above 0.')
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,7 @@ class Run:
     Attributes:
         out: the run's folder.
         robot: contract of the recordings; an index has its own.
+        embodiments: other robots in the same run.
         preset, model: a preset of ki_vla.config, and fields of it to change.
         start: a bundle to start from, in place of random weights.
         stats: statistics from a file (`ki bags stats`) in place of those of the data.
@@ -218,6 +241,7 @@ class Run:
     stats: str | None = None
     simulate: Simulate | None = None
     data: Data = field(default_factory=lambda: Data(bags='bags'))
+    embodiments: tuple[Embodiment, ...] = ()
     tokens: Tokens = field(default_factory=Tokens)
     augment: Augment = field(default_factory=Augment)
     stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
@@ -260,6 +284,7 @@ class Run:
 
 
 SECTIONS: dict[str, type] = {'data': Data, 'simulate': Simulate, 'tokens': Tokens, 'augment': Augment}
+LISTS: dict[str, type] = {'stages': Stage, 'embodiments': Embodiment}
 
 
 def load_run(path: str | Path, **changes: Any) -> Run:
@@ -293,10 +318,11 @@ def run_from_dict(data: Mapping[str, Any]) -> Run:
     for name, kind in SECTIONS.items():
         if values.get(name) is not None:
             values[name] = _build(kind, name, values[name])
-    if 'stages' in values:
-        if not isinstance(values['stages'], list | tuple):
-            raise TrainingError('stages: write a list.')
-        values['stages'] = tuple(_build(Stage, f'stages[{i}]', stage) for i, stage in enumerate(values['stages']))
+    for name, kind in LISTS.items():
+        if name in values:
+            if not isinstance(values[name], list | tuple):
+                raise TrainingError(f'{name}: write a list.')
+            values[name] = tuple(_build(kind, f'{name}[{i}]', each) for i, each in enumerate(values[name]))
     return _build(Run, '', values)
 
 
@@ -357,6 +383,11 @@ def _join(where: str, name: Any) -> str:
 def _nearest(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f'did you mean {near[0]}?' if near else f'choose one of {", ".join(known)}.'
+
+
+def _one_source(where: str, data: Data | Embodiment) -> None:
+    if (data.bags is None) == (data.arrays is None):
+        raise TrainingError(f'{where}: name either bags or arrays, not both and not neither.')
 
 
 def _within(where: str, value: float, low: float, high: float) -> None:

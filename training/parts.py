@@ -1,6 +1,7 @@
 """What a run fits on its data before its first step, kept in its folder: it goes on with the same parts, or not at all.
 
     parts/stats.json   normalisation of state and actions
+          others/      the same of each other robot in the run, by name
           tokenizer/   tokenizer.json, vocabulary.json
           fast.json    codec of the action tokens, where there is one
           fit.json     what FAST cost, where it was fitted
@@ -14,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,20 @@ from training.errors import TrainingError
 from training.fast_fit import FastReport
 
 PARTS = 'parts'
-STATS, TOKENIZER, CODEC, FIT = 'stats.json', 'tokenizer', 'fast.json', 'fit.json'
+STATS, OTHERS, TOKENIZER, CODEC, FIT = 'stats.json', 'others', 'tokenizer', 'fast.json', 'fit.json'
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Statistics (`state`, `actions`), tokenizer, codec of the actions, and what was measured when it was fitted."""
+    """Statistics (`state`, `actions`), tokenizer, codec of the actions, what was measured when it was fitted; and the
+    statistics of the other robots in the run, by name.
+    """
 
     stats: dict[str, Stats]
     tokenizer: TextTokenizer
     codec: ActionCodec | None
     fast: FastReport | None
+    others: Mapping[str, dict[str, Stats]] = field(default_factory=dict)
 
 
 def save_parts(folder: Path, parts: Parts) -> None:
@@ -46,6 +51,9 @@ def save_parts(folder: Path, parts: Parts) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_stats(partial / STATS, parts.stats)
+    (partial / OTHERS).mkdir()
+    for name, stats in parts.others.items():
+        save_stats(partial / OTHERS / f'{name}.json', stats)
     parts.tokenizer.save(partial / TOKENIZER)
     if parts.codec is not None:
         save_codec(parts.codec, partial / CODEC)
@@ -62,19 +70,23 @@ def load_parts(folder: Path) -> Parts:
         TrainingError: it is damaged.
     """
     try:
-        stats = load_stats(folder / STATS)
+        stats = _both(folder / STATS)
+        others = {file.stem: _both(file) for file in sorted((folder / OTHERS).glob('*.json'))}
         codec = load_codec(folder / CODEC) if (folder / CODEC).is_file() else None
         fast = None
         if (folder / FIT).is_file():
             fast = FastReport(**json.loads((folder / FIT).read_text(encoding='utf-8')))
-        return Parts(
-            {'state': stats['state'], 'actions': stats['actions']}, load_tokenizer(folder / TOKENIZER), codec, fast
-        )
+        return Parts(stats, load_tokenizer(folder / TOKENIZER), codec, fast, others)
     except (OSError, ValueError, KeyError, TypeError, KiError) as error:
         raise TrainingError(
             f'{folder} is damaged ({error}); the checkpoints beside it need it: take it from a copy, or begin in '
             'another folder (out).'
         ) from error
+
+
+def _both(file: Path) -> dict[str, Stats]:
+    stats = load_stats(file)
+    return {'state': stats['state'], 'actions': stats['actions']}
 
 
 def digests(processor: Processor) -> dict[str, str]:

@@ -6,13 +6,14 @@ A bundle to start from brings its tokenizer, codec and weights along.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ki_robot.contract import Contract
 from ki_robot.errors import KiError
 from ki_robot.transforms import Stats, load_stats, quantile_scaling, zscore_scaling
 from ki_vla.bundle import Bundle, load_bundle
@@ -38,15 +39,17 @@ from training.vlm_data import VlmDataset
 
 PROMPTS = 400  # prompts with real states that the tokenizer is trained on and measured with
 TEXTS = 20_000
+Robot = tuple[EpisodeDataset, dict[str, Stats]]
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """A processor, weights, and what the processor was made of."""
+    """A processor, weights, and what the processor was made of; and the processors of the other robots, by name."""
 
     processor: Processor
     model: KiVla
     parts: Parts
+    others: Mapping[str, Processor] = field(default_factory=dict)
 
 
 def begin(
@@ -55,6 +58,7 @@ def begin(
     vlm: Sequence[VlmDataset],
     stats: dict[str, Stats] | None = None,
     kept: Parts | None = None,
+    others: Sequence[EpisodeDataset] = (),
 ) -> Beginning:
     """Puts a policy together for a run.
 
@@ -64,26 +68,35 @@ def begin(
         vlm: pictures with words, for the tokenizer.
         stats: in place of those of the dataset.
         kept: what the run was begun with, in place of what would be fitted on the data now.
+        others: recordings of other robots that train the same weights.
 
     Raises:
-        TrainingError: stages that need different models, or statistics of another robot.
+        TrainingError: robots that do not go together, stages that need different models, or statistics of another
+            robot.
         VlaError: parts that do not fit each other.
     """
     start = None if run.start is None else load_bundle(run.start)
     if start is not None:
         start.check(dataset.contract)
     stats = stats or (compute_stats(dataset) if kept is None else kept.stats)
-    config = _config(run, dataset, start)
-    tokenizer = _tokenizer(run, dataset, vlm, stats, config, start, kept)
+    further = _further_stats(others, kept)
+    config = _config(run, [each.contract for each in (dataset, *others)], start)
+    robots = [(dataset, stats), *((each, further[each.contract.name]) for each in others)]
+    tokenizer = _tokenizer(run, robots, vlm, config, start, kept)
     codec, report = _codec(run, dataset, stats, config, tokenizer, start, kept)
-    parts = Parts(stats, tokenizer, codec, report)
+    parts = Parts(stats, tokenizer, codec, report, further)
     if start is None:
-        config = _with_room(run, config, dataset, parts)
+        config = _with_room(run, config, robots, parts)
     processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
-    processor = Processor(dataset.contract, stats['state'], stats['actions'], tokenizer, codec, config, processing)
+    processor, *more = (
+        Processor(each.contract, of['state'], of['actions'], tokenizer, _codec_of(codec, each), config, processing)
+        for each, of in robots
+    )
     if start is not None:
-        return Beginning(processor, start.model(dtype=torch.float32), parts)
-    return Beginning(processor, initialise(KiVla(config), torch.Generator().manual_seed(run.seed)), parts)
+        model = start.model(dtype=torch.float32)
+    else:
+        model = initialise(KiVla(config), torch.Generator().manual_seed(run.seed))
+    return Beginning(processor, model, parts, {each.contract.name: each for each in more})
 
 
 def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
@@ -105,17 +118,41 @@ def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
     return stats
 
 
-def _config(run: Run, dataset: EpisodeDataset, start: Bundle | None) -> ModelConfig:
-    """The preset with the run's changes, the robot's columns, and the structure that every stage's recipe needs."""
+def _further_stats(others: Sequence[EpisodeDataset], kept: Parts | None) -> dict[str, dict[str, Stats]]:
+    """Statistics of the other robots; those of a run that goes on must be the robots that it was begun with."""
+    if kept is None:
+        return {each.contract.name: compute_stats(each) for each in others}
+    names, known = {each.contract.name for each in others}, set(kept.others)
+    if names != known:
+        raise TrainingError(
+            f'embodiments: the run was begun with {", ".join(sorted(known)) or "none"} and now has '
+            f'{", ".join(sorted(names)) or "none"}; name the same ones, or begin in another folder (out).'
+        )
+    return dict(kept.others)
+
+
+def _codec_of(codec: ActionCodec | None, dataset: EpisodeDataset) -> ActionCodec | None:
+    """The codec for the columns of one robot: its tokens are strings of coefficients, of however many columns."""
+    return None if codec is None else replace(codec, columns=len(dataset.contract.actions))
+
+
+def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> ModelConfig:
+    """The preset with the run's changes, columns for the widest robot, and the structure that every recipe needs."""
+    names = [contract.name for contract in contracts]
+    if len(set(names)) < len(names):
+        raise TrainingError(f'embodiments: the robots are {", ".join(names)}; each may be there once.')
+    horizons = {contract.name: contract.horizon for contract in contracts}
+    if len(set(horizons.values())) > 1 and 'horizon' not in run.model:
+        raise TrainingError(f'embodiments: chunks must have one length; the horizons are {horizons}.')
     if start is not None:
         config = start.config
     else:
-        contract = dataset.contract
+        least = 32 if run.preset == 'full' else 0
         sizes = {
-            'horizon': contract.horizon,
-            'action_dim': max(len(contract.actions), 32 if run.preset == 'full' else 0),
-            'state_dim': max(len(contract.state), 32 if run.preset == 'full' else 0),
-            'views': len(contract.cameras),
+            'horizon': contracts[0].horizon,
+            'action_dim': max(least, *(len(contract.actions) for contract in contracts)),
+            'state_dim': max(least, *(len(contract.state) for contract in contracts)),
+            'views': max(len(contract.cameras) for contract in contracts),
         }
         config = preset(run.preset, **(sizes | _changes(run)))
     found = {recipe(stage.recipe).configure(config) for stage in run.stages}
@@ -148,9 +185,8 @@ def _changes(run: Run) -> dict[str, Any]:
 
 def _tokenizer(
     run: Run,
-    dataset: EpisodeDataset,
+    robots: Sequence[Robot],
     vlm: Sequence[VlmDataset],
-    stats: dict[str, Stats],
     config: ModelConfig,
     start: Bundle | None,
     kept: Parts | None,
@@ -162,7 +198,7 @@ def _tokenizer(
         return load_tokenizer(path) if (path / 'vocabulary.json').is_file() else load_gemma(path)
     if kept is not None:
         return kept.tokenizer
-    texts = _prompts(run, dataset, stats)
+    texts = [text for robot in robots for text in _prompts(run, *robot)]
     for source in vlm:
         for question, answer in source.texts(TEXTS):
             texts += [requantised(f'{question}\n', 1), requantised(answer, 1)]
@@ -218,15 +254,18 @@ def _codec(
     return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
 
 
-def _with_room(run: Run, config: ModelConfig, dataset: EpisodeDataset, parts: Parts) -> ModelConfig:
+def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Parts) -> ModelConfig:
     """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
     changes = {}
     if 'max_prompt' not in run.model:
-        texts = _prompts(run, dataset, parts.stats, with_state=config.state_repr == 'text')
+        with_state = config.state_repr == 'text'
+        texts = [text for robot in robots for text in _prompts(run, *robot, with_state=with_state)]
         longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
         changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
     if 'max_targets' not in run.model and parts.codec is not None:
         values, fast = parts.codec.values, parts.fast
         most = values if fast is None else min(2 * fast.tokens_max, values)
+        # Tokens that were fitted on one robot say less of another each: as many as numbers, at the worst.
+        most = max([most, *(config.horizon * len(each.contract.actions) for each, _ in robots[1:])])
         changes['max_targets'] = max(config.max_targets, most + 48)
     return replace(config, **changes)

@@ -27,7 +27,7 @@ from ki_vla.processor import Processor
 from ki_vla.recipes import recipe
 from training.bags import Index
 from training.checkpoint import check_identity, checkpoints, read_state, shipped_weights
-from training.config import Data, Run, Stage, run_from_dict
+from training.config import Data, Embodiment, Run, Stage, run_from_dict
 from training.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episodes
 from training.distributed import World, close_world, open_world, wait_for_all
 from training.errors import TrainingError
@@ -48,10 +48,11 @@ DIGITS = 16  # of the hash of a recording, in a bundle
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that a run draws from, and what it holds out."""
+    """Everything that a run draws from, and what it holds out; `others`: other robots' recordings, with weights."""
 
     index: Index
     train: EpisodeDataset
+    others: tuple[tuple[EpisodeDataset, float], ...]
     held: EpisodeDataset | None
     starts: EpisodeDataset | None
     vlm: VlmDataset | None
@@ -61,6 +62,8 @@ class Sources:
     def problems(self) -> Problems:
         """What of them cannot be used, as far as it has shown: pictures do not decode when they are drawn."""
         found = Problems(self.index.problems)
+        for other, _ in self.others:
+            found.extend([*other.index.problems, *other.problems])
         for source in (self.train, self.held, self.starts, self.vlm, self.vlm_held):
             found.extend(source.problems if source is not None else ())
         return found
@@ -80,7 +83,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         stats = None if run.stats is None else stats_file(run.stats, sources.train)
         vlm = [sources.vlm] if sources.vlm is not None else []
         kept = _kept_parts(run)
-        beginning = begin(run, sources.train, vlm, stats, kept)
+        beginning = begin(run, sources.train, vlm, stats, kept, [other for other, _ in sources.others])
         for words in (sources.vlm, sources.vlm_held):
             if words is not None:  # now, and not in the middle of the night
                 words.drop(partial(misfit, beginning.processor))
@@ -116,8 +119,9 @@ def _train_stages(run: Run, sources: Sources, beginning: Beginning, world: World
         held = held_packets(run, stage, processor, sources)
         tell('stage', {'name': stage.name, 'steps': stage.steps})
         trainer = Trainer(
-            run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell
-        )
+            run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell,
+            beginning.others,
+        )  # fmt: skip
         if _is_done(trainer):
             tell('stage_done', {'name': stage.name})
         elif trainer.fit():
@@ -136,9 +140,9 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
         TrainingError: no data, or nothing usable on one side of the split.
     """
     world = world or World()
-    index = _index(run) if world.first else None
+    indexes = _indexes(run) if world.first else None
     wait_for_all(world)
-    index = index or _index(run)  # the first process has made it, the others find it made
+    index, *further = indexes or _indexes(run)  # the first process has made them, the others find them made
     numbers, held = split_episodes(index, run.data.validation, run.data.split_seed, run.data.outcomes)
     common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
     horizon = dict(run.model).get('horizon')
@@ -152,9 +156,11 @@ def open_sources(run: Run, world: World | None = None) -> Sources:
     starts = None
     if any(stage.starts for stage in run.stages):
         starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **common)
+    others = [EpisodeDataset(each, horizon, stride=run.data.stride, **common) for each in further]
     vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
     vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None
-    return Sources(index, train_data, held_data, starts, vlm, vlm_held)
+    weighted = tuple(zip(others, (each.weight for each in run.embodiments), strict=True))
+    return Sources(index, train_data, weighted, held_data, starts, vlm, vlm_held)
 
 
 def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[EpisodeDataset, str]:
@@ -248,20 +254,27 @@ def spread(name: str, source: Any, most: int) -> list[Draw]:
     return [Draw(name, place, source[place], number) for number, place in enumerate(places)]
 
 
-def _index(run: Run) -> Index:
-    if run.data.arrays is not None:
+def _indexes(run: Run) -> list[Index]:
+    """Of the run's robot, and of the others in their order."""
+    return [_index(run.robot, run.data), *(_index(each.robot, each) for each in run.embodiments)]
+
+
+def _index(robot: str, data: Data | Embodiment) -> Index:
+    if data.arrays is not None:
         from training.arrays import index_arrays
 
-        source = Path(run.data.arrays)
-        return index_arrays(source, load_contract(run.robot), source / 'index')
-    assert run.data.bags is not None
-    return open_recordings(Path(run.data.bags), load_contract(run.robot), run.data.task)
+        source = Path(data.arrays)
+        return index_arrays(source, load_contract(robot), source / 'index')
+    assert data.bags is not None
+    return open_recordings(Path(data.bags), load_contract(robot), data.task)
 
 
 def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     parts = []
     if stage.actions:
         parts.append(Part('actions', sources.train, stage.actions))
+        for other, weight in sources.others:
+            parts.append(Part(f'actions of {other.contract.name}', other, stage.actions * weight))
     if stage.starts:
         assert sources.starts is not None
         parts.append(Part('starts', sources.starts, stage.starts))
@@ -324,6 +337,7 @@ def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> Non
         provenance={
             **origin(sources.index.hash),
             'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
+            'others': {other.contract.name: other.index.hash for other, _ in sources.others},
             'steps': {stage.name: stage.steps for stage in run.stages},
             'run': run.to_dict(),
         },
@@ -336,6 +350,7 @@ def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
         'episodes': len(sources.train.episode_numbers),
         'samples': len(sources.train),
         'held_episodes': 0 if sources.held is None else len(sources.held.episode_numbers),
+        'others': {other.contract.name: len(other) for other, _ in sources.others},
         'vlm': 0 if sources.vlm is None else len(sources.vlm),
         'parameters': sum(p.numel() for p in beginning.model.parameters()),
         'fast': None if beginning.parts.fast is None else beginning.parts.fast.to_dict(),

@@ -9,8 +9,8 @@ Legend: R draws of (tau, noise) for each sample, H horizon, A action dims, V vie
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -69,6 +69,7 @@ class Packer:
 
     Attributes:
         processor: of the policy.
+        others: of the other robots that train it, by the name of their contract.
         seed: of the run and stage.
         draws: R.
         subtask: share of action samples that also say what comes next; for a policy of two levels, of those that say
@@ -83,6 +84,7 @@ class Packer:
     subtask: float = 0.0
     how: Augment | None = None
     pin: bool = False
+    others: Mapping[str, Processor] = field(default_factory=dict)
 
     def __call__(self, drawn: Sequence[Draw]) -> Packet:
         """One packet, in the order of the draws."""
@@ -111,18 +113,19 @@ class Packer:
         rng = np.random.default_rng([self.seed, 3, draw.number + 1])
         says, sample, answer = rng.random(), draw.sample, ''
         if isinstance(sample, Sample):
-            said = requantised(sample.subtask, self.processor.tokenizer.vocabulary.loc_bins)
+            processor = self.others.get(sample.contract.name, self.processor)
+            said = requantised(sample.subtask, processor.tokenizer.vocabulary.loc_bins)
             moment = (sample.images, sample.state_S, sample.instruction)
             chunk = {'actions': sample.actions_HN, 'steps': sample.action_mask_H}
             says_now = says < self.subtask and bool(said)
-            if not self.processor.processing.subtasks:
-                row = self.processor.action_sample(*moment, **chunk, text=said if says_now else None)
+            if not processor.processing.subtasks:
+                row = processor.action_sample(*moment, **chunk, text=said if says_now else None)
             elif says_now:
-                row = self.processor.subtask_sample(*moment, said)
+                row = processor.subtask_sample(*moment, said)
             else:
-                row = self.processor.action_sample(*moment, **chunk, subtask=said)
-            boxed = '<loc' in said and (says_now or self.processor.processing.subtasks)
-            fixed = [boxed or camera.kind == 'wrist' for camera in self.processor.contract.cameras]
+                row = processor.action_sample(*moment, **chunk, subtask=said)
+            boxed = '<loc' in said and (says_now or processor.processing.subtasks)
+            fixed = [boxed or camera.kind == 'wrist' for camera in processor.contract.cameras]
             asked = sample.instruction
         elif isinstance(sample, VlmSample):
             answer = requantised(sample.answer, self.processor.tokenizer.vocabulary.loc_bins)

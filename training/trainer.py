@@ -11,8 +11,8 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,15 @@ from training.distributed import (
     whole_weights,
 )
 from training.errors import TrainingError
+from training.identity import identity_of
 from training.lora import add_lora, freeze_base
 from training.mixture import Loader, Mixture, Part, Sampler
-from training.parts import digests
 from training.report import Journal
 from training.samples import Packer, Packet, counts
 from training.schedule import Averaged, make_optimiser, set_rate
-from training.vlm_data import VlmDataset
 
 Tell = Callable[[str, dict[str, Any]], None]
 PARTS = ('text', 'fast', 'flow')
-DRAWN = ('validation', 'split_seed', 'stride', 'outcomes', 'subtask', 'start_steps')  # decide which samples are drawn
 
 
 @dataclass
@@ -70,7 +68,7 @@ class Trainer:
     Args:
         run, stage: the configuration.
         model: with the weights to start from; moved to its device and sharded here.
-        processor: of the policy.
+        processor: of the policy; `others` of the other robots that train it, by name.
         parts: sources of samples, weighted.
         held: packets of the validation split, always the same.
         folder: of the stage.
@@ -91,6 +89,7 @@ class Trainer:
         world: World,
         data_hash: str = '',
         tell: Tell | None = None,
+        others: Mapping[str, Processor] | None = None,
     ) -> None:
         self.run, self.stage, self.model, self.world = run, stage, model, world
         self.recipe: Recipe = recipe(stage.recipe)
@@ -105,21 +104,10 @@ class Trainer:
                 f'stage {stage.name}: batch {stage.batch} cannot be shared by {world.size} processes x '
                 f'{stage.accumulate} micro-batches; make it a multiple of {share}.'
             )
-        self.identity = {
-            'model': processor.config.to_dict(),
-            'data': data_hash,
-            'seed': run.seed,
-            'stage': {k: v for k, v in asdict(stage).items() if k != 'accumulate'},
-            'tokens': asdict(run.tokens),
-            'processing': asdict(processor.processing),
-            'lora': run.lora,
-            'parts': digests(processor),
-            'data.vlm': [part.source.hash for part in parts if isinstance(part.source, VlmDataset)],
-            **{f'data.{name}': getattr(run.data, name) for name in DRAWN},
-        }
+        self.identity = identity_of(run, stage, processor, others or {}, parts, data_hash)
         packer = Packer(
             processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
-            pin=world.device.type == 'cuda',
+            pin=world.device.type == 'cuda', others=others or {},
         )  # fmt: skip
         sampler = Sampler(Mixture(parts, run.seed), world.rank, world.size)
         self.loader = Loader(

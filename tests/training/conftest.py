@@ -188,6 +188,11 @@ class Scribe:
 
 
 @pytest.fixture
+def toy_contract() -> dict[str, Any]:
+    return CONTRACT
+
+
+@pytest.fixture
 def toy() -> Contract:
     return Contract.from_dict(CONTRACT)
 
