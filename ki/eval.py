@@ -29,7 +29,7 @@ def data(
     samples: Annotated[int, typer.Option(help='Steps of episodes that are looked at.')] = 128,
     questions: Annotated[int, typer.Option(help='Questions that are asked.')] = 400,
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
-    device: Annotated[str, typer.Option(help='cpu or cuda.')] = 'cpu',
+    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'cpu',
     out: Annotated[Path, typer.Option(help='Folder for data.json and data.png.')] = Path('out/eval'),
 ) -> None:
     """Losses, token accuracy, errors of actions by step and column, use of language, answers to questions."""

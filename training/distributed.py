@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from ki_vla.model import KiVla
 from training.errors import TrainingError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The first process indexes and saves alone while the others wait for it, for hours; torch would give up in minutes.
+PATIENCE = timedelta(hours=12)
 SMALL = 50_000_000  # parameters up to which one collective a step costs less than what sharding saves
 
 
@@ -43,8 +46,8 @@ class World:
         return self.rank == 0
 
 
-def open_world(device: str = 'auto') -> World:
-    """Joins the processes that torchrun started, or is alone.
+def usable_device(device: str) -> str:
+    """`device`, cpu or cuda; for `auto`, which of them there is.
 
     Raises:
         TrainingError: there is no such device.
@@ -54,12 +57,22 @@ def open_world(device: str = 'auto') -> World:
         raise TrainingError(f'device: {device!r} is unknown; choose cpu, cuda or auto.')
     if kind == 'cuda' and not torch.cuda.is_available():
         raise TrainingError('device: cuda was asked for and torch sees no GPU; write cpu or auto.')
+    return kind
+
+
+def open_world(device: str = 'auto') -> World:
+    """Joins the processes that torchrun started, or is alone.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    kind = usable_device(device)
     size = int(os.environ.get('WORLD_SIZE', '1'))
     place = torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0'))) if kind == 'cuda' else torch.device('cpu')
     if kind == 'cuda':
         torch.cuda.set_device(place)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
+        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo', timeout=PATIENCE)
     return World(int(os.environ.get('RANK', '0')), size, place)
 
 

@@ -27,6 +27,7 @@ from ki_vla.recipes import RECIPES, Recipe
 from ki_vla.subtasks import say
 from ki_vla.tokens.loc import read_boxes
 from training.dataset import EpisodeDataset, Sample
+from training.distributed import usable_device
 from training.errors import TrainingError
 from training.mixture import Draw
 from training.run import BUNDLE, spread
@@ -40,7 +41,7 @@ COLUMNS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at."""
+    """How much is looked at, and on which device: cpu, cuda or auto."""
 
     samples: int = 128
     questions: int = 400
@@ -48,6 +49,10 @@ class Settings:
     steps: int = 10
     seed: int = 0
     device: str = 'cpu'
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not there before recordings are opened, which may take long."""
+        object.__setattr__(self, 'device', usable_device(self.device))
 
 
 def open_policy(path: str | Path) -> Bundle:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from training.config import Run
@@ -25,29 +30,43 @@ class Journal:
         step: where the run goes on; lines of later steps are of a life that was lost, and are dropped.
         quiet: write nothing (every process but the first).
         run: whose stage, where it may ask for wandb.
+        warn: told once when the disk takes no more; the run goes on without what it could not write.
 
     Raises:
-        TrainingError: wandb was asked for and cannot be had.
+        TrainingError: wandb was asked for and cannot be had, or the folder cannot be written from the start.
     """
 
-    def __init__(self, folder: Path, step: int = 0, quiet: bool = False, run: Run | None = None) -> None:
-        self.folder, self.quiet = folder, quiet
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        quiet: bool = False,
+        run: Run | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.quiet, self.warn = folder, quiet, warn
         self._file: Any = None
         self._board: Any = None
         self._tracker: Tracker | None = None
         if quiet:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS
-        kept = [line for line in read_metrics(folder) if line['step'] <= step]
-        path.write_text(''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8')
-        self._file = path.open('a', encoding='utf-8')
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_metrics(folder) if line['step'] <= step]
+            # Beside the file and not over it: a disk that is full must not take the lines that are there.
+            partial = folder / f'{METRICS}.partial'
+            partial.write_text(''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8')
+            partial.replace(folder / METRICS)
+            self._file = (folder / METRICS).open('ab', buffering=0)
+        except OSError as error:
+            raise TrainingError(f'{folder} cannot be written: {error}; free space there.') from error
+        with self._disk():
+            try:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
-        except ImportError:
-            self._board = None
+                self._board = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
+            except ImportError:
+                self._board = None
         if run is not None and run.wandb:
             from training.tracking import Tracker
 
@@ -57,11 +76,15 @@ class Journal:
         """One line: kind is `train` or `validation`."""
         if self.quiet:
             return
-        self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f'{kind}/{name}', value, step)
+        with self._disk():
+            line, end = (json.dumps({'step': step, 'kind': kind, **values}) + '\n').encode(), self._file.seek(0, 2)
+            if self._file.write(line) < len(line):
+                self._file.truncate(end)  # half a line would hide those after it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self._disk():
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(f'{kind}/{name}', value, step)
         if self._tracker is not None:
             self._tracker.write(step, kind, values)
 
@@ -69,12 +92,26 @@ class Journal:
         """Ends the files and draws the curves."""
         if self.quiet:
             return
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._disk():
+            self._file.close()
+        with self._disk():
+            if self._board is not None:
+                self._board.close()
         if self._tracker is not None:
             self._tracker.close()
-        draw_curves(self.folder)
+        with self._disk():
+            draw_curves(self.folder)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """What is written here is for reading: a disk that takes no more costs it, and not the run."""
+        try:
+            yield
+        except OSError as error:
+            warn, self.warn = self.warn, None
+            if warn is not None:
+                text = f'{self.folder}: metrics cannot be written: {error}; free space there. Training goes on.'
+                warn(text)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -135,7 +135,9 @@ class Trainer:
         """
         self.resume()
         self.loader.steps = (self.stage.steps - self.step) * self.stage.accumulate
-        journal = Journal(self.folder, self.step, quiet=not self.world.first, run=self.run)
+        journal = Journal(
+            self.folder, self.step, not self.world.first, self.run, lambda text: self.tell('warning', {'text': text})
+        )
         self.model.train()
         tally = Tally()
         packets = iter(self.loader)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from training.checkpoint import checkpoints, read_checkpoint
+from training.distributed import open_world
 from training.report import read_metrics
 from training.run import train
 
@@ -92,3 +94,11 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
     assert checkpoints(Path(both.out) / 'vla' / 'checkpoints')[-1].name == '00000003'
     assert train(both) is not None
     assert losses(both.out)[-1] == pytest.approx(losses(alone.out)[-1], abs=1e-4)
+
+
+def test_processes_wait_for_the_first_one_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda kind, timeout: given.append(timeout))
+    open_world('cpu')
+    assert given[0] >= timedelta(hours=6)

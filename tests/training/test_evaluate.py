@@ -112,6 +112,14 @@ def test_the_questions_are_those_that_the_run_held_out(
         evaluate_files(policy, None, [], False, FEW, tmp_path / 'out')
 
 
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert Settings(device='auto').device == 'cpu'
+    for device, says in (('cuda', 'torch sees no GPU; write cpu or auto'), ('gpu', "device: 'gpu' is unknown")):
+        with pytest.raises(TrainingError, match=says):
+            Settings(device=device)
+
+
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match='holds no bundle'):
         open_policy(tmp_path)
