@@ -85,7 +85,7 @@ def export_onnx(
             'kinds': list(kinds),
             'state_token': export.state_token,
             'device': device,
-            'tolerance': vars(parity.TOLERANCES[precision]) | {'max_error': _finite(parity.TOLERANCES[precision])},
+            'tolerance': parity.said(precision),
             'parity': found,
             'made_with': _versions(),
             'files': {
@@ -168,18 +168,15 @@ def _ready(bundle: Bundle, steps: int, kinds: Sequence[str]) -> Export | None:
 
 
 def _metadata(bundle: Bundle, precision: str) -> dict[str, str]:
-    allowed = parity.TOLERANCES[precision]
+    said = parity.said(precision)
+    error = '' if said['max_error'] is None else f', max_error <= {said["max_error"]:g} ({said["of"]})'
     return {
         'ki.bundle': bundle.digest,
         'ki.contract': bundle.contract.hash,
         'ki.policy': bundle.policy_id,
         'ki.precision': precision,
-        'ki.tolerance': f'cosine >= {allowed.cosine:g}, max_error <= {allowed.max_error:g}',
+        'ki.tolerance': f'cosine >= {said["cosine"]:g}{error}',
     }
-
-
-def _finite(tolerance: parity.Tolerance) -> float | None:
-    return None if tolerance.max_error == float('inf') else tolerance.max_error
 
 
 def _versions() -> dict[str, str]:

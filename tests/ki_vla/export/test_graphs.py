@@ -38,7 +38,8 @@ def test_graphs_pass_the_checker_and_name_what_they_are(exported: Bundle, name: 
         'ki.contract': exported.contract.hash,
         'ki.policy': exported.policy_id,
         'ki.precision': 'fp32',
-        'ki.tolerance': 'cosine >= 0.999999, max_error <= 0.0001',
+        'ki.tolerance': 'cosine >= 0.999999, max_error <= 0.0001 (actions; of vision and prefix relative to the '
+        'largest value)',
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ki_vla.config import preset
 from ki_vla.errors import VlaError
-from ki_vla.export.parity import check, compare, reference
+from ki_vla.export.parity import check, compare, reference, said, within
 from ki_vla.export.source import of_model, of_noise
 from ki_vla.initial import initialise
 from ki_vla.model import KiVla
@@ -25,12 +25,28 @@ def test_values_that_are_not_finite_never_pass() -> None:
             check({'vision': found}, precision)
 
 
-def test_errors_are_seen_against_large_values() -> None:
+@pytest.mark.parametrize('graph', ['vision', 'prefix'])
+def test_errors_of_hidden_numbers_are_seen_against_the_largest(graph: str) -> None:
     small = {'cosine': 1.0, 'max_error': 5e-4, 'max_value': 1.0}
-    check({'prefix': {**small, 'max_value': 10.0}}, 'fp32')
-    with pytest.raises(VlaError, match=r'fp32 graph prefix differs from torch: .*largest error 5.00e-04'):
-        check({'prefix': small}, 'fp32')
-    check({'prefix': small}, 'fp16')
+    check({graph: {**small, 'max_value': 10.0}}, 'fp32')
+    with pytest.raises(VlaError, match=rf'fp32 graph {graph} differs from torch: .*largest error 5.00e-04 \(at most'):
+        check({graph: small}, 'fp32')
+    check({graph: small}, 'fp16')
+
+
+@pytest.mark.parametrize('graph', ['plain', 'trained', 'guided', 'chunk'])
+def test_errors_of_actions_are_absolute(graph: str) -> None:
+    found = {'cosine': 1.0, 'max_error': 5e-4, 'max_value': 10.0}
+    assert not within(graph, found, 'fp32')
+    with pytest.raises(VlaError, match=f'fp32 graph {graph} differs .*at most 0.0001.*largest value 1.00e.01'):
+        check({graph: found}, 'fp32')
+    check({graph: {**found, 'max_error': 5e-5}}, 'fp32')
+    check({graph: found}, 'fp16')
+
+
+def test_what_must_be_kept_is_said_with_what_it_is_measured_in() -> None:
+    assert said('fp32')['of'] == 'actions; of vision and prefix relative to the largest value'
+    assert said('fp16') == {'cosine': 0.999, 'max_error': None}
 
 
 @pytest.mark.parametrize(('precision', 'least'), [('fp16', 0.999), ('bf16', 0.999), ('int8', 0.99)])

@@ -28,7 +28,8 @@ def test_the_bundle_says_how_close_every_graph_is(exported: Bundle) -> None:
     entry = table['precisions']['fp32']
     assert entry['bundle'] == exported.digest
     assert entry['contract'] == exported.contract.hash
-    assert entry['tolerance'] == {'cosine': 0.999999, 'max_error': 1e-4}
+    relative = 'actions; of vision and prefix relative to the largest value'
+    assert entry['tolerance'] == {'cosine': 0.999999, 'max_error': 1e-4, 'of': relative}
     assert set(entry['parity']) == {'vision', 'prefix', 'plain', 'trained', 'guided', 'chunk'}
     for found in entry['parity'].values():
         assert found['max_error'] < 1e-4
@@ -65,7 +66,7 @@ def test_graphs_that_differ_from_torch_are_not_written_and_old_ones_stay(exporte
     copy = copy_of(exported, tmp_path)
     before = {path: path.read_bytes() for path in sorted((copy.folder / 'onnx').rglob('*')) if path.is_file()}
     # Graphs of these weights, judged by a model with others.
-    with pytest.raises(VlaError, match=r'int8 graph vision differs from torch: cosine .*nothing was written'):
+    with pytest.raises(VlaError, match=r'int8 graph vision differs from torch: cosine '):
         export_onnx(copy, 'int8', kinds=('plain',), source=of_noise(copy.config, seed=1))
     after = {path: path.read_bytes() for path in sorted((copy.folder / 'onnx').rglob('*')) if path.is_file()}
     assert after == before
