@@ -31,10 +31,16 @@ def capture_cuda(function: Function, buffers: Sequence[Tensor]) -> tuple[Any, Ca
     """As a CUDA graph, after runs on a side stream that let libraries allocate and choose (torch's own recipe).
 
     Raises:
-        VlaError: there is no CUDA device.
+        VlaError: there is no CUDA device, or a buffer is not on it: a graph of host memory replays nothing.
     """
     if not torch.cuda.is_available():
         raise VlaError("CUDA graphs need a CUDA device and there is none; take mode 'packed' or 'compiled'.")
+    elsewhere = sorted({str(each.device) for each in buffers if not each.is_cuda})
+    if elsewhere:
+        raise VlaError(
+            f'CUDA graphs need buffers on a CUDA device, and some are on {", ".join(elsewhere)}; take device cuda, or '
+            "mode 'packed' or 'compiled'."
+        )
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

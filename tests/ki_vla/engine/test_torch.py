@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ki_vla.config import preset
-from ki_vla.engine.graphs import Fixed, capture_nothing
+from ki_vla.engine.graphs import Fixed, capture_cuda, capture_nothing
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, is_out_of_memory, prompt_buckets
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.torch import MODES, TorchMode, TorchRunner
@@ -219,6 +219,12 @@ def test_cuda_graphs_without_cuda_say_what_to_take(make_model: Any) -> None:
     with pytest.raises(VlaError, match='need packed stages'):
         TorchMode(rungs=None, graphs=True)
     assert TorchMode(rungs=Rungs()).compiled is False
+
+
+def test_cuda_graphs_refuse_buffers_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    with pytest.raises(VlaError, match='need buffers on a CUDA device, and some are on cpu; take device cuda'):
+        capture_cuda(lambda x: x, [torch.zeros(1)])
 
 
 def test_fixed_buffers_copy_inputs_and_keep_shared_ones() -> None:
