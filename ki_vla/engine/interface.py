@@ -351,6 +351,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':
         return True
     text = str(error).lower()
+    if (
+        'using this package' in text
+    ):  # ONNX Runtime "can't allocate memory" either on a device that it was not built for
+        return False
     return any(
         said in text for said in ("can't allocate memory", 'out of memory', 'failed to allocate memory', 'bad_alloc')
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its stack."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -7,15 +7,17 @@ visit the host.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ki_vla.engine.exported import Export
-from ki_vla.engine.interface import Carried, Shape, is_out_of_memory
+from ki_vla.engine.interface import Carried, Shape, first_line, is_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.inputs import ModelInputs
 
@@ -24,6 +26,10 @@ PROVIDERS = {
     'cuda': 'CUDAExecutionProvider',
     'tensorrt': 'TensorrtExecutionProvider',
 }
+# float32 means float32 here: what a graph computes in it must not be rounded to TF32 on its way.
+OPTIONS: dict[str, dict[str, str]] = {'cuda': {'use_tf32': '0'}}
+# (graph, sizes that are fixed) -> what the provider is told for that session
+Options = Callable[[str, Mapping[str, int]], Mapping[str, str]]
 # No name that an exporter might give to something inside a graph.
 CACHED = ('prefix_keys', 'prefix_values', 'query_cos', 'query_sin', 'query_bias', 'state_token')
 TOKENS, ACTIONS = 'image_tokens', 'next_actions'
@@ -85,6 +91,10 @@ def open_session(
     import onnxruntime as ort
 
     name = check_provider(kind)
+    if kind == 'tensorrt':
+        # ONNX Runtime looks for libnvinfer by name only; pip's package has loaded its own by then.
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module('tensorrt')
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
@@ -92,27 +102,23 @@ def open_session(
     settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
     for dimension, size in (sizes or {}).items():
         settings.add_free_dimension_override_by_name(dimension, size)
-    providers: list[Any] = [(name, dict(options or {}))]
+    providers: list[Any] = [(name, {**OPTIONS.get(kind, {}), **(options or {})})]
+    if kind == 'tensorrt' and PROVIDERS['cuda'] in ort.get_available_providers():
+        providers.append((PROVIDERS['cuda'], OPTIONS['cuda']))
     if kind != 'cpu':
         providers.append(PROVIDERS['cpu'])
-    if kind == 'tensorrt' and PROVIDERS['cuda'] in ort.get_available_providers():
-        providers.insert(1, PROVIDERS['cuda'])
     try:
         session = ort.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # ONNX Runtime has a type for each of its codes, with RuntimeError above only some
         if is_out_of_memory(error):
             raise
-        raise VlaError(f'{path}: ONNX Runtime cannot load it ({_first_line(error)}); export again.') from error
+        raise VlaError(f'{path}: ONNX Runtime cannot load it ({first_line(error)}); export again.') from error
     if session.get_providers()[0] != name:
         raise VlaError(
             f'{path}: {name} did not start ({", ".join(session.get_providers())} did); check that the driver, CUDA and '
             'cuDNN (and TensorRT) match this ONNX Runtime.'
         )
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class OnnxRunner:
@@ -122,22 +128,31 @@ class OnnxRunner:
         export: which.
         kind: of `PROVIDERS`.
         threads: see `open_session`.
-        options: of the provider.
+        options: of the provider, by session.
+
+    Raises:
+        VlaError: the provider is missing, or its device does not answer.
     """
 
     shares_buffers = False
 
-    def __init__(
-        self, export: Export, kind: str = 'cpu', threads: int = 0, options: Mapping[str, Any] | None = None
-    ) -> None:
-        check_provider(kind)
+    def __init__(self, export: Export, kind: str = 'cpu', threads: int = 0, options: Options | None = None) -> None:
+        name = check_provider(kind)
         self.times_ms: dict[str, float] = {}
         self._export, self._kind, self._threads, self._options = export, kind, threads, options
         # TensorRT runs what it cannot take itself on CUDA: the same memory.
         self._device = 'cpu' if kind == 'cpu' else 'cuda'
         self._sessions: dict[Any, Any] = {}
         self._cached = CACHED if export.state_token else CACHED[:-1]
-        self._rows = [self._value(np.array([row])) for row in range(export.steps)]
+        try:
+            self._rows = [self._value(np.array([row])) for row in range(export.steps)]
+        except Exception as error:  # the first touch of the device; ONNX Runtime has a type for each of its codes
+            if is_out_of_memory(error):
+                raise
+            raise VlaError(
+                f'{name}: its device does not answer ({first_line(error)}); check that driver, CUDA and cuDNN match '
+                'this ONNX Runtime, or take device cpu.'
+            ) from error
 
     def prefill(self, shape: Shape, inputs: ModelInputs) -> list[Any]:
         """See `interface.Runner`; gives values on the device."""
@@ -230,7 +245,8 @@ class OnnxRunner:
         key = (graph, tuple(sorted(sizes.items())))
         if key not in self._sessions:
             path = self._export.folder / f'{graph}.onnx'
-            self._sessions[key] = open_session(path, self._kind, sizes, self._threads, self._options)
+            options = None if self._options is None else self._options(graph, sizes)
+            self._sessions[key] = open_session(path, self._kind, sizes, self._threads, options)
         return self._sessions[key]
 
     def _value(self, array: np.ndarray) -> Any:

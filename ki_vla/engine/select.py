@@ -152,15 +152,13 @@ def _open(
         )
     from ki_vla.engine.onnx import PROVIDERS, OnnxRunner
 
-    provider, options = device, None
     if kind == 'tensorrt':
-        from ki_vla.export.tensorrt import provider_options, require_cache
+        from ki_vla.export.tensorrt import open_runner, require_cache
 
-        provider = 'tensorrt'
-        cache = require_cache(bundle, export, build=wish.build, progress=progress)
-        options = provider_options(cache, precision)
-    runner = OnnxRunner(export, provider, wish.threads, options)
-    choice = Choice(kind, PROVIDERS[provider], device, precision, why)
+        runner = open_runner(export, require_cache(bundle, export, build=wish.build, progress=progress))
+    else:
+        runner = OnnxRunner(export, device, wish.threads)
+    choice = Choice(kind, PROVIDERS['tensorrt' if kind == 'tensorrt' else device], device, precision, why)
     return Engine(runner, bundle.config, choice, views, export.kinds)
 
 

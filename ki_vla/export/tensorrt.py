@@ -5,7 +5,7 @@
 
 An engine fits one kind of GPU and one version of TensorRT. Building takes minutes, so it happens in `ki export --to
 tensorrt` and never at the start of a node, unless that is asked for. Written to the documented options of the
-provider; NOT RUN on a GPU so far.
+provider (and, where those are silent, to its source); NOT RUN on a GPU so far.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,46 @@ def target_of(bundle: Bundle, export: Export, machine: tuple[str, str, str]) -> 
     return Target(*machine, bundle.digest, f'{export.precision} {graphs.hexdigest()[:16]}')
 
 
-def provider_options(cache: Path, precision: str) -> dict[str, str]:
-    """What the TensorRT provider is told: use and fill this cache, and compute in the precision of the graphs."""
-    return {
-        'trt_engine_cache_enable': '1',
-        'trt_engine_cache_path': str(cache),
-        'trt_timing_cache_enable': '1',
+def provider_options(cache: Path, precision: str, graph: str, sizes: Mapping[str, int]) -> dict[str, str]:
+    """What the TensorRT provider is told for one session; its Python binding takes 'True' and 'False', no numbers.
+
+    The provider names an engine by its graph's inputs and nodes, which are the same at every static shape. So each
+    shape has a folder of its own; timings of single layers serve all.
+
+    Args:
+        cache: where engines are kept.
+        precision: of the graphs; a flag that an older ONNX Runtime may not know is given only where it is needed.
+        graph: which.
+        sizes: its dimensions that are fixed.
+    """
+    shape = '-'.join([graph, *(f'{name}{size}' for name, size in sorted(sizes.items()))])
+    options = {
+        'trt_engine_cache_enable': 'True',
+        'trt_engine_cache_path': str(cache / shape),
+        'trt_timing_cache_enable': 'True',
         'trt_timing_cache_path': str(cache),
-        'trt_fp16_enable': '1' if precision == 'fp16' else '0',
-        'trt_bf16_enable': '1' if precision == 'bf16' else '0',
     }
+    if precision in ('fp16', 'bf16'):
+        options[f'trt_{precision}_enable'] = 'True'
+    return options
+
+
+def open_runner(export: Export, cache: Path) -> OnnxRunner:
+    """What runs graphs as TensorRT engines, and builds those that the cache lacks.
+
+    Raises:
+        VlaError: there is no TensorRT, or its device does not answer.
+    """
+    if export.precision == 'fp32':
+        # TensorRT rounds float32 products to TF32, and its provider has no option against that. NVIDIA's libraries read
+        # this when they start; a process that holds a float32 engine wants no TF32 elsewhere either.
+        os.environ.setdefault('NVIDIA_TF32_OVERRIDE', '0')
+    return OnnxRunner(export, 'tensorrt', options=partial(provider_options, cache, export.precision))
+
+
+def has_engine(bundle: Path) -> bool:
+    """Whether a bundle holds an engine at all, for whichever machine."""
+    return any((bundle / FOLDER).glob(f'*/{TABLE}'))
 
 
 def require_cache(
@@ -159,7 +190,7 @@ def build_engine(
     folder = bundle.folder / FOLDER / target.key
     partial = folder.parent / f'.{target.key}.partial-{os.getpid()}'
     tell, begin = progress or (lambda line: None), time.perf_counter()
-    make = runner or (lambda cache: OnnxRunner(export, 'tensorrt', options=provider_options(cache, export.precision)))
+    make = runner or partial(open_runner, export)
     config, views = bundle.config, len(bundle.contract.cameras)
     given = parity.reference(of_bundle(bundle), export.steps, export.kinds, Shape(views, prompt_buckets(config)[0]))
     shutil.rmtree(partial, ignore_errors=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ki_vla.bundle import Bundle
+from ki_vla.engine import onnx
 from ki_vla.engine.exported import find_export
 from ki_vla.engine.interface import Carry, Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner, available_providers, check_provider, open_session
@@ -141,3 +142,47 @@ def test_closing_drops_the_sessions(exported: Bundle) -> None:
     assert len(runner._sessions) == 2
     runner.close()
     assert not runner._sessions
+
+
+def test_a_device_that_does_not_answer_is_told(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = find_export(exported.folder, exported.digest, 'fp32')
+    monkeypatch.setattr(onnx, 'check_provider', lambda kind: onnx.PROVIDERS[kind])
+    if 'CUDAExecutionProvider' in available_providers():
+        pytest.skip('this is about machines without CUDA')
+    with pytest.raises(VlaError, match=r'CUDAExecutionProvider: its device does not answer \(.*or take device cpu'):
+        OnnxRunner(export, 'cuda')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [
+        ('cpu', [('CPUExecutionProvider', {})]),
+        ('cuda', [('CUDAExecutionProvider', {'use_tf32': '0'}), 'CPUExecutionProvider']),
+        (
+            'tensorrt',
+            [
+                ('TensorrtExecutionProvider', {'given': 'x'}),
+                ('CUDAExecutionProvider', {'use_tf32': '0'}),
+                'CPUExecutionProvider',
+            ],
+        ),
+    ],
+)
+def test_providers_are_told_to_keep_float32_and_who_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, expected: list
+) -> None:
+    import onnxruntime
+
+    asked: list[Any] = []
+
+    class Session:
+        def __init__(self, path: str, settings: Any, providers: list) -> None:
+            asked.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            return [onnx.PROVIDERS[kind]]
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: list(onnx.PROVIDERS.values()))
+    open_session(tmp_path / 'x.onnx', kind, options={'given': 'x'} if kind == 'tensorrt' else None)
+    assert asked == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,18 @@ import pytest
 
 from ki_vla.bundle import Bundle
 from ki_vla.engine.exported import Export, find_export
+from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner, available_providers
 from ki_vla.errors import VlaError
-from ki_vla.export.tensorrt import build_engine, provider_options, require_cache, target_of, this_machine
+from ki_vla.export.tensorrt import (
+    build_engine,
+    has_engine,
+    open_runner,
+    provider_options,
+    require_cache,
+    target_of,
+    this_machine,
+)
 
 MACHINE = ('NVIDIA A sm_90', '10.9.0', '1.23.0')
 
@@ -87,10 +97,75 @@ def test_a_build_that_breaks_off_leaves_nothing(case: tuple[Bundle, Export]) -> 
 
 
 def test_the_provider_is_told_where_to_keep_engines_and_how_to_compute(tmp_path: Path) -> None:
-    half = provider_options(tmp_path, 'fp16')
-    assert half['trt_engine_cache_path'] == half['trt_timing_cache_path'] == str(tmp_path)
-    assert (half['trt_fp16_enable'], half['trt_bf16_enable']) == ('1', '0')
-    assert provider_options(tmp_path, 'bf16')['trt_bf16_enable'] == '1'
+    half = provider_options(tmp_path, 'fp16', 'prefix', {'views': 3, 'prompt': 48})
+    assert half == {
+        'trt_engine_cache_enable': 'True',
+        'trt_engine_cache_path': str(tmp_path / 'prefix-prompt48-views3'),
+        'trt_timing_cache_enable': 'True',
+        'trt_timing_cache_path': str(tmp_path),
+        'trt_fp16_enable': 'True',
+    }
+    flags = {p: {k for k in provider_options(tmp_path, p, 'plain', {}) if '16' in k} for p in ('fp32', 'fp16', 'bf16')}
+    assert flags == {'fp32': set(), 'fp16': {'trt_fp16_enable'}, 'bf16': {'trt_bf16_enable'}}
+
+
+def test_every_static_shape_keeps_its_engines_apart(
+    case: tuple[Bundle, Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider names engines by inputs and nodes alone, so shapes in one folder would overwrite each other."""
+    from ki_vla.engine import onnx
+    from ki_vla.export import tensorrt
+
+    folders: list[str] = []
+
+    def on_the_cpu(path: Path, kind: str, sizes: Any, threads: int, options: Any) -> Any:
+        folders.append(Path(options['trt_engine_cache_path']).name)
+        return open_session(path, 'cpu', sizes, 1)
+
+    open_session = onnx.open_session
+    monkeypatch.setattr(onnx, 'open_session', on_the_cpu)
+    monkeypatch.setattr(tensorrt, 'OnnxRunner', OnCpu)
+    monkeypatch.delenv('NVIDIA_TF32_OVERRIDE', raising=False)
+    bundle, export = case
+    runner = open_runner(export, tmp_path)
+    for prompt in (48, 96):
+        shape = Shape(3, prompt)
+        prefix = runner.prefill(shape, example_inputs(bundle.config, shape))
+        runner.denoise(shape, prefix, np.zeros((50, bundle.config.action_dim), np.float32), None)
+    assert folders == ['vision-views3', *(f'{g}-{s}' for p in (48, 96) for g, s in names(p))]
+
+
+def names(prompt: int) -> list[tuple[str, str]]:
+    return [('prefix', f'prompt{prompt}-views3'), ('plain', f'prefix{3 * 4 + prompt}')]
+
+
+class OnCpu(OnnxRunner):
+    """Told what TensorRT would be told, its values in host memory."""
+
+    def __init__(self, export: Export, kind: str, options: Any) -> None:
+        super().__init__(export, 'cpu', 1, options)
+
+
+def test_float32_engines_are_not_rounded_to_tf32(
+    case: tuple[Bundle, Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ki_vla.export import tensorrt
+
+    monkeypatch.setattr(tensorrt, 'OnnxRunner', OnCpu)
+    monkeypatch.setenv('NVIDIA_TF32_OVERRIDE', '1')
+    open_runner(case[1], tmp_path)
+    assert os.environ['NVIDIA_TF32_OVERRIDE'] == '1'  # whoever set it decides
+    monkeypatch.delenv('NVIDIA_TF32_OVERRIDE')
+    open_runner(replace(case[1], precision='fp16'), tmp_path)
+    assert 'NVIDIA_TF32_OVERRIDE' not in os.environ
+    open_runner(case[1], tmp_path)
+    assert os.environ['NVIDIA_TF32_OVERRIDE'] == '0'
+
+
+def test_an_engine_of_any_machine_is_seen(case: tuple[Bundle, Export]) -> None:
+    assert not has_engine(case[0].folder)
+    build(case)
+    assert has_engine(case[0].folder)
 
 
 def test_a_machine_without_tensorrt_is_told_what_is_missing(case: tuple[Bundle, Export]) -> None:
