@@ -1,14 +1,16 @@
 """What lies under `onnx/` in a bundle: graphs by precision, and the proof that they compute what torch does.
 
-onnx/parity.json           for every precision: of which bundle, which files, how close to torch
+onnx/parity.json           for every precision: of which bundle, which files, how close to torch and on which provider
 onnx/fp32/vision.onnx      images -> tokens
           prefix.onnx      tokens, prompt, state -> all that the action expert reads
           plain.onnx       one Euler step; trained.onnx and guided.onnx continue an older chunk
           weights.data     the numbers of all of them
+          parity_cuda.json how close another provider came, where one first opened them (`export/elsewhere.py`)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ class Export:
         state_token: whether the prefix also hands on pi0's state token.
         parity: graph -> cosine and max_error against torch, as measured when it was written.
         made_with: versions of what made it.
+        device: the provider that `parity` was measured on, of `onnx.PROVIDERS`.
+        digest: of its files, as they were written down.
     """
 
     folder: Path
@@ -46,6 +50,8 @@ class Export:
     state_token: bool
     parity: dict[str, dict[str, float]]
     made_with: dict[str, str]
+    device: str = 'cpu'
+    digest: str = ''
 
 
 def read_parity(bundle: Path) -> dict[str, Any]:
@@ -92,9 +98,16 @@ def _checked(folder: Path, precision: str, entry: Mapping[str, Any], digest: str
         raise VlaError(f'{folder}: was exported from bundle {entry["bundle"][:12]}, this one is {digest[:12]}; {mend}')
     for name, said in entry['files'].items():
         check_file(folder / name, said['bytes'], said['sha256'], mend)
-    kinds = tuple(entry['kinds'])
     return Export(
-        folder, precision, kinds, int(entry['steps']), bool(entry['state_token']), entry['parity'], entry['made_with']
+        folder,
+        precision,
+        tuple(entry['kinds']),
+        int(entry['steps']),
+        bool(entry['state_token']),
+        entry['parity'],
+        entry['made_with'],
+        entry['device'],
+        hashlib.sha256(json.dumps(entry['files'], sort_keys=True).encode()).hexdigest(),
     )
 
 

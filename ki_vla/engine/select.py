@@ -2,8 +2,9 @@
 
 `auto` prefers, with a CUDA device: a TensorRT engine that was built for it, torch with CUDA graphs; without one: ONNX
 graphs that were exported and checked, then torch on the CPU. An engine that was asked for by name and cannot be had is
-replaced by the next best, with a warning; `strict` raises instead. Nothing is ever exported or built here unless
-`build` says so.
+replaced by the next best, with a warning; `strict` raises instead. An engine counts as had when it has computed a chunk
+at its smallest shape: libraries, drivers and compilers fail at the first use, not at the first look. Nothing is ever
+exported or built here unless `build` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from ki_vla.bundle import Bundle, load_bundle
 from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
-from ki_vla.engine.interface import Choice, Engine, telling_memory
+from ki_vla.engine.interface import Choice, Engine, example_inputs, first_line, telling_memory
 from ki_vla.errors import VlaError
 
 log = logging.getLogger(__name__)
@@ -85,11 +86,13 @@ def open_engine(
     except TypeError as error:
         raise VlaError(f'engine: {error}.') from error
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, verify=False)
+    from ki_vla.export.tensorrt import has_engine
+
     reasons: list[str] = []
-    for kind, device, why in candidates(wish, has_cuda(), bool(read_parity(bundle.folder))):
+    exported, built = bool(read_parity(bundle.folder)), has_engine(bundle.folder)
+    for kind, device, why in candidates(wish, has_cuda(), exported, built):
         try:
-            with telling_memory(f'opening engine {kind} on {device}'):
-                engine = _open(bundle, wish, kind, device, '; '.join([*reasons, why]), progress)
+            engine = _started(bundle, wish, kind, device, '; '.join([*reasons, why]), strict, progress)
         except VlaError as error:
             if strict:
                 raise
@@ -108,20 +111,21 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def candidates(wish: Wish, cuda: bool, exported: bool) -> list[tuple[str, str, str]]:
+def candidates(wish: Wish, cuda: bool, exported: bool, built: bool) -> list[tuple[str, str, str]]:
     """Backend, device and reason, best first, without repetition.
 
     Args:
         wish: what is wanted.
         cuda: whether there is a CUDA device.
         exported: whether the bundle holds ONNX graphs.
+        built: whether it holds a TensorRT engine, for whichever machine.
     """
     device = wish.device if wish.device != 'auto' else ('cuda' if cuda else 'cpu')
     found: list[tuple[str, str, str]] = []
     if wish.backend != 'auto':
         found.append((wish.backend, 'cuda' if wish.backend == 'tensorrt' else device, 'asked for'))
     if device == 'cuda' and cuda:
-        if exported and wish.backend == 'auto':
+        if built and wish.backend == 'auto':
             found.append(('tensorrt', 'cuda', 'an engine was built for this device'))
         found.append(('torch', 'cuda', 'CUDA graphs are the fastest without a TensorRT engine'))
     if exported:
@@ -133,13 +137,46 @@ def candidates(wish: Wish, cuda: bool, exported: bool) -> list[tuple[str, str, s
     return [each for each in found if each[:2] not in seen and not seen.add(each[:2])]
 
 
+def _started(
+    bundle: Bundle,
+    wish: Wish,
+    kind: str,
+    device: str,
+    why: str,
+    strict: bool,
+    progress: Callable[[str], None] | None,
+) -> Engine:
+    """An engine that has computed; what it opened for that stays open."""
+    engine: Engine | None = None
+    try:
+        with telling_memory(f'opening engine {kind} on {device}'):
+            engine = _open(bundle, wish, kind, device, why, strict, progress)
+            engine.infer(example_inputs(bundle.config, engine.shapes[0]))
+    except Exception as error:  # every library has its own types for a device that cannot compute
+        if engine is not None:
+            engine.close()
+        if isinstance(error, VlaError):
+            raise
+        raise VlaError(
+            f'engine {kind} does not start on {device} ({first_line(error)}); check driver and libraries (ki doctor), '
+            'or take another backend or device.'
+        ) from error
+    return engine
+
+
 def _open(
-    bundle: Bundle, wish: Wish, kind: str, device: str, why: str, progress: Callable[[str], None] | None
+    bundle: Bundle,
+    wish: Wish,
+    kind: str,
+    device: str,
+    why: str,
+    strict: bool,
+    progress: Callable[[str], None] | None,
 ) -> Engine:
     views = len(bundle.contract.cameras)
     if kind == 'torch':
-        return _open_torch(bundle, wish, device, why, views)
-    if device == 'cuda' or wish.device == 'cuda':
+        return _open_torch(bundle, wish, device, why, strict, views)
+    if device == 'cuda':
         order = ('bf16', 'fp16', 'fp32')
     else:
         order = ('fp32', 'fp16', 'int8')
@@ -157,12 +194,15 @@ def _open(
 
         runner = open_runner(export, require_cache(bundle, export, build=wish.build, progress=progress))
     else:
+        from ki_vla.export.elsewhere import require_parity
+
+        require_parity(bundle, export, device)
         runner = OnnxRunner(export, device, wish.threads)
     choice = Choice(kind, PROVIDERS['tensorrt' if kind == 'tensorrt' else device], device, precision, why)
     return Engine(runner, bundle.config, choice, views, export.kinds)
 
 
-def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, views: int) -> Engine:
+def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, strict: bool, views: int) -> Engine:
     from ki_vla.engine.torch import DTYPES, MODES, TorchRunner
 
     if device == 'cuda' and not has_cuda():
@@ -172,6 +212,13 @@ def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, views: int) -
         raise VlaError(f'backend torch has no precision {precision}; choose one of {", ".join(DTYPES)}.')
     default = 'graphs' if device == 'cuda' else 'packed'
     mode = wish.mode or (default if bundle.config.head == 'expert' else 'eager')
+    if MODES[mode].graphs and device == 'cpu':
+        instead = 'compiled' if MODES[mode].compiled else 'packed'
+        said = f'engine mode {mode!r}: CUDA graphs need a CUDA device and this engine is for the CPU'
+        if strict:
+            raise VlaError(f'{said}; take mode {instead!r}, or device cuda.')
+        log.warning('%s; mode %r is taken', said, instead)
+        mode, why = instead, f'{why}; not mode {mode!r}, which needs a CUDA device'
     model = bundle.model(device, DTYPES[precision])
     runner = TorchRunner(model, wish.steps or STEPS, MODES[mode], device)
     kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from ki_vla.bundle import Bundle
+from ki_vla.engine import onnx
 from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.onnx import OnnxRunner
 from ki_vla.engine.select import Wish, candidates, open_engine
 from ki_vla.errors import VlaError
 
@@ -21,7 +24,7 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='this is about ma
         ('auto', 'auto', False, False, ['torch cpu']),
         ('auto', 'auto', False, True, ['onnx cpu', 'torch cpu']),
         ('auto', 'auto', True, False, ['torch cuda', 'torch cpu']),
-        ('auto', 'auto', True, True, ['tensorrt cuda', 'torch cuda', 'onnx cpu', 'torch cpu']),
+        ('auto', 'auto', True, True, ['torch cuda', 'onnx cpu', 'torch cpu']),
         ('auto', 'cpu', True, True, ['onnx cpu', 'torch cpu']),
         ('torch', 'auto', True, True, ['torch cuda', 'onnx cpu', 'torch cpu']),
         ('onnx', 'auto', True, True, ['onnx cuda', 'torch cuda', 'onnx cpu', 'torch cpu']),
@@ -33,8 +36,14 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='this is about ma
 def test_what_is_tried_and_in_which_order(
     backend: str, device: str, cuda: bool, exported: bool, expected: list[str]
 ) -> None:
-    found = candidates(Wish(backend, device), cuda, exported)
+    found = candidates(Wish(backend, device), cuda, exported, built=False)
     assert [f'{kind} {where}' for kind, where, _ in found] == expected
+
+
+def test_tensorrt_is_tried_unasked_only_where_an_engine_was_built() -> None:
+    found = candidates(Wish(), cuda=True, exported=True, built=True)
+    assert [kind for kind, _, _ in found] == ['tensorrt', 'torch', 'onnx', 'torch']
+    assert candidates(Wish(device='cpu'), cuda=True, exported=True, built=True)[0][0] == 'onnx'
 
 
 @NO_CUDA
@@ -119,3 +128,45 @@ def test_graphs_for_another_number_of_steps_are_refused(exported: Bundle) -> Non
 def test_unknown_wishes_are_named(bundle: Bundle, wishes: dict[str, str], sentence: str) -> None:
     with pytest.raises(VlaError, match=sentence):
         open_engine(bundle, **wishes)
+
+
+def test_an_engine_that_cannot_compute_leads_to_the_next_with_the_reason(
+    exported: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError('no kernel image is available\nfor execution on the device')
+
+    monkeypatch.setattr(OnnxRunner, 'denoise', broken)
+    sentence = (
+        'engine onnx does not start on cpu (no kernel image is available); check driver and libraries (ki doctor)'
+    )
+    with pytest.raises(VlaError, match=re.escape(sentence)):
+        open_engine(exported, 'onnx', strict=True, device='cpu')
+    with open_engine(exported, device='cpu') as engine:
+        assert engine.choice.backend == 'torch'
+        assert sentence in engine.choice.reason
+    assert sentence in caplog.text
+
+
+def test_what_an_engine_opened_to_start_stays_open(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = onnx.open_session
+
+    def counted(path: Path, *rest: object) -> object:
+        opened.append(path.stem)
+        return real(path, *rest)
+
+    monkeypatch.setattr(onnx, 'open_session', counted)
+    with open_engine(exported, 'onnx', strict=True, device='cpu', threads=1) as engine:
+        assert opened == ['vision', 'prefix', 'plain']
+        engine.infer(example_inputs(exported.config, Shape(3, 30)))
+        assert opened == ['vision', 'prefix', 'plain']
+
+
+def test_cuda_graphs_on_a_cpu_are_refused_or_replaced(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(VlaError, match=r"engine mode 'graphs': CUDA graphs need a CUDA device .* take mode 'packed'"):
+        open_engine(bundle, 'torch', strict=True, device='cpu', mode='graphs')
+    with open_engine(bundle, 'torch', device='cpu', mode='graphs') as engine:
+        assert (engine.choice.mode, engine.choice.device) == ('packed', 'cpu')
+        assert "not mode 'graphs', which needs a CUDA device" in engine.choice.reason
+    assert "mode 'packed' is taken" in caplog.text
