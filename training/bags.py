@@ -32,7 +32,7 @@ from ki_robot.errors import KiError
 from training.episodes import Options, episodes_of
 from training.errors import TrainingError
 from training.parallel import run_all
-from training.streams import Collected, collect
+from training.streams import collect, stream_rates
 
 FORMAT = 1
 INDEX = 'index.json'
@@ -108,9 +108,10 @@ def index_bags(
     end the run.
 
     Raises:
-        TrainingError: No recording there, or `out` cannot be written.
+        TrainingError: No recording there, options that name nothing of the contract, or `out` cannot be written.
     """
     options = options or Options()
+    options.check(contract)
     paths = [path for path in find_bags(source) if out.resolve() not in path.resolve().parents]
     if not paths:
         raise TrainingError(f'{source} holds no recording (rosbag2 folder, .mcap or .db3).')
@@ -125,7 +126,7 @@ def index_bags(
     for number, path in enumerate(paths):
         row: dict[str, Any] = {'path': str(path), 'signature': _signature(path)}
         before = known.get(str(path))
-        if before is not None and before['signature'] == row['signature'] and _entry_is_there(out, before):
+        if before is not None and before['signature'] == row['signature'] and _may_stay(out, before):
             rows[number] = before
             continue
         job = {'path': str(path), 'out': str(out), 'contract': contract.to_dict(), 'options': options.to_dict()}
@@ -222,27 +223,6 @@ def _give_up(job: dict[str, Any], why: str) -> dict[str, Any]:
     empty = {'path': str(path), 'sha256': '', 'messages': 0, 'episodes': [], 'streams': {}, 'files': {}}
     _write_json(folder / ENTRY, {**empty, 'problems': [problem.to_dict()]})
     return {'key': key, 'entry': hash_file(folder / ENTRY)}
-
-
-def stream_rates(found: Collected) -> dict[str, dict[str, float]]:
-    """Rate and gaps of every stream, as recorded."""
-    rates: dict[str, dict[str, float]] = {}
-    tracks = [*found.cameras.items(), *found.states.items(), *((f'command {k}', v) for k, v in found.commands.items())]
-    for name, track in tracks:
-        times = np.asarray(track.logs if (np.asarray(track.stamps) < 0).any() else track.stamps, dtype=np.float64)
-        gaps = np.diff(np.sort(times)) / 1e9
-        if not len(gaps) or gaps.sum() <= 0:
-            rates[name] = {'count': float(len(track))}
-            continue
-        halves = [len(half) / half.sum() for half in np.array_split(gaps, 2) if len(half) and half.sum() > 0]
-        rates[name] = {
-            'count': float(len(track)),
-            'rate_hz': float(1.0 / np.median(gaps)) if np.median(gaps) > 0 else float(len(gaps) / gaps.sum()),
-            'mean_hz': float(len(gaps) / gaps.sum()),
-            'longest_gap_s': float(gaps.max()),
-            'drift': float(halves[-1] / halves[0]) if len(halves) == 2 else 1.0,
-        }
-    return rates
 
 
 def load_index(folder: Path) -> Index:
@@ -363,10 +343,12 @@ def _known(out: Path, contract: Contract, options: Options) -> dict[str, dict[st
         return {}
 
 
-def _entry_is_there(out: Path, row: dict[str, Any]) -> bool:
+def _may_stay(out: Path, row: dict[str, Any]) -> bool:
+    """Whether an entry is the one that was written, and was read: a share that was away for a moment is tried again."""
+    path = out / 'bags' / row['key'] / ENTRY
     try:
-        return hash_file(out / 'bags' / row['key'] / ENTRY) == str(row['entry'])
-    except OSError:
+        return hash_file(path) == str(row['entry']) and bool(json.loads(path.read_bytes())['sha256'])
+    except (OSError, ValueError, KeyError):
         return False
 
 

@@ -5,6 +5,7 @@ Letters: T steps, S state columns, N action columns. Times are integer nanosecon
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,28 @@ class Options:
         ):
             if value not in allowed:
                 raise TrainingError(f'{name} is {value!r}; choose one of {", ".join(allowed)}.')
+
+    def check(self, contract: Contract) -> None:
+        """Refuses names that a contract does not have, and that would do nothing.
+
+        Raises:
+            TrainingError: names the first one, and the nearest that there is.
+        """
+        cameras = [camera.topic for camera in contract.cameras]
+        topics = [
+            *cameras,
+            *(each.removesuffix('/compressed') for each in cameras),
+            *(f'{c}/compressed' for c in cameras),
+        ]
+        topics += [stream.topic for stream in contract.state_streams] + [output.topic for output in contract.outputs]
+        for what, given, known in (
+            ('--column', self.columns, contract.state_names), ('--remap', self.remap, dict.fromkeys(topics))
+        ):  # fmt: skip
+            for name in given:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1, 0.5)
+                    mend = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}.'
+                    raise TrainingError(f'{what}: {contract.name} has no {name!r}; {mend}')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and hashing."""

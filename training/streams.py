@@ -29,7 +29,7 @@ from training.errors import TrainingError
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
-__all__ = ['Collected', 'Marker', 'Track', 'collect']
+__all__ = ['Collected', 'Marker', 'Track', 'collect', 'stream_rates']
 
 
 @dataclass
@@ -314,3 +314,24 @@ def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[An
             handlers.setdefault(topic.name, []).append(said(found.subtasks))
         elif topic.type == INSTRUCTION:
             handlers.setdefault(topic.name, []).append(said(found.instructions))
+
+
+def stream_rates(found: Collected) -> dict[str, dict[str, float]]:
+    """Rate and gaps of every stream, as recorded."""
+    rates: dict[str, dict[str, float]] = {}
+    tracks = [*found.cameras.items(), *found.states.items(), *((f'command {k}', v) for k, v in found.commands.items())]
+    for name, track in tracks:
+        times = np.asarray(track.logs if (np.asarray(track.stamps) < 0).any() else track.stamps, dtype=np.float64)
+        gaps = np.diff(np.sort(times)) / 1e9
+        if not len(gaps) or gaps.sum() <= 0:
+            rates[name] = {'count': float(len(track))}
+            continue
+        halves = [len(half) / half.sum() for half in np.array_split(gaps, 2) if len(half) and half.sum() > 0]
+        rates[name] = {
+            'count': float(len(track)),
+            'rate_hz': float(1.0 / np.median(gaps)) if np.median(gaps) > 0 else float(len(gaps) / gaps.sum()),
+            'mean_hz': float(len(gaps) / gaps.sum()),
+            'longest_gap_s': float(gaps.max()),
+            'drift': float(halves[-1] / halves[0]) if len(halves) == 2 else 1.0,
+        }
+    return rates

@@ -80,6 +80,18 @@ def test_what_has_not_changed_is_not_read_again(make_bag: MakeBag, toy: Contract
     assert len(list((out / 'bags').iterdir())) == 2
 
 
+def test_a_recording_that_could_not_be_read_for_a_moment_is_tried_again(
+    make_bag: MakeBag, toy: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_bag(seconds=1.0)
+    with monkeypatch.context() as away:
+        away.setattr('training.bags.hash_bag', lambda path: (_ for _ in ()).throw(OSError('stale file handle')))
+        lost = index_bags(path, toy, tmp_path / 'index')
+    assert 'it cannot be read: stale file handle' in next(iter(lost.problems)).text
+    assert not lost.episodes
+    assert len(index_bags(path, toy, tmp_path / 'index').episodes) == 1
+
+
 def test_an_index_says_when_it_was_touched(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     out = tmp_path / 'index'
     index = index_bags(make_bag(), toy, out)
@@ -357,3 +369,19 @@ def test_nothing_to_index_is_one_sentence(toy: Contract, tmp_path: Path) -> None
         index_bags(tmp_path, toy, tmp_path / 'index')
     with pytest.raises(TrainingError, match='choose one of hold, linear'):
         Options(state='cubic')
+
+
+def test_options_that_name_nothing_of_the_robot_are_refused(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
+    path = make_bag(seconds=1.0)
+    for options, says in (
+        (
+            Options(columns={'joint_1/position': 'linear'}),
+            "--column: toy has no 'joint_1/position'; did you mean joint1/",
+        ),
+        (Options(remap={'joint_state': 'joints'}), "--remap: toy has no 'joint_state'; did you mean joint_states?"),
+        (Options(remap={'xyz': 'joints'}), "--remap: toy has no 'xyz'; it has scene/image_raw/compressed, "),
+    ):
+        with pytest.raises(TrainingError) as caught:
+            index_bags(path, toy, tmp_path / 'index', options)
+        assert str(caught.value).startswith(says)
+    Options(columns={'joint1/position': 'linear'}, remap={'scene/image_raw': 'front', 'odom': 'o'}).check(toy)
