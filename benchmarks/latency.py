@@ -2,10 +2,13 @@
 
     python benchmarks/latency.py                                   writes benchmarks/results/latency_cpu.json
     python benchmarks/latency.py --preset tiny --views 1 --prompt 48 --rounds 20 --output /tmp/latency.json
+    python benchmarks/latency.py --device cuda                     writes benchmarks/results/latency_cuda.json
 
 Weights are seeded noise: time does not depend on their values. All backends are measured turn by turn in one run, so
 that other work on the machine weighs on all alike: read the ratios, and the milliseconds with the load average that is
-written beside them. ONNX graphs are exported to a temporary folder and checked against torch before they are timed.
+written beside them. ONNX graphs are exported to a temporary folder and checked against torch, on the provider that runs
+them, before they are timed. Torch computes in what an engine computes in there: float32 on a CPU, bfloat16 with CUDA.
+What each step up a GPU's ladder brings is measured by `benchmarks/gpu.sh`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from ki_robot.errors import KiError
 from ki_vla.config import ModelConfig, preset
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
-from ki_vla.engine.onnx import OnnxRunner
+from ki_vla.engine.onnx import OnnxRunner, check_provider
+from ki_vla.engine.select import has_cuda
 from ki_vla.engine.stages import KINDS
 from ki_vla.engine.torch import DTYPES, MODES, TorchRunner
 from ki_vla.export import parity
@@ -42,6 +46,15 @@ from ki_vla.model import KiVla
 RESULTS = Path(__file__).resolve().parent / 'results'
 STEPS = 10
 WARM_UPS = 5
+TORCH = {'cpu': 'fp32', 'cuda': 'bf16'}
+# By device: on a GPU the modes that serve there, and no graphs unless they are asked for.
+BACKENDS = {
+    'cpu': ['torch-eager', 'torch-packed', 'onnx-fp32', 'onnx-int8'],
+    'cuda': ['torch-eager', 'torch-packed', 'torch-graphs'],
+}
+EXPORTED = {'cpu': ('fp32', 'fp16', 'int8'), 'cuda': ('fp32', 'fp16', 'bf16')}
+# Sides of one large product and how often it is taken for the best time.
+PRODUCT = {'cpu': (768, 20), 'cuda': (8192, 50)}
 
 
 def model_of_noise(config: ModelConfig) -> KiVla:
@@ -52,8 +65,10 @@ def model_of_noise(config: ModelConfig) -> KiVla:
     return model.eval()
 
 
-def exports(config: ModelConfig, precisions: list[str], folder: Path, kinds: tuple[str, ...]) -> dict[str, Export]:
-    """Checked graphs of noise in several precisions."""
+def exports(
+    config: ModelConfig, precisions: list[str], folder: Path, kinds: tuple[str, ...], device: str = 'cpu'
+) -> dict[str, Export]:
+    """Graphs of noise in several precisions, checked on the provider of `device`."""
     source, found = of_noise(config), {}
     if not precisions:
         return found
@@ -66,9 +81,9 @@ def exports(config: ModelConfig, precisions: list[str], folder: Path, kinds: tup
         if precision == 'int8':
             quantise(target, {})
         export = Export(target, precision, kinds, STEPS, token, {}, {})
-        close = parity.measure(export, given)
+        close = parity.measure(export, given, device)
         parity.check(close, precision)
-        found[precision] = Export(target, precision, kinds, STEPS, token, close, {})
+        found[precision] = Export(target, precision, kinds, STEPS, token, close, {}, device)
     return found
 
 
@@ -109,16 +124,25 @@ def compare(engines: dict[str, Engine], shape: Shape, rtc: str, rounds: int) -> 
     }
 
 
-def processor_gflops(threads: int) -> float:
-    """What one large float32 product reaches here, in this run, with so many threads."""
+def product_gflops(threads: int, device: str = 'cpu') -> float:
+    """What one large product reaches here, in this run, in torch's precision; on a CPU with so many threads."""
     torch.set_num_threads(threads)
-    one = torch.randn(768, 768)
+    side, rounds = PRODUCT[device]
+    one = torch.randn(side, side, device=device, dtype=DTYPES[TORCH[device]])
     best = float('inf')
-    for _ in range(20):
+    for _ in range(rounds):
+        settle(device)
         begin = time.perf_counter()
         one @ one
+        settle(device)
         best = min(best, time.perf_counter() - begin)
-    return 2 * 768**3 / best / 1e9
+    return 2 * side**3 / best / 1e9
+
+
+def settle(device: str) -> None:
+    """Wait for what a GPU was given to do."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
 
 
 def floor_ms(config: ModelConfig, shape: Shape, gflops: float) -> float:
@@ -129,16 +153,18 @@ def floor_ms(config: ModelConfig, shape: Shape, gflops: float) -> float:
     return (flops + STEPS * (expert_flops(config, P) - tabled)) / gflops / 1e6
 
 
-def open_engines(config: ModelConfig, backends: list[str], made: dict[str, Export], threads: int) -> dict[str, Engine]:
+def open_engines(
+    config: ModelConfig, backends: list[str], made: dict[str, Export], threads: int, device: str
+) -> dict[str, Engine]:
     """Engines by name: torch-MODE or onnx-PRECISION."""
     engines = {}
     for name in backends:
         kind, _, how = name.partition('-')
         if kind == 'torch':
-            runner: Any = TorchRunner(model_of_noise(config), STEPS, MODES[how])
+            runner: Any = TorchRunner(model_of_noise(config), STEPS, MODES[how], device, DTYPES[TORCH[device]])
         else:
-            runner = OnnxRunner(made[how], threads=threads)
-        engines[name] = Engine(runner, config, Choice(kind, how, 'cpu', how if kind == 'onnx' else 'fp32', ''))
+            runner = OnnxRunner(made[how], device, threads)
+        engines[name] = Engine(runner, config, Choice(kind, how, device, how if kind == 'onnx' else TORCH[device], ''))
     return engines
 
 
@@ -146,10 +172,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Export, measure, print, write."""
     given = parse(arguments)
     torch.set_num_threads(given.threads)
-    gflops = processor_gflops(given.threads)
+    gflops = product_gflops(given.threads, given.device)
     result: dict[str, Any] = {
         'command': 'python benchmarks/latency.py ' + ' '.join(sys.argv[1:] if arguments is None else arguments),
-        'machine': {'cpu': cpu_name(), 'cores': os.cpu_count(), 'threads': given.threads, 'load': os.getloadavg()},
+        'machine': {
+            'cpu': cpu_name(),
+            'cores': os.cpu_count(),
+            'threads': given.threads,
+            'load': os.getloadavg(),
+            **gpu(given.device),
+        },
         'versions': {
             'torch': torch.__version__,
             'onnxruntime': onnxruntime_version(),
@@ -169,14 +201,15 @@ def main(arguments: list[str] | None = None) -> int:
                 shapes = [Shape(views, min(prompt, config.max_prompt)) for prompt in given.prompt]
                 target = Path(folder) / str(views)
                 target.mkdir()
-                made = exports(config, precisions, target, kinds)
+                made = exports(config, precisions, target, kinds, given.device)
                 result['parity'] = {name: export.parity for name, export in made.items()}
-                engines = open_engines(config, given.backends, made, given.threads)
+                engines = open_engines(config, given.backends, made, given.threads, given.device)
                 for shape in dict.fromkeys(shapes):
                     for rtc in given.rtc:
                         found = compare(engines, shape, rtc, given.rounds)
                         floor = round(floor_ms(config, shape, gflops), 3)
                         row = {'preset': size, 'views': views, 'prompt': shape.prompt, 'rtc': rtc, 'floor_ms': floor}
+                        row |= gpu_memory(given.device)
                         result['results'].append({**row, 'engines': found})
                         show(row, found)
                 for engine in engines.values():
@@ -201,6 +234,27 @@ def show(row: dict[str, Any], found: dict[str, Any]) -> None:
         )
 
 
+def gpu(device: str) -> dict[str, Any]:
+    """The GPU and what torch computes in on it; nothing on a CPU."""
+    if device == 'cpu':
+        return {}
+    return {'gpu': torch.cuda.get_device_name(), 'cuda': torch.version.cuda, 'torch_precision': TORCH[device]}
+
+
+def gpu_memory(device: str) -> dict[str, float]:
+    """GPU memory while all engines of a row are open: torch's peak so far, and what the whole device holds now.
+
+    ONNX Runtime keeps what it has taken, so its share is in the second figure alone.
+    """
+    if device == 'cpu':
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        'torch_peak_mb': round(torch.cuda.max_memory_allocated() / 2**20, 1),
+        'device_used_mb': round((total - free) / 2**20, 1),
+    }
+
+
 def cpu_name() -> str:
     """As the system calls it."""
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
@@ -220,24 +274,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--preset', nargs='+', default=['mini'], help='sizes (default: mini)')
     parser.add_argument('--views', nargs='+', type=int, default=[1, 3])
     parser.add_argument('--prompt', nargs='+', type=int, default=[48, 96], help="prompt slots; at most the preset's")
-    parser.add_argument(
-        '--backends',
-        nargs='+',
-        default=['torch-eager', 'torch-packed', 'onnx-fp32', 'onnx-int8'],
-        help='torch-MODE, onnx-PRECISION; ratios are to the first',
-    )
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda', 'auto'], help='auto: CUDA where it is')
+    parser.add_argument('--backends', nargs='+', help='torch-MODE, onnx-PRECISION; ratios are to the first')
     parser.add_argument('--rtc', nargs='+', default=['off', 'guided'], choices=['off', *KINDS[1:]])
     parser.add_argument('--rounds', type=int, default=60)
     parser.add_argument('--threads', type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument('--output', type=Path, default=RESULTS / 'latency_cpu.json')
+    parser.add_argument('--output', type=Path, help='default: results/latency_DEVICE.json')
     given = parser.parse_args(arguments)
+    if given.device == 'auto':
+        given.device = 'cuda' if has_cuda() else 'cpu'
+    if given.device == 'cuda' and not has_cuda():
+        raise KiError('--device cuda: torch sees no CUDA device here; take cpu, or check driver and torch (ki doctor).')
+    given.backends = given.backends or BACKENDS[given.device]
+    given.output = given.output or RESULTS / f'latency_{given.device}.json'
+    modes = [name for name, mode in MODES.items() if given.device == 'cuda' or not mode.graphs]
+    known = [*(f'torch-{mode}' for mode in modes), *(f'onnx-{each}' for each in EXPORTED[given.device])]
     for name in given.backends:
-        kind, _, how = name.partition('-')
-        if (kind, how in (MODES if kind == 'torch' else ('fp32', 'fp16', 'int8'))) not in (
-            ('torch', True),
-            ('onnx', True),
-        ):
-            parser.error(f'--backends {name}: write torch-MODE ({", ".join(MODES)}) or onnx-fp32, onnx-fp16, onnx-int8')
+        if name not in known:
+            parser.error(f'--backends {name}: on {given.device} there are {", ".join(known)}')
+    if any(name.startswith('onnx-') for name in given.backends):
+        check_provider(given.device)
     return given
 
 
