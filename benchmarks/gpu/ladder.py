@@ -4,8 +4,10 @@
     benchmarks/gpu.sh --rehearse      tiny, on the CPU, graphs without CUDA: writes results/rehearsal_*.json
 
 Weights of the full size are seeded noise made on the device. A rung that differs from the model as it is by more than
-its precision allows is not timed. ONNX Runtime is measured where its CUDA provider is installed; where it is not, that
-is said and torch alone is measured.
+its precision allows, or that breaks, is not timed, and the result says why; what was measured is written after every
+rung. ONNX Runtime is a rung beside the ladder where its CUDA provider is installed: its graphs are exported to a
+temporary folder and checked against torch on the CPU (for the full size some minutes, 16 GiB of memory and 8 GB of
+disk). Where it is not installed, that is said and torch alone is measured.
 """
 
 from __future__ import annotations
@@ -15,24 +17,28 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from latency import STEPS, summary
+from latency import STEPS, exports, summary
 from roofline import floor
 
 from ki_robot.errors import KiError
 from ki_vla.config import ModelConfig, preset
 from ki_vla.engine.graphs import capture_cuda, capture_nothing
-from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
+from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, first_line
+from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, available_providers
 from ki_vla.engine.packing import PLAIN
 from ki_vla.engine.torch import DTYPES, TorchMode, TorchRunner
-from ki_vla.export.parity import TOLERANCES, compare
+from ki_vla.errors import VlaError
+from ki_vla.export.parity import compare, within
 from ki_vla.export.source import random_weight
 from ki_vla.model import KiVla
 from ki_vla.summary import parameters_by_part, skeleton
@@ -49,6 +55,8 @@ LADDER = {
     'packed compiled graphs': TorchMode(compiled=True, graphs=True),
     'packed compiled graphs, sdpa': TorchMode(compiled=True, graphs=True, attend='sdpa'),
 }
+ONNX = 'ONNX Runtime'  # beside the ladder
+ONNX_PRECISION = {'cpu': 'fp32', 'cuda': 'bf16'}
 SHAPES = [Shape(views, prompt) for views in (1, 2, 3) for prompt in (48, 200)]
 WARM_UPS = 5
 
@@ -90,20 +98,30 @@ def agreement(model: KiVla, device: str, precision: str, names: list[str]) -> di
     inputs, carry = example_inputs(config, Shape(config.views, config.max_prompt)), carry_for(config)
     with engine_of(model, LADDER['eager'], device, config.views, precision) as engine:
         expected = {'plain': engine.infer(inputs), 'guided': engine.infer(inputs, carry=carry)}
-    allowed = TOLERANCES[precision]
     for name in names:
-        with engine_of(model, LADDER[name], device, config.views, precision) as engine:
-            each = {'plain': compare(engine.infer(inputs), expected['plain'])}
-            if not LADDER[name].compiled:  # compiling a backward pass as well takes minutes
-                each['guided'] = compare(engine.infer(inputs, carry=carry), expected['guided'])
-        passed = all(
-            c['cosine'] >= allowed.cosine and c['max_error'] <= allowed.max_error * max(1.0, c['max_value'])
-            for c in each.values()
-        )
-        found[name] = {**each, 'passed': passed}
+        try:
+            with engine_of(model, LADDER[name], device, config.views, precision) as engine:
+                each = {'plain': compare(engine.infer(inputs), expected['plain'])}
+                if not LADDER[name].compiled:  # compiling a backward pass as well takes minutes
+                    each['guided'] = compare(engine.infer(inputs, carry=carry), expected['guided'])
+        except Exception as error:  # a rung that breaks must not take the others with it
+            found[name] = {'passed': False, 'reason': f'{precision}: {broke(error)}'}
+            continue
+        passed = all(within(kind, c, precision) for kind, c in each.items())
         cosines = ' '.join(f'{kind} {c["cosine"]:.6f}' for kind, c in each.items())
+        found[name] = {**each, 'passed': passed}
+        if not passed:
+            errors = ' '.join(f'{kind} {c["max_error"]:.1e}' for kind, c in each.items())
+            found[name]['reason'] = f'{precision}: differs from the model as it is: cosine {cosines}, error {errors}'
         print(f'{precision} {name:30s} cosine {cosines} {"passed" if passed else "FAILED"}', flush=True)
     return found
+
+
+def broke(error: Exception) -> str:
+    """Why a rung could not be climbed, also said at once."""
+    said = first_line(error) if isinstance(error, VlaError) else f'{type(error).__name__}: {first_line(error)}'
+    print(f'broke off: {said}', flush=True)
+    return said
 
 
 def timed(engine: Engine, shape: Shape, rounds: int, guided: bool = False) -> dict[str, Any]:
@@ -125,34 +143,69 @@ def timed(engine: Engine, shape: Shape, rounds: int, guided: bool = False) -> di
     return {**{f'{k}_ms': v for k, v in summary(times).items()}, 'first_s': round(first_s, 2), 'stages_p50_ms': middle}
 
 
-def climb(model: KiVla, device: str, names: list[str], shapes: list[Shape], rounds: int) -> list[dict[str, Any]]:
-    """Every rung at every shape, the last one with guided chunks as well; the floor is that of an H200.
+# Name and rows, measured as they are asked for
+Rungs = Iterator[tuple[str, Iterator[dict[str, Any]]]]
+# (views) -> an engine that leaves no memory behind
+Opened = Callable[[int], AbstractContextManager[Engine]]
+
+
+def climb(
+    name: str, opened: Opened, config: ModelConfig, device: str, shapes: list[Shape], rounds: int, guided: bool
+) -> Iterator[dict[str, Any]]:
+    """One rung at every shape, at the last one with guided chunks as well; the floor is that of an H200."""
+    parts = parameters_by_part(skeleton(config))
+    for views in sorted({shape.views for shape in shapes}):
+        with opened(views) as engine:
+            for shape in (each for each in shapes if each.views == views):
+                if device == 'cuda':
+                    torch.cuda.reset_peak_memory_stats()
+                row = {'rung': name, **shape._asdict(), 'rtc': 'off', **timed(engine, shape, rounds)}
+                row['floor_h200_ms'] = floor(config, parts, views, shape.prompt)['total_ms']
+                if device == 'cuda':
+                    free, total = torch.cuda.mem_get_info()
+                    # ONNX Runtime's memory is not torch's: the whole device shows both.
+                    row['peak_gib'] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+                    row['device_gib'] = round((total - free) / 2**30, 2)
+                print(
+                    f'{name:30s} {views} views {shape.prompt:3d} slots  p50 {row["p50_ms"]:8.2f}  p99 '
+                    f'{row["p99_ms"]:8.2f} ms  floor {row["floor_h200_ms"]} ms',
+                    flush=True,
+                )
+                yield row
+                if guided and shape == shapes[-1]:
+                    yield {'rung': name, **shape._asdict(), 'rtc': 'guided', **timed(engine, shape, rounds, True)}
+
+
+def torch_rungs(model: KiVla, device: str, names: list[str], shapes: list[Shape], rounds: int) -> Rungs:
+    """Name and rows of every rung of torch.
 
     What is compiled is compiled for one shape, which takes minutes: those rungs are measured at the last shape only.
     """
-    parts, rows = parameters_by_part(skeleton(model.config)), []
     for name in names:
-        wanted = shapes[-1:] if LADDER[name].compiled else shapes
-        for views in sorted({shape.views for shape in wanted}):
-            with engine_of(model, LADDER[name], device, views, 'bf16') as engine:
-                for shape in (each for each in wanted if each.views == views):
-                    if device == 'cuda':
-                        torch.cuda.reset_peak_memory_stats()
-                    row = {'rung': name, **shape._asdict(), 'rtc': 'off', **timed(engine, shape, rounds)}
-                    row['floor_h200_ms'] = floor(model.config, parts, views, shape.prompt)['total_ms']
-                    if device == 'cuda':
-                        row['peak_gib'] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                    rows.append(row)
-                    if shape == shapes[-1] and not LADDER[name].compiled:
-                        rows.append(
-                            {'rung': name, **shape._asdict(), 'rtc': 'guided', **timed(engine, shape, rounds, True)}
-                        )
-                    print(
-                        f'{name:30s} {views} views {shape.prompt:3d} slots  p50 {row["p50_ms"]:8.2f}  p99 '
-                        f'{row["p99_ms"]:8.2f} ms  floor {row["floor_h200_ms"]} ms',
-                        flush=True,
-                    )
-    return rows
+        mode = LADDER[name]
+        wanted = shapes[-1:] if mode.compiled else shapes
+        opened = partial(_torch_engine, model, mode, device)
+        yield name, climb(name, opened, model.config, device, wanted, rounds, not mode.compiled)
+
+
+def _torch_engine(model: KiVla, mode: TorchMode, device: str, views: int) -> AbstractContextManager[Engine]:
+    return engine_of(model, mode, device, views, 'bf16')
+
+
+def onnx_rows(config: ModelConfig, device: str, shapes: list[Shape], rounds: int) -> Iterator[dict[str, Any]]:
+    """ONNX Runtime at every shape: graphs of the same structure, checked on the provider that runs them."""
+    precision, kinds = ONNX_PRECISION[device], ('plain', 'guided')
+    with tempfile.TemporaryDirectory() as folder:
+        made = exports(config, [precision], Path(folder), kinds, device)[precision]
+
+        @contextmanager
+        def opened(views: int) -> Iterator[Engine]:
+            choice = Choice('onnx', PROVIDERS[device], device, precision, '')
+            with Engine(OnnxRunner(made, device), config, choice, views, kinds) as engine:
+                yield engine
+
+        for row in climb(ONNX, opened, config, device, shapes, rounds, True):
+            yield {**row, 'precision': precision, 'parity': made.parity['chunk']}
 
 
 def profile(model: KiVla, device: str, name: str, shape: Shape) -> list[dict[str, Any]]:
@@ -183,51 +236,87 @@ def about(device: str) -> dict[str, Any]:
     return found
 
 
-def onnx_note() -> str:
-    """Whether ONNX Runtime could be measured on this GPU."""
+def onnx_missing(device: str) -> str:
+    """Why ONNX Runtime is not measured on this device; empty where it can be."""
     try:
-        import onnxruntime
-    except ImportError:
-        return 'onnxruntime is not installed; torch alone was measured'
-    if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
-        return 'onnxruntime has no CUDA provider here (onnxruntime-gpu); torch alone was measured'
-    return 'onnxruntime has a CUDA provider: measure it with ki export --device cuda on a bundle'
+        there = available_providers()
+    except VlaError as error:
+        return str(error)
+    if PROVIDERS[device] not in there:
+        return f'onnxruntime has no {PROVIDERS[device]} here (onnxruntime-gpu); torch alone was measured'
+    return ''
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parity, ladder, profile."""
+    """Parity, ladder, profile, ONNX Runtime."""
+    given = parse(arguments)
+    device, prefix = ('cpu', 'rehearsal') if given.rehearse else ('cuda', 'gpu')
+    torch.backends.cuda.matmul.allow_tf32 = False
+    missing = onnx_missing(device)
+    if missing:
+        print(missing)
+    default = [name for name in LADDER if not (given.rehearse and 'compiled' in name)]
+    wanted = given.rungs or (default if missing or given.rehearse else [*default, ONNX])
+    names = [name for name in wanted if name != ONNX]
+    result: dict[str, Any] = {'machine': about(device), 'preset': given.preset, 'rounds': given.rounds, 'steps': STEPS}
+    result['onnx'] = missing or ('measured' if ONNX in wanted else 'not asked for')
+    result |= {'parity': {}, 'not_timed': {ONNX: missing} if missing and ONNX in wanted else {}, 'ladder': []}
+    given.output.mkdir(parents=True, exist_ok=True)
+    path, small = given.output / f'{prefix}_latency.json', preset('tiny' if given.rehearse else 'mini')
+    result['parity']['fp32'] = agreement(model_on(device, small, torch.float32), device, 'fp32', names)
+    write(path, result)
+    model = model_on(device, preset(given.preset), DTYPES['bf16'])
+    config = model.config
+    result['parity']['bf16'] = agreement(model, device, 'bf16', names)
+    for found in result['parity'].values():
+        result['not_timed'] |= {name: each['reason'] for name, each in found.items() if not each['passed']}
+    sound = [name for name in names if name not in result['not_timed']]
+    shapes = list(dict.fromkeys(Shape(s.views, min(s.prompt, config.max_prompt)) for s in SHAPES))
+    measure(torch_rungs(model, device, sound, shapes, given.rounds), result, path)
+    timed_rows = [row for row in result['ladder'] if row['rtc'] == 'off']
+    if timed_rows:
+        best = min(timed_rows, key=lambda row: row['p50_ms'])['rung']
+        rows = profile(model, device, best, shapes[-1])
+        write(given.output / f'{prefix}_profile.json', {'rung': best, 'rows': rows})
+    if ONNX in wanted and not missing:
+        del model  # its memory is needed
+        gc.collect()
+        torch.cuda.empty_cache()
+        measure(iter([(ONNX, onnx_rows(config, device, shapes, given.rounds))]), result, path)
+    return 0 if timed_rows else 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        KiError: there is no GPU to measure.
+    """
     parser = argparse.ArgumentParser(prog='benchmarks/gpu.sh', description='The ladder on a GPU.')
     parser.add_argument('--rehearse', action='store_true', help='tiny size, on the CPU')
     parser.add_argument('--preset', help='size (default: full, or tiny when rehearsing)')
-    parser.add_argument('--rungs', nargs='+', choices=list(LADDER), help='default: all (no compiled ones in rehearsal)')
+    parser.add_argument(
+        '--rungs', nargs='+', choices=[*LADDER, ONNX], help='default: all (when rehearsing none that take minutes)'
+    )
     parser.add_argument('--rounds', type=int, help='default: 100, or 3 when rehearsing')
     parser.add_argument('--output', type=Path, default=RESULTS, help='folder of the results')
     given = parser.parse_args(arguments)
     if not given.rehearse and not torch.cuda.is_available():
         raise KiError('no CUDA device here; run this on a GPU, or with --rehearse to try the script on a CPU.')
-    device = 'cpu' if given.rehearse else 'cuda'
-    torch.backends.cuda.matmul.allow_tf32 = False
-    default = [name for name in LADDER if not (given.rehearse and 'compiled' in name)]
-    names, rounds = given.rungs or default, given.rounds or (3 if given.rehearse else 100)
-    size = given.preset or ('tiny' if given.rehearse else 'full')
-    prefix = 'rehearsal' if given.rehearse else 'gpu'
-    given.output.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {'machine': about(device), 'preset': size, 'rounds': rounds, 'steps': STEPS}
-    result['onnx'] = onnx_note()
-    print(result['onnx'])
-    small = preset('tiny' if given.rehearse else 'mini')
-    result['parity'] = {'fp32': agreement(model_on(device, small, torch.float32), device, 'fp32', names)}
-    model = model_on(device, preset(size), DTYPES['bf16'])
-    result['parity']['bf16'] = agreement(model, device, 'bf16', names)
-    sound = [name for name in names if all(each[name]['passed'] for each in result['parity'].values())]
-    result['not_timed'] = sorted(set(names) - set(sound))
-    longest = model.config.max_prompt
-    shapes = list(dict.fromkeys(Shape(s.views, min(s.prompt, longest)) for s in SHAPES))
-    result['ladder'] = climb(model, device, sound, shapes, rounds)
-    write(given.output / f'{prefix}_latency.json', result)
-    best = min((row for row in result['ladder'] if row['rtc'] == 'off'), key=lambda row: row['p50_ms'])['rung']
-    write(given.output / f'{prefix}_profile.json', {'rung': best, 'rows': profile(model, device, best, shapes[-1])})
-    return 0
+    given.rounds = given.rounds or (3 if given.rehearse else 100)
+    given.preset = given.preset or ('tiny' if given.rehearse else 'full')
+    return given
+
+
+def measure(rungs: Rungs, result: dict[str, Any], path: Path) -> None:
+    """Take every row of every rung; a rung that breaks off is told with what it gave until then."""
+    for name, rows in rungs:
+        try:
+            for row in rows:
+                result['ladder'].append(row)
+        except Exception as error:  # out of memory, a compiler that fails: the next rung may be well
+            result['not_timed'][name] = broke(error)
+        write(path, result)
 
 
 def write(path: Path, data: dict[str, Any]) -> None:

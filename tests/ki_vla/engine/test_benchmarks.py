@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_the_ladder_rehearses_on_a_cpu(root: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / 'rehearsal_latency.json').read_text())
-    assert result['not_timed'] == []
+    assert result['not_timed'] == {}
     assert {row['rung'] for row in result['ladder']} == {'eager', 'packed graphs'}
     assert {(row['views'], row['prompt']) for row in result['ladder']} == {(v, p) for v in (1, 2, 3) for p in (48, 64)}
     assert {row['rtc'] for row in result['ladder']} == {'off', 'guided'}
@@ -38,7 +40,38 @@ def test_the_ladder_rehearses_on_a_cpu(root: Path, tmp_path: Path) -> None:
     assert result['parity']['bf16']['packed graphs']['plain']['cosine'] > 0.999
     profile = json.loads((tmp_path / 'rehearsal_profile.json').read_text())
     assert profile['rows'][0]['us'] > 0
-    assert 'torch alone was measured' in done.stdout
+    assert result['onnx'] == 'not asked for'
+
+
+def test_a_rung_that_breaks_off_is_told_and_the_others_are_kept(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(root / 'benchmarks')
+    monkeypatch.syspath_prepend(root / 'benchmarks' / 'gpu')
+    ladder = importlib.import_module('ladder')
+
+    def broken() -> Iterator[dict[str, str]]:
+        yield {'rung': 'first'}
+        raise torch.OutOfMemoryError('CUDA out of memory.\nTried to allocate')
+
+    result: dict = {'ladder': [], 'not_timed': {}}
+    rungs = [('first', broken()), ('second', iter([{'rung': 'second'}]))]
+    ladder.measure(iter(rungs), result, tmp_path / 'latency.json')
+    written = json.loads((tmp_path / 'latency.json').read_text())
+    assert [row['rung'] for row in written['ladder']] == ['first', 'second']
+    assert written['not_timed'] == {'first': 'OutOfMemoryError: CUDA out of memory.'}
+
+
+@pytest.mark.slow
+def test_the_ladder_rehearses_onnx_runtime(root: Path, tmp_path: Path) -> None:
+    rungs = ('--rungs', 'eager', 'ONNX Runtime')
+    done = run(root, 'benchmarks/gpu.sh', '--rehearse', *rungs, '--rounds', '1', '--output', str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / 'rehearsal_latency.json').read_text())
+    assert (result['onnx'], result['not_timed']) == ('measured', {})
+    rows = [row for row in result['ladder'] if row['rung'] == 'ONNX Runtime']
+    assert {row['rtc'] for row in rows} == {'off', 'guided'}
+    assert all(row['parity']['max_error'] < 1e-4 for row in rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this is about machines without CUDA')
@@ -67,6 +100,24 @@ def test_latency_is_measured_by_backend_and_stage(root: Path, tmp_path: Path) ->
             assert 0 < found['min_ms'] <= found['p50_ms'] <= found['p99_ms']
             assert {'vision', 'prefix', 'denoise'} <= set(found['stages_p50_ms'])
         assert row['engines']['torch-eager']['ratio_to_first'] == 1.0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'sentence'),
+    [
+        (['--backends', 'torch-graphs'], 2, '--backends torch-graphs: on cpu there are torch-eager, torch-packed, '),
+        (['--backends', 'onnx-fp8'], 2, '--backends onnx-fp8: on cpu there are'),
+        (['--device', 'cuda'], 2, '--device cuda: torch sees no CUDA device here; take cpu'),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this is about machines without CUDA')
+def test_what_cannot_be_measured_here_is_refused_before_anything_runs(
+    root: Path, arguments: list[str], code: int, sentence: str
+) -> None:
+    done = run(root, sys.executable, 'benchmarks/latency.py', *arguments)
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.slow
