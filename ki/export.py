@@ -30,6 +30,8 @@ def export(
 
     if to not in ('onnx', 'tensorrt'):
         raise VlaError(f'--to {to}: choose onnx or tensorrt.')
+    if device not in ('cpu', 'cuda'):
+        raise VlaError(f'--device {device}: choose cpu or cuda.')
     loaded = load_bundle(bundle)
     tell = Console(stderr=True, highlight=False).print
     if to == 'tensorrt':
@@ -44,7 +46,7 @@ def export(
     if missing:
         with contextlib.suppress(VlaError):
             there = find_export(bundle, loaded.digest, precision)
-            if set(chosen) <= set(there.kinds) and there.steps == steps:
+            if set(chosen) <= set(there.kinds) and there.steps == steps and device in ('cpu', there.device):
                 return
     made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell)
     table = Table('graph', 'cosine', 'largest error', box=None)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ki_vla.bundle import Bundle
 from ki_vla.engine.exported import find_export
 from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.onnx import available_providers
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
 from ki_vla.export.source import of_noise
@@ -117,9 +118,25 @@ def test_what_is_there_is_exported_again_only_when_asked(exported: Bundle, tmp_p
     assert find_export(copy.folder, copy.digest, 'fp32').steps == 3
 
 
-def test_the_command_refuses_in_one_sentence(bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (['--to', 'paper'], '--to paper: choose onnx or tensorrt.'),
+        (['--device', 'tpu'], '--device tpu: choose cpu or cuda.'),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(bundle: Bundle, arguments: list[str], sentence: str) -> None:
     from ki.main import app
 
-    done = CliRunner().invoke(app, ['export', str(bundle.folder), '--to', 'paper'])
+    done = CliRunner().invoke(app, ['export', str(bundle.folder), *arguments])
     assert isinstance(done.exception, VlaError)
-    assert str(done.exception) == '--to paper: choose onnx or tensorrt.'
+    assert str(done.exception) == sentence
+
+
+@pytest.mark.skipif('CUDAExecutionProvider' in available_providers(), reason='this is about machines without CUDA')
+def test_a_check_on_another_device_is_missing_where_only_the_cpu_checked(exported: Bundle) -> None:
+    from ki.main import app
+
+    done = CliRunner().invoke(app, ['export', str(exported.folder), '--missing', '--device', 'cuda'])
+    assert isinstance(done.exception, VlaError)
+    assert 'no CUDAExecutionProvider here' in str(done.exception)
