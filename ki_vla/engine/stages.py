@@ -27,7 +27,7 @@ LEAST = torch.finfo(torch.float32).min
 
 
 def attention(q_QNK: Tensor, k_SGK: Tensor, v_SGK: Tensor, bias: Tensor) -> Tensor:
-    """One softmax over keys that several heads share; logits and softmax in float32.
+    """One softmax over keys that several heads share, in float32, of logits that are rounded to the queries' precision.
 
     The heads of one group are rows of one product: with a single key/value head nothing is moved or repeated.
 
