@@ -124,7 +124,7 @@ def index_bags(
     rows: dict[int, dict[str, Any]] = {}
     jobs, numbers = [], []
     for number, path in enumerate(paths):
-        row: dict[str, Any] = {'path': str(path), 'signature': _signature(path)}
+        row: dict[str, Any] = {'path': str(path), 'signature': signature(path)}
         before = known.get(str(path))
         if before is not None and before['signature'] == row['signature'] and _may_stay(out, before):
             rows[number] = before
@@ -144,8 +144,8 @@ def index_bags(
         if progress is not None:
             progress(done, len(paths), row['path'])
     ordered = [rows[number] for number in range(len(paths))]
-    text = {'format': FORMAT, 'contract': contract.to_dict(), 'options': options.to_dict(), 'bags': ordered}
-    _write_json(out / INDEX, text)
+    about = {'contract': contract.to_dict(), 'options': options.to_dict()}
+    _write_json(out / INDEX, {'format': FORMAT, **about, 'bags': ordered})
     _prune(out, {row['key'] for row in ordered})
     return load_index(out)
 
@@ -321,7 +321,8 @@ def hash_bag(path: Path) -> str:
     return hashlib.sha256(json.dumps([[each.name, hash_file(each)] for each in files]).encode()).hexdigest()
 
 
-def _signature(path: Path) -> list[list[Any]]:
+def signature(path: Path) -> list[list[Any]]:
+    """Name, size and time of every file of a recording: cheap, and another as soon as one was written to."""
     files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
     return [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 
+from ki_bags.reader import find_bags
 from ki_robot.contract import Contract
 from training.arrays import index_arrays
-from training.bags import INDEX, Index, Progress, index_bags, load_index
+from training.bags import INDEX, Index, Progress, index_bags, load_index, signature
 from training.episodes import Options
 from training.errors import TrainingError
 
@@ -28,6 +31,9 @@ def is_arrays(data: Path) -> bool:
 def open_recordings(data: Path, contract: Contract, task: str = '', progress: Progress | None = None) -> Index:
     """The index of recordings, made where there is none.
 
+    An index is taken as it is. A folder of recordings that holds one is indexed again where that one is behind: a
+    recording is new or another, or the contract was edited. What was read before is not read again.
+
     Args:
         data: bags, arrays, or an index of bags; an index has a contract of its own.
         contract: of recordings without an index.
@@ -40,8 +46,30 @@ def open_recordings(data: Path, contract: Contract, task: str = '', progress: Pr
     if is_arrays(data):
         return index_arrays(data, contract, data / 'index')
     place = index_folder(data)
-    if (place / INDEX).is_file():
+    if place == data:
         return load_index(place)
+    if (place / INDEX).is_file():
+        there = load_index(place)
+        if there.contract.name != contract.name:
+            warnings.warn(
+                f'{place} was made for {there.contract.name}, and {contract.name} is not used; `ki bags index` makes '
+                'another (--robot, --out).',
+                stacklevel=2,
+            )
+            contract = there.contract
+        options = Options(**{**there.options, 'task': task or there.options.get('task', '')})
+        same = there.contract.hash == contract.hash and options.to_dict() == there.options
+        if same and is_current(place, data):
+            return there
+        return index_bags(data, contract, place, options, progress=progress)
     if not data.exists():
         raise TrainingError(f'{data} does not exist; name a folder of recordings, or an index.')
     return index_bags(data, contract, place, Options(task=task), progress=progress)
+
+
+def is_current(folder: Path, data: Path) -> bool:
+    """Whether an index knows every recording at or below `data` as it is; one that is gone takes nothing from it."""
+    rows = json.loads((folder / INDEX).read_text(encoding='utf-8'))['bags']
+    known = {Path(row['path']).resolve(): row['signature'] for row in rows}
+    there = (path for path in find_bags(data) if folder.resolve() not in path.resolve().parents)
+    return all(known.get(path.resolve()) == signature(path) for path in there)

@@ -46,3 +46,26 @@ def test_arrays_of_the_simulator_are_opened_and_examined(arrays_folder: Path, to
 def test_a_folder_that_is_not_there_is_named(toy: Contract, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match='nothing does not exist'):
         open_recordings(tmp_path / 'nothing', toy)
+
+
+def test_a_recording_that_came_later_is_taken_up(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
+    make_bag('one')
+    bags = tmp_path / 'bags'
+    before = open_recordings(bags, toy, task='tidy up')
+    written = (before.folder / 'index.json').stat().st_mtime_ns
+    assert open_recordings(bags, toy).hash == before.hash
+    assert (before.folder / 'index.json').stat().st_mtime_ns == written, 'what is current is left alone'
+    make_bag('two')
+    after = open_recordings(bags, toy)
+    assert len(after.entries) == 2
+    assert after.options == before.options, 'indexed as the others were'
+    edited = Contract.from_dict({**toy.to_dict(), 'rate_hz': 10.0})
+    assert open_recordings(bags, edited).contract == edited
+
+
+def test_an_index_for_another_robot_is_kept_and_said(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
+    make_bag('one')
+    open_recordings(tmp_path / 'bags', toy)
+    other = Contract.from_dict({**toy.to_dict(), 'name': 'other'})
+    with pytest.warns(UserWarning, match='was made for toy, and other is not used'):
+        assert open_recordings(tmp_path / 'bags', other).contract == toy
