@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ki_policy_node.errors import NodeError
-from ki_robot.chunk import ActionChunk, Matrix, enqueue, rows_at, slice_steps, splice
+from ki_robot.chunk import ActionChunk, Matrix, enqueue, ensemble, rows_at, slice_steps, splice
 from ki_robot.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.observation import Hold, Observation
@@ -244,7 +244,7 @@ class Planner:
             assert cut is not None
             return replace(cut, frozen_prefix=min(frozen, raw.horizon - 1))
         if mode == 'temporal_ensemble':
-            data_HN = ensemble([*self._recent, raw], raw, self.timing.ensemble_coefficient)
+            data_HN = ensemble(self._recent, raw, self.timing.ensemble_coefficient).data_HN
             raw = replace(raw, data_HN=data_HN)
         if mode == 'latest' or old is None:
             return raw
@@ -303,25 +303,6 @@ class InvalidActionError(NodeError):
 
 class TooLateError(NodeError):
     """The chunk was past before it was there."""
-
-
-def ensemble(chunks: list[ActionChunk], on: ActionChunk, coefficient: float) -> Matrix:
-    """The weighted mean, at the times of `on`, of all chunks that reach there: H x N.
-
-    ACT (arXiv 2304.13705, section IV-B): w_i = exp(-coefficient * i), i = 0 for the oldest chunk that covers a step.
-    """
-    H, N = on.data_HN.shape
-    total_HN = np.zeros((H, N))
-    weight_H = np.zeros(H)
-    rank_H = np.zeros(H)
-    for chunk in chunks:
-        rows_KN = rows_at(chunk, on.names, on.start_ns, on.step_ns, H)
-        K = len(rows_KN)
-        w_K = np.exp(-coefficient * rank_H[:K])
-        total_HN[:K] += w_K[:, None] * rows_KN
-        weight_H[:K] += w_K
-        rank_H[:K] += 1
-    return total_HN / weight_H[:, None]
 
 
 def seam_between(old: ActionChunk, new: ActionChunk, now_ns: int) -> Seam | None:

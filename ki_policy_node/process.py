@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold
@@ -27,18 +27,6 @@ SPIN_S = 0.05
 # For watchdogs: a simulated clock that is slow or stands still must not silence them.
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 SAME_FAILURE_LIMIT = 200  # exceptions in a row before the process gives up
-
-
-class Managed(Protocol):
-    """What `run` needs beyond a LifecycleNode."""
-
-    def autostart(self) -> bool:
-        """Whether to configure and activate without being asked."""
-        ...
-
-    def close(self) -> None:
-        """Says the last word (a hold, a final status), flushes it and frees everything; may be called twice."""
-        ...
 
 
 class StopRequest:

@@ -6,7 +6,6 @@ d steps of delay. Nothing here reads a clock: the time is passed in.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -91,11 +90,6 @@ def first_step_due(chunk: ActionChunk, now_ns: int) -> int:
 def skip_past(chunk: ActionChunk, now_ns: int) -> ActionChunk | None:
     """`chunk` without the steps that ended before `now_ns`, their time unchanged; None when nothing is left."""
     return slice_steps(chunk, first_step_due(chunk, now_ns), chunk.horizon)
-
-
-def slice_time(chunk: ActionChunk, from_ns: int, to_ns: int) -> ActionChunk | None:
-    """The steps in force at some time in [from_ns, to_ns); None when there are none."""
-    return slice_steps(chunk, first_step_due(chunk, from_ns), -(-(to_ns - chunk.start_ns) // chunk.step_ns))
 
 
 def slice_steps(chunk: ActionChunk, first: int, last: int) -> ActionChunk | None:
@@ -194,50 +188,3 @@ def ensemble(chunks: Sequence[ActionChunk], on: ActionChunk, coefficient: float 
         weight_H[: len(rows_KN)] += weight_K
         rank_H[: len(rows_KN)] += 1
     return replace(on, data_HN=total_HN / weight_H[:, None])
-
-
-class DelayEstimator:
-    """How many steps pass between an observation and the moment its chunk can start, from stamps.
-
-    The first `warmup` measurements count for nothing: a cold engine takes seconds once, and a delay estimated from it
-    would throw away most of every later chunk.
-
-    Args:
-        step_ns: The policy's step.
-        percentile: Of the recent delays, which one to plan for, 0..1.
-        window: How many recent delays are looked at.
-        warmup: How many to leave out at the start and after `reset`.
-    """
-
-    def __init__(self, step_ns: int, percentile: float = 0.95, window: int = 32, warmup: int = 1) -> None:
-        if step_ns <= 0 or not 0.0 <= percentile <= 1.0 or window < 1 or warmup < 0:
-            raise RobotError(f'delay over {window} values at {percentile} of {step_ns} ns steps cannot be estimated.')
-        self._step_ns = step_ns
-        self._percentile = percentile
-        self._warmup = warmup
-        self._delays_ns: deque[int] = deque(maxlen=window)
-        self._skip = warmup
-
-    def add(self, observation_ns: int, ready_ns: int) -> None:
-        """One inference: the stamp of its observation, and when its chunk was there."""
-        if self._skip:
-            self._skip -= 1
-        else:
-            self._delays_ns.append(max(ready_ns - observation_ns, 0))
-
-    def reset(self) -> None:
-        """Forgets everything; the next `warmup` measurements are left out again."""
-        self._delays_ns.clear()
-        self._skip = self._warmup
-
-    @property
-    def delay_ns(self) -> int | None:
-        """The least delay that the percentile of recent ones stays within; None before anything was measured."""
-        if not self._delays_ns:
-            return None
-        return int(np.quantile(np.array(self._delays_ns), self._percentile, method='inverted_cdf'))
-
-    def steps(self, default: int = 0) -> int:
-        """The delay in whole steps, rounded up; `default` before anything was measured."""
-        delay_ns = self.delay_ns
-        return default if delay_ns is None else -(-delay_ns // self._step_ns)

@@ -36,7 +36,6 @@ from training.vlm_data import VlmDataset, VlmSample
 
 ANSWER = 48  # tokens of an answer, at most
 IOU = 0.5  # a box that overlaps the true one by half is right
-COLUMNS_SHOWN = 6
 
 
 @dataclass(frozen=True)

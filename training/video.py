@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -147,12 +146,3 @@ def about(path: Path, codec: str) -> dict[str, Any]:
             'is_depth_map': False,
             'has_audio': False,
         }
-
-
-def write_all(path: Path, fps: int, codec: str, pictures: Iterable[NDArray[np.uint8]]) -> int:
-    """Writes one file at once; returns how many pictures it holds."""
-    writer = VideoWriter(path, fps, codec)
-    for picture in pictures:
-        writer.add(picture)
-    writer.close()
-    return writer.frames

@@ -16,9 +16,7 @@ from ki_policy_node.inference import (
     Planner,
     Timing,
     TooLateError,
-    ensemble,
 )
-from ki_robot.chunk import ActionChunk
 from ki_robot.contract import Contract
 from ki_robot.observation import Hold, Observation
 
@@ -142,11 +140,6 @@ def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
     weights = np.exp([0.0, -0.5])
     assert planned.chunk.data_HN[5, 0] == pytest.approx((weights @ [0.15, 1.05]) / weights.sum())
     assert planned.chunk.data_HN[45, 0] == pytest.approx(1.45), 'only the new chunk reaches there'
-
-
-def test_ensemble_of_one_chunk_is_that_chunk():
-    chunk = ActionChunk(START, STEP, ('a/position',), np.arange(5.0)[:, None])
-    assert ensemble([chunk], chunk, 0.01) == pytest.approx(chunk.data_HN)
 
 
 def test_the_next_chunk_is_due_after_execute_steps(contract):

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 from ki_robot.chunk import (
     ActionChunk,
-    DelayEstimator,
     carried_prefix,
     enqueue,
     ensemble,
     first_step_due,
     rows_at,
     skip_past,
-    slice_time,
     splice,
 )
 from ki_robot.errors import RobotError
@@ -57,14 +55,6 @@ def test_a_late_consumer_skips_past_steps_and_never_replays_them(late: int, left
 def test_nothing_is_left_of_a_chunk_that_came_too_late() -> None:
     assert skip_past(ramp(), T0 + 10 * STEP) is None
     assert first_step_due(ramp(), T0 + 99 * STEP) == 10
-
-
-def test_a_slice_of_time_holds_the_steps_in_force() -> None:
-    part = slice_time(ramp(), T0 + STEP + 1, T0 + 3 * STEP + 1)
-    assert part is not None
-    assert (part.start_ns, part.data_HN[:, 0].tolist()) == (T0 + STEP, [1.0, 2.0, 3.0])
-    assert slice_time(ramp(), T0 - STEP, T0) is None
-    assert slice_time(ramp(), T0 + 10 * STEP, T0 + 11 * STEP) is None
 
 
 def test_columns_are_picked_by_name() -> None:
@@ -145,28 +135,3 @@ def test_an_ensemble_is_the_weighted_mean_with_the_oldest_first() -> None:
     np.testing.assert_allclose(mean.data_HN[-1, 0], 20.0 * last / last)
     np.testing.assert_allclose(mean.data_HN[-2, 0], (10.0 + 20.0 * weights[1]) / (1.0 + weights[1]))
     np.testing.assert_array_equal(ensemble([], chunks[0]).data_HN, chunks[0].data_HN)
-
-
-def test_the_delay_is_a_percentile_in_whole_steps_without_the_cold_start() -> None:
-    delay = DelayEstimator(STEP, percentile=0.95, window=20, warmup=2)
-    assert delay.steps(default=7) == 7
-    delay.add(T0, T0 + 60 * STEP)
-    delay.add(T0, T0 + 30 * STEP)
-    assert delay.delay_ns is None
-    for _ in range(20):
-        delay.add(T0, T0 + STEP + 1)
-    assert delay.steps() == 2
-    delay.add(T0, T0 + 5 * STEP)
-    assert delay.steps() == 2, 'one in twenty is beyond the 95th percentile'
-    delay.add(T0, T0 + 5 * STEP)
-    assert delay.steps() == 5
-    delay.reset()
-    assert delay.steps(default=1) == 1
-    delay.add(T0, T0 + 60 * STEP)
-    assert delay.delay_ns is None
-
-
-def test_a_delay_is_never_negative() -> None:
-    delay = DelayEstimator(STEP, warmup=0)
-    delay.add(T0, T0 - STEP)
-    assert delay.steps() == 0
