@@ -37,6 +37,8 @@ SPLITS = ('train', 'heldout')
 OTHER = {'left': 'right', 'right': 'left'}
 RELEASED_SPEED = 0.05  # m/s: a thing slower than this has come to rest
 NEXT_TO_GAP = 0.06  # m between two things that stand next to each other
+SINK = 0.002  # m by which things that touch may sink into each other: contacts are soft
+TIP = 0.012  # m by which tilting raises a thing's centre, less than a plate does that it stands on
 SECOND_STATION = Pose(-0.42, 0.55, math.pi / 2)
 
 
@@ -267,19 +269,19 @@ def in_bin(world: World, index: int, side: str) -> bool:
 
 
 def gap_between(world: World, one: int, other: int) -> float:
-    """Free space between two things on a table, m."""
+    """Free space between two things on a table, m; negative where one is over the other."""
     a, b = world.thing_position(one), world.thing_position(other)
     things = world.episode.scene.things
     return float(np.linalg.norm(a[:2] - b[:2])) - things[one].width / 2 - things[other].width / 2
 
 
 def on_table(world: World, index: int, table: int = 1) -> bool:
-    """It lies or stands on a table's top, clear of the edge."""
+    """It lies or stands on a table's top itself, clear of the edge."""
     scene, position = world.episode.scene, world.thing_position(index)
     thing, (x, y) = scene.things[index], scene.table_of(table).into(*position[:2])
     over = abs(x - TABLE_CENTRE[0]) < TABLE_HALF[0] and abs(y - TABLE_CENTRE[1]) < TABLE_HALF[1]
     low = min(thing.width, thing.height) / 2 - 0.01
-    return bool(over and low < position[2] - TABLE_TOP < thing.height / 2 + 0.02)
+    return bool(over and low < position[2] - TABLE_TOP < thing.height / 2 + TIP)
 
 
 def _done_bin(world: World) -> list[bool]:
@@ -302,7 +304,7 @@ def _done_stack(world: World) -> list[bool]:
 def _done_next_to(world: World) -> list[bool]:
     (target,), other = world.episode.goal.things, world.episode.goal.other
     kept = np.linalg.norm(world.thing_position(other)[:2] - world.start[other][:2]) < 0.05
-    near = gap_between(world, target, other) <= NEXT_TO_GAP
+    near = -SINK <= gap_between(world, target, other) <= NEXT_TO_GAP and not world.bears(target, other)
     return [bool(near and kept and at_rest(world, target) and on_table(world, target) and on_table(world, other))]
 
 
@@ -319,7 +321,8 @@ def _held(world: World, target: int) -> bool:
 
 def _done_fetch(world: World) -> list[bool]:
     (target,) = world.episode.goal.things
-    return [on_table(world, target, 1) and at_rest(world, target)]
+    binned = any(in_bin(world, target, side) for side in OTHER)  # the bins stand on the first table
+    return [on_table(world, target, 1) and not binned and at_rest(world, target)]
 
 
 TASKS: dict[str, Task] = {

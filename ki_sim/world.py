@@ -277,9 +277,12 @@ class World:
 
     def in_contact(self, one: int, other: int) -> bool:
         """Whether two things touch each other."""
-        wanted = {self._things[one], self._things[other]}
-        pairs = self.model.geom_bodyid[self.data.contact.geom[: self.data.ncon]]
-        return any(set(map(int, pair)) == wanted for pair in pairs)
+        return bool(self._contacts(one, other).any())
+
+    def bears(self, one: int, other: int) -> bool:
+        """Whether two things touch such that one rests on the other: across a face more level than upright."""
+        normals = self.data.contact.frame[: self.data.ncon][self._contacts(one, other)]
+        return bool((np.abs(normals[:, 2]) > np.sqrt(0.5)).any())
 
     def body_name(self, body: int) -> str:
         """Name of a body, as `segments` counts them."""
@@ -294,6 +297,12 @@ class World:
         return tasks.score(self)
 
     # inside -----------------------------------------------------------------------------------------------------
+
+    def _contacts(self, one: int, other: int) -> npt.NDArray[np.bool_]:
+        """Which of the present contacts are between two things."""
+        pairs = self.model.geom_bodyid[self.data.contact.geom[: self.data.ncon]]
+        wanted = np.sort([self._things[one], self._things[other]])
+        return np.asarray((np.sort(pairs, axis=1) == wanted).all(axis=1))
 
     def _index(self) -> None:
         joint = self.model.joint

@@ -8,7 +8,7 @@ from ki_sim.errors import SimError
 from ki_sim.evaluate import goal_pair
 from ki_sim.language import WORDINGS
 from ki_sim.scene import BIN_CENTRE, TABLE_TOP
-from ki_sim.tasks import OTHER, TASKS, episode
+from ki_sim.tasks import OTHER, TASKS, episode, gap_between, on_table
 from ki_sim.things import COLOURS, HELD_OUT, KINDS
 
 SEEDS = range(120)
@@ -147,6 +147,33 @@ def test_next_to_wants_a_small_gap_and_the_other_left_alone(blind_world, put):
     assert not world.success()  # the other one was brought to it
 
 
+def next_to_a_plate() -> tuple[int, int]:
+    """A seed and an instruction that ask for something to be put next to a plate."""
+    for seed in range(200):
+        for goal in range(6):
+            made = episode('next_to', seed, goal)
+            target, other = (made.scene.things[i] for i in (made.goal.things[0], made.goal.other))
+            if other.kind == 'plate' and target.kind in ('block', 'cup'):
+                return seed, goal
+    raise AssertionError('no scene asks for it')
+
+
+def test_next_to_a_plate_is_not_on_it(blind_world, put):
+    seed, goal = next_to_a_plate()
+    world = blind_world('next_to', seed, goal=goal)
+    (target,), other, things = world.episode.goal.things, world.episode.goal.other, world.episode.scene.things
+    x, y, z = world.thing_position(other)
+    put(world, target, (x, y, z + (things[other].height + things[target].height) / 2 + 0.001))
+    assert world.bears(target, other)
+    assert gap_between(world, target, other) < 0
+    assert not on_table(world, target)
+    assert not world.success()
+    reach = (things[target].width + things[other].width) / 2
+    put(world, target, (x + reach - 0.0005, y, TABLE_TOP + things[target].height / 2 + 0.001))
+    assert world.success()  # they touch, side by side
+    assert not world.bears(target, other)
+
+
 def test_fetching_wants_the_thing_on_the_first_table(blind_world, put):
     world = blind_world('fetch', 0)
     (target,) = world.episode.goal.things
@@ -155,6 +182,11 @@ def test_fetching_wants_the_thing_on_the_first_table(blind_world, put):
     put(world, target, (0.0, -0.5, half))  # on the floor
     assert not world.success()
     put(world, target, (0.40, 0.0, TABLE_TOP + half + 0.001))
+    assert world.success()
+    for side in OTHER:
+        put(world, target, in_bin(world, target, side))
+        assert not world.success()  # in a bin is not on the table
+    put(world, target, (0.40, 0.05, TABLE_TOP + half + 0.001))
     assert world.success()
 
 
