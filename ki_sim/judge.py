@@ -45,18 +45,19 @@ class Judge:
         return self._begin_ns is not None and world.time_ns - self._begin_ns >= world.episode.limit_s * 1e9
 
     def finish(self, world: World, error: str) -> None:
-        """Who drives is done, or cannot go on: what is true now counts."""
+        """Who drives is done, or cannot go on: what is true now counts, unless time was up before."""
         self.outcome.error = error
-        self._held = SETTLED_STEPS if world.success() else 0
-        self._end(world, 'operator')
+        if self.ended != 'time':
+            self._held = SETTLED_STEPS if world.success() else 0
+            self._end(world, 'operator')
 
     def _end(self, world: World, why: str) -> None:
-        self._fill(world)
+        self._fill(world, self._held >= SETTLED_STEPS)
         self.ended = why
 
-    def _fill(self, world: World) -> None:
+    def _fill(self, world: World, success: bool) -> None:
         outcome, first = self.outcome, world.touches.first
-        outcome.success = self._held >= SETTLED_STEPS or (self._begin_ns is not None and world.success())
+        outcome.success = success
         outcome.score = world.score()
         outcome.time_s = 0.0 if self._begin_ns is None else round((world.time_ns - self._begin_ns) * 1e-9, 3)
         outcome.first_touched = world.episode.label(first) if first >= 0 else ''
@@ -65,5 +66,5 @@ class Judge:
     def report(self, world: World) -> Mapping[str, Any]:
         """The outcome as plain data: final once `ended` is not empty, as of now before."""
         if not self.ended:
-            self._fill(world)
+            self._fill(world, self._begin_ns is not None and world.success())
         return asdict(self.outcome) | {'ended': self.ended, 'split': world.episode.split}
