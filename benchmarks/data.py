@@ -38,15 +38,16 @@ from training.mixture import Draw, Loader, Mixture, Part, Sampler
 ROOT = Path(__file__).resolve().parent.parent
 START_NS = 1_700_000_000_000_000_000
 JOINT_HZ = 100
+G1 = 'unitree_g1_lerobot_v21'  # recordings of a real robot, below KI_DATA
 
 
 def pictures(count: int) -> list[np.ndarray]:
     """640 x 480 RGB: of a real robot where KI_DATA is, else noise on a ramp."""
     folder = os.environ.get('KI_DATA')
-    if folder and Path(folder, 'unitree_g1_lerobot_v21').is_dir():
+    if folder and Path(folder, G1).is_dir():
         from training.lerobot_read import LerobotDataset
 
-        dataset = LerobotDataset(Path(folder, 'unitree_g1_lerobot_v21'))
+        dataset = LerobotDataset(Path(folder, G1))
         clip = dataset.episode(1).clips['cam_high']
         return list(dataset.frames(clip, count))
     rng = np.random.default_rng(0)
@@ -202,11 +203,9 @@ def lerobot(folder: Path, index: Index) -> dict[str, Any]:
 def real(folder: Path) -> dict[str, Any]:
     """The same on a real robot's recordings, where KI_DATA has them."""
     source = os.environ.get('KI_DATA', '')
-    if not Path(source, 'unitree_g1_lerobot_v21').is_dir():
-        return {'skipped': 'KI_DATA names no folder of recordings'}
-    seconds, (contract, _) = cpu(
-        lambda: from_lerobot(Path(source, 'unitree_g1_lerobot_v21'), folder / 'g1', 'g1_upper_body', [1, 2])
-    )
+    if not Path(source, G1).is_dir():
+        return {'skipped': f'KI_DATA has no {G1}'}
+    seconds, (contract, _) = cpu(lambda: from_lerobot(Path(source, G1), folder / 'g1', 'g1_upper_body', [1, 2]))
     index = index_bags(folder / 'g1', contract, folder / 'g1_index')
     steps = sum(about.steps for _, about in index.episodes)
     return {**lerobot(folder, index), 'from_lerobot_times_real_time_per_core': round(steps / 30 / seconds, 1)}

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the tests on real data know by heart; other recordings will not do.
+RECORDINGS = ('unitree_g1_lerobot_v21', 'rosbag2_upstream_testbags', 'mcap_own_types')
 
 # Set before any test imports a library that reads them. Two cores serve the whole run, and BLAS
 # threads that wait for each other cost more than they bring at these sizes.
@@ -35,6 +37,9 @@ def ki_data() -> Path:
     folder = os.environ.get('KI_DATA')
     if not folder or not Path(folder).is_dir():
         pytest.skip('KI_DATA names no folder of recordings: nothing was checked on real data')
+    missing = [name for name in RECORDINGS if not Path(folder, name).is_dir()]
+    if missing:
+        pytest.skip(f'KI_DATA ({folder}) has no {", ".join(missing)}: nothing was checked on real data')
     return Path(folder)
 
 

@@ -18,17 +18,13 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope='module')
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recordings(ki_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seconds of a real robot, as recordings."""
-    import os
     import shutil
 
     import pyarrow.parquet as pq
 
-    folder = os.environ.get('KI_DATA')
-    if not folder or not Path(folder).is_dir():
-        pytest.skip('KI_DATA names no folder of recordings: nothing was checked on real data')
-    source, short = Path(folder) / 'unitree_g1_lerobot_v21', tmp_path_factory.mktemp('g1')
+    source, short = ki_data / 'unitree_g1_lerobot_v21', tmp_path_factory.mktemp('g1')
     shutil.copytree(source / 'meta', short / 'meta')
     for number in (1, 2):
         data = f'data/chunk-000/episode_{number:06d}.parquet'
