@@ -14,7 +14,7 @@ To add one, add a file and nothing else::
         ...
 
 One `@app.command()` makes `ki FILE`; several make `ki FILE NAME`. A KiError raised anywhere below becomes one
-sentence on stderr and exit status 2.
+sentence on stderr and exit status 2, and so does what the file system refuses.
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ def main() -> None:
     except BrokenPipeError:  # `ki topic echo ... | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a folder where a file is meant, no permission, a full disk
+        where = '' if error.filename is None else f'{error.filename}: '
+        print(f'ki: {where}{error.strerror or error}', file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == '__main__':

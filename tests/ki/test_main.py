@@ -71,6 +71,16 @@ def test_a_missing_library_is_named_with_what_mends_it(
     assert words in said
 
 
+def test_what_the_file_system_refuses_is_named_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(main, 'app', lambda **_: tmp_path.read_text())
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f'ki: {tmp_path}: Is a directory\n'
+
+
 def test_a_missing_file_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(**_: object) -> None:
         raise ModuleNotFoundError('No module named ki_vla.nothing', name='ki_vla.nothing')
