@@ -51,15 +51,17 @@ class Second:
 
     Attributes:
         sentences: for people.
-        report: the HTML file; None: skipped, or stopped.
+        report: the HTML file; None: skipped, stopped or failed.
         result: of `ki_policy_node.replay_report.summary`.
         stopped: training was asked to stop; the same call goes on.
+        failed: there was something to work on, and it went wrong.
     """
 
     sentences: tuple[str, ...]
     report: Path | None = None
     result: dict[str, Any] | None = None
     stopped: bool = False
+    failed: bool = False
 
 
 def show(out: Path, console: Any, folder: str | None = None, steps: int | None = None) -> Second:
@@ -80,7 +82,7 @@ def show(out: Path, console: Any, folder: str | None = None, steps: int | None =
         try:
             second = _work(dataset, out / 'real', console, steps)
         except KiError as error:
-            second = Second((f'Failed: {error}',))
+            second = Second((f'Failed: {error}',), failed=True)
     _tell(second, out, console)
     return second
 

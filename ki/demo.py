@@ -56,7 +56,7 @@ def demo(
 
     Where no trained bundle is, or with --expert, the simulator's expert plans the chunks, and the demo says so. The
     second part trains on four episodes of a real robot and replays a fifth, where the environment variable KI_DATA
-    names a folder that holds a LeRobot dataset of it.
+    names a folder that holds a LeRobot dataset of it; where it does not, --only-real exits with 2.
     """
     from rich.console import Console
 
@@ -66,13 +66,17 @@ def demo(
     if only_real:
         if not out.exists():
             _make_room(out)
-        raise typer.Exit(_second(out, console))
+        raise typer.Exit(_second(out, console, alone=True))
     if bundle is not None and expert:
         raise KiError('--bundle and --expert: only one can drive; leave one out.')
     if bundle is None and not expert and SHIPPED.is_dir():
         bundle = SHIPPED
     if bundle is not None and not bundle.is_dir():
         raise KiError(f'There is no bundle {bundle}: give the folder of one, or leave --bundle out.')
+    if bundle is not None:
+        from ki_vla.bundle import load_bundle
+
+        load_bundle(bundle, verify=False)  # before anything of an earlier demonstration is removed
     # The bundles of this project were trained on one task; the expert knows them all.
     names = task or (['demo'] if bundle else list(episodes_of.TASKS))
     choices = episodes_of.choose(episodes, names, seed)
@@ -93,20 +97,24 @@ def demo(
             if any(each.bag for each in shown):
                 _report(shown, bundle, out, console)
     if real and status == 0:
-        status = _second(out, console)
+        status = _second(out, console, alone=False)
     raise typer.Exit(status)
 
 
-def _second(out: Path, console: Any) -> int:
+def _second(out: Path, console: Any, alone: bool) -> int:
     """The second part; its exit status. That it was skipped takes nothing from the first part."""
     from ki._demo_real import show
 
     try:
-        stopped = show(out, console).stopped
+        second = show(out, console)
     except KeyboardInterrupt:
         console.print('Stopped; the same call goes on with what was done.')
-        stopped = True
-    return 130 if stopped else 0
+        return 130
+    if second.stopped:
+        return 130
+    if second.failed:
+        return 1
+    return 2 if alone and second.report is None else 0
 
 
 @dataclass

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ki import demo
 from ki_bags.reader import open_bag
+from ki_robot.errors import KiError
 
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ('--task', 'demo', '--image-size', '64', '--no-real')
@@ -140,6 +143,18 @@ def test_a_folder_with_something_else_in_it_is_not_touched(ki: Ki, tmp_path: Pat
     assert done.returncode == 2
     assert 'holds something else' in done.stderr
     assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['thesis.txt']
+
+
+def test_a_bundle_that_cannot_be_read_costs_no_earlier_demonstration(tmp_path: Path) -> None:
+    out, bundle = tmp_path / 'shown', tmp_path / 'bundle'
+    for folder in (out, bundle):
+        folder.mkdir()
+    for name in ('demo.json', 'report.html'):
+        (out / name).write_text('{}')
+    done = CliRunner().invoke(demo.app, ['--bundle', str(bundle), '--out', str(out)])
+    assert isinstance(done.exception, KiError)
+    assert 'manifest.json' in str(done.exception)
+    assert sorted(path.name for path in out.iterdir()) == ['demo.json', 'report.html']
 
 
 def test_a_bundle_or_task_that_is_not_there_is_named(ki: Ki, tmp_path: Path) -> None:

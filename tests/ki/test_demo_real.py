@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from ki import _demo_real
-from ki._demo_real import EPISODES, PLACE, ROBOT, find, show
+from ki import _demo_real, demo
+from ki._demo_real import EPISODES, PLACE, ROBOT, Second, find, show
 from ki_policy_node.web_page import page, place
 from ki_robot.contract import load_contract
 from ki_robot.errors import KiError
@@ -149,6 +150,7 @@ def test_what_is_skipped_is_said_loudly_with_the_mend_and_the_first_part_stays(
     (tmp_path / 'data').mkdir()
     second, said = call(out, prepare(dataset, tmp_path / 'data'))
     assert second.report is None
+    assert not second.failed
     assert words in said
     assert 'SECOND PART NOT SHOWN' in said
     assert 'KI_DATA=FOLDER ki demo --only-real' in said
@@ -199,18 +201,36 @@ def test_an_unreadable_episode_ends_the_second_part_with_its_number(dataset: Mak
     video.write_bytes(video.read_bytes()[:200])
     second, said = call(out, str(tmp_path / 'data'), steps=2)
     assert second.report is None
+    assert second.failed
     assert '1 of the episodes 0, 1, 2, 3 cannot be read' in said
     assert not (out / 'real' / 'train').exists()
 
 
-def test_the_command_alone_says_what_it_skips_and_does_not_fail(
-    ki: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_alone_says_what_it_skips_and_that_nothing_was_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv('KI_DATA', raising=False)
-    done = ki('demo', '--only-real', '--out', tmp_path / 'shown')
-    assert done.returncode == 0, done.stderr
-    assert 'KI_DATA is not set' in done.stdout
-    assert 'Traceback' not in done.stderr
+    done = CliRunner().invoke(demo.app, ['--only-real', '--out', str(tmp_path / 'shown')])
+    assert done.exit_code == 2, done.output
+    assert 'KI_DATA is not set' in done.output
+
+
+@pytest.mark.parametrize(
+    ('second', 'alone', 'status'),
+    [
+        (Second(('Skipped',)), True, 2),
+        (Second(('Skipped',)), False, 0),
+        (Second(('Failed',), failed=True), False, 1),
+        (Second(('Failed',), failed=True), True, 1),
+        (Second(('Stopped',), stopped=True), True, 130),
+        (Second(('Shown',), report=Path('report.html')), True, 0),
+    ],
+)
+def test_how_the_second_part_ended_is_the_status(
+    second: Second, alone: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_demo_real, 'show', lambda out, console: second)
+    assert demo._second(tmp_path, Console(), alone) == status
 
 
 @pytest.mark.slow
