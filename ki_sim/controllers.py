@@ -1,8 +1,8 @@
 """The robot's controllers without ROS: what they accept, what they refuse, and what they command at a moment.
 
 They behave as ros2_controllers' user documentation describes: joint_trajectory_controller (interpolation, replacement,
-stamps in the past, hold at the end, cmd_timeout), forward_command_controller, and a base controller that stops when
-its commands stop. Times are integer ns. A refused command raises SimError and changes nothing.
+stamps in the past, rest and hold at the end, cmd_timeout), forward_command_controller, and a base controller that
+stops when its commands stop. Times are integer ns. A refused command raises SimError and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ki_sim.robot import JointLimit
 
 Floats = npt.NDArray[np.float64]
 SLACK = 1e-3  # a command this far outside a limit (rad, m) is rounding, and is clipped; further is refused
+REST = float(np.finfo(np.float32).eps)  # a slower last point is at rest (rad/s)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,19 @@ class JointTrajectoryController:
             knots.append(
                 _Knot(start + point.time_ns, within(self.name, self.joints, q, self._lower, self._upper), v, a)
             )
+        self._check_end(knots[-1])
         return knots
+
+    def _check_end(self, last: _Knot) -> None:
+        if last.v is None:
+            return
+        moving = np.flatnonzero(np.abs(last.v) > REST)
+        if moving.size:
+            i = int(moving[0])
+            raise SimError(
+                f'{self.name} got a last point at which {self.joints[i]} still moves at {last.v[i]:g} rad/s: '
+                'let its velocities be 0, because allow_nonzero_velocity_at_trajectory_end is false'
+            )
 
     def _numbers(self, values: Sequence[float], what: str, order: list[int], required: bool = False) -> Floats | None:
         if not len(values) and not required:

@@ -43,12 +43,13 @@ def test_positions_alone_are_joined_by_straight_lines():
 
 def test_velocities_make_a_cubic_that_meets_them():
     arm = controller()
-    points = [Point(1000 * MS, [1.0, 0.0], [0.0, 0.0]), Point(2000 * MS, [0.0, 0.0], [0.5, 0.0])]
+    rest = [0.0, 0.0]
+    points = [Point(1000 * MS, [0.9, 0.0], rest), Point(2000 * MS, rest, [0.2, 0.0]), Point(3000 * MS, rest, rest)]
     arm.accept(Trajectory(('a', 'b'), points), 0)
-    assert np.allclose(arm.sample(500 * MS, AT), [0.5, 0.0])  # half way of a rest-to-rest cubic
+    assert np.allclose(arm.sample(500 * MS, AT), [0.45, 0.0])  # half way of a rest-to-rest cubic
     assert arm.sample(100 * MS, AT)[0] < 0.1  # starts from rest, unlike a straight line
     before, end = arm.sample(1999 * MS, AT), arm.sample(2000 * MS, AT)
-    assert (end - before)[0] / 1e-3 == pytest.approx(0.5, abs=0.02)
+    assert (end - before)[0] / 1e-3 == pytest.approx(0.2, abs=0.02)
 
 
 def test_accelerations_make_a_quintic():
@@ -128,6 +129,10 @@ def test_after_the_timeout_the_measured_pose_is_held():
         (trajectory((100, [0.0])), r'got 1 positions of point 0 for 2 joints'),
         (trajectory((100, AT), (100, AT)), 'not after the one before'),
         (trajectory(), 'without points'),
+        (
+            Trajectory(('b', 'a'), [Point(100 * MS, AT, [0.2, 0.1]), Point(200 * MS, AT, [-0.2, 0.0])]),
+            'a last point at which b still moves at -0.2 rad/s: .*allow_nonzero_velocity_at_trajectory_end is false',
+        ),
     ],
 )
 def test_a_refused_trajectory_says_why_and_changes_nothing(bad, said):
