@@ -147,7 +147,10 @@ def present(job: Any) -> Any:
 
 def private_domain() -> int:
     """A ROS domain that nobody else is likely to be in: two stacks side by side must not command each other."""
-    return int(os.environ.get('ROS_DOMAIN_ID') or 60 + os.getpid() % 40)
+    from ki_policy_node.ros import domain_id
+
+    named = domain_id()
+    return 60 + os.getpid() % 40 if named is None else named
 
 
 class Port:

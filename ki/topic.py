@@ -113,6 +113,7 @@ def listen(topic: str, wait_s: float, callback: Callable[[Any], None], done: Cal
     from ki_policy_node import ros
     from ki_policy_node.errors import NodeError
 
+    ros.checked_topic(topic)
     with ros.node('ki_topic', enable_rosout=False, start_parameter_services=False) as node:
         name = node.resolve_topic_name(topic)
         if not ros.spin_until(node, lambda: node.count_publishers(name) > 0, wait_s):

@@ -17,6 +17,7 @@ from typing import Any
 from ki_policy_node.errors import NodeError
 
 DDS_PROFILES = ('loopback', 'lan', 'none')
+DOMAINS = 232  # the highest; above it there are no ports
 
 
 def config_file(name: str) -> Path:
@@ -32,6 +33,18 @@ def config_file(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise NodeError(f'No file config/{name} in {", ".join(str(folder) for folder in folders)}.')
+
+
+def domain_id() -> int | None:
+    """The ROS domain that ROS_DOMAIN_ID names; None when it is not set.
+
+    Raises:
+        NodeError: it names none. Fast DDS ends the process without a word of ours when it is too high.
+    """
+    text = os.environ.get('ROS_DOMAIN_ID', '')
+    if text and not (text.isdecimal() and int(text) <= DOMAINS):
+        raise NodeError(f'ROS_DOMAIN_ID is {text!r}; write a whole number from 0 to {DOMAINS}, or unset it.')
+    return int(text) if text else None
 
 
 def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | None = None) -> str:
@@ -85,15 +98,46 @@ def message_class(name: str) -> Any:
         raise NodeError(f'The message type {name} is not installed here: install or build {package}.') from error
 
 
+def checked_topic(name: str) -> str:
+    """A topic as someone typed it, which rcl would refuse only once a node uses it.
+
+    Raises:
+        NodeError: it is no name of a topic.
+    """
+    from rclpy.exceptions import NameValidationException
+    from rclpy.validate_topic_name import validate_topic_name
+
+    try:
+        validate_topic_name(name)
+    except NameValidationException as error:
+        why = str(error).splitlines()[0].partition(': ')[2].rstrip(':')
+        raise NodeError(f'Topic {name!r} is no name: {why}.') from error
+    return name
+
+
+def start() -> None:
+    """Starts ROS for a command; Ctrl-C arrives as KeyboardInterrupt there, not as a closed context below it.
+
+    Raises:
+        NodeError: the environment names a domain or a profile that is none, or what else ROS refuses.
+    """
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    domain_id()
+    use_dds_profile()
+    try:
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise NodeError(f'ROS 2 does not start: {error}') from error
+
+
 @contextlib.contextmanager
 def node(name: str, **options: Any) -> Iterator[Any]:
     """A node for the length of a `with` block, with ROS started before and shut down after."""
     import rclpy
-    from rclpy.signals import SignalHandlerOptions
 
-    use_dds_profile()
-    # Ctrl-C arrives as KeyboardInterrupt in the command that spins, not as a closed context below it.
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    start()
     try:
         made = rclpy.create_node(name, **options)
         try:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from ki.topic import plain, rate_line
+from ki.topic import app, plain, rate_line
+from ki_robot.errors import KiError
 
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,6 +47,25 @@ def test_a_topic_that_nobody_publishes_is_one_sentence_and_status_2(ki: Ki) -> N
     assert done.returncode == 2
     assert done.stderr.startswith('ki: Nobody published /nothing within 0.5 s.')
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ('domain', 'topic', 'told'),
+    [
+        ('', 'bad topic', "Topic 'bad topic' is no name: topic name must not contain"),
+        ('abc', 'words', "ROS_DOMAIN_ID is 'abc'; write a whole number from 0 to 232"),
+        ('233', 'words', "ROS_DOMAIN_ID is '233'; write"),
+    ],
+)
+def test_a_topic_or_domain_that_is_none_is_one_sentence(
+    domain: str, topic: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if domain:
+        monkeypatch.setenv('ROS_DOMAIN_ID', domain)
+    done = CliRunner().invoke(app, ['echo', topic, '--wait', '0'])
+    assert isinstance(done.exception, KiError)
+    assert told in str(done.exception)
 
 
 def test_the_rate_is_taken_over_the_gaps_and_the_bytes_between_them() -> None:
