@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ def record(
     seconds: float = typer.Option(0.0, help='How long; 0: until Ctrl-C.'),
     compression: str = typer.Option('none', help='Of chunks: none, lz4 or zstd.'),
 ) -> None:
-    """Records one episode, until Ctrl-C."""
+    """Records one episode, until Ctrl-C; status 1 when a topic that was listed said nothing."""
     import rclpy
     from rclpy.parameter import Parameter
 
     from ki_policy_node import ros
     from ki_policy_node.recorder import Recorder
 
-    ros.use_dds_profile()
-    rclpy.init(signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+    for topic in topics or ():
+        ros.checked_topic(topic)
+    ros.start()
     overrides = [Parameter('compression', value=compression)]
     overrides += [Parameter('topics', value=list(topics))] if topics else []
     node = Recorder(parameter_overrides=overrides)
@@ -41,11 +43,24 @@ def record(
         node.start(task, path=output)
         ros.spin_until_signal(node, seconds or float('inf'))
         episode, path = node.stop()
+        silent = unheard(node, topics or [])
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
     dropped = f', {episode.writer.dropped} DROPPED' if episode.writer.dropped else ''
     print(f'{path}: {episode.writer.messages} messages, {episode.writer.bytes / 1e6:.1f} MB{dropped}')
+    if silent:
+        typer.secho(
+            f'Nothing was heard of {", ".join(silent)}; `ki topic list` names what there is.', fg='red', err=True
+        )
+        raise typer.Exit(code=1)
+
+
+def unheard(node: Any, topics: Sequence[str]) -> list[str]:
+    """Those of some topics that a recorder has no message of; its markers are written and not heard."""
+    names = [node.resolve_topic_name(topic) for topic in topics]
+    heard = {name for name, stream in node.streams.items() if stream.received or stream.latched}
+    return [name for name in names if name not in heard | {node.resolve_topic_name('episode')}]
 
 
 @app.command()

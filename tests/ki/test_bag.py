@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 HELLO = b'\x00\x01\x00\x00\x06\x00\x00\x00hello\x00'
@@ -46,6 +47,17 @@ def test_a_recorded_bag_tells_its_topics_and_is_sound(ki: Ki, talker: object, tm
     for topic, kind in (('/words', 'std_msgs/msg/String'), ('/joint_states', 'sensor_msgs/msg/JointState')):
         assert rows[topic][0] == kind
         assert 45.0 < float(rows[topic][2]) < 55.0
+
+
+@pytest.mark.ros
+def test_a_listed_topic_that_says_nothing_is_named_and_status_1(tmp_path: Path) -> None:
+    from ki.bag import app
+
+    recorded = ['record', '/episode', '/joint_stats', '--seconds', '0.2', '-o', str(tmp_path / 'out')]
+    done = CliRunner().invoke(app, recorded)
+    assert done.exit_code == 1, done.output
+    assert 'Nothing was heard of /joint_stats;' in done.output
+    assert (tmp_path / 'out').is_dir()
 
 
 @pytest.mark.ros
