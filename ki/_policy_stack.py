@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ki._processes import Program
+from ki._processes import Program, read_yaml
 from ki_robot.errors import KiError
 
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
+PARAMETRISED = ('policy_node', 'chunk_executor')  # the nodes that read the file
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class PolicyStack:
             )
         if self.params_file and not Path(self.params_file).is_file():
             raise KiError(f'--params-file is {self.params_file!r}, which is no file; leave it out for the usual one.')
+        if self.params_file:
+            self._check_parameters(Path(self.params_file))
         if self.instruction:
             checked_instruction(self.instruction, '')
 
@@ -84,6 +89,27 @@ class PolicyStack:
             made.append(self._program('recorder', recorder | {'use_sim_time': self.use_sim_time}))
         return tuple(made)
 
+    def _check_parameters(self, path: Path) -> None:
+        """Refuses a file that no node started here would take a parameter from: rcl says nothing of it."""
+        content = read_yaml(path)
+        nodes = [f'{self.namespace.strip("/")}/{name}'.strip('/') for name in PARAMETRISED]
+        if not any(re.fullmatch(key, f'/{node}') for key in _keys(content) for node in nodes):
+            raise KiError(
+                f'--params-file is {self.params_file!r}, which has no parameters for {" or ".join(nodes)}; write '
+                f'"/**/{PARAMETRISED[0]}:" with "ros__parameters:" and the parameters below it, as in '
+                'config/node/policy.yaml.'
+            )
+
     def _program(self, name: str, parameters: dict[str, Any], file: str = '') -> Program:
         command = (sys.executable, '-m', f'ki_policy_node.{name}', '--ros-args', '--log-level', self.log_level)
         return Program(name, command, parameters, file, namespace=self.namespace)
+
+
+def _keys(content: Any, above: str = '') -> Iterator[str]:
+    """Which nodes a file of parameters speaks of, as patterns of full names: `*` is one name, `**` any number."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key == 'ros__parameters' and isinstance(value, dict):
+            words = [word for word in above.split('/') if word]
+            yield ''.join({'*': r'/\w+', '**': r'(/\w+)*'}.get(word, '/' + re.escape(word)) for word in words)
+        else:
+            yield from _keys(value, f'{above}/{key}')

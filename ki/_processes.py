@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import yaml
 
+from ki_policy_node.ros import DOMAINS
 from ki_robot.errors import KiError
 
 # How long a process may take to end after each signal before the next, stronger one.
@@ -68,19 +69,32 @@ def read_plan(path: Path) -> Plan:
     Raises:
         KiError: the file, with the key that is unknown, missing or of the wrong kind.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise KiError(f'There is no file {path}.') from None
-    except yaml.YAMLError as error:
-        raise KiError(f'{path} is no YAML: {error}') from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get('nodes'), dict) or not content['nodes']:
         raise KiError(f'{path}: nodes: must list at least one node by name.')
     refuse_unknown(path, '', content, FILE_KEYS)
     namespace = str(content.get('namespace', ''))
     programs = tuple(read_program(path, name, entry or {}, namespace) for name, entry in content['nodes'].items())
     domain = content.get('domain')
+    if domain is not None and not (str(domain).isdecimal() and int(domain) <= DOMAINS):
+        raise KiError(f'{path}: domain: is {domain!r}; write a whole number from 0 to {DOMAINS}.')
     return Plan(programs, str(content.get('dds', '')), None if domain is None else int(domain))
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        KiError: it is not there, or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise KiError(f'There is no file {path}.') from None
+    except UnicodeDecodeError as error:
+        raise KiError(f'{path} is no text in UTF-8 (byte {error.start}); write it as such.') from error
+    except yaml.YAMLError as error:
+        raise KiError(f'{path} is no YAML: {error}') from error
 
 
 def read_program(path: Path, name: str, entry: Any, namespace: str) -> Program:

@@ -107,6 +107,40 @@ def test_the_file_of_parameters_comes_before_the_options(tmp_path: Path) -> None
     assert yaml.safe_load(Path(files[1]).read_text())['/**']['ros__parameters']['robot'] == 'arm_single'
 
 
+@pytest.mark.parametrize(
+    'content',
+    [
+        (ROOT / 'config' / 'node' / 'policy.yaml').read_text(),
+        '{/**: {ros__parameters: {rate: 50.0}}}',
+        '{/robot1/policy_node: {ros__parameters: {mode: rtc}}}',
+        '{robot1: {chunk_executor: {ros__parameters: {rate: 50.0}}}}',
+        '{/*/policy_node: {ros__parameters: {mode: rtc}}}',
+    ],
+)
+def test_a_file_with_parameters_for_a_started_node_is_taken(tmp_path: Path, content: str) -> None:
+    file = tmp_path / 'mine.yaml'
+    file.write_text(content)
+    PolicyStack('arm_single', backend='commissioning', namespace='/robot1', params_file=str(file)).check()
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        'only words',
+        '',
+        'mode: rtc',
+        '{policy_node: {mode: rtc}}',
+        '{/robot2/policy_node: {ros__parameters: {mode: rtc}}}',
+    ],
+)
+def test_a_file_without_parameters_for_a_started_node_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / 'mine.yaml'
+    file.write_text(content)
+    stack = PolicyStack('arm_single', backend='commissioning', namespace='robot1', params_file=str(file))
+    with pytest.raises(KiError, match='no parameters for robot1/policy_node or robot1/chunk_executor; write'):
+        stack.check()
+
+
 def test_recording_starts_what_record_launch_starts() -> None:
     stack = PolicyStack('arm_single', record='bags', instruction='wave', namespace='robot1')
     recorder = stack.programs()[-1]

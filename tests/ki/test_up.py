@@ -99,11 +99,19 @@ def test_a_program_that_does_not_exist_ends_those_already_started() -> None:
         ({'nodes': {'a': {}}}, 'nodes.a needs either module: .* or command:'),
         ({'nodes': {'a': {'module': 'x', 'command': 'y'}}}, 'nodes.a needs either'),
         ({'nodes': {'a': 'x'}}, 'nodes.a must be a mapping'),
+        ({'nodes': {'a': {'module': 'x'}}, 'domain': 'x'}, "domain: is 'x'; write a whole number from 0 to 232"),
+        ({'nodes': {'a': {'module': 'x'}}, 'domain': 233}, 'domain: is 233; write'),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_its_key(tmp_path: Path, content: dict[str, object], told: str) -> None:
     with pytest.raises(KiError, match=told):
         read_plan(write(tmp_path / 'up.yaml', **content))
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / 'up.yaml').write_bytes('nodes: {ä: {}}'.encode('latin-1'))
+    with pytest.raises(KiError, match=r'up\.yaml is no text in UTF-8'):
+        read_plan(tmp_path / 'up.yaml')
 
 
 def test_no_file_and_no_yaml_are_one_sentence(ki: Ki, tmp_path: Path) -> None:
