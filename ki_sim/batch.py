@@ -55,6 +55,8 @@ def jobs(
     keep_failures: bool = False,
 ) -> list[Job]:
     """The jobs of a recording: `episodes` seeds of every task, from `first_seed` on."""
+    from ki_sim.render import check_size
+
     for task in tasks:
         if task not in TASKS:
             raise SimError(f"task '{task}' is not known: use one of {', '.join(TASKS)}")
@@ -65,6 +67,9 @@ def jobs(
         raise SimError('split heldout is for evaluation, not for action data: record split train')
     if episodes < 1:
         raise SimError(f'{episodes} episodes were asked for: ask for at least 1')
+    check_size(image_size, image_size)
+    if not 1 <= quality <= 100:
+        raise SimError(f'quality {quality} is not one of JPEG: use 1 to 100')
     suffix = '' if format == 'bag' else '.npz'
     pairs = [(task, seed) for task in tasks for seed in range(first_seed, first_seed + episodes)]
     return [
@@ -84,7 +89,14 @@ def jobs(
 
 
 def record(work: Sequence[Job], workers: int = 0, progress: Callable[[Result], None] | None = None) -> list[Result]:
-    """Do all jobs; those whose file is there already are skipped. `workers` 0 means one per core, 1 this process."""
+    """Do all jobs; those whose file is there already are skipped. `workers` 0 means one per core, 1 this process.
+
+    Raises:
+        SimError: what is there has other pictures than what is asked for; see `present.check`.
+    """
+    from ki_sim.present import check
+
+    check(work)
     results = []
     for result in parallel(record_one, work, workers):
         results.append(result)

@@ -22,7 +22,7 @@ from ki_sim.errors import SimError
 from ki_sim.kinematics import Arms, pointing_down
 from ki_sim.locate import SHARP, Box, box_of, cells_of
 from ki_sim.questions import Fact, lines_about
-from ki_sim.render import Cameras
+from ki_sim.render import Cameras, check_size
 from ki_sim.robot import ARM_JOINTS, SIDES
 from ki_sim.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP, Scene, place, sample_look, scene_xml
 from ki_sim.tasks import DEMO_COLOURS, DEMO_KINDS
@@ -31,6 +31,7 @@ from ki_sim.world import HOME_ARM, HOME_OPENING
 
 SPLITS = ('train', 'heldout')
 PART = 50  # scenes of one file
+SIZE = 96  # rows and columns of an image, unless told otherwise
 AREA = ((0.34, 0.585), (-0.17, 0.17))
 HOME_SHARE = 0.5  # of the training scenes, those that look like the robot's own first task
 HOVERS = 0.25  # share of idle hands that are over the table, where they hide some of it
@@ -149,7 +150,7 @@ def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> T
 class Photographer:
     """Poses scenes and takes their pictures; holds kinematics, so one per process."""
 
-    def __init__(self, image_size: int = 96) -> None:
+    def __init__(self, image_size: int = SIZE) -> None:
         self.image_size, self.arms = image_size, Arms()
 
     def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
@@ -249,11 +250,12 @@ def scene_lines(seed: int, split: str, photographer: Photographer, arrangements:
         still = sample_still(seed, split)
     except SimError:  # the things drawn do not fit on the table
         return
+    folder = _sized(split, photographer.image_size)
     for number, shot in enumerate(photographer.album(still, arrangements)):
         if shot is None:
             continue
         rng = np.random.default_rng([seed, SPLITS.index(split), 13, number])
-        about = {'image': f'images/{split}/{seed:07d}_{number}.jpg', 'seed': seed, 'split': split}
+        about = {'image': f'images/{folder}/{seed:07d}_{number}.jpg', 'seed': seed, 'split': split}
         yield shot.image, [{**about, **line} for line in lines_about(shot.facts, shot.cells, rng)]
 
 
@@ -262,7 +264,7 @@ def write(
     scenes: int,
     first_seed: int = 0,
     split: str = 'train',
-    image_size: int = 96,
+    image_size: int = SIZE,
     workers: int = 0,
     progress: Callable[[], None] | None = None,
     arrangements: int = 1,
@@ -270,7 +272,8 @@ def write(
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
     Each scene gives `arrangements` pictures, with its things elsewhere in each. A line holds `image`, `kind` (caption,
-    colour, count, ...), `prompt`, `answer`, `seed` and `split`.
+    colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE` are in a folder of
+    their own, so that no size is taken for another.
     """
     from ki_sim.batch import parallel
 
@@ -280,6 +283,7 @@ def write(
         raise SimError(f'{scenes} scenes were asked for: ask for at least 1')
     if arrangements < 1:
         raise SimError(f'{arrangements} arrangements of each scene were asked for: ask for at least 1')
+    check_size(image_size, image_size)
     out = Path(out)
     end = first_seed + scenes
     work = [
@@ -292,26 +296,31 @@ def write(
     partial, lines = out / f'{split}.jsonl.partial', 0
     with partial.open('w', encoding='utf-8') as stream:
         for _, first, last, *_ in work:
-            text = _part(out, split, first, last, arrangements).read_text(encoding='utf-8')
+            text = _part(out, split, first, last, image_size, arrangements).read_text(encoding='utf-8')
             lines += text.count('\n')
             stream.write(text)
     partial.replace(out / f'{split}.jsonl')
     return lines
 
 
-def _part(out: Path, split: str, first: int, last: int, arrangements: int) -> Path:
-    return out / 'parts' / f'{split}-{first:07d}-{last:07d}-{arrangements}.part'
+def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int) -> Path:
+    return out / 'parts' / f'{_sized(split, image_size)}-{first:07d}-{last:07d}-{arrangements}.part'
+
+
+def _sized(split: str, image_size: int) -> str:
+    """What files of a split are named after: the split, and the size of its images unless it is the usual one."""
+    return split if image_size == SIZE else f'{split}-{image_size}px'
 
 
 def _write_part(work: tuple[str, int, int, str, int, int]) -> int:
     from ki_sim.record import jpeg
 
     out, first, last, split, image_size, arrangements = Path(work[0]), *work[1:]
-    part = _part(out, split, first, last, arrangements)
+    part = _part(out, split, first, last, image_size, arrangements)
     if part.exists():
         return last - first
     photographer = Photographer(image_size)
-    (out / 'images' / split).mkdir(parents=True, exist_ok=True)
+    (out / 'images' / _sized(split, image_size)).mkdir(parents=True, exist_ok=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     text = []
     for seed in range(first, last):

@@ -12,6 +12,12 @@ from ki_sim.errors import SimError
 MAX_SIZE = 2048
 
 
+def check_size(height: int, width: int) -> None:
+    """Raise SimError for a picture that is too small or too large to be drawn."""
+    if not (8 <= height <= MAX_SIZE and 8 <= width <= MAX_SIZE):
+        raise SimError(f'image size {height}x{width} cannot be drawn: use 8 to {MAX_SIZE} rows and columns')
+
+
 class Cameras:
     """Draws the cameras of one model; free it (or leave the `with`) before many more are made.
 
@@ -20,8 +26,7 @@ class Cameras:
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, shadows: bool = False) -> None:
-        if not (8 <= height <= MAX_SIZE and 8 <= width <= MAX_SIZE):
-            raise SimError(f'image size {height}x{width} cannot be drawn: use 8 to {MAX_SIZE} rows and columns')
+        check_size(height, width)
         # A buffer no larger than the picture: making one of 1280x960 takes ten times as long as drawing into it.
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         gl.make_current()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -189,15 +190,26 @@ def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
     for line in lines:
         assert {'image', 'kind', 'prompt', 'answer', 'seed', 'split'} == set(line)
         assert cv2.imread(str(tmp_path / line['image'])).shape == (32, 32, 3)
-        assert re.fullmatch(r'images/train/\d{7}_0\.jpg', line['image'])
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train/*')}
+        assert re.fullmatch(r'images/train-32px/\d{7}_0\.jpg', line['image'])
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train-32px/*')}
     assert write(tmp_path, 4, 0, 'train', 32, workers=1) == number
-    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train/*')}
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train-32px/*')}
 
 
 def test_more_arrangements_of_the_same_scenes_are_not_taken_for_done(tmp_path):
     once = write(tmp_path, 2, 0, 'train', 32, workers=1)
     assert write(tmp_path, 2, 0, 'train', 32, workers=1, arrangements=4) > 2 * once
+
+
+def test_images_of_another_size_are_not_taken_for_those_that_are_there(tmp_path):
+    for size, folder in ((96, 'train'), (32, 'train-32px'), (96, 'train')):
+        write(tmp_path, 1, 0, 'train', size, workers=1)
+        lines = [json.loads(line) for line in (tmp_path / 'train.jsonl').read_text().splitlines()]
+        assert lines
+        for line in lines:
+            assert Path(line['image']).parent == Path('images', folder)
+            assert cv2.imread(str(tmp_path / line['image'])).shape == (size, size, 3)
+    assert (tmp_path / 'parts' / 'train-0000000-0000001-1.part').exists()
 
 
 def test_wrong_orders_are_refused(tmp_path):
@@ -207,3 +219,5 @@ def test_wrong_orders_are_refused(tmp_path):
         write(tmp_path, 0)
     with pytest.raises(SimError, match='0 arrangements of each scene'):
         write(tmp_path, 1, arrangements=0)
+    with pytest.raises(SimError, match='image size 0x0 cannot be drawn'):
+        write(tmp_path, 1, image_size=0)

@@ -130,6 +130,25 @@ def test_what_a_stopped_run_left_behind_is_done_again(tmp_path, recording, monke
     assert [path.name for path in tmp_path.iterdir()] == ['demo-000000']
 
 
+@pytest.mark.parametrize('format', ['bag', 'npz'])
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'image_size': 16}, r'images of 32x32, and 16x16 is asked for: give --image-size 32, or another folder'),
+        ({'image_size': 32, 'quality': 60}, r'quality 92, and 60 is asked for: give --quality 92, or another folder'),
+    ],
+)
+def test_a_folder_of_other_pictures_is_not_gone_on_with(tmp_path, recording, format, options, said):
+    present, missing = jobs(['demo'], 2, tmp_path, first_seed=2, format=format, **options)
+    write = write_bag if format == 'bag' else save
+    write(recording, Path(present.path))
+    with pytest.raises(SimError, match=said):
+        record([missing, present], workers=1)
+    assert not Path(missing.path).exists()
+    (same,) = jobs(['demo'], 1, tmp_path, first_seed=2, format=format, image_size=32)
+    assert [result.status for result in record([same], workers=1)] == ['present']
+
+
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
@@ -137,6 +156,9 @@ def test_what_a_stopped_run_left_behind_is_done_again(tmp_path, recording, monke
         ({'format': 'zip'}, "format 'zip' is not known"),
         ({'split': 'heldout'}, 'not for action data|is for evaluation'),
         ({'episodes': 0}, 'ask for at least 1'),
+        ({'image_size': 0}, 'image size 0x0 cannot be drawn'),
+        ({'quality': 0}, 'quality 0 is not one of JPEG: use 1 to 100'),
+        ({'quality': 200}, 'quality 200'),
     ],
 )
 def test_wrong_orders_are_refused(tmp_path, options, said):
