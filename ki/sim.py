@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,15 +12,16 @@ from ki._progress import progress
 app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make knowledge data, take pictures.')
 
 Out = Annotated[Path, typer.Option(help='Folder to write to.')]
-Seeds = Annotated[int, typer.Option(help='First seed.')]
-Workers = Annotated[int, typer.Option(help='Processes; 0: one per core.')]
+Seeds = Annotated[int, typer.Option(min=0, help='First seed.')]
+Workers = Annotated[int, typer.Option(min=0, help='Processes; 0: one per core.')]
+PICTURES = ('.png', '.jpg', '.jpeg')
 
 
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
     task: Annotated[str, typer.Option(help='What is asked of the robot.')] = 'demo',
-    seed: Annotated[int, typer.Option(help='Scene.')] = 0,
+    seed: Annotated[int, typer.Option(min=0, help='Scene.')] = 0,
     robot: Annotated[str, typer.Option(help='Robot contract whose topics are served.')] = 'bimanual_mobile',
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
     camera_rate: Annotated[float, typer.Option(help='Pictures a second of every camera.')] = 20.0,
@@ -53,7 +54,7 @@ def record(
     first_seed: Seeds = 0,
     format: Annotated[str, typer.Option(help='`bag`: rosbag2 folders; `npz`: arrays.')] = 'bag',
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
-    quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 92,
+    quality: Annotated[int, typer.Option(min=1, max=100, help='Of the JPEGs, 1..100.')] = 92,
     keep_failures: Annotated[bool, typer.Option(help='Keep episodes in which the expert failed.')] = False,
     workers: Workers = 0,
     offline: Annotated[bool, typer.Option(help='Write the bags directly, much faster, without ROS.')] = False,
@@ -68,6 +69,7 @@ def record(
 
     from ki._sim_stack import record_live
     from ki_sim.batch import Result, jobs, record
+    from ki_sim.present import check
     from ki_sim.tasks import TASKS
 
     names = list(TASKS) if task == ['all'] else task
@@ -82,6 +84,7 @@ def record(
         if offline or format == 'npz':
             record(work, workers, tell)
         else:
+            check(work)
             record_live(work, out, image_size, quality, real_time, tell)
     print(f'{count["written"]} written to {out}, {count["present"]} were there, {count["failed"]} failed and left out')
 
@@ -90,7 +93,7 @@ def record(
 def expert(
     out: Annotated[Path, typer.Option(help='JSON to write.')] = Path('expert.json'),
     task: Annotated[list[str] | None, typer.Option(help='Task; all of them if none is given.')] = None,
-    seeds: Annotated[int, typer.Option(help='How many seeds.')] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help='How many seeds.')] = 200,
     first_seed: Seeds = 0,
     workers: Workers = 0,
 ) -> None:
@@ -100,12 +103,11 @@ def expert(
     from ki_sim.evaluate import expert_table
     from ki_sim.tasks import TASKS
 
+    table = _table(out)
     names = task or list(TASKS)
     with progress('expert', len(names) * seeds) as line:
         seen = range(first_seed, first_seed + seeds)
         reports = expert_table(names, seen, 'train', workers, line.advance)
-    # Tasks that were measured before and are not now keep their rows.
-    table = json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
     for name, report in reports.items():
         row = report.summary() | {'first_seed': first_seed}
         row['failed_seeds'] = [outcome.seed for outcome in report.outcomes if not outcome.success]
@@ -135,15 +137,16 @@ def knowledge(
 
 @app.command()
 def picture(
-    out: Annotated[Path, typer.Argument(help='PNG to write.')],
+    out: Annotated[Path, typer.Argument(help='PNG or JPEG to write.')],
     task: Annotated[str, typer.Option(help='Task.')] = 'demo',
-    seed: Annotated[int, typer.Option(help='Seed.')] = 0,
+    seed: Annotated[int, typer.Option(min=0, help='Seed.')] = 0,
     camera: Annotated[str, typer.Option(help='Camera of the robot, or `bystander`.')] = 'head',
     width: Annotated[int, typer.Option(help='Columns.')] = 640,
     height: Annotated[int, typer.Option(help='Rows.')] = 480,
     shadows: Annotated[bool, typer.Option(help='With shadows and reflections.')] = False,
 ) -> None:
     """One picture of a scene."""
+    _check_suffix(out, PICTURES)
     import cv2
 
     from ki_sim.pictures import bystander
@@ -162,13 +165,38 @@ def picture(
 def film(
     out: Annotated[Path, typer.Argument(help='GIF to write.')],
     task: Annotated[str, typer.Option(help='Task.')] = 'demo',
-    seed: Annotated[int, typer.Option(help='Seed.')] = 0,
-    every: Annotated[int, typer.Option(help='Steps of 50 ms from one picture to the next.')] = 4,
+    seed: Annotated[int, typer.Option(min=0, help='Seed.')] = 0,
+    every: Annotated[int, typer.Option(min=1, help='Steps of 50 ms from one picture to the next.')] = 4,
 ) -> None:
     """A film of the expert at a task, with what it was told and what it is doing."""
+    _check_suffix(out, ('.gif',))
     from ki_sim.pictures import expert_film
 
     print(expert_film(task, seed, out, every))
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The rows that were measured before, by task: those that are not measured now are kept."""
+    import json
+
+    from ki_sim.errors import SimError
+
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise SimError(f'{path} is no table of the expert ({error}): give another file with --out') from error
+    if not isinstance(table, dict):
+        raise SimError(f'{path} is no table of the expert (it holds a {type(table).__name__}): give another with --out')
+    return table
+
+
+def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in known:
+        from ki_sim.errors import SimError
+
+        raise SimError(f"{path} ends in '{path.suffix}': give a name that ends in {' or '.join(known)}")
 
 
 def _row(summary: dict) -> str:

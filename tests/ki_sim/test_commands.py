@@ -60,12 +60,46 @@ def test_picture_and_film_can_be_looked_at(tmp_path):
         (('knowledge', '--out', 'x', '--split', 'test'), "split 'test' is not known"),
         (('picture', 'a.png', '--camera', 'nose'), "camera 'nose' is not on this robot"),
         (('picture', '/nowhere/a.png', '--width', '16', '--height', '16'), 'cannot be written'),
+        (('picture', 'a.foo'), r"a.foo ends in '.foo': give a name that ends in .png or .jpg"),
+        (('picture', 'a'), r"a ends in '': give a name that ends in .png"),
+        (('film', 'a.mp4'), r"a.mp4 ends in '.mp4': give a name that ends in .gif"),
+        (('expert', '--out', 'notes.txt'), r'notes.txt is no table of the expert \(Expecting value.*give another file'),
+        (('expert', '--out', 'list.json'), r'list.json is no table of the expert \(it holds a list'),
+        (('expert', '--out', '.'), r'is no table of the expert'),
+        (('record', '--out', 'x', '--task', 'demo', '--image-size', '0'), 'image size 0x0 cannot be drawn'),
+        (('knowledge', '--out', 'x', '--image-size', '0'), 'image size 0x0 cannot be drawn'),
     ],
 )
 def test_wrong_words_end_in_a_sentence(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'notes.txt').write_text('call mother\n')
+    (tmp_path / 'list.json').write_text('[]\n')
     with pytest.raises(KiError, match=said):
         CliRunner().invoke(ki.sim.app, list(words), catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('film', 'a.gif', '--every', '0'),
+        ('expert', '--seeds', '0'),
+        ('record', '--out', 'x', '--task', 'demo', '--quality', '200'),
+        ('record', '--out', 'x', '--task', 'demo', '--quality', '0'),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(ki.sim.app, list(words))
+    assert result.exit_code == 2
+    assert next(word for word in words[1:] if word in ('--every', '--seeds', '--quality')) in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recording_goes_on_with_the_same_pictures_only(tmp_path):
+    order = ('record', '--out', tmp_path, '--task', 'demo', '--episodes', 1, '--format', 'npz', '--workers', 1)
+    run(*order, '--image-size', 16)
+    with pytest.raises(KiError, match='images of 16x16, and 32x32 is asked for: give --image-size 16'):
+        run(*order, '--image-size', 32)
 
 
 def test_evaluation_is_a_command_of_its_own():
