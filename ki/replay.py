@@ -21,10 +21,10 @@ def replay(
         str, typer.Option(help='latest, queue, temporal_ensemble or rtc; unless given, rtc, and latest with --live.')
     ] = '',
     execute_steps: Annotated[int, typer.Option(help='Steps after which the next chunk is planned.')] = 25,
-    latency: Annotated[float, typer.Option(help="What an inference takes on the bag's clock [s].")] = 0.1,
+    latency: Annotated[float, typer.Option(min=0, help="What an inference takes on the bag's clock [s].")] = 0.1,
     instruction: Annotated[str, typer.Option(help='Instead of the recorded one.')] = '',
     remap: Annotated[list[str] | None, typer.Option(help='TOPIC:=NAME: in the contract, in the bag.')] = None,
-    max_chunks: Annotated[int, typer.Option(help='End after so many; 0: all.')] = 0,
+    max_chunks: Annotated[int, typer.Option(min=0, help='End after so many; 0: all.')] = 0,
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
     denoise_steps: Annotated[
         int, typer.Option(min=0, help='From noise to actions; 1: the mean of what it would do; 0: as the node does.')
@@ -58,6 +58,7 @@ def replay(
         names[topic] = name
     timing = Timing(mode or ('latest' if live else 'rtc'), execute_steps)
     named = load_contract(robot) if robot else None
+    check_steps(execute_steps, bundle, named)
     policy = open_policy(Wanted(backend, bundle, seed=seed, denoise_steps=denoise_steps), named, timing)
     try:
         contract = named or policy.contract
@@ -116,6 +117,20 @@ def check_live(live: bool, attach: str, backend: str, mode: str) -> None:
         raise NodeError(
             f'--live compares chunks that depend on their observation alone; backend {COMMISSIONING} continues a '
             'motion. Give a bundle.'
+        )
+
+
+def check_steps(execute_steps: int, bundle: str, named: Any) -> None:
+    """Refuses more steps than a chunk has, before the weights are read; what else a bundle lacks is told there."""
+    from ki_policy_node.errors import NodeError
+    from ki_robot.contract import load_contract
+
+    own = Path(bundle) / 'contract.yaml'
+    contract = load_contract(str(own)) if named is None and bundle and own.is_file() else named
+    if contract is not None and not 0 < execute_steps < contract.horizon:
+        raise NodeError(
+            f'--execute-steps is {execute_steps}; write a number from 1 to {contract.horizon - 1}, below the horizon '
+            f'of {contract.name}.'
         )
 
 

@@ -74,11 +74,20 @@ class Timing:
     of each chunk are executed, then the next one begins with its first step, however old (open loop).
     `temporal_ensemble`: every step is the mean over the chunks that cover it, weighted exp(-coefficient * i) from
     the oldest on (ACT). `rtc`: the policy itself continues the old chunk, whose first `delay` steps are fixed.
+
+    Raises:
+        NodeError: no such mode, or no step to execute.
     """
 
     mode: str = 'rtc'
     execute_steps: int = 25
     ensemble_coefficient: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise NodeError(f'mode is {self.mode!r}; write one of {", ".join(MODES)}.')
+        if self.execute_steps < 1:
+            raise NodeError(f'execute_steps is {self.execute_steps}; write a number from 1.')
 
 
 @dataclass(frozen=True)
