@@ -26,7 +26,7 @@ def data(
         typer.Option(help='Questions about pictures (JSONL, tar); repeat. Else those its run held out.'),
     ] = None,
     every: Annotated[bool, typer.Option('--all', help='All episodes, also those it was trained on.')] = False,
-    samples: Annotated[int, typer.Option(help='Steps of episodes that are looked at.')] = 128,
+    samples: Annotated[int, typer.Option(min=1, help='Steps of episodes that are looked at.')] = 128,
     questions: Annotated[int, typer.Option(help='Questions that are asked.')] = 400,
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
     device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'cpu',
@@ -44,7 +44,7 @@ def data(
 def sim(
     bundle: Annotated[Path | None, typer.Argument(help='Folder of the policy bundle.')] = None,
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `all`.')] = None,
-    seeds: Annotated[int, typer.Option(help='Scenes of each task.')] = 50,
+    seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
     heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
