@@ -17,7 +17,6 @@ from typing import IO, Any
 
 import yaml
 
-from ki_policy_node.ros import DOMAINS
 from ki_robot.errors import KiError
 
 # How long a process may take to end after each signal before the next, stronger one.
@@ -76,6 +75,8 @@ def read_plan(path: Path) -> Plan:
     namespace = str(content.get('namespace', ''))
     programs = tuple(read_program(path, name, entry or {}, namespace) for name, entry in content['nodes'].items())
     domain = content.get('domain')
+    from ki_policy_node.ros import DOMAINS
+
     if domain is not None and not (str(domain).isdecimal() and int(domain) <= DOMAINS):
         raise KiError(f'{path}: domain: is {domain!r}; write a whole number from 0 to {DOMAINS}.')
     return Plan(programs, str(content.get('dds', '')), None if domain is None else int(domain))

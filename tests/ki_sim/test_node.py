@@ -380,6 +380,7 @@ def test_free_running_is_faster_than_the_wall_clock_and_in_step_with_its_own(tmp
 
     bench = Bench(tmp_path, ros_domain, clock=True, speed=0.0, camera_rate=2.0)
     try:
+        bench.until('a clock', lambda: bench.newest('/clock'))
         clock = time_ns(bench.newest('/clock').clock)
 
         def flies() -> bool:
