@@ -1,7 +1,7 @@
 """How long a chunk takes, by backend and stage, beside the least that the arithmetic needs.
 
     python benchmarks/latency.py                                   writes benchmarks/results/latency_cpu.json
-    python benchmarks/latency.py --preset tiny --views 1 --prompt 48 --rounds 20 --output /tmp/latency.json
+    python benchmarks/latency.py --preset tiny --views 1 --prompt 48 --rounds 20 --output latency.json
     python benchmarks/latency.py --device cuda                     writes benchmarks/results/latency_cuda.json
 
 Weights are seeded noise: time does not depend on their values. All backends are measured turn by turn in one run, so

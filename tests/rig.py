@@ -125,6 +125,7 @@ class Rig:
         self.contract_file.write_text(yaml.safe_dump(plain))
         self.contract = Contract.from_dict(plain)
         self.processes: list[Process] = []
+        self._clients: dict[str, Any] = {}
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         overrides = [Parameter('width', value=64), Parameter('height', value=48)]
@@ -211,7 +212,8 @@ class Rig:
 
     def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:
         """Calls a service."""
-        client = self.node.create_client(kind, name)
+        # One client a service: on a busy machine the answer to one that was made just now can get lost.
+        client = self._clients.get(name) or self._clients.setdefault(name, self.node.create_client(kind, name))
         self.until(f'service {name}', client.service_is_ready, seconds)
         future = client.call_async(request or kind.Request())
         self.until(f'an answer of {name}', future.done, seconds)

@@ -44,7 +44,9 @@ def call(node: Any, kind: Any, name: str, **fields: Any) -> Any:
     """Calls a service of the recorder."""
     import rclpy
 
-    client = node.create_client(kind, f'recorder/{name}')
+    # One client a service: on a busy machine the answer to one that was made just now can get lost.
+    known = {client.srv_name.rpartition('/')[2]: client for client in node.clients}
+    client = known.get(name) or node.create_client(kind, f'recorder/{name}')
     assert client.wait_for_service(15.0), f'the recorder offers no {name}'
     future = client.call_async(kind.Request(**fields))
     rclpy.spin_until_future_complete(node, future, timeout_sec=10.0)
