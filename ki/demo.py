@@ -30,8 +30,8 @@ EXPERT_NOTE = (
     'It says nothing about learning.'
 )
 TRAIN_NOTE = (
-    f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/mini_demo.yaml` makes the '
-    'one that ships from nothing, in about two hours on two cores.'
+    f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/mini_demo.yaml` makes one '
+    'from nothing, in two to three hours on two cores.'
 )
 
 
