@@ -252,23 +252,6 @@ class TwistController:
         return self._command if now_ns - self._time_ns <= self.timeout_ns else np.zeros(3)
 
 
-class Owner:
-    """Lets one publisher command at a time: the first keeps the controller until it is silent for `release_ns`."""
-
-    def __init__(self, name: str, release_ns: int = 1_000_000_000) -> None:
-        self.name, self.release_ns = name, release_ns
-        self._owner, self._time_ns = '', 0
-
-    def check(self, publisher: str, now_ns: int) -> None:
-        """Raise SimError when another publisher commands this controller."""
-        if self._owner and publisher != self._owner and now_ns - self._time_ns <= self.release_ns:
-            raise SimError(
-                f'{self.name} is commanded by {self._owner}, and {publisher} sends too: stop one of them; '
-                f'the second is ignored until the first is silent for {self.release_ns / 1e9:g} s'
-            )
-        self._owner, self._time_ns = publisher, now_ns
-
-
 def rate_limited(before: Floats, wanted: Floats | float, speed: Floats | float, dt_s: float) -> Floats:
     """What a joint limiter lets through: `wanted`, at most speed * dt away from `before`."""
     step = speed * dt_s

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from ki_sim.errors import SimError
 from ki_sim.evaluate import write_gif
 from ki_sim.expert import Expert
-from ki_sim.robot import CAMERAS
 from ki_sim.world import World
 
 Picture = npt.NDArray[np.uint8]
@@ -22,11 +21,6 @@ def bystander(world: World, width: int = 480, height: int = 360, azimuth: float 
     lookat, distance = ((-0.02, 0.42, 0.72), 2.75) if far else ((0.31, 0.0, 0.97), 1.72)
     size = world.image_size if (width, height) == (480, 360) and min(world.image_size) >= 200 else (height, width)
     return world.cameras(size).view(world.data, lookat, distance, -125.0 if far else azimuth, -28.0)
-
-
-def camera_strip(world: World, size: int = 320) -> Picture:
-    """The three cameras of the robot side by side, as the policy sees them but larger."""
-    return np.concatenate([world.image(name, (size, size)) for name in CAMERAS], axis=1)
 
 
 def expert_film(task: str, seed: int, path: str | Path, every: int = 4, width: int = 480, height: int = 360) -> Path:

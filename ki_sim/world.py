@@ -284,10 +284,6 @@ class World:
         normals = self.data.contact.frame[: self.data.ncon][self._contacts(one, other)]
         return bool((np.abs(normals[:, 2]) > np.sqrt(0.5)).any())
 
-    def body_name(self, body: int) -> str:
-        """Name of a body, as `segments` counts them."""
-        return str(self.model.body(body).name)
-
     def success(self) -> bool:
         """Whether the task is done now."""
         return tasks.success(self)

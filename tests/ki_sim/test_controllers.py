@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ki_sim.controllers import (
     ForwardController,
     JointTrajectoryController,
-    Owner,
     Point,
     Trajectory,
     TwistController,
@@ -202,17 +201,6 @@ def test_an_old_or_broken_twist_is_refused():
     with pytest.raises(SimError, match='got 2 numbers'):
         base.accept([0.1, 0.0], 0)
     assert np.allclose(base.sample(0), 0.0)
-
-
-def test_a_second_publisher_waits_until_the_first_is_silent():
-    owner = Owner('left_arm_controller', release_ns=1000 * MS)
-    owner.check('policy', 1)
-    owner.check('policy', 500 * MS)
-    with pytest.raises(SimError, match='commanded by policy, and teleop sends too'):
-        owner.check('teleop', 600 * MS)
-    owner.check('teleop', 1501 * MS)
-    with pytest.raises(SimError, match='commanded by teleop'):
-        owner.check('policy', 1502 * MS)
 
 
 def test_the_joint_limiter_lets_through_what_the_speed_allows():
