@@ -6,15 +6,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = 'ki_policy_node'
-ROOMS = ['ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
+ROOMS = ['ki', 'ki_common', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'training', 'ki_sim']
 
 # `ros2 run ki_policy_node NAME`; with pip, commands beside `ki`.
 NODES = {
-    'policy_node': 'ki_policy_node.policy_node',
-    'chunk_executor': 'ki_policy_node.chunk_executor',
-    'recorder': 'ki_policy_node.recorder',
+    'policy_node': 'ki_policy_node.policy.policy_node',
+    'chunk_executor': 'ki_policy_node.executor.executor_node',
+    'recorder': 'ki_policy_node.recorder.recorder_node',
     'synthetic_robot': 'ki_policy_node.synthetic_robot',
-    'sim_robot': 'ki_sim.node',
+    'sim_robot': 'ki_sim.node.sim_node',
 }
 
 REQUIRES = [

@@ -24,16 +24,16 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import cv2
 import numpy as np
 
-from ki_bags import compose
+from ki_bags import message_builders
 from ki_bags.writer import BagWriter
-from ki_robot.contract import Contract, load_contract
-from training.bags import Index, index_bags
-from training.dataset import EpisodeDataset
-from training.episodes import Options
-from training.from_lerobot import from_lerobot
-from training.lerobot_format import to_lerobot
-from training.memory import keep_freed_memory
-from training.mixture import Draw, Loader, Mixture, Part, Sampler
+from ki_robot.contract.contract import Contract, load_contract
+from training.index.episodes import Options
+from training.index.index import Index, index_bags
+from training.lerobot.to_bags import from_lerobot
+from training.lerobot.write import to_lerobot
+from training.samples.dataset import EpisodeDataset
+from training.samples.memory import keep_freed_memory
+from training.samples.mixture import Draw, Loader, Mixture, Part, Sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 START_NS = 1_700_000_000_000_000_000
@@ -45,7 +45,7 @@ def pictures(count: int) -> list[np.ndarray]:
     """640 x 480 RGB: of a real robot where KI_DATA is, else noise on a ramp."""
     folder = os.environ.get('KI_DATA')
     if folder and Path(folder, G1).is_dir():
-        from training.lerobot_read import LerobotDataset
+        from training.lerobot.read import LerobotDataset
 
         dataset = LerobotDataset(Path(folder, G1))
         clip = dataset.episode(1).clips['cam_high']
@@ -61,20 +61,24 @@ def write_bag(path: Path, contract: Contract, seconds: float, quality: int = 90)
     shown = pictures(64)
     rng = np.random.default_rng(0)
     with BagWriter(path) as bag:
-        compose.put(bag, 'episode', START_NS, compose.marker(START_NS, 0, 0, 'lift the cup'))
+        message_builders.put(bag, 'episode', START_NS, message_builders.marker(START_NS, 0, 0, 'lift the cup'))
         for tick in range(int(seconds * JOINT_HZ)):
             time_ns = START_NS + tick * 10**9 // JOINT_HZ
             values = {name: float(np.sin(tick / 100 + place)) for place, name in enumerate(contract.state_names)}
             for stream in contract.state_streams:
-                compose.put(bag, stream.topic, time_ns, compose.state(contract, stream, time_ns, values))
+                message_builders.put(
+                    bag, stream.topic, time_ns, message_builders.state(contract, stream, time_ns, values)
+                )
             if tick % round(JOINT_HZ / contract.rate_hz) == 0:
                 for camera in contract.cameras:
                     picture = shown[int(rng.integers(len(shown)))]
-                    compose.put(bag, camera.topic, time_ns, compose.picture(time_ns, picture, quality=quality))
+                    message_builders.put(
+                        bag, camera.topic, time_ns, message_builders.picture(time_ns, picture, quality=quality)
+                    )
                 for output in contract.outputs:
-                    command = compose.command(output, time_ns, np.full(len(output.columns), 0.05))
-                    compose.put(bag, output.topic, time_ns, command)
-        compose.put(bag, 'episode', time_ns, compose.marker(time_ns, 1, 0, 'lift the cup', 1))
+                    command = message_builders.command(output, time_ns, np.full(len(output.columns), 0.05))
+                    message_builders.put(bag, output.topic, time_ns, command)
+        message_builders.put(bag, 'episode', time_ns, message_builders.marker(time_ns, 1, 0, 'lift the cup', 1))
     return path
 
 

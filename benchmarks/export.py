@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from ki_robot.errors import KiError
-from ki_vla.config import preset
+from ki_common.errors import KiError
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Shape
 from ki_vla.engine.stages import KINDS
@@ -30,6 +29,7 @@ from ki_vla.engine.torch import DTYPES
 from ki_vla.export import parity
 from ki_vla.export.graphs import export_graphs
 from ki_vla.export.source import of_noise
+from ki_vla.model.config import preset
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 STEPS = 10

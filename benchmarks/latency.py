@@ -29,8 +29,7 @@ import numpy as np
 import torch
 from roofline import encode_flops, expert_flops, prefill_flops
 
-from ki_robot.errors import KiError
-from ki_vla.config import ModelConfig, preset
+from ki_common.errors import KiError
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner, check_provider
@@ -41,7 +40,8 @@ from ki_vla.export import parity
 from ki_vla.export.graphs import export_graphs
 from ki_vla.export.quantise import quantise
 from ki_vla.export.source import of_noise
-from ki_vla.model import KiVla
+from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.kivla import KiVla
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 STEPS = 10

@@ -24,12 +24,12 @@ import onnx
 import torch
 from torch import nn
 
-from ki_vla.config import preset
 from ki_vla.engine.onnx import CACHED, open_session
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.stages import ActionStage, Loop, Step
 from ki_vla.export.graphs import OPSET, laid_out, quiet, step_example
 from ki_vla.export.source import of_noise
+from ki_vla.model.config import preset
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'loop_or_step.json'
 STEPS, PREFIX = 10, 204

@@ -47,7 +47,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 def writers() -> dict[str, Callable[[Any, Any, int], Any]]:
     """Ways to put a uint8 picture into a sensor_msgs/Image: ours, and what first comes to mind."""
-    from ki_robot.messages import fill_image, set_time
+    from ki_robot.messages.arrays import fill_image, set_time
 
     def naive(convert: Callable[[Any], Any]) -> Callable[[Any, Any, int], Any]:
         def fill(message: Any, image: Any, stamp: int) -> Any:
@@ -84,7 +84,7 @@ def camera_process(width: int, height: int, seconds: float, way: str) -> None:
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image
 
-    from ki_robot.messages import time_ns
+    from ki_robot.messages.arrays import time_ns
 
     rclpy.init()
     node = rclpy.create_node('cameras')
@@ -128,7 +128,7 @@ def policy_process(executor_name: str) -> None:
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import Image
 
-    from ki_robot.messages import time_ns
+    from ki_robot.messages.arrays import time_ns
 
     rclpy.init()
     node = rclpy.create_node('policy')
@@ -234,8 +234,8 @@ def reading() -> dict[str, dict[str, float]]:
     """Time from message to RGB array against one memcpy of the same picture, by size and encoding."""
     from sensor_msgs.msg import Image
 
-    from ki_robot.images import decode_image
-    from ki_robot.messages import fill_image
+    from ki_robot.messages.arrays import fill_image
+    from ki_robot.messages.images import decode_image
 
     results = {}
     for width, height in SIZES:

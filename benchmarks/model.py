@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from roofline import training
 
-from ki_vla.config import preset
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
-from ki_vla.recipes import Recipe, prepare, recipe
-from ki_vla.summary import random_batch, skeleton
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.model.summary import random_batch, skeleton
+from ki_vla.objective.recipes import Recipe, prepare, recipe
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'model.json'
 FLOW_ONLY = Recipe(

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument('--seconds', type=float, default=20.0, help='of every case')
     parser.add_argument('--out', type=Path, default=RESULT)
     arguments = parser.parse_args()
-    from ki_policy_node.ros import use_dds_profile
+    from ki_policy_node.common.ros import use_dds_profile
 
     use_dds_profile('loopback')
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
 
 def robot_file(folder: Path, transport: str) -> Path:
     """bimanual_mobile, its cameras as `transport`."""
-    from ki_robot.contract import load_contract
+    from ki_robot.contract.contract import load_contract
 
     plain: dict[str, Any] = load_contract('bimanual_mobile').to_dict()
     for camera in plain['cameras']:
@@ -166,12 +166,12 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
 
     `chunk` is the jump between the chunks themselves, `command` what the executor's ticks of 10 ms make of it.
     """
-    from ki_policy_node.follower import Follower
-    from ki_policy_node.inference import Inferred, Planner, Timing
-    from ki_policy_node.outputs import Plan
-    from ki_policy_node.safety import Rules
-    from ki_robot.contract import load_contract
-    from ki_robot.observation import Observation
+    from ki_policy_node.executor.chunk_follower import Follower
+    from ki_policy_node.executor.outputs import Plan
+    from ki_policy_node.executor.safety import Rules
+    from ki_policy_node.policy.inference import Inferred, Planner, Timing
+    from ki_robot.contract.contract import load_contract
+    from ki_robot.observation.observation import Observation
 
     contract = load_contract('bimanual_mobile')
     names = contract.action_names

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ki_vla.config import GemmaConfig, ModelConfig, preset
-from ki_vla.gemma import Context
-from ki_vla.model import KiVla, Prefix
-from ki_vla.recipes import Recipe, prepare, recipe
-from ki_vla.summary import parameters_by_part, skeleton
+from ki_vla.model.config import GemmaConfig, ModelConfig, preset
+from ki_vla.model.gemma import Context
+from ki_vla.model.kivla import KiVla, Prefix
+from ki_vla.model.summary import parameters_by_part, skeleton
+from ki_vla.objective.recipes import Recipe, prepare, recipe
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'roofline.json'
 # bf16 as measured on such a card (not the datasheet's 989), and its memory bandwidth.

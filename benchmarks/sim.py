@@ -21,12 +21,12 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from ki_sim import gl
-from ki_sim.batch import jobs, record
-from ki_sim.expert import Expert
-from ki_sim.knowledge import Photographer, scene_lines
-from ki_sim.robot import CAMERAS, TIMESTEP_NS
-from ki_sim.world import STEP_NS, World, clipped
+from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.record.batch import jobs, record
+from ki_sim.vqa.vqa_data import Photographer, scene_lines
+from ki_sim.world import gl
+from ki_sim.world.robot import CAMERAS, TIMESTEP_NS
+from ki_sim.world.world import STEP_NS, World, clipped
 
 TASK, SEED = 'put_in_bin', 7
 
@@ -85,7 +85,7 @@ def expert(episodes: int) -> dict[str, float]:
     simulated, begin = 0.0, time.perf_counter()
     for seed in range(episodes):
         world = World(TASK, seed, cameras=())
-        for move in Expert(world).moves():
+        for move in ScriptedExpert(world).moves():
             world.step(move.action)
         simulated += world.time_ns * 1e-9
     return {'episodes': episodes, 'real_time_factor': simulated / (time.perf_counter() - begin)}

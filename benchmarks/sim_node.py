@@ -60,12 +60,12 @@ def main() -> int:
 
 def case(size: int, rate: float, driven: bool, speed: float, seconds: float) -> dict[str, Any]:
     """One configuration, measured from outside."""
-    from ki._sim_stack import Stack, program, running
+    from ki.support.sim_stack import Stack, program, running
 
     clock = speed != 1.0
     sim = {'width': size, 'height': size, 'camera_rate': rate, 'speed': speed, 'clock': clock, 'task': 'bus_table'}
     executor = Stack(None, plan=True).programs()[1]
-    programs = [program('sim_robot', 'ki_sim.node', sim | {'operator': 'plan' if driven else 'none'})]
+    programs = [program('sim_robot', 'ki_sim.node.sim_node', sim | {'operator': 'plan' if driven else 'none'})]
     programs += [executor] if driven else []
     with tempfile.TemporaryDirectory() as folder, running(programs, Path(folder) / 'log') as port:
         heard = listen(port)
@@ -105,7 +105,7 @@ def listen(port: Any) -> dict[str, list[int]]:
     """Stamps of what the simulator sends; pictures are not decoded."""
     from sensor_msgs.msg import CompressedImage, JointState
 
-    from ki_robot.messages import stamp_ns
+    from ki_robot.messages.arrays import stamp_ns
 
     heard: dict[str, list[int]] = {'joint_states': [], 'head': [], 'left_wrist': [], 'right_wrist': []}
     for name, kept in heard.items():

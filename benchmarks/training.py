@@ -29,16 +29,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's own name h
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from ki_vla.config import preset  # noqa: E402
-from ki_vla.initial import initialise  # noqa: E402
-from ki_vla.model import KiVla  # noqa: E402
-from ki_vla.recipes import prepare, recipe  # noqa: E402
-from ki_vla.summary import random_batch  # noqa: E402
-from training.config import Run, run_from_dict  # noqa: E402
-from training.distributed import World  # noqa: E402
-from training.policy import begin  # noqa: E402
-from training.run import _parts, open_sources  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from ki_vla.model.config import preset  # noqa: E402
+from ki_vla.model.initial_weights import initialise  # noqa: E402
+from ki_vla.model.kivla import KiVla  # noqa: E402
+from ki_vla.model.summary import random_batch  # noqa: E402
+from ki_vla.objective.recipes import prepare, recipe  # noqa: E402
+from training.fit.initial_policy import begin  # noqa: E402
+from training.train.config import Run, run_from_dict  # noqa: E402
+from training.train.distributed import World  # noqa: E402
+from training.train.run import _parts, open_sources  # noqa: E402
+from training.train.trainer import Trainer  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 VARIANTS = {
@@ -52,8 +52,8 @@ VARIANTS = {
 
 def simulated(folder: Path, device: str) -> Run:
     """A run of the mini model on a few recordings and pictures that are made now."""
-    from ki_sim.batch import jobs, record
-    from ki_sim.knowledge import write
+    from ki_sim.record.batch import jobs, record
+    from ki_sim.vqa.vqa_data import write
 
     record(jobs(['demo'], 3, folder / 'arrays', format='npz'), workers=1)
     write(folder / 'words', 30, workers=1)
@@ -82,7 +82,7 @@ def trainer_of(run: Run, folder: Path, steps: int, batch: int, chosen: dict[str,
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
     """One step on one batch that is already there: no loader in the way."""
-    from training.trainer import Tally
+    from training.train.trainer import Tally
 
     packet = next(iter(trainer.loader))
 

@@ -1,6 +1,6 @@
-"""The command `ki`. Every file of this folder that does not start with an underscore is a subcommand of that name.
+"""The command `ki`. Every file of `ki/commands` is a subcommand of that name.
 
-To add one, add a file and nothing else::
+To add one, add a file there and nothing else::
 
     \"\"\"First line: what `ki --help` shows.\"\"\"
 
@@ -10,7 +10,7 @@ To add one, add a file and nothing else::
 
     @app.command()
     def hello(name: str) -> None:
-        from ki_robot import contract  # rooms are imported inside: `ki --help` must answer at once
+        from ki_robot.contract.contract import load_contract  # inside: `ki --help` must answer at once
         ...
 
 One `@app.command()` makes `ki FILE`; several make `ki FILE NAME`. A KiError raised anywhere below becomes one
@@ -29,24 +29,24 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ki_robot.errors import KiError
+from ki_common.errors import KiError
 
-ROOMS = ('ki', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training')
+ROOMS = ('ki', 'ki_common', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training')
 
 
 class Subcommands(TyperGroup):
     """Finds subcommands by file name and imports only the one that is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the files beside this one, as commands."""
-        files = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])} - {'main'}
-        return sorted(name.replace('_', '-') for name in files if not name.startswith('_'))
+        """Names of the files in `commands/`, as commands."""
+        files = pkgutil.iter_modules([str(Path(__file__).parent / 'commands')])
+        return sorted(module.name.replace('_', '-') for module in files)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of one file; None for an unknown name, which the parser then reports."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f'ki.{cmd_name.replace("-", "_")}')
+        module = importlib.import_module(f'ki.commands.{cmd_name.replace("-", "_")}')
         module.app.rich_markup_mode = None
         command = typer.main.get_command(module.app)
         command.name = cmd_name

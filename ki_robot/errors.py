@@ -1,13 +1,10 @@
-"""The errors of this package: one base for the whole project, one type for the room, one for a refused message."""
+"""The errors of this package: one type for the room, one for a refused message."""
 
 from __future__ import annotations
 
-import reprlib
 from enum import Enum
 
-
-class KiError(Exception):
-    """Base of every error that is told to a person as one sentence."""
+from ki_common.errors import KiError
 
 
 class RobotError(KiError):
@@ -42,16 +39,3 @@ class Rejected(RobotError):  # noqa: N818 - a verdict on one message, as Reject 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def shown(value: object) -> str:
-    """`value` as a person should see it in an error: quoted, and never longer than a line."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python refuses to spell an integer of more than 4300 digits
-        return f'{type(value).__name__} of too many digits to show'
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlevel = 3

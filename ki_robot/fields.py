@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import yaml
 
-from ki_robot.errors import RobotError, shown
+from ki_common.errors import shown
+from ki_robot.errors import RobotError
 
 MAX_FILE_BYTES = 1 << 20
 T = TypeVar('T')

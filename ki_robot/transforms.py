@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ki_robot.contract import Contract
-from ki_robot.errors import RobotError, shown
-from ki_robot.images import Image
+from ki_common.errors import shown
+from ki_robot.contract.contract import Contract
+from ki_robot.errors import RobotError
+from ki_robot.messages.images import Image
 
 Array = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ki_robot.errors import KiError
+from ki_common.errors import KiError
 
 
 class VlaError(KiError):

@@ -13,7 +13,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
-from ki_robot.contract import load_contract
+from ki_robot.contract.contract import load_contract
 
 ARGUMENTS = {
     'bag': (None, 'The rosbag2 folder or .mcap to play.'),

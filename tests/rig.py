@@ -26,7 +26,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
 from ki_policy_node.synthetic_robot import SyntheticRobot
-from ki_robot.contract import Contract
+from ki_robot.contract.contract import Contract
 
 ROOT = Path(__file__).resolve().parent.parent
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)

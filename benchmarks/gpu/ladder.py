@@ -30,8 +30,7 @@ import torch
 from latency import STEPS, exports, summary
 from roofline import floor
 
-from ki_robot.errors import KiError
-from ki_vla.config import ModelConfig, preset
+from ki_common.errors import KiError
 from ki_vla.engine.graphs import capture_cuda, capture_nothing
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, first_line
 from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, available_providers
@@ -40,8 +39,9 @@ from ki_vla.engine.torch import DTYPES, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
 from ki_vla.export.parity import compare, within
 from ki_vla.export.source import random_weight
-from ki_vla.model import KiVla
-from ki_vla.summary import parameters_by_part, skeleton
+from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.kivla import KiVla
+from ki_vla.model.summary import parameters_by_part, skeleton
 
 RESULTS = Path(__file__).resolve().parent.parent / 'results'
 # Cumulative, in the order in which they are climbed.

@@ -117,7 +117,7 @@ def check_file(path: Path, size: int, digest: str, mend: str) -> None:
     Raises:
         VlaError: it is missing, cut short or changed.
     """
-    from ki_vla.bundle import sha256
+    from ki_vla.policy.bundle import sha256
 
     if not path.is_file():
         raise VlaError(f'{path}: is missing; {mend}')

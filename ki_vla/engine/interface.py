@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
-from ki_vla.inputs import ModelInputs
+from ki_vla.model.config import ModelConfig
+from ki_vla.policy.model_inputs import ModelInputs
 
 PROMPT_BUCKETS = (48, 96, 200)
 CARRY_MODES = ('guided', 'trained')
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Carry:
-    """The rest of the chunk that is being executed, for a chunk that continues it (see `ki_vla.rtc`).
+    """The rest of the chunk that is being executed, for a chunk that continues it (see `ki_vla.policy.rtc`).
 
     Attributes:
         previous_PA: normalised; row 0 is the new chunk's first step (`Processor.carried`).
@@ -289,7 +289,7 @@ class Engine:
         """The old chunk at full length, and how much each step should agree with it."""
         import torch
 
-        from ki_vla import rtc
+        from ki_vla.policy import rtc
 
         H, A = self.config.horizon, self.config.action_dim
         if carry.mode not in CARRY_MODES:

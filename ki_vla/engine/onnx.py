@@ -19,7 +19,7 @@ import numpy as np
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Carried, Shape, first_line, is_out_of_memory
 from ki_vla.errors import VlaError
-from ki_vla.inputs import ModelInputs
+from ki_vla.policy.model_inputs import ModelInputs
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ki_vla.expert import AdaptiveNorm, Expert
-from ki_vla.flow import time_features
-from ki_vla.gemma import GemmaLayer, RMSNorm, add, rms, rotate
-from ki_vla.siglip import EPS, VisionLayer
+from ki_vla.model.expert import AdaptiveNorm, Expert
+from ki_vla.model.flow import time_features
+from ki_vla.model.gemma import GemmaLayer, RMSNorm, add, rms, rotate
+from ki_vla.model.siglip import EPS, VisionLayer
 
 Rope = tuple[Tensor, Tensor]
 Rows = tuple[Tensor, Tensor, Tensor]

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ki_vla.bundle import Bundle, load_bundle
 from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
 from ki_vla.engine.interface import Choice, Engine, example_inputs, first_line, telling_memory
 from ki_vla.errors import VlaError
+from ki_vla.policy.bundle import Bundle, load_bundle
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _open(
 
         runner = open_runner(export, require_cache(bundle, export, build=wish.build, progress=progress))
     else:
-        from ki_vla.export.elsewhere import require_parity
+        from ki_vla.export.provider_parity import require_parity
 
         require_parity(bundle, export, device)
         runner = OnnxRunner(export, device, wish.threads)

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ki_vla import flow, masks, rtc
 from ki_vla.engine.packing import ImageLayer, LastLayer, Layer, Mix, Patches, Product, Rows, Rungs, Times, norm_of
 from ki_vla.errors import VlaError
-from ki_vla.expert import Expert
-from ki_vla.gemma import rope_table
-from ki_vla.model import KiVla
+from ki_vla.model import flow, masks
+from ki_vla.model.expert import Expert
+from ki_vla.model.gemma import rope_table
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy import rtc
 
 LEAST = torch.finfo(torch.float32).min
 

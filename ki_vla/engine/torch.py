@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ki_vla import flow, rtc
 from ki_vla.engine.graphs import Capture, Fixed, capture_cuda
 from ki_vla.engine.interface import Carried, Shape
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
-from ki_vla.inputs import ModelInputs
-from ki_vla.model import KiVla, Prefix
+from ki_vla.model import flow
+from ki_vla.model.kivla import KiVla, Prefix
+from ki_vla.policy import rtc
+from ki_vla.policy.model_inputs import ModelInputs
 
 INPUTS = ('images_VHWC', 'image_mask_V', 'prompt_L', 'prompt_mask_L', 'state_S')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -247,7 +248,9 @@ class _Plain:
 
     def __init__(self, model: KiVla, steps: int) -> None:
         if model.config.head == 'none':
-            raise VlaError("model.head 'none' has no continuous actions; decode its tokens instead (ki_vla.decode).")
+            raise VlaError(
+                "model.head 'none' has no continuous actions; decode its tokens instead (ki_vla.policy.generation)."
+            )
         self._model, self._steps = model, steps
 
     def prefill(

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ki_vla.config import ModelConfig
 from ki_vla.engine.exported import WEIGHTS
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, TOKENS
@@ -28,6 +27,7 @@ from ki_vla.engine.packing import Rungs
 from ki_vla.engine.stages import KINDS, ActionStage, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
 from ki_vla.export.source import Source, one_part
+from ki_vla.model.config import ModelConfig
 
 OPSET = 20
 INLINE_BYTES = 1024  # smaller tensors stay in the graph

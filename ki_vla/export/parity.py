@@ -18,14 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ki_vla import flow, rtc
 from ki_vla.engine.exported import STAGES, Export
 from ki_vla.engine.interface import Carried, Shape, example_inputs, prompt_buckets
 from ki_vla.engine.onnx import OnnxRunner
 from ki_vla.errors import VlaError
 from ki_vla.export.source import Source, one_part
-from ki_vla.inputs import ModelInputs
-from ki_vla.model import KiVla, Prefix
+from ki_vla.model import flow
+from ki_vla.model.kivla import KiVla, Prefix
+from ki_vla.policy import rtc
+from ki_vla.policy.model_inputs import ModelInputs
 
 SEED = 0
 MEASURED = 'actions; of vision and prefix relative to the largest value'

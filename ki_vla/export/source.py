@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ki_vla.bundle import Bundle
-from ki_vla.config import ModelConfig
-from ki_vla.model import KiVla
+from ki_vla.model.config import ModelConfig
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy.bundle import Bundle
 
 # What each stage reads.
 PARTS = {

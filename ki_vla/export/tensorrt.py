@@ -22,13 +22,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ki_vla.bundle import Bundle, sha256
 from ki_vla.engine.exported import PARITY, Export
 from ki_vla.engine.interface import Shape, example_inputs, prompt_buckets, telling_memory
 from ki_vla.engine.onnx import OnnxRunner, check_provider
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.source import of_bundle
+from ki_vla.policy.bundle import Bundle, sha256
 
 FOLDER, TABLE = 'engines', 'engine.json'
 

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ki_vla.bundle import Bundle, sha256
 from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, STAGES, WEIGHTS, Export, find_export, read_parity
 from ki_vla.engine.interface import telling_memory
 from ki_vla.engine.onnx import check_provider
@@ -21,6 +20,7 @@ from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
+from ki_vla.policy.bundle import Bundle, sha256
 
 STEPS = 10
 

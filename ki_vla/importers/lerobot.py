@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
-from ki_vla.importers.described import Described, describe
+from ki_vla.importers.checkpoint_metadata import Described, describe
 from ki_vla.importers.mapping import ImportReport, convert
 from ki_vla.importers.openpi import default_config, export_openpi, openpi_plan
 from ki_vla.importers.stream import open_checkpoint
+from ki_vla.model.config import ModelConfig
 
 
 def import_lerobot(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from ki_vla.config import ModelConfig
 from ki_vla.errors import VlaError
 from ki_vla.importers.stream import Checkpoint, Pieces, write_tensors
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
+from ki_vla.model.config import ModelConfig
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
 
 # Buffers that some library versions save although they hold nothing that was learned.
 DEAD_SUFFIXES = ('.rotary_emb.inv_freq', '.embeddings.position_ids')

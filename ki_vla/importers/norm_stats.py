@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ki_robot.contract import Contract
+from ki_robot.contract.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.transforms import Stats
 from ki_vla.errors import VlaError

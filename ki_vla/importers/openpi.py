@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ki_vla.config import ModelConfig, preset
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import ImportReport, Plan, convert, gemma_name, our_shapes, pick, vision_name
 from ki_vla.importers.stream import WEIGHTS_FILE, Checkpoint, open_checkpoint, write_tensors
+from ki_vla.model.config import ModelConfig, preset
 
 ROOT = 'paligemma_with_expert.'
 DEAD_HEAD = f'{ROOT}gemma_expert.lm_head.weight'

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from ki_vla.config import ModelConfig, preset
 from ki_vla.importers.mapping import ImportReport, Plan, convert, gemma_name, our_shapes, pick, vision_name
 from ki_vla.importers.stream import Checkpoint, open_checkpoint
+from ki_vla.model.config import ModelConfig, preset
 
 # The published embedding has 257216 rows, 64 of them padding after the 257152 tokens.
 PADDING_ROWS = 64

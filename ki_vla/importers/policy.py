@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from ki_robot.contract import Contract
+from ki_robot.contract.contract import Contract
 from ki_robot.transforms import Stats
-from ki_vla.bundle import Bundle, write_bundle
-from ki_vla.config import ModelConfig, preset
 from ki_vla.errors import VlaError
-from ki_vla.importers.described import HORIZONS, describe
+from ki_vla.importers.checkpoint_metadata import HORIZONS, describe
 from ki_vla.importers.lerobot import check_kind, export_lerobot, import_lerobot
 from ki_vla.importers.mapping import ImportReport
 from ki_vla.importers.norm_stats import read_norm_stats, write_norm_stats
 from ki_vla.importers.openpi import default_config, export_openpi, import_openpi
 from ki_vla.importers.paligemma import import_paligemma
 from ki_vla.importers.stream import open_checkpoint
-from ki_vla.inputs import Processing
-from ki_vla.processor import Processor
+from ki_vla.model.config import ModelConfig, preset
+from ki_vla.policy.bundle import Bundle, write_bundle
+from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.processor import Processor
 from ki_vla.tokens.fast import load_public
 from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma
 from ki_vla.tokens.vocabulary import gemma_vocabulary

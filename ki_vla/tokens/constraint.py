@@ -1,4 +1,4 @@
-"""Constrained decoding for `ki_vla.decode.generate`: only ids that still lead to a whole chunk, then '|', then EOS."""
+"""Constrained decoding for `policy.generation`: only ids that still lead to a whole chunk, then '|', then EOS."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import pytest
 from ki_msgs.msg import PolicyStatus
 from ki_msgs.srv import LoadPolicy
 
-from ki_robot.contract import Contract
-from ki_vla.untrained import write_untrained
+from ki_robot.contract.contract import Contract
+from ki_vla.policy.untrained import write_untrained
 
 pytestmark = pytest.mark.ros
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 
-from ki_robot.chunk import ActionChunk as Chunk
-from ki_robot.messages import from_chunk
+from ki_robot.actions.chunk import ActionChunk as Chunk
+from ki_robot.messages.arrays import from_chunk
 
 pytestmark = pytest.mark.ros
 

@@ -7,7 +7,7 @@ from builtin_interfaces.msg import Time
 from ki_msgs.msg import PolicyStatus
 from rosgraph_msgs.msg import Clock
 
-from ki_robot.messages import stamp_ns
+from ki_robot.messages.arrays import stamp_ns
 
 pytestmark = pytest.mark.ros
 

@@ -9,7 +9,7 @@ from ki_msgs.msg import PolicyStatus
 from ki_msgs.srv import LoadPolicy
 from std_srvs.srv import Trigger
 
-from ki_vla.untrained import write_untrained
+from ki_vla.policy.untrained import write_untrained
 
 pytestmark = pytest.mark.ros
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ki_robot.messages import time_ns
+from ki_robot.messages.arrays import time_ns
 
 pytestmark = pytest.mark.ros
 

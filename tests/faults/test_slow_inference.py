@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from ki_robot.interpolation import interpolate
-from ki_robot.messages import to_chunk
+from ki_robot.actions.interpolation import interpolate
+from ki_robot.messages.arrays import to_chunk
 
 pytestmark = pytest.mark.ros
 

@@ -8,7 +8,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from ki_policy_node import ros
+from ki_policy_node.common import ros
 
 
 class Talker(Node):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ki import main
-from ki_robot.errors import KiError
+from ki_common.errors import KiError
 
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ki_bags import compose
+from ki_bags import message_builders
 from ki_bags.errors import BagError
 from ki_bags.reader import open_bag
 from ki_bags.types import definition, deserialise, serialise
@@ -51,7 +51,7 @@ def test_every_byte_of_the_file_is_under_a_checksum(make_bag: MakeBag) -> None:
 
 def test_own_messages_survive_with_their_definition(tmp_path: Path) -> None:
     name = 'ki_msgs/msg/EpisodeMarker'
-    marker = compose.marker(7 * 10**9 + 9, 1, 3, 'lift', 1)
+    marker = message_builders.marker(7 * 10**9 + 9, 1, 3, 'lift', 1)
     with BagWriter(tmp_path / 'bag', custom={'task': 'lift'}) as writer:
         writer.add_topic('/episode', name)
         writer.write('/episode', 5, serialise(marker, name))
@@ -66,7 +66,7 @@ def test_own_messages_survive_with_their_definition(tmp_path: Path) -> None:
 def test_joint_states_keep_every_bit(tmp_path: Path) -> None:
     name = 'sensor_msgs/msg/JointState'
     values = np.random.default_rng(0).normal(size=14)
-    state = compose.joint_state(10**9 + 2, [f'j{index}' for index in range(14)], values)
+    state = message_builders.joint_state(10**9 + 2, [f'j{index}' for index in range(14)], values)
     with BagWriter(tmp_path / 'bag') as writer:
         writer.add_topic('joint_states', name)
         writer.write('joint_states', 5, serialise(state, name))

@@ -35,7 +35,7 @@ def filled(message: Any, numbers: Any = None) -> Any:
 
 def value_of(kind: str, empty: Any, numbers: Any) -> Any:
     """A value for a field of this type."""
-    from ki_policy_node.ros import message_class
+    from ki_policy_node.common.ros import message_class
 
     if kind.startswith('sequence<'):
         inner = kind.removeprefix('sequence<').removesuffix('>')

@@ -6,7 +6,7 @@ import sys
 
 import rclpy
 
-from ki_policy_node import ros
+from ki_policy_node.common import ros
 
 
 def main(interfaces: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_the_bytes_are_those_agreed_upon(interface: str, golden: Path, fill: Cal
     """
     from rclpy.serialization import deserialize_message, serialize_message
 
-    from ki_policy_node.ros import message_class
+    from ki_policy_node.common.ros import message_class
 
     cls = message_class(interface)
     agreed = (golden / f'{interface.split("/")[-1]}.cdr').read_bytes()
@@ -58,7 +58,7 @@ def test_a_reader_without_ros_reads_and_writes_the_same_bytes(interface: str, go
 def test_messages_survive_the_way_to_another_process_and_back(
     definitions: dict[str, str], fill: Callable[[Any], Any]
 ) -> None:
-    from ki_policy_node import ros
+    from ki_policy_node.common import ros
 
     interfaces = [name for name in definitions if '/msg/' in name]
     peer = subprocess.Popen([sys.executable, Path(__file__).with_name('peer.py'), *interfaces])
@@ -103,7 +103,7 @@ def test_a_chunk_is_written_and_read_without_a_loop_in_python() -> None:
 
 @pytest.mark.ros
 def test_a_constant_means_the_same_in_source_and_build(definitions: dict[str, str]) -> None:
-    from ki_policy_node.ros import message_class
+    from ki_policy_node.common.ros import message_class
 
     checked = 0
     for name, text in definitions.items():

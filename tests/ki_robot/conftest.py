@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki_bags import compose
+from ki_bags import message_builders
 from ki_bags.types import deserialise, serialise
 
 
@@ -19,7 +19,7 @@ class RosbagsMaker:
     kind = 'rosbags'
 
     def __call__(self, name: str) -> Any:
-        return compose.empty(name)
+        return message_builders.empty(name)
 
     def through_the_wire(self, msg: Any) -> Any:
         """`msg` as a bag would give it back."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ki_robot.contract import load_contract
+from ki_robot.contract.contract import load_contract
 from ki_robot.errors import RobotError
 from ki_robot.transforms import (
     MIN_SPAN,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ki_sim.kinematics import Arms
-from ki_sim.world import World
+from ki_sim.world.kinematics import Arms
+from ki_sim.world.world import World
 
 
 @pytest.fixture(scope='session')
@@ -42,7 +42,7 @@ def put() -> Callable[[World, int, tuple[float, float, float]], None]:
 @pytest.fixture
 def still_action() -> Callable[[World], np.ndarray]:
     """The row that keeps a world's robot where it is commanded to be."""
-    from ki_sim.world import clipped
+    from ki_sim.world.world import clipped
 
     def make(world: World) -> np.ndarray:
         row = clipped(world.observe(images=False).state)

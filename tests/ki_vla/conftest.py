@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ki_robot.contract import load_contract
-from ki_vla.batch import Batch
-from ki_vla.bundle import Bundle, write_bundle
-from ki_vla.config import ModelConfig, preset
-from ki_vla.model import KiVla
-from ki_vla.recipes import prepare, recipe
-from ki_vla.summary import random_batch
-from ki_vla.untrained import tiny_for, untrained_processor
+from ki_robot.contract.contract import load_contract
+from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.kivla import KiVla
+from ki_vla.model.summary import random_batch
+from ki_vla.objective.batch import Batch
+from ki_vla.objective.recipes import prepare, recipe
+from ki_vla.policy.bundle import Bundle, write_bundle
+from ki_vla.policy.untrained import tiny_for, untrained_processor
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from ki_vla.batch import Batch
-from ki_vla.config import preset
-from ki_vla.decode import generate
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
-from ki_vla.recipes import OURS, prepare
-from ki_vla.summary import random_batch
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.model.summary import random_batch
+from ki_vla.objective.batch import Batch
+from ki_vla.objective.recipes import OURS, prepare
+from ki_vla.policy.generation import generate
 
 STEPS, RATE, DRAWS = 260, 5e-3, 4
 

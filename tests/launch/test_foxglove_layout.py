@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from ki_robot.contract import load_contract
+from ki_robot.contract.contract import load_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 

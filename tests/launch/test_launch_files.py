@@ -91,8 +91,8 @@ def test_the_files_of_ki_up_name_modules_and_parameters_that_exist(path):
 
 @pytest.mark.parametrize('robot', ['arm_single', 'bimanual_mobile', 'bimanual_static'])
 def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot):
-    from ki_robot.contract import load_contract
-    from ki_robot.names import joint_of
+    from ki_robot.contract.contract import load_contract
+    from ki_robot.contract.names import joint_of
 
     content = yaml.safe_load((ROOT / 'config' / 'controllers' / f'{robot}.yaml').read_text())
     managed = content['/**/controller_manager']['ros__parameters']

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ki_vla.config import GemmaConfig, ModelConfig, VisionConfig
-from ki_vla.model import KiVla
+from ki_vla.model.config import GemmaConfig, ModelConfig, VisionConfig
+from ki_vla.model.kivla import KiVla
 
 VISION = VisionConfig(image_size=28, patch_size=14, width=32, depth=2, mlp=48, heads=2)
 BACKBONE = GemmaConfig(width=64, depth=3, mlp=96, heads=4, kv_heads=1, head_dim=16)

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ki_vla.config import GemmaConfig
-from ki_vla.model import KiVla
+from ki_vla.model.config import GemmaConfig
+from ki_vla.model.kivla import KiVla
 
 pytestmark = pytest.mark.slow
 modeling = pytest.importorskip(

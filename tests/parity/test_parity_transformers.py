@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ki_vla.config import GemmaConfig, ModelConfig
-from ki_vla.model import KiVla
+from ki_vla.model.config import GemmaConfig, ModelConfig
+from ki_vla.model.kivla import KiVla
 
 transformers = pytest.importorskip('transformers')
 

@@ -24,7 +24,7 @@ def server(ros_domain: int) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def node(server: object) -> Iterator[Any]:
-    from ki_policy_node import ros
+    from ki_policy_node.common import ros
 
     with ros.node('client') as made:
         yield made
@@ -104,7 +104,7 @@ def test_a_lifecycle_node_talks_only_while_active(node: Any) -> None:
     from lifecycle_msgs.srv import GetState
     from std_msgs.msg import String
 
-    from ki_policy_node import ros
+    from ki_policy_node.common import ros
 
     heard: list[str] = []
     node.create_subscription(String, 'words', lambda message: heard.append(message.data), 10)
@@ -124,7 +124,7 @@ def test_a_subscription_with_the_qos_of_its_publishers_hears_best_effort_latched
     from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
     from std_msgs.msg import String
 
-    from ki_policy_node import ros
+    from ki_policy_node.common import ros
 
     offers = {
         'sensor': QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ki_bags import compose
+from ki_bags import message_builders
 from ki_bags.writer import BagWriter
-from ki_robot.contract import Contract
+from ki_robot.contract.contract import Contract
 
 RATE_HZ, IMAGE_HZ = 100, 30
 BASE = ('base/linear/x/velocity',)
@@ -120,7 +120,7 @@ class Scribe:
 
     def send(self, topic: str, log_ns: int, value: Any) -> None:
         if topic not in self.without:
-            compose.put(self.bag, topic, log_ns, value)
+            message_builders.put(self.bag, topic, log_ns, value)
 
     def joints(
         self, time_ns: int, values: Any, names: tuple[str, ...] = ('gripper', 'joint1', 'joint2'), log_ns: int = 0
@@ -128,19 +128,19 @@ class Scribe:
         """`values` are joint1, joint2, gripper; the message lists them in another order."""
         by_name = dict(zip(('joint1', 'joint2', 'gripper'), values, strict=False))
         position = [by_name.get(name, 0.0) for name in names]
-        self.send('/joint_states', log_ns or time_ns, compose.joint_state(time_ns, names, position))
+        self.send('/joint_states', log_ns or time_ns, message_builders.joint_state(time_ns, names, position))
 
     def odom(self, time_ns: int, speed: float, log_ns: int = 0) -> None:
-        self.send('/odom', log_ns or time_ns, compose.odometry(time_ns, BASE, [speed]))
+        self.send('/odom', log_ns or time_ns, message_builders.odometry(time_ns, BASE, [speed]))
 
     def image(self, camera: str, time_ns: int, data: np.ndarray, log_ns: int = 0) -> None:
-        self.send(f'/{camera}/image_raw/compressed', log_ns or time_ns, compose.compressed(time_ns, data))
+        self.send(f'/{camera}/image_raw/compressed', log_ns or time_ns, message_builders.compressed(time_ns, data))
 
     def arm(self, log_ns: int, points: list[tuple[float, float, float]]) -> None:
         """Points are (seconds from start, joint1, joint2); joints are named in reverse."""
         times_ns = [round(seconds * 1e9) for seconds, _, _ in points]
         positions = [[second, first] for _, first, second in points]
-        value = compose.trajectory(0, ['joint2', 'joint1'], times_ns, positions)
+        value = message_builders.trajectory(0, ['joint2', 'joint1'], times_ns, positions)
         self.send('/arm_controller/joint_trajectory', log_ns, value)
 
     def gripper(self, log_ns: int, opening: float) -> None:
@@ -151,13 +151,13 @@ class Scribe:
 
     def command(self, name: str, time_ns: int, value: float) -> Any:
         output = next(each for each in self.contract.outputs if each.name == name)
-        return compose.command(output, time_ns, [value])
+        return message_builders.command(output, time_ns, [value])
 
     def marker(self, time_ns: int, phase: int, index: int, task: str = 'lift the cup', outcome: int = 1) -> None:
-        self.send('/episode', time_ns, compose.marker(time_ns, phase, index, task, outcome))
+        self.send('/episode', time_ns, message_builders.marker(time_ns, phase, index, task, outcome))
 
     def say(self, topic: str, time_ns: int, text: str) -> None:
-        self.send(topic, time_ns, compose.instruction(time_ns, text))
+        self.send(topic, time_ns, message_builders.instruction(time_ns, text))
 
     def stretch(
         self, seconds: float, begin_s: float = 0.0, base_ns: int = START_NS, log_base_ns: int | None = None
@@ -286,7 +286,7 @@ def run_of(arrays_folder: Path, words_file: Path, tmp_path: Path) -> Callable[..
     import torch
     import yaml
 
-    from training.config import run_from_dict
+    from training.train.config import run_from_dict
 
     torch.set_num_threads(1)
     (tmp_path / 'toy.yaml').write_text(yaml.safe_dump(CONTRACT), encoding='utf-8')

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki_robot.contract import Contract
-from training.bags import index_bags
-from training.dataset import EpisodeDataset
+from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
-from training.mixture import Loader, Mixture, Part, Sampler
+from training.index.index import index_bags
+from training.samples.dataset import EpisodeDataset
+from training.samples.mixture import Loader, Mixture, Part, Sampler
 
 MakeBag = Callable[..., Path]
 START_NS = 1_700_000_000_000_000_000

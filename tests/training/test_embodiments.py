@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
-from ki_robot.contract import load_contract
-from ki_vla.bundle import load_bundle
-from training.config import run_from_dict
+from ki_robot.contract.contract import load_contract
+from ki_vla.policy.bundle import load_bundle
 from training.errors import TrainingError
-from training.mixture import Draw
-from training.policy import begin
-from training.run import open_sources, train
-from training.samples import Packer
+from training.fit.initial_policy import begin
+from training.samples.collator import Collator
+from training.samples.mixture import Draw
+from training.train.config import run_from_dict
+from training.train.run import open_sources, train
 
 MakeRun = Callable[..., Any]
 
@@ -49,7 +49,7 @@ def test_padded_columns_and_absent_cameras_carry_no_loss(run_of: MakeRun, small:
     assert (config.action_dim, config.views) == (4, 2), 'room for the widest robot'
     assert theirs.action_stats.names == ('joint1/position', 'joint2/position'), 'statistics of its own'
 
-    packer = Packer(made.processor, seed=0, draws=2, others=made.others)
+    packer = Collator(made.processor, seed=0, draws=2, others=made.others)
     draws = [Draw('actions', 0, sources.train[0], 0), Draw('actions of arm_alone', 0, other[0], 1)]
     batch = packer(draws).batch
     assert batch.action_mask_BHA[0].all()

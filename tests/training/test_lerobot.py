@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ki_bags.writer import BagWriter
-from ki_robot.contract import Contract, load_contract
-from training.bags import Index, index_bags
-from training.dataset import EpisodeDataset
+from ki_robot.contract.contract import Contract, load_contract
 from training.errors import TrainingError
-from training.from_lerobot import column_of, contract_of, from_lerobot, misfit
-from training.lerobot_format import to_lerobot
-from training.lerobot_read import LerobotDataset, dataset_folders
+from training.index.index import Index, index_bags
+from training.lerobot.read import LerobotDataset, dataset_folders
+from training.lerobot.to_bags import column_of, contract_of, from_lerobot, misfit
+from training.lerobot.write import to_lerobot
+from training.samples.dataset import EpisodeDataset
 
 MakeBag = Callable[..., Path]
 START_NS = 1_700_000_000_000_000_000

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki_vla.bundle import Bundle
 from ki_vla.engine import onnx
 from ki_vla.engine.exported import find_export
 from ki_vla.engine.interface import Carry, Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner, available_providers, check_provider, open_session
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
+from ki_vla.policy.bundle import Bundle
 
 
 def carry(bundle: Bundle, mode: str) -> Carry | None:

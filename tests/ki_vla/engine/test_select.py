@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ki_vla.bundle import Bundle
 from ki_vla.engine import onnx
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner
 from ki_vla.engine.select import Wish, candidates, open_engine
 from ki_vla.errors import VlaError
+from ki_vla.policy.bundle import Bundle
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='this is about machines without CUDA')
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ki_vla import rtc
-from ki_vla.config import preset
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.packing import PLAIN, Rungs
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy import rtc
 
 STEPS = 4
 STRUCTURES = {

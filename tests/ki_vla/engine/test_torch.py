@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ki_vla.config import preset
 from ki_vla.engine.graphs import Fixed, capture_cuda, capture_nothing
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, is_out_of_memory, prompt_buckets
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.torch import MODES, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
 
 STEPS = 3
 

@@ -8,8 +8,6 @@ import onnx
 import pytest
 import torch
 
-from ki_vla.bundle import Bundle
-from ki_vla.config import preset
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Choice, Engine, Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner
@@ -17,7 +15,9 @@ from ki_vla.engine.torch import MODES, TorchRunner
 from ki_vla.errors import VlaError
 from ki_vla.export.graphs import OPSET, check, export_graphs
 from ki_vla.export.source import PARTS, of_bundle, of_model, of_noise
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy.bundle import Bundle
 
 GRAPHS = ('vision', 'prefix', 'plain', 'trained', 'guided')
 

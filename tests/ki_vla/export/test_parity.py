@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ki_vla.config import preset
 from ki_vla.errors import VlaError
 from ki_vla.export.parity import check, compare, reference, said, within
 from ki_vla.export.source import of_model, of_noise
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
 
 
 def test_equal_arrays_compare_as_equal() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki_vla.bundle import Bundle
 from ki_vla.engine.exported import Export, find_export
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner, available_providers
@@ -26,6 +25,7 @@ from ki_vla.export.tensorrt import (
     target_of,
     this_machine,
 )
+from ki_vla.policy.bundle import Bundle
 
 MACHINE = ('NVIDIA A sm_90', '10.9.0', '1.23.0')
 

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from ki_vla.bundle import Bundle
 from ki_vla.engine.exported import find_export
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import available_providers
@@ -17,6 +16,7 @@ from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
 from ki_vla.export.source import of_noise
 from ki_vla.export.write import export_onnx
+from ki_vla.policy.bundle import Bundle
 
 
 def copy_of(bundle: Bundle, tmp_path: Path) -> Bundle:
@@ -40,7 +40,7 @@ def test_the_bundle_says_how_close_every_graph_is(exported: Bundle) -> None:
 
 
 def test_an_export_does_not_change_what_the_policy_is(exported: Bundle) -> None:
-    from ki_vla.bundle import load_bundle
+    from ki_vla.policy.bundle import load_bundle
 
     assert load_bundle(exported.folder).digest == exported.digest
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ki_vla.config import GemmaConfig, ModelConfig, VisionConfig, preset
 from ki_vla.importers.stream import Checkpoint, TensorInfo
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
+from ki_vla.model.config import GemmaConfig, ModelConfig, VisionConfig, preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
 
 Table = dict[str, tuple[int, ...]]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ki_vla.config import preset
 from ki_vla.errors import VlaError
 from ki_vla.importers.lerobot import export_lerobot, import_lerobot
 from ki_vla.importers.mapping import account, our_shapes
 from ki_vla.importers.openpi import default_config, export_openpi, import_openpi, openpi_plan
+from ki_vla.model.config import preset
 
 
 @pytest.mark.parametrize('root', ['', 'model.'])
@@ -202,7 +202,7 @@ def test_another_kind_of_checkpoint_says_what_was_looked_for(write, tmp_path):
 
 
 def test_lerobot_configuration_gives_the_horizon_and_must_agree(tables, as_checkpoint, tmp_path):
-    from ki_vla.importers.described import describe
+    from ki_vla.importers.checkpoint_metadata import describe
     from ki_vla.importers.lerobot import check_kind
 
     config = default_config(as_checkpoint(tables[0](preset('full'), True)))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ki_vla.config import preset
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import account, our_shapes
 from ki_vla.importers.paligemma import import_paligemma, paligemma_plan
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.kivla import KiVla
 
 
 @pytest.mark.parametrize('naming', ['old', 'new'])

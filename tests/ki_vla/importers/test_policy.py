@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ki_robot.contract import load_contract
-from ki_vla.bundle import load_bundle
+from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
 from ki_vla.importers.norm_stats import read_norm_stats, write_norm_stats
 from ki_vla.importers.policy import export_policy, import_policy
+from ki_vla.policy.bundle import load_bundle
+from ki_vla.policy.untrained import tiny_for, untrained_processor
 from ki_vla.tokens.fast import fit
-from ki_vla.untrained import tiny_for, untrained_processor
 
 CONTRACT = replace(load_contract('arm_single'), horizon=12)
 
@@ -101,8 +101,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_bundle(tables, write, tmp_path
 
 
 def test_full_size_configuration_follows_the_checkpoint_and_the_robot(tables, as_checkpoint, monkeypatch):
-    from ki_vla.config import preset
     from ki_vla.importers import policy
+    from ki_vla.model.config import preset
 
     checkpoint = as_checkpoint(tables[0](preset('full'), True))
     monkeypatch.setattr(policy, 'open_checkpoint', lambda source: checkpoint)
@@ -170,7 +170,7 @@ def test_a_policy_that_was_trained_without_the_state_in_its_prompt_is_warned_abo
 
 
 def test_a_policy_with_words_of_its_own_is_not_exported_by_accident(tmp_path, processor):
-    from ki_vla.untrained import write_untrained
+    from ki_vla.policy.untrained import write_untrained
 
     bundle = write_untrained(tmp_path / 'b', CONTRACT)
     with pytest.raises(VlaError, match='tokenizer of its own'):

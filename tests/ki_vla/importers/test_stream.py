@@ -81,7 +81,7 @@ def test_a_tensor_that_gives_too_little_leaves_no_file(tmp_path):
 
 MEMORY = """
 import resource, sys, torch
-from ki_vla.config import preset
+from ki_vla.model.config import preset
 from ki_vla.importers import stream
 from ki_vla.importers.openpi import import_openpi
 stream.PIECE_BYTES = 2**20
@@ -94,7 +94,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss is in kilobytes on Linux only')
 def test_importing_a_file_takes_the_memory_of_a_piece_not_of_the_file(tables, tmp_path):
-    from ki_vla.config import preset
+    from ki_vla.model.config import preset
 
     config = preset('tiny', vocab_size=300_000)
     table = tables[0](config, True)

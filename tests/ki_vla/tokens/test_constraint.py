@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ki_vla.config import preset
-from ki_vla.decode import generate
 from ki_vla.errors import VlaError
-from ki_vla.initial import initialise
-from ki_vla.model import KiVla
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy.generation import generate
 from ki_vla.tokens.actions import ActionTokens
 from ki_vla.tokens.constraint import OnlyActions
 from ki_vla.tokens.fast import fit

@@ -1,0 +1,1 @@
+"""The subcommands of `ki`: one file each."""

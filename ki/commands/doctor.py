@@ -1,0 +1,278 @@
+"""What this machine has, what it lacks, and the command that mends it; and the same for data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help='Check this machine: Python, torch, CUDA, ONNX Runtime, ROS 2, rendering; or check data.')
+SEGMENT_BYTES = 4 * 1920 * 1080 * 3  # shared memory that holds a few full-HD images
+COLOURS = {'ok': 'green', 'note': 'yellow', 'broken': 'red'}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, ok | note (works without) | broken, what was found, what to type."""
+
+    what: str
+    state: str
+    found: str
+    mend: str = ''
+
+
+@app.callback(invoke_without_command=True)
+def doctor(
+    context: typer.Context,
+    quick: bool = typer.Option(False, help='Leave out what takes seconds: the round trip and rendering.'),
+    as_json: bool = typer.Option(False, '--json', help='Print JSON.'),
+) -> None:
+    """Looks at everything the project uses; exit status 1 when something is broken."""
+    if context.invoked_subcommand:
+        return
+    checks = [python, torch, onnxruntime, tensorrt, dds, ros, ki_msgs, tools, data]
+    checks += [] if quick else [round_trip, rendering]
+    findings = []
+    for check in checks:
+        for finding in examine(check):
+            findings.append(finding)
+            if not as_json:
+                show(finding)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    broken = [finding.what for finding in findings if finding.state == 'broken']
+    if not as_json:
+        print(f'\n{len(broken)} broken: {", ".join(broken)}' if broken else '\nAll that is needed is there.')
+    raise typer.Exit(code=1 if broken else 0)
+
+
+@app.command('data')
+def data_command(
+    data: Annotated[Path | None, typer.Argument(help='Recordings or their index: what is trained on.')] = None,
+    bundle: Annotated[Path | None, typer.Option(help='A run or a bundle, whose statistics are compared with.')] = None,
+    against: Annotated[Path | None, typer.Option(help='Recordings from where the policy will run.')] = None,
+    live: Annotated[bool, typer.Option('--live', help='Listen to the robot that the policy will run on.')] = False,
+    seconds: Annotated[float, typer.Option(help='How long to listen.')] = 5.0,
+    wait: Annotated[float, typer.Option(help='Seconds to wait for the robot.')] = 5.0,
+    namespace: Annotated[str, typer.Option(help="Of the robot's topics.")] = '',
+    sim_time: Annotated[bool, typer.Option('--sim-time', help='Take the time from /clock.')] = False,
+    robot: Annotated[
+        str, typer.Option(help='Contract of arrays of the simulator, without a bundle.')
+    ] = 'bimanual_mobile',
+    as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+) -> None:
+    """Would a model learn wrong things from DATA, and will the robot show it what it has learned from?
+
+    Units, spans, outliers, stuck columns, grippers, gaps and rates, dark or frozen cameras, missing language. With
+    --against or --live, states and rates where the policy will run are compared with DATA, or with the statistics of
+    --bundle; with --bundle alone, DATA is. Exit status 1 when something is seriously wrong.
+    """
+    from ki.support.doctor_data import Live, report, show
+
+    made = report(data, bundle, against, Live(seconds, wait, namespace, sim_time) if live else None, robot)
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
+    raise typer.Exit(code=1 if made.is_serious else 0)
+
+
+def examine(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Runs one check; what it cannot look at is a finding and not a traceback."""
+    try:
+        yield from check()
+    except Exception as error:
+        yield Finding(check.__name__.replace('_', ' '), 'broken', f'{type(error).__name__}: {error}')
+
+
+def show(finding: Finding) -> None:
+    """Prints one finding."""
+    typer.secho(f'{finding.state:>6}  ', fg=COLOURS[finding.state], nl=False)
+    print(f'{finding.what:<14} {finding.found}')
+    if finding.mend:
+        print(f'{"":>23}-> {finding.mend}')
+
+
+def optional(name: str, mend: str) -> Any:
+    """The module, or a Finding when it is not there or does not import."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        return Finding(name, 'note', f'not here ({error})', mend)
+
+
+def python() -> Iterator[Finding]:
+    """Interpreter and environment."""
+    fits = (3, 10) <= sys.version_info[:2] < (3, 13)
+    mend = '' if fits else 'make setup PYTHON=python3.12'
+    yield Finding('Python', 'ok' if fits else 'broken', f'{platform.python_version()} at {sys.prefix}', mend)
+
+
+def torch() -> Iterator[Finding]:
+    """PyTorch and the device it computes on."""
+    module = optional('torch', 'make setup')
+    if isinstance(module, Finding):
+        yield Finding('torch', 'broken', module.found, 'make setup')
+        return
+    yield Finding('torch', 'ok', module.__version__)
+    if module.cuda.is_available():
+        name, memory = module.cuda.get_device_name(0), module.cuda.get_device_properties(0).total_memory / 2**30
+        yield Finding('CUDA', 'ok', f'{module.cuda.device_count()} device(s), {name}, {memory:.0f} GiB')
+    elif shutil.which('nvidia-smi'):
+        build = f'torch is built for CUDA {module.version.cuda}' if module.version.cuda else 'torch is a CPU build'
+        yield Finding('CUDA', 'broken', f'there is a GPU, but {build}', 'pip install --force-reinstall torch')
+    else:
+        yield Finding('CUDA', 'note', 'no GPU: inference and training run on the CPU')
+
+
+def onnxruntime() -> Iterator[Finding]:
+    """ONNX Runtime, and whether exactly one build of it is installed."""
+    builds = [name for name in ('onnxruntime', 'onnxruntime-gpu') if version_of(name)]
+    if len(builds) > 1:
+        mend = 'pip uninstall -y onnxruntime onnxruntime-gpu && make setup ACCELERATOR=gpu'
+        yield Finding('ONNX Runtime', 'broken', 'two builds share one module: ' + ' and '.join(builds), mend)
+        return
+    module = optional('onnxruntime', 'make setup')
+    if isinstance(module, Finding):
+        yield Finding('ONNX Runtime', 'note', module.found, module.mend)
+        return
+    providers = [
+        name.removesuffix('ExecutionProvider') for name in module.get_available_providers() if 'Azure' not in name
+    ]
+    mend = 'make setup ACCELERATOR=gpu' if shutil.which('nvidia-smi') and 'CUDA' not in providers else ''
+    yield Finding('ONNX Runtime', 'note' if mend else 'ok', f'{module.__version__} with {", ".join(providers)}', mend)
+
+
+def tensorrt() -> Iterator[Finding]:
+    """TensorRT; a matter of machines with a GPU only."""
+    if shutil.which('nvidia-smi'):
+        module = optional('tensorrt', 'make setup ACCELERATOR=gpu')
+        yield module if isinstance(module, Finding) else Finding('tensorrt', 'ok', module.__version__)
+
+
+def version_of(distribution: str) -> str:
+    """Installed version of a distribution, or ''."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ''
+
+
+def ros() -> Iterator[Finding]:
+    """Which ROS 2, where from, and how it is set."""
+    module = optional('rclpy', 'make setup')
+    if isinstance(module, Finding):
+        yield Finding('ROS 2', 'broken', module.found, 'source a ROS 2, or: make setup')
+        return
+    folder, here = Path(module.__file__).resolve(), Path(sys.prefix).resolve()
+    wheels = version_of('ros-jazzy-rclpy')
+    wheels_here = wheels and Path(str(importlib.metadata.distribution('ros-jazzy-rclpy').locate_file(''))).resolve()
+    if wheels and folder.is_relative_to(here):
+        yield Finding('ROS 2', 'ok', f'jazzy, rclpy {wheels} from PyPI wheels')
+    elif wheels_here and wheels_here.is_relative_to(here):
+        mend = f'use a shell without it, or: {sys.executable} -m pip uninstall ros-jazzy-rclpy'
+        yield Finding('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', mend)
+    else:
+        yield Finding('ROS 2', 'ok', f'{os.environ.get("ROS_DISTRO", "unknown distribution")} at {folder.parent}')
+    domain, reach = os.environ.get('ROS_DOMAIN_ID', '0'), os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'not set')
+    rmw = importlib.import_module('rclpy.utilities').get_rmw_implementation_identifier()
+    yield Finding('', 'ok', f'{rmw}, domain {domain}, discovery range {reach}')
+
+
+def ki_msgs() -> Iterator[Finding]:
+    """Our interfaces: built, and of this tree."""
+    try:
+        message = importlib.import_module('ki_msgs.msg').ActionChunk
+        importlib.import_module('rclpy.serialization').serialize_message(message())
+    except (ImportError, AttributeError) as error:
+        yield Finding('ki_msgs', 'broken', f'not built ({error})', 'make setup')
+        return
+    yield Finding('ki_msgs', 'ok', version_of('ki_msgs') or 'from the sourced workspace')
+
+
+def dds() -> Iterator[Finding]:
+    """Whether camera images fit the shared memory of Fast DDS."""
+    node_ros = importlib.import_module('ki_policy_node.common.ros')
+    rmw = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
+    if 'fastrtps' not in rmw:
+        yield Finding('DDS profile', 'note', f'{rmw} does not read the profiles of config/dds')
+        return
+    chosen = node_ros.use_dds_profile()
+    path = os.environ.get('FASTRTPS_DEFAULT_PROFILES_FILE', '')
+    if chosen == 'none':
+        yield Finding('DDS profile', 'note', 'none: images travel as UDP fragments and get lost', 'unset KI_DDS')
+        return
+    try:
+        sizes = [int(node.text or 0) for node in ElementTree.parse(path).iter() if node.tag.endswith('segment_size')]
+    except (OSError, ElementTree.ParseError) as error:
+        yield Finding('DDS profile', 'broken', f'{path}: {error}', 'unset FASTRTPS_DEFAULT_PROFILES_FILE')
+        return
+    size = max(sizes, default=512 * 1024)
+    mend = (
+        ''
+        if size >= SEGMENT_BYTES
+        else f'export FASTRTPS_DEFAULT_PROFILES_FILE={node_ros.config_file("dds/loopback.xml")}'
+    )
+    yield Finding('DDS profile', 'note' if mend else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', mend)
+
+
+def round_trip() -> Iterator[Finding]:
+    """Thirty images to a second process and back."""
+    result = importlib.import_module('ki.support.roundtrip').measure()
+    text = f'{result.received} of {result.sent} images answered'
+    if result.received:
+        text += f', median {1e3 * result.median_s:.1f} ms there and back, found in {result.discovery_s:.1f} s'
+    if result.received >= 0.9 * result.sent > 0:
+        yield Finding('round trip', 'ok', text)
+    else:
+        yield Finding(
+            'round trip', 'broken', text, 'use config/dds/loopback.xml; check that 127.0.0.1 and /dev/shm work'
+        )
+
+
+def rendering() -> Iterator[Finding]:
+    """MuJoCo draws one picture, with the backend the simulator would use."""
+    if isinstance(optional('mujoco', ''), Finding):
+        yield Finding('rendering', 'note', 'mujoco is not installed: no simulator', "pip install -e '.[sim]'")
+        return
+    code = (
+        "import mujoco; m = mujoco.MjModel.from_xml_string(\"<mujoco><worldbody><light pos='0 0 3'/>"
+        "<geom size='.1'/></worldbody></mujoco>\"); r = mujoco.Renderer(m, 48, 64); d = mujoco.MjData(m);"
+        'mujoco.mj_forward(m, d); r.update_scene(d); assert r.render().any()'
+    )
+    backends = [os.environ['MUJOCO_GL']] if 'MUJOCO_GL' in os.environ else ['egl', 'osmesa']
+    for backend in backends:
+        environment = os.environ | {'MUJOCO_GL': backend, 'PYOPENGL_PLATFORM': backend}
+        done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, timeout=60)
+        if done.returncode == 0:
+            yield Finding('rendering', 'ok', f'MuJoCo {version_of("mujoco")} draws with MUJOCO_GL={backend}')
+            return
+    mend = 'sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6'
+    yield Finding('rendering', 'broken', f'MuJoCo cannot draw with {" or ".join(backends)}', mend)
+
+
+def tools() -> Iterator[Finding]:
+    """Programs that some commands call."""
+    missing = [name for name in ('cmake', 'g++', 'ffmpeg') if shutil.which(name) is None]
+    mend = f'sudo apt-get install {" ".join(missing)}' if missing else ''
+    yield Finding('programs', 'note' if missing else 'ok', 'cmake, g++, ffmpeg' + (' lack' if missing else ''), mend)
+
+
+def data() -> Iterator[Finding]:
+    """The folder of recordings."""
+    folder = os.environ.get('KI_DATA', '')
+    if not folder:
+        yield Finding('recordings', 'note', 'KI_DATA is not set: parts that need real recordings are skipped')
+    elif Path(folder).is_dir():
+        yield Finding('recordings', 'ok', f'KI_DATA={folder}')
+    else:
+        yield Finding('recordings', 'broken', f'KI_DATA={folder} is no folder', 'export KI_DATA=FOLDER')

@@ -1,0 +1,110 @@
+"""Evaluate a trained bundle: on recordings, and in closed loop in the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ki.support.progress import progress
+
+app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
+
+
+@app.callback()
+def evaluate() -> None:
+    """Evaluate a trained bundle."""
+
+
+@app.command()
+def data(
+    policy: Annotated[Path, typer.Argument(help='A run of `ki train`, or a bundle.')],
+    recordings: Annotated[Path | None, typer.Argument(help='Recordings or their index (bags, or arrays).')] = None,
+    words: Annotated[
+        list[Path] | None,
+        typer.Option(help='Questions about pictures (JSONL, tar); repeat. Else those its run held out.'),
+    ] = None,
+    every: Annotated[bool, typer.Option('--all', help='All episodes, also those it was trained on.')] = False,
+    samples: Annotated[int, typer.Option(min=1, help='Steps of episodes that are looked at.')] = 128,
+    questions: Annotated[int, typer.Option(help='Questions that are asked.')] = 400,
+    seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+    device: Annotated[str, typer.Option(help='cpu, cuda or auto.')] = 'cpu',
+    out: Annotated[Path, typer.Option(help='Folder for data.json and data.png.')] = Path('out/eval'),
+) -> None:
+    """Losses, token accuracy, errors of actions by step and column, use of language, answers to questions."""
+    from ki.support.eval_data import run, show
+    from training.evaluate.held_out import Settings
+
+    settings = Settings(samples=samples, questions=questions, seed=seed, device=device)
+    show(run(policy, recordings, words or [], every, settings, out), out)
+
+
+@app.command()
+def sim(
+    bundle: Annotated[Path | None, typer.Argument(help='Folder of the policy bundle.')] = None,
+    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `all`.')] = None,
+    seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
+    first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
+    paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
+    heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
+    execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 25,
+    delay_steps: Annotated[int, typer.Option(help='Steps that an inference is thought to take.')] = 0,
+    image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
+    backend: Annotated[
+        str, typer.Option(help='auto, torch, onnx or tensorrt; through the node commissioning.')
+    ] = 'auto',
+    seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+    out: Annotated[Path, typer.Option(help='Folder for TASK.json and films of failures.')] = Path('out/eval'),
+    films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
+    through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
+    plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
+    mode: Annotated[str, typer.Option(help='Through the node: how chunks follow each other.')] = 'latest',
+    speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
+) -> None:
+    """Success, language following and time over many scenes, each rate with its 95 % interval.
+
+    In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
+    runs on its own clock, as on a robot.
+    """
+    from ki.support.sim_policy import BundlePolicy
+    from ki.support.sim_stack import Stack, evaluate_live
+    from ki_common.errors import KiError
+    from ki_sim.evaluate.closed_loop import Settings, evaluate
+    from ki_sim.tasks.tasks import TASKS
+
+    names = list(TASKS) if task == ['all'] else task or ['demo']
+    split = 'heldout' if heldout else 'train'
+    if bundle is None and not (through_node and (plan or backend == 'commissioning')):
+        raise KiError('BUNDLE is missing: give the folder of a policy bundle.')
+    if through_node:
+        stack = Stack(bundle, backend, plan, mode, execute_steps, speed, image_size, seed)
+        scenes = range(first_seed, first_seed + seeds)
+        for report in evaluate_live(stack, names, scenes, split, paired, out):
+            print(_row(report.summary()))
+        return
+    assert bundle is not None
+    settings = Settings(execute_steps, 0, delay_steps, image_size, split)
+    policy = BundlePolicy(bundle, backend, seed)
+    try:
+        for name in names:
+            with progress(name, seeds * (2 if paired else 1)) as line:
+                scenes = range(first_seed, first_seed + seeds)
+                videos = out / 'films' if films else None
+                report = evaluate(policy, name, scenes, settings, videos, line.advance, paired)
+            report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
+            report.save(out / f'{name}.json')
+            print(_row(report.summary()))
+    finally:
+        policy.close()
+
+
+def _row(summary: dict) -> str:
+    def shown(rate: dict) -> str:
+        if not rate['n']:
+            return 'none'
+        return f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'
+
+    line = f'{summary["task"]:<11} success {shown(summary["success"])}   first touch {shown(summary["followed"])}'
+    pairs = summary['pairs_followed']
+    return f'{line}   both instructions of a scene {shown(pairs)}' if pairs['n'] else line

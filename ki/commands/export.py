@@ -1,0 +1,56 @@
+"""Graphs for ONNX Runtime and TensorRT, put into a bundle once they agree with torch."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help='Graphs for ONNX Runtime and TensorRT, put into a bundle once they agree with torch.')
+
+
+@app.command()
+def export(
+    bundle: Path = typer.Argument(help='The folder of a bundle.'),
+    to: str = typer.Option('onnx', help='onnx, or tensorrt (an engine for the GPU of this machine; takes minutes).'),
+    precision: str = typer.Option('fp32', help='fp32, fp16, bf16 (needs a GPU), or int8 (for CPUs).'),
+    steps: int = typer.Option(10, min=1, help='Euler steps.'),
+    kinds: str = typer.Option('plain,guided,trained', help='Ways of denoising; the last two continue a chunk.'),
+    device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
+    missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
+) -> None:
+    """Exports a bundle. What differs from torch by more than its precision allows is not written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ki_vla.engine.exported import find_export
+    from ki_vla.errors import VlaError
+    from ki_vla.policy.bundle import load_bundle
+
+    if to not in ('onnx', 'tensorrt'):
+        raise VlaError(f'--to {to}: choose onnx or tensorrt.')
+    if device not in ('cpu', 'cuda'):
+        raise VlaError(f'--device {device}: choose cpu or cuda.')
+    loaded = load_bundle(bundle)
+    tell = Console(stderr=True, highlight=False).print
+    if to == 'tensorrt':
+        from ki_vla.export.tensorrt import build_engine, this_machine
+
+        machine = this_machine()
+        print(build_engine(loaded, find_export(bundle, loaded.digest, precision), progress=tell, machine=machine))
+        return
+    from ki_vla.export.write import export_onnx
+
+    chosen = tuple(each.strip() for each in kinds.split(',') if each.strip())
+    if missing:
+        with contextlib.suppress(VlaError):
+            there = find_export(bundle, loaded.digest, precision)
+            if set(chosen) <= set(there.kinds) and there.steps == steps and device in ('cpu', there.device):
+                return
+    made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell)
+    table = Table('graph', 'cosine', 'largest error', box=None)
+    for graph, found in made.parity.items():
+        table.add_row(graph, f'{found["cosine"]:.8f}', f'{found["max_error"]:.2e}')
+    Console().print(table)
+    print(made.folder)

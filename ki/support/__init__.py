@@ -1,0 +1,1 @@
+"""What several subcommands share: processes, progress, the stacks they start."""

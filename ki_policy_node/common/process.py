@@ -1,0 +1,178 @@
+"""One node as one process: signals, a spin that survives bad messages, and a stop that still says its last word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import rclpy
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+
+from ki_common.errors import KiError
+from ki_policy_node.common.ros import use_own_dds_profile
+from ki_policy_node.errors import NodeError
+
+SPIN_S = 0.05
+# For watchdogs: a simulated clock that is slow or stands still must not silence them.
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+SAME_FAILURE_LIMIT = 200  # exceptions in a row before the process gives up
+
+
+class StopRequest:
+    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._event.is_set():
+            os._exit(128 + number)
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self._event.is_set()
+
+
+def make_executor() -> Any:
+    """The events executor where this ROS 2 has it (Jazzy on): half the CPU of the one that rebuilds its wait set."""
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        from rclpy.executors import SingleThreadedExecutor
+
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
+def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
+    """Runs a managed lifecycle node until a signal comes.
+
+    Args:
+        make: Makes the node; a KiError from it is told in one sentence.
+        arguments: The command line; None takes the one of the process.
+
+    Returns:
+        The exit status: 0 after a signal, 1 when the spin cannot go on, 2 when the node cannot be made.
+    """
+    # Python threads hand the interpreter over every 5 ms by default: longer than a control period.
+    sys.setswitchinterval(0.0005)
+    stop = StopRequest()
+    status, node = 0, None
+    try:
+        profile, node = start(make, arguments)
+        node.get_logger().info(f'DDS profile: {profile}')
+        executor = make_executor()
+        executor.add_node(node)
+        if node.autostart() and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            node.trigger_activate()
+        status = spin(node, executor, stop.is_set)
+    except KiError as error:
+        print(f'{Path(sys.argv[0]).stem}: {error}', file=sys.stderr, flush=True)
+        status = 2
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return status
+
+
+def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[str, Any]:
+    """Starts ROS for one node and makes it; the DDS profile in force and the node.
+
+    Signals are left to the caller: rclpy's own handler would close the context before the last word is out.
+
+    Raises:
+        KiError: a ROS argument, a parameter or a file of them that cannot be used, or what `make` raises.
+    """
+    profile = use_own_dds_profile()
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        return profile, make()
+    except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
+        raise NodeError(f'The node cannot be started: {error}') from error
+
+
+def spin(node: LifecycleNode, executor: Any, stopped: Callable[[], bool]) -> int:
+    """Serves callbacks until `stopped()`; an exception in one callback is logged and does not end the node."""
+    failures, last = 0, ''
+    while not stopped() and rclpy.ok():
+        try:
+            executor.spin_once(timeout_sec=SPIN_S)
+            failures = 0
+        except KiError as error:
+            node.get_logger().error(str(error))
+        except Exception as error:  # a truncated message, a fault in a callback: the others must go on
+            failures += 1
+            text = f'{type(error).__name__}: {error}'
+            if text != last or failures == 1:
+                import traceback
+
+                node.get_logger().error(f'A callback failed, the node goes on. {traceback.format_exc(limit=6)}')
+            last = text
+            if failures >= SAME_FAILURE_LIMIT:
+                node.get_logger().fatal(f'{failures} callbacks failed in a row ({text}); giving up.')
+                return 1
+    return 0
+
+
+def flush(publishers: list[Any], seconds: float = 0.2) -> None:
+    """Waits until reliable receivers have acknowledged what was published, at most `seconds` in all."""
+    end = time.monotonic() + seconds
+    for publisher in publishers:
+        publisher.wait_for_all_acked(Duration(seconds=max(0.0, end - time.monotonic())))
+
+
+def on_clock_jump(node: LifecycleNode, act: Callable[[float], None]) -> Any:
+    """Calls `act` with the seconds by which ROS time jumped: back at all, or ahead by more than a second.
+
+    Returns:
+        A handle. Call its `unregister()` before letting go of it: the clock holds its bare address, and would call
+        freed memory, or refuse a later handle that happens to lie there.
+    """
+    threshold = JumpThreshold(
+        min_forward=Duration(seconds=1.0), min_backward=Duration(nanoseconds=-1), on_clock_change=True
+    )
+    return node.get_clock().create_jump_callback(
+        threshold, post_callback=lambda jump: act(jump.delta.nanoseconds / 1e9)
+    )
+
+
+def told(node: LifecycleNode, transition: Callable[[LifecycleState], None], state: LifecycleState, say: Any) -> Any:
+    """Runs the body of a transition; a KiError becomes FAILURE and one sentence, anything else ERROR and a traceback.
+
+    rclpy turns an exception in a transition into ERROR without a word.
+
+    Args:
+        node: Whose transition it is.
+        transition: The body.
+        state: What rclpy passed.
+        say: Called with the sentence of a failure.
+    """
+    try:
+        transition(state)
+    except KiError as error:
+        node.get_logger().error(str(error))
+        say(str(error))
+        return TransitionCallbackReturn.FAILURE
+    except Exception as error:
+        import traceback
+
+        node.get_logger().error(traceback.format_exc())
+        say(f'{type(error).__name__}: {error}')
+        return TransitionCallbackReturn.ERROR
+    return TransitionCallbackReturn.SUCCESS

@@ -1,0 +1,223 @@
+"""What nodes and commands share about ROS 2: the transport profile, message classes by name, QoS that fits, files."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ki_policy_node.errors import NodeError
+
+DDS_PROFILES = ('loopback', 'lan', 'none')
+DOMAINS = 232  # the highest; above it there are no ports
+
+
+def config_file(name: str) -> Path:
+    """A file below config/: of this source tree, or of the installed share folder.
+
+    Raises:
+        NodeError: no such file in any of them.
+    """
+    prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
+    folders = [Path(__file__).resolve().parents[2] / 'config']
+    folders += [Path(prefix, 'share', 'ki_policy_node', 'config') for prefix in prefixes if prefix]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise NodeError(f'No file config/{name} in {", ".join(str(folder) for folder in folders)}.')
+
+
+def domain_id() -> int | None:
+    """The ROS domain that ROS_DOMAIN_ID names; None when it is not set.
+
+    Raises:
+        NodeError: it names none. Fast DDS ends the process without a word of ours when it is too high.
+    """
+    text = os.environ.get('ROS_DOMAIN_ID', '')
+    if text and not (text.isdecimal() and int(text) <= DOMAINS):
+        raise NodeError(f'ROS_DOMAIN_ID is {text!r}; write a whole number from 0 to {DOMAINS}, or unset it.')
+    return int(text) if text else None
+
+
+def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | None = None) -> str:
+    """Chooses how processes reach each other, for this process and its children; call it before rclpy.init.
+
+    What the environment already says wins. `profile` is loopback, lan or none; without one, KI_DDS decides,
+    and without that loopback.
+
+    Returns:
+        The profile in force: a name, or the path that was set from outside.
+    """
+    environment = os.environ if environment is None else environment
+    preset = environment.get('FASTRTPS_DEFAULT_PROFILES_FILE') or environment.get('FASTDDS_DEFAULT_PROFILES_FILE')
+    if preset:
+        return preset
+    profile = profile or environment.get('KI_DDS', 'loopback')
+    if profile not in DDS_PROFILES:
+        raise NodeError(f'Unknown DDS profile {profile!r} (KI_DDS or dds:). Choose one of: {", ".join(DDS_PROFILES)}.')
+    if profile == 'none':
+        return profile
+    path = str(config_file(f'dds/{profile}.xml'))
+    # Fast DDS 2 (up to Jazzy) reads the first name, Fast DDS 3 (from Kilted on) the second.
+    environment['FASTRTPS_DEFAULT_PROFILES_FILE'] = environment['FASTDDS_DEFAULT_PROFILES_FILE'] = path
+    environment.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST' if profile == 'loopback' else 'SUBNET')
+    if profile == 'loopback' and environment.get('ROS_DISTRO') == 'humble':
+        environment.setdefault('ROS_LOCALHOST_ONLY', '1')
+    return profile
+
+
+def use_own_dds_profile() -> str:
+    """`use_dds_profile` for a node that is started by its own name, by `ros2 launch` or by hand.
+
+    A sourced ROS 2 keeps its ways there, unless KI_DDS asks for others: a robot of several machines must not be
+    narrowed to one of them without a word.
+    """
+    sourced = 'ROS_DISTRO' in os.environ and 'KI_DDS' not in os.environ
+    return use_dds_profile('none' if sourced else '')
+
+
+def message_class(name: str) -> Any:
+    """The class of an interface named as ROS names it: 'sensor_msgs/msg/Image', 'x_msgs/action/Y_Goal'.
+
+    Raises:
+        NodeError: the package or the type is not installed here.
+    """
+    package, _, rest = name.partition('/')
+    kind, _, type_name = rest.partition('/')
+    try:
+        return functools.reduce(getattr, type_name.split('_'), importlib.import_module(f'{package}.{kind}'))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise NodeError(f'The message type {name} is not installed here: install or build {package}.') from error
+
+
+def checked_topic(name: str) -> str:
+    """A topic as someone typed it, which rcl would refuse only once a node uses it.
+
+    Raises:
+        NodeError: it is no name of a topic.
+    """
+    from rclpy.exceptions import NameValidationException
+    from rclpy.validate_topic_name import validate_topic_name
+
+    try:
+        validate_topic_name(name)
+    except NameValidationException as error:
+        why = str(error).splitlines()[0].partition(': ')[2].rstrip(':')
+        raise NodeError(f'Topic {name!r} is no name: {why}.') from error
+    return name
+
+
+def start() -> None:
+    """Starts ROS for a command; Ctrl-C arrives as KeyboardInterrupt there, not as a closed context below it.
+
+    Raises:
+        NodeError: the environment names a domain or a profile that is none, or what else ROS refuses.
+    """
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    domain_id()
+    use_dds_profile()
+    try:
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise NodeError(f'ROS 2 does not start: {error}') from error
+
+
+@contextlib.contextmanager
+def node(name: str, **options: Any) -> Iterator[Any]:
+    """A node for the length of a `with` block, with ROS started before and shut down after."""
+    import rclpy
+
+    start()
+    try:
+        made = rclpy.create_node(name, **options)
+        try:
+            yield made
+        finally:
+            made.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+
+
+def spin_until(node: Any, condition: Any, timeout_s: float) -> bool:
+    """Spins until `condition()` holds or the time is over; says whether it held."""
+    import rclpy
+
+    end = time.monotonic() + timeout_s
+    while not condition():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        rclpy.spin_once(node, timeout_sec=min(left, 0.1))
+    return True
+
+
+def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
+    """A subscription QoS that hears every publisher of a topic: the weakest that any of them offers.
+
+    A reliable subscription hears nothing from a best-effort publisher, and says nothing about it.
+    """
+    from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+    offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+    reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
+    latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def spin_until_signal(node: Any, seconds: float = math.inf) -> None:
+    """Spins a node until SIGINT, SIGTERM or the end of the time, and leaves ROS running for last words."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+
+    told: list[int] = []
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+
+    def stop(number: int, _: Any) -> None:
+        told.append(number)
+        executor.wake()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        end = time.monotonic() + seconds
+        while not told and rclpy.ok() and time.monotonic() < end:
+            executor.spin_once(timeout_sec=min(0.5, max(end - time.monotonic(), 0.0)))
+    except ExternalShutdownException:
+        pass
+    finally:
+        executor.remove_node(node)
+        executor.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def offered_qos(text: str, depth: int = 10) -> Any:
+    """A publisher QoS that does what a bag says was offered: the strongest of the offers; reliable without any.
+
+    Args:
+        text: YAML list of offers, policies as numbers (up to Jazzy) or names (from Kilted on).
+        depth: Messages kept for a slow subscriber.
+    """
+    import yaml
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    offers = (yaml.safe_load(text) if text else None) or []
+    latched = any(str(offer.get('durability')) in {'1', 'transient_local'} for offer in offers)
+    qos = QoSProfile(depth=max([depth, *(int(offer.get('depth', 0)) for offer in offers)]))
+    if latched:
+        qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+    return qos

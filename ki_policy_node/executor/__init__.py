@@ -1,0 +1,1 @@
+"""The chunk executor: from chunks to commands, within limits, without a model."""

@@ -1,0 +1,385 @@
+"""The chunk executor: a process of its own between policy and controllers, without a model and without torch.
+
+The IO thread stores what arrives; a dispatch thread ticks at the control rate. What is decided is in `follower`, what
+is sent in `outputs`. If the policy process dies, this one holds the robot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from ki_msgs.msg import ActionChunk as ActionChunkMessage
+from ki_msgs.msg import PolicyStatus, SafetyEvent
+from nav_msgs.msg import Odometry
+from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+
+from ki_policy_node.common import diagnostics, process
+from ki_policy_node.common.parameters import Parameters, Setting
+from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
+from ki_policy_node.errors import NodeError
+from ki_policy_node.executor.chunk_follower import Follower, Hold
+from ki_policy_node.executor.outputs import Output, Plan, in_the_way, make_output
+from ki_policy_node.executor.safety import Event, Kind, Severity, State, rules_of
+from ki_robot.contract.contract import load_contract
+from ki_robot.contract.limits import action_limits, read_limits
+from ki_robot.contract.names import interface_of
+from ki_robot.errors import Reason, Rejected
+from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+
+WATCH_S = 0.1
+DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
+LOOKING = 'looks for its controllers'
+FOLLOWED = (PolicyStatus.STATE_RUNNING,)
+ENDED = (PolicyStatus.STATE_READY, PolicyStatus.STATE_DRY_RUN, PolicyStatus.STATE_UNCONFIGURED)
+
+SETTINGS = (
+    Setting('robot', '', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
+    Setting('rate', 100.0, 'Control rate [Hz].', 1.0, 1000.0),
+    Setting('enabled', False, 'Whether to command the robot from the start; else call ~/enable.'),
+    Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
+    Setting('state_timeout', 0.2, 'Age of the measured state [s] at which to hold.', 0.01, 10.0),
+    Setting('status_timeout', 0.25, 'Silence of the policy node [s] at which to hold; 0: do not watch it.', 0.0, 10.0),
+    Setting('chunk_timeout', 0.0, 'Time without a new chunk [s] at which to hold; 0: the end of the chunk.', 0.0, 60.0),
+    Setting('start_jump', 0.3, 'Farthest command of a new chunk: what full speed covers in this time [s].', 0.01, 10.0),
+    Setting('max_observation_age', 2.0, 'Of the observation behind a new chunk [s].', 0.05, 60.0),
+    Setting('on_limit', 'clamp', 'What to do with a chunk beyond a limit.', choices=('clamp', 'reject')),
+    Setting('limits_file', '', 'URDF or joint_limits YAML of the robot; the tighter of its limits and the contract.'),
+    Setting('max_tracking_error', 0.5, 'Setpoint to measured pose [rad or m]; 0: do not watch.', 0.0, 10.0),
+    Setting('require_controllers', True, 'Hold while nobody subscribes to a command topic.'),
+    Setting('exclusive', True, 'Hold while somebody else publishes on a command topic.'),
+)
+
+
+class ChunkExecutor(LifecycleNode):
+    """Wiring of the executor; every decision is the follower's."""
+
+    def __init__(self) -> None:
+        super().__init__('chunk_executor', automatically_declare_parameters_from_overrides=True)
+        self._follower: Follower | None = None
+        self._outputs: list[Output] = []
+        self._inputs: list[Any] = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._dispatch: threading.Thread | None = None
+        self._lateness = diagnostics.Durations()
+        self._blocked = ''
+        self._begin_s = 0.0
+        self._said = ''
+        self._jump: Any = None
+        self.parameters = Parameters(self, SETTINGS, lambda: self._follower is not None)
+        self._state_pub = self.create_publisher(String, '~/state', LATCHED)
+        self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
+        self._applied_pub = self.create_publisher(JointState, '~/applied_command', NEWEST)
+        self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
+        self.create_timer(WATCH_S, self._watch, clock=process.STEADY)
+        self.create_timer(1.0, self._diagnose, clock=process.STEADY)
+        self._say('unconfigured')
+
+    def autostart(self) -> bool:
+        """Whether to configure and activate without being asked."""
+        return bool(self.parameters['autostart'])
+
+    # Lifecycle.
+
+    def on_configure(self, state: LifecycleState) -> Any:
+        """Reads the contract, makes every publisher and subscription."""
+        done = process.told(self, self._configure, state, self._publish_state)
+        if done != process.TransitionCallbackReturn.SUCCESS:
+            self._forget()
+        return done
+
+    def _configure(self, state: LifecycleState) -> None:
+        contract = load_contract(self.parameters['robot'])
+        files = [read_limits(Path(name)) for name in (self.parameters['limits_file'],) if name]
+        limits, rules = action_limits(contract, *files), rules_of(self.parameters)
+        measured = set(contract.state_names)
+        for column in contract.actions:
+            if interface_of(column.name) == 'position' and column.name not in measured:
+                raise NodeError(
+                    f'Robot {contract.name} commands {column.name} but does not measure it, so no hold is possible; '
+                    'add it to the state of the contract.'
+                )
+        for spec in contract.outputs:
+            self._outputs.append(make_output(self, spec, contract))
+        self._follower = Follower(contract, limits, rules, round(1e9 / self.parameters['rate']))
+        for stream in contract.state_streams:
+            columns = joint_columns(contract, stream)
+            kind = JointState if stream.type == 'joint_state' else Odometry
+            self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
+        self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
+        self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
+        self._inputs += hear_everybody(self, Bool, 'estop', self._on_estop)
+        self._jump = process.on_clock_jump(self, self._on_clock_jump)
+        self._say('inactive')
+
+    def on_activate(self, state: LifecycleState) -> Any:
+        """Starts to tick; commands only once enabled."""
+        return process.told(self, self._activate, state, self._publish_state)
+
+    def _activate(self, state: LifecycleState) -> None:
+        assert self._follower is not None
+        if self.parameters['enabled']:
+            self._follower.enable(True, time.monotonic_ns())
+        self._stopping.clear()
+        # Nothing is commanded before the first look has found every controller.
+        self._blocked, self._begin_s = LOOKING, time.monotonic()
+        self._dispatch = threading.Thread(target=self._run, name='dispatch', daemon=True)
+        self._dispatch.start()
+
+    def on_deactivate(self, state: LifecycleState) -> Any:
+        """Holds, then falls silent."""
+        self._last_word('deactivated')
+        self._say('inactive')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> Any:
+        """Frees what configure made."""
+        self._forget()
+        self._say('unconfigured')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> Any:
+        """Holds."""
+        self._last_word('shut down')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """The end of the process: the hold goes out and is acknowledged before the context dies."""
+        self._last_word('the executor ends')
+        self._say('ended')
+
+    def _forget(self) -> None:
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for output in self._outputs:
+            output.close()
+        if self._jump is not None:
+            self._jump.unregister()
+        self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
+
+    def _last_word(self, reason: str) -> None:
+        self._stopping.set()
+        if self._dispatch is not None:
+            self._dispatch.join(1.0)
+            self._dispatch = None
+        if self._follower is None:
+            return
+        with self._lock:
+            action = self._follower.last_word(reason, time.monotonic_ns())
+            self._send(action, self._now_ns())
+        process.flush([output.publisher for output in self._outputs if output.publisher is not None])
+
+    # What arrives.
+
+    def _listen(self, kind: type, topic: str, callback: Any, qos: QoSProfile) -> None:
+        self._inputs.append(
+            self.create_subscription(kind, topic, callback, qos, event_callbacks=on_incompatible(self, topic))
+        )
+
+    def _follow(self, act: Callable[[Follower], None]) -> None:
+        """Tells the follower something, under the lock; a message that comes after the cleanup is for nobody."""
+        follower = self._follower
+        if follower is not None:
+            with self._lock:
+                act(follower)
+
+    def _on_state(self, stream: Any, columns: list[str]) -> Any:
+        def store(message: Any) -> None:
+            steady_ns = time.monotonic_ns()
+            try:
+                if stream.type == 'joint_state':
+                    values = joint_values(message, columns, stream.prefix, stream.extra_joints)
+                else:
+                    values = odometry_values(message, columns)
+            except Rejected as error:
+                text, non_finite = str(error), error.reason is Reason.NON_FINITE
+                self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
+                self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
+                return
+            pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp_ns(message.header) or steady_ns
+            self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns))
+
+        return store
+
+    def _on_chunk(self, message: Any) -> None:
+        steady_ns = time.monotonic_ns()
+        try:
+            chunk = to_chunk(message)
+        except Rejected as error:
+            text = str(error)
+            self._follow(lambda follower: follower.on_invalid_chunk(text, steady_ns))
+            return
+        self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns))
+
+    def _on_status(self, message: Any) -> None:
+        running, ended = message.state in FOLLOWED, message.state in ENDED
+        text, steady_ns = message.message or 'not running', time.monotonic_ns()
+        self._follow(lambda follower: follower.on_status(running, ended, text, steady_ns))
+
+    def _on_estop(self, message: Any) -> None:
+        self._follow(lambda follower: follower.on_estop(message.data, time.monotonic_ns()))
+
+    def _on_clock_jump(self, seconds: float) -> None:
+        self._follow(lambda follower: follower.on_clock_jump(seconds, time.monotonic_ns()))
+
+    def _on_enable(self, request: Any, response: Any) -> Any:
+        response.success = self._follower is not None and self._dispatch is not None
+        if not response.success:
+            response.message = 'The executor is not active; configure and activate it first.'
+            return response
+        assert self._follower is not None
+        with self._lock:
+            self._follower.enable(request.data, time.monotonic_ns())
+            state, reason = self._follower.state, self._follower.reason
+        response.message = 'enabled' if request.data else 'disabled'
+        if state is State.FAULT:
+            response.success, response.message = False, f'In fault: {reason} Call ~/reset_fault.'
+        return response
+
+    def _on_reset_fault(self, request: Any, response: Any) -> Any:
+        if self._follower is None:
+            response.success, response.message = False, 'The executor is not configured.'
+            return response
+        with self._lock:
+            response.message = self._follower.reset_fault()
+        response.success = not response.message
+        return response
+
+    # What goes out.
+
+    def _run(self) -> None:
+        """The dispatch thread: one tick a period on the steady clock, a missed one is not made up for."""
+        period_ns = round(1e9 / self.parameters['rate'])
+        applied_every = max(1, round(self.parameters['rate'] / 20.0))
+        due_ns, count = time.monotonic_ns(), 0
+        while not self._stopping.is_set():
+            due_ns += period_ns
+            wait_ns = due_ns - time.monotonic_ns()
+            if wait_ns > 0:
+                time.sleep(wait_ns / 1e9)
+            steady_ns = time.monotonic_ns()
+            self._lateness.add(steady_ns - due_ns)
+            if steady_ns - due_ns > period_ns:
+                due_ns = steady_ns
+            count += 1
+            try:
+                self._tick(steady_ns, count % applied_every == 0)
+            except Exception as error:
+                self._fail(error)
+
+    def _tick(self, steady_ns: int, show: bool) -> None:
+        assert self._follower is not None
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            now_ns = self._now_ns()
+            if self._blocked:
+                self._follower.stop(self._blocked, steady_ns)
+            action = self._follower.tick(now_ns, steady_ns)
+            self._send(action, now_ns)
+            events, self._follower.events = self._follower.events, []
+            state, reason = self._follower.state, self._follower.reason
+        for event in events:
+            self._publish_event(event, now_ns)
+            self.get_logger().warning(event.message)
+        if show and action is not None:
+            self._publish_applied(action, now_ns)
+        self._say(f'{state.value}: {reason}' if reason else state.value)
+
+    def _send(self, action: Plan | Hold | None, now_ns: int) -> None:
+        if isinstance(action, Plan):
+            for output in self._outputs:
+                output.command(action, now_ns)
+        elif isinstance(action, Hold):
+            for output in self._outputs:
+                output.hold(action.pose_N, now_ns, action.again)
+
+    def _fail(self, error: Exception) -> None:
+        """A fault of our own: hold once, and keep it."""
+        assert self._follower is not None
+        self.get_logger().error(f'The dispatch failed, the robot holds: {type(error).__name__}: {error}')
+        with self._lock:
+            self._follower.stop(f'{type(error).__name__}: {error}', time.monotonic_ns())
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            self._publish_state(text)
+            self.get_logger().info(text)
+
+    def _publish_state(self, text: str) -> None:
+        self._said = text
+        self._state_pub.publish(String(data=text))
+
+    def _publish_event(self, event: Event, now_ns: int) -> None:
+        message = SafetyEvent(kind=event.kind.value, severity=event.severity.value, chunk_id=event.chunk_id)
+        message.step, message.interface_name, message.message = event.step, event.column, event.message
+        message.value, message.limit = event.value, event.limit
+        set_time(message.header.stamp, now_ns)
+        self._event_pub.publish(message)
+
+    def _publish_applied(self, action: Plan | Hold, now_ns: int) -> None:
+        values_N = action.setpoint_N if isinstance(action, Plan) else action.pose_N
+        assert self._follower is not None
+        names = self._follower.contract.action_names
+        self._applied_pub.publish(fill_joint_state(JointState(), names, values_N, now_ns))
+
+    # What is watched.
+
+    def _watch(self) -> None:
+        """Controllers that do not listen, and strangers that command the same topic."""
+        if self._follower is None or self._dispatch is None:
+            return
+        blocked, strangers = in_the_way(
+            self, self._outputs, self.parameters['exclusive'], self.parameters['require_controllers']
+        )
+        settling = time.monotonic() - self._begin_s < DISCOVERY_S
+        if blocked and settling:
+            blocked = LOOKING
+        elif blocked and blocked != self._blocked:
+            self.get_logger().error(blocked)
+            if strangers > 0:
+                event = Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, blocked, value=float(strangers))
+                self._publish_event(event, self._now_ns())
+        if self._blocked and not blocked:
+            with self._lock:
+                self._follower.unblock()
+        self._blocked = blocked
+
+    def _diagnose(self) -> None:
+        follower = self._follower
+        state = follower.state if follower is not None else State.DISABLED
+        level = {State.HOLD: diagnostics.WARN, State.FAULT: diagnostics.ERROR}.get(state, diagnostics.OK)
+        if self._blocked not in ('', LOOKING):
+            level = diagnostics.ERROR
+        values = {
+            'state': state.value,
+            'lateness p50 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(50)),
+            'lateness p99 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(99)),
+            'lateness max [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(100)),
+        }
+        name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
+        line = diagnostics.status(level, name, self._blocked or self._said, self.parameters['robot'], values)
+        self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process `chunk_executor`."""
+    return process.run(ChunkExecutor, arguments)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""The words of safety: states of the executor, interventions, and the rules they follow from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ki_robot.actions.guard import GuardPolicy, Kind
+
+__all__ = ['Event', 'Kind', 'Rules', 'Severity', 'State', 'rules_of']
+
+
+class State(str, Enum):
+    """What the executor does."""
+
+    DISABLED = 'disabled'
+    IDLE = 'idle'
+    RUN = 'run'
+    HOLD = 'hold'
+    FAULT = 'fault'
+
+
+class Severity(Enum):
+    """How hard; the values of ki_msgs/SafetyEvent."""
+
+    INFO = 0
+    CLAMPED = 1
+    REJECTED = 2
+    FAULT = 3
+
+
+@dataclass(frozen=True)
+class Event:
+    """One intervention."""
+
+    kind: Kind
+    severity: Severity
+    message: str
+    chunk_id: int = 0
+    step: int = 0
+    column: str = ''
+    value: float = 0.0
+    limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When the executor stops following. Times in ns, 0 switches a watchdog off.
+
+    state_timeout_ns: age of the measured state. status_timeout_ns: silence of the policy node, which speaks many
+    times a second. chunk_timeout_ns: time since the last chunk, beside the end of the chunk itself.
+    max_tracking_error: distance [rad or m] of the setpoint from the measured pose, when it lasts longer than
+    `tracking_time_ns`. release_ns: how long the hold after a run is repeated. guard: what a chunk must keep.
+    """
+
+    state_timeout_ns: int = 200_000_000
+    status_timeout_ns: int = 250_000_000
+    chunk_timeout_ns: int = 0
+    max_tracking_error: float = 0.5
+    tracking_time_ns: int = 500_000_000
+    release_ns: int = 1_000_000_000
+    guard: GuardPolicy = field(default_factory=GuardPolicy)
+
+
+def rules_of(parameters: Any) -> Rules:
+    """The rules as the parameters of the executor say: seconds there, nanoseconds here."""
+
+    def ns(name: str) -> int:
+        return round(parameters[name] * 1e9)
+
+    excess = parameters['on_limit']
+    guard = GuardPolicy(excess, excess, excess, jump_s=parameters['start_jump'], max_age_ns=ns('max_observation_age'))
+    times = {name + '_ns': ns(name) for name in ('state_timeout', 'status_timeout', 'chunk_timeout')}
+    return Rules(**times, max_tracking_error=parameters['max_tracking_error'], guard=guard)

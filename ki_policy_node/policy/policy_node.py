@@ -1,0 +1,390 @@
+"""The policy node: cameras, joint states and an instruction in, chunks of timed commands out.
+
+The IO thread stores messages, answers services and tells how things are; the inference thread owns the engine. What is
+computed is in `inference`, what is observed in `ki_robot.observation`, when a chunk is made and when not in `runner`:
+this file connects them to ROS.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from ki_msgs.action import RunPolicy
+from ki_msgs.msg import ActionChunk as ActionChunkMessage
+from ki_msgs.msg import Instruction, PolicyStatus
+from ki_msgs.srv import LoadPolicy, SetInstruction
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.lifecycle import LifecycleNode, LifecycleState
+from std_srvs.srv import Trigger
+
+from ki_common.errors import KiError
+from ki_policy_node.common import process
+from ki_policy_node.common.parameters import Parameters, Setting
+from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
+from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.backends import (
+    BACKENDS,
+    COMMISSIONING,
+    LOADS,
+    MOTIONS,
+    Commissioning,
+    Wanted,
+    check_fits,
+    open_policy,
+)
+from ki_policy_node.policy.inference import MODES, Planner, Timing
+from ki_policy_node.policy.run import Run, checked_instruction
+from ki_policy_node.policy.runner import Runner
+from ki_policy_node.policy.status_report import Report
+from ki_robot.actions.chunk import ActionChunk
+from ki_robot.contract.contract import Camera, Contract, load_contract
+from ki_robot.messages.arrays import from_chunk, time_ns
+
+Status = PolicyStatus
+Result = RunPolicy.Result
+
+SETTINGS = (
+    Setting('robot', '', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
+    Setting('bundle', '', 'Folder of the policy bundle; not read with backend commissioning.'),
+    Setting('backend', 'auto', 'What computes.', choices=BACKENDS),
+    Setting(
+        'dry_run', True, 'Infer, and publish on ~/dry_run_chunk only; nothing that moves listens there.', live=True
+    ),
+    Setting('instruction', '', 'What to do until told otherwise.'),
+    Setting('mode', 'rtc', 'How chunks follow each other.', choices=MODES),
+    Setting('execute_steps', 25, 'Steps of a chunk after which the next is planned.', 1, 999),
+    Setting('ensemble_coefficient', 0.01, 'Of mode temporal_ensemble: exp(-c i), from the oldest on.', 0.0, 10.0),
+    Setting('frame_wait', 0.05, 'How long a due inference waits for a fresh frame of every camera [s].', 0.0, 1.0),
+    Setting('inference_timeout', 5.0, 'An inference longer than this [s] is a fault.', 0.1, 600.0),
+    Setting(
+        'status_rate', 20.0, 'How often ~/status is sent [Hz]; the executor holds when it falls silent.', 1.0, 100.0
+    ),
+    Setting('strict_backend', False, 'Refuse to run when the backend asked for cannot be had.'),
+    Setting('threads', 0, 'Of an engine on the CPU; 0: its own choice.', 0, 256),
+    Setting('seed', 0, 'Of the noise that flow matching starts from.', 0, 2**31 - 1),
+    Setting('denoise_steps', 0, 'From noise to actions; 0: as the bundle was exported, else 10.', 0, 100),
+    Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
+    Setting('run_on_activate', False, 'Start a run as soon as the node is active.'),
+    Setting('motion', 'hold', 'Of backend commissioning.', choices=MOTIONS),
+    Setting('amplitude', 0.05, 'Of backend commissioning: swing [rad or m].', 0.0, 3.0),
+    Setting('period', 4.0, 'Of backend commissioning: one swing [s].', 0.1, 600.0),
+    Setting('latency', 0.0, 'Of backend commissioning: time of an inference [s].', 0.0, 60.0),
+    Setting('load', 'wait', 'Of backend commissioning: what it does in that time.', choices=LOADS),
+)
+
+
+class PolicyNode(LifecycleNode):
+    """Wiring of the policy node."""
+
+    def __init__(self) -> None:
+        super().__init__('policy_node', automatically_declare_parameters_from_overrides=True)
+        self._inputs: list[Any] = []
+        self._jump: Any = None
+        self._result: Any = None
+        self._report = Report(self)
+        self._runner = Runner(self, self._report)
+        self.parameters = Parameters(self, SETTINGS, lambda: self._runner.contract is not None)
+        self._chunk_pub = self.create_publisher(ActionChunkMessage, '~/action_chunk', NEWEST)
+        self._dry_pub = self.create_publisher(ActionChunkMessage, '~/dry_run_chunk', NEWEST)
+        self._status_pub = self.create_publisher(PolicyStatus, '~/status', LATCHED)
+        self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_service(Trigger, '~/start', self._on_start)
+        self.create_service(Trigger, '~/stop', self._on_stop)
+        self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
+        self.create_service(SetInstruction, '~/set_instruction', self._on_set_instruction)
+        self.create_service(LoadPolicy, '~/load_policy', self._on_load_policy)
+        hear_everybody(self, Instruction, 'instruction', self._on_instruction)
+        self._server = ActionServer(
+            self,
+            RunPolicy,
+            '~/run',
+            execute_callback=self._on_goal_end,
+            goal_callback=self._on_goal,
+            handle_accepted_callback=self._on_accepted,
+            cancel_callback=self._on_cancel,
+        )
+        self.create_timer(1.0 / self.parameters['status_rate'], self._watch, clock=process.STEADY)
+        self.create_timer(1.0, self._diagnose, clock=process.STEADY)
+        self.publish_status()
+
+    def autostart(self) -> bool:
+        """Whether to configure and activate without being asked."""
+        return bool(self.parameters['autostart'])
+
+    # Lifecycle.
+
+    def on_configure(self, state: LifecycleState) -> Any:
+        """Loads the policy, checks it against the robot, warms it up, subscribes."""
+        done = process.told(self, self._configure, state, self._report.say)
+        if done != process.TransitionCallbackReturn.SUCCESS:
+            self._report.state = Status.STATE_UNCONFIGURED
+            self._forget()
+        self.publish_status()
+        return done
+
+    def _configure(self, state: LifecycleState) -> None:
+        contract = load_contract(self.parameters['robot'])
+        if self.parameters['instruction']:
+            self._runner.instruction = checked_instruction(self.parameters['instruction'], 'parameter')
+        planner = self._load(contract, self.parameters['bundle'])
+        needs_words = self.parameters['backend'] != COMMISSIONING
+        self._runner.configure(contract, planner, needs_words, round(self.parameters['frame_wait'] * 1e9))
+        for stream in (*contract.cameras, *contract.state_streams):
+            self._inputs.append(
+                self.create_subscription(
+                    message_type(stream),
+                    stream.topic,
+                    self._store(stream.name, isinstance(stream, Camera)),
+                    INPUT_QOS,
+                    event_callbacks=on_incompatible(self, stream.topic),
+                )
+            )
+        self._jump = process.on_clock_jump(self, self._runner.on_clock_jump)
+        self._report.ready(planner.policy)
+
+    def _load(self, contract: Contract, bundle: str, validate_only: bool = False) -> Planner:
+        """A checked, warm policy. The engine is made and run by the one thread that will use it."""
+        self._report.state = Status.STATE_LOADING
+        self._report.say(f'loading {bundle or self.parameters["backend"]}')
+        self.publish_status()
+        value = self.parameters
+        motion = Commissioning(*(value[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load')))
+        engine = (value['strict_backend'], value['threads'], value['seed'], value['denoise_steps'])
+        wanted = Wanted(value['backend'], bundle, motion, *engine)
+        timing = Timing(*(value[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
+
+        def load() -> Planner:
+            policy = open_policy(wanted, contract, timing)
+            try:
+                check_fits(policy.policy_id, policy.contract, contract)
+                planner = Planner(policy, timing)
+                if not validate_only:
+                    policy.warm_up()
+            except BaseException:
+                policy.close()
+                raise
+            return planner
+
+        made: Planner = self._runner.worker.call(load)
+        return made
+
+    def on_activate(self, state: LifecycleState) -> Any:
+        """Ready to run; runs at once when asked to."""
+        self._runner.active = True
+        if self.parameters['run_on_activate']:
+            try:
+                self._runner.begin(Run(dry_run=False))
+            except KiError as error:  # in fault: the node is active, and waits for the reset
+                self.get_logger().error(str(error))
+        self.publish_status()
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> Any:
+        """Ends the run."""
+        self._runner.active = False
+        self._runner.end(Result.TERMINATION_DEACTIVATED, 'the node was deactivated')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> Any:
+        """Frees the engine and the inputs; not while an inference hangs, which still uses them."""
+        if stuck := self._runner.stuck(self._timeout_ns()):
+            self.get_logger().error(stuck)
+            return process.TransitionCallbackReturn.FAILURE
+        self._forget()
+        self._report.state = Status.STATE_UNCONFIGURED
+        self._report.say('cleaned up')
+        self.publish_status()
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> Any:
+        """Ends the run."""
+        self._runner.active = False
+        self._runner.end(Result.TERMINATION_DEACTIVATED, 'the node was shut down')
+        return process.TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """The end of the process: the executor reads that the run is over, and holds."""
+        self._runner.active = False
+        self._runner.end(Result.TERMINATION_DEACTIVATED, 'the node ends')
+        self._report.state = Status.STATE_UNCONFIGURED
+        self._report.say('the node ends')
+        self.publish_status()
+        process.flush([self._status_pub])
+        if self._runner.planner is not None and self._runner.busy_since_ns is None:
+            self._forget()
+        self._runner.worker.close()
+
+    def _timeout_ns(self) -> int:
+        return round(self.parameters['inference_timeout'] * 1e9)
+
+    def _forget(self) -> None:
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        if self._jump is not None:
+            self._jump.unregister()
+        self._inputs, self._jump = [], None
+        self._runner.forget()
+
+    # What arrives.
+
+    def _store(self, name: str, camera: bool) -> Any:
+        def store(message: Any) -> None:
+            self._runner.store(name, camera, message)
+
+        return store
+
+    def _on_instruction(self, message: Any) -> None:
+        text, instruction_id = self._runner.instruction
+        if text and message.text.strip() == text and message.id in ('', instruction_id):
+            return  # heard already
+        try:
+            self._runner.take_instruction(message.text, message.id)
+        except KiError as error:
+            self.get_logger().error(str(error))
+
+    def _on_set_instruction(self, request: Any, response: Any) -> Any:
+        try:
+            words = request.instruction
+            response.instruction_id = self._runner.take_instruction(words.text, words.id)
+            response.success = True
+        except KiError as error:
+            response.success, response.message, response.instruction_id = False, str(error), self._runner.instruction[1]
+        return response
+
+    def _on_load_policy(self, request: Any, response: Any) -> Any:
+        begin_ns = time.monotonic_ns()
+        try:
+            if self._runner.run is not None:
+                raise NodeError('A run is on; stop it before loading another policy.')
+            if reason := self._runner.stuck(self._timeout_ns()) or self._runner.fault():
+                response.success, response.message = False, reason
+                return response
+            contract = self._runner.contract or load_contract(self.parameters['robot'])
+            made = self._load(contract, request.path or self.parameters['bundle'], request.validate_only)
+            response.success, response.policy_id = True, made.policy.policy_id
+            self._runner.replace(made, request.validate_only or self._runner.contract is None)
+        except KiError as error:
+            response.success, response.message = False, str(error)
+            self.get_logger().error(str(error))
+        response.load_time.sec, response.load_time.nanosec = divmod(time.monotonic_ns() - begin_ns, 1_000_000_000)
+        if self._runner.planner is not None:
+            self._report.ready(self._runner.planner.policy)
+        else:
+            self._report.state = Status.STATE_UNCONFIGURED
+            self._report.say(response.message)
+        self.publish_status()
+        return response
+
+    # Runs.
+
+    def _on_start(self, request: Any, response: Any) -> Any:
+        try:
+            self._runner.begin(Run(dry_run=False))
+            response.success = True
+            response.message = 'dry run: parameter dry_run is true' if self.parameters['dry_run'] else 'running'
+        except KiError as error:
+            response.success, response.message = False, str(error)
+        return response
+
+    def _on_stop(self, request: Any, response: Any) -> Any:
+        response.success = self._runner.run is not None
+        response.message = '' if response.success else 'No run is on.'
+        self._runner.end(Result.TERMINATION_CANCELED, 'stopped')
+        return response
+
+    def _on_reset_fault(self, request: Any, response: Any) -> Any:
+        response.message = self._runner.reset_fault()
+        response.success = not response.message
+        return response
+
+    def _on_goal(self, goal: Any) -> Any:
+        try:
+            self._runner.may_begin()
+            if goal.instruction.text or not self._runner.instruction[0]:
+                checked_instruction(goal.instruction.text, goal.instruction.id)
+        except KiError as error:
+            self.get_logger().error(f'Goal refused. {error}')
+            return GoalResponse.REJECT
+        return GoalResponse.ACCEPT
+
+    def _on_accepted(self, handle: Any) -> None:
+        """Starts the run; the goal's own callback is called when it is over, so that no thread waits for it."""
+        goal = handle.request
+        if goal.instruction.text:
+            self._runner.take_instruction(goal.instruction.text, goal.instruction.id)
+        self._runner.begin(Run(dry_run=goal.dry_run, max_duration_ns=time_ns(goal.max_duration), goal=handle))
+
+    def _on_cancel(self, handle: Any) -> Any:
+        run = self._runner.run
+        if run is None or run.goal is not handle:
+            return CancelResponse.REJECT
+        self._runner.finish = (Result.TERMINATION_CANCELED, 'canceled')
+        return CancelResponse.ACCEPT
+
+    def _on_goal_end(self, handle: Any) -> Any:
+        result = self._result
+        if handle.is_cancel_requested:
+            handle.canceled()
+        elif result.success:
+            handle.succeed()
+        else:
+            handle.abort()
+        return result
+
+    def on_run_end(self, run: Run, termination: int, message: str) -> None:
+        """Ends the goal that asked for a run."""
+        if run.goal is not None:
+            self._result = run.result(termination, message)
+            run.goal.execute()
+
+    # What goes out.
+
+    def publish_chunk(self, chunk: ActionChunk, dry: bool) -> None:
+        """Sends a chunk to the executor; in a dry run, to where nothing that moves listens."""
+        contract = self._runner.contract
+        assert contract is not None
+        frame = next((output.frame_id for output in contract.outputs if output.frame_id), '')
+        publisher = self._dry_pub if dry else self._chunk_pub
+        publisher.publish(from_chunk(chunk, ActionChunkMessage(), frame))
+
+    def publish_status(self) -> None:
+        """Tells how things are."""
+        with self._runner.lock:
+            self._status_pub.publish(self._status())
+
+    def _status(self) -> PolicyStatus:
+        return self._report.message_now(self._runner.buffer, self._runner.planner, self.now_ns())
+
+    def _watch(self) -> None:
+        """Twenty times a second."""
+        if self._runner.watch(self._timeout_ns()):
+            run = self._runner.run
+            if run is not None and run.goal is not None:
+                feedback = RunPolicy.Feedback(status=self._status())
+                feedback.elapsed.sec, feedback.elapsed.nanosec = divmod(run.elapsed_ns, 1_000_000_000)
+                run.goal.publish_feedback(feedback)
+        self.publish_status()
+
+    def _diagnose(self) -> None:
+        with self._runner.lock:
+            lines = self._report.diagnostics(self._runner.buffer, self._runner.planner, self.now_ns())
+        self._diagnostics_pub.publish(lines)
+
+    def dry_run(self) -> bool:
+        """Whether chunks must not reach the robot, whatever a run asks for."""
+        return bool(self.parameters['dry_run'])
+
+    def now_ns(self) -> int:
+        """ROS time."""
+        return int(self.get_clock().now().nanoseconds)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process `policy_node`."""
+    return process.run(PolicyNode, arguments)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

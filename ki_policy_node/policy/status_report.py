@@ -1,0 +1,167 @@
+"""What the policy node says of itself: its state, why it holds, its times, its streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ki_msgs.msg import PolicyStatus, StreamHealth
+
+from ki_policy_node.common import diagnostics
+from ki_policy_node.policy.inference import Planned, Planner, Policy
+from ki_policy_node.policy.run import Run
+from ki_robot.messages.arrays import set_time
+from ki_robot.observation.buffer import ObservationBuffer
+from ki_robot.observation.observation import Hold, StreamReport, StreamState
+
+_CODES = {
+    Hold.UNSYNCHRONIZED: PolicyStatus.HOLD_UNSYNCHRONIZED,
+    Hold.CLOCK_JUMP: PolicyStatus.HOLD_CLOCK_JUMP,
+    Hold.NO_INSTRUCTION: PolicyStatus.HOLD_NO_INSTRUCTION,
+}
+_STREAM_LEVELS = {StreamState.OK: diagnostics.OK, StreamState.STALE: diagnostics.STALE}
+_STATES = {
+    value: name.removeprefix('STATE_').lower()
+    for name, value in vars(PolicyStatus).items()
+    if name.startswith('STATE_') and isinstance(value, int)
+}
+
+
+def hold_code(hold: Hold) -> int:
+    """The reason of an observation buffer as PolicyStatus has it."""
+    return int(_CODES.get(hold, PolicyStatus.HOLD_STALE_OBSERVATION))
+
+
+class Report:
+    """The state of the node as others see it; callers hold the node's lock.
+
+    Args:
+        node: Whose names and clock are used.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self.state = int(PolicyStatus.STATE_UNCONFIGURED)
+        self.hold_reason = int(PolicyStatus.HOLD_NONE)
+        self.message = ''
+        self._policy: tuple[str, str] = ('', '')
+        self._instruction_id = ''
+        self._run: Run | None = None
+        self._dry = True
+        self._planned: Planned | None = None
+        self._cycle = diagnostics.Durations()
+        self._age = diagnostics.Durations()
+
+    def say(self, message: str) -> None:
+        """Sets the sentence of the status."""
+        self.message = message
+
+    def ready(self, policy: Policy) -> None:
+        """Loaded, no run."""
+        self.state, self.hold_reason, self.message = PolicyStatus.STATE_READY, PolicyStatus.HOLD_NONE, ''
+        self._policy = (policy.policy_id, policy.backend)
+
+    def begin(self, run: Run, dry: bool) -> None:
+        """A run begins."""
+        self._run, self._dry, self._planned = run, dry, None
+        self._cycle.clear()
+        self._age.clear()
+        self._go('waits for the first chunk')
+
+    def shows(self, dry: bool) -> bool:
+        """Takes up that a run is now dry, or is no longer; True when that is news."""
+        if dry == self._dry:
+            return False
+        self._dry = dry
+        if self.state in (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_DRY_RUN):
+            self._go('dry run' if dry else 'waits for the first chunk')
+        return True
+
+    def chunk(self, planned: Planned, run: Run, dry: bool, cycle_ns: int, age_ns: int) -> None:
+        """A chunk went out, `cycle_ns` after its observation was sampled, `age_ns` after that was stamped."""
+        self._dry, self._planned = dry, planned
+        self._instruction_id = planned.chunk.instruction_id
+        self._cycle.add(cycle_ns - planned.inferred.inference_ns)
+        self._age.add(age_ns - planned.inferred.inference_ns)
+        self._go('dry run' if dry else '')
+
+    def hold(self, code: int, message: str) -> bool:
+        """A run is on and makes no chunks; True when that is news."""
+        if self.state == PolicyStatus.STATE_FAULT:
+            return False
+        news = self.state != PolicyStatus.STATE_HOLDING or self.hold_reason != code
+        self.state, self.hold_reason, self.message = PolicyStatus.STATE_HOLDING, code, message
+        return news
+
+    def fault(self, code: int, message: str) -> None:
+        """Latched until reset."""
+        self.state, self.hold_reason, self.message = PolicyStatus.STATE_FAULT, code, message
+
+    def _go(self, message: str) -> None:
+        self.state = PolicyStatus.STATE_DRY_RUN if self._dry else PolicyStatus.STATE_RUNNING
+        self.hold_reason, self.message = PolicyStatus.HOLD_NONE, message
+
+    def message_now(self, buffer: ObservationBuffer | None, planner: Planner | None, now_ns: int) -> PolicyStatus:
+        """The whole status."""
+        made = PolicyStatus(state=self.state, hold_reason=self.hold_reason, message=self.message)
+        set_time(made.header.stamp, now_ns)
+        made.policy_id, made.backend = self._policy
+        made.instruction_id = self._instruction_id
+        if self._run is not None:
+            made.chunks_published, made.chunks_dropped = self._run.published, self._run.dropped
+        current = planner.current if planner is not None else None
+        if current is not None:
+            made.steps_queued = min(max(current.horizon - max(current.index_at(now_ns), 0), 0), current.horizon)
+        if self._planned is not None:
+            inferred, chunk = self._planned.inferred, self._planned.chunk
+            set_time(made.preprocess_time, inferred.preprocess_ns)
+            set_time(made.inference_time, inferred.inference_ns)
+            set_time(made.postprocess_time, inferred.postprocess_ns)
+            set_time(made.observation_to_action, max(0, chunk.start_ns - chunk.observation_ns))
+        if buffer is not None:
+            made.streams = [self._stream(each) for each in buffer.health(now_ns)]
+        return made
+
+    def _stream(self, each: StreamReport) -> StreamHealth:
+        topic = self._node.resolve_topic_name(each.topic)
+        made = StreamHealth(key=each.name, topic=topic, state=int(each.state), rate=each.rate_hz)
+        made.received, made.rejected = each.received, sum(each.rejected.values())
+        set_time(made.age, max(0, each.age_ns or 0))
+        set_time(made.max_age, each.max_age_ns)
+        return made
+
+    def diagnostics(self, buffer: ObservationBuffer | None, planner: Planner | None, now_ns: int) -> Any:
+        """The same for /diagnostics, one line for the node and one for every stream."""
+        name = self._node.get_fully_qualified_name().lstrip('/')
+        run = self._run
+        level = {
+            PolicyStatus.STATE_FAULT: diagnostics.ERROR,
+            PolicyStatus.STATE_HOLDING: diagnostics.WARN,
+        }.get(self.state, diagnostics.OK)
+        if self.state == PolicyStatus.STATE_UNCONFIGURED and self.message:
+            level = diagnostics.ERROR
+        expected_ns = planner.expected_latency_ns if planner is not None else 0
+        values: dict[str, object] = {
+            'policy': self._policy[0],
+            'backend': self._policy[1],
+            'chunks published': run.published if run is not None else 0,
+            'chunks dropped': run.dropped if run is not None else 0,
+            'inference p50 [ms]': diagnostics.milliseconds(run.inference.percentile_ns(50)) if run is not None else 0.0,
+            'inference p99 [ms]': diagnostics.milliseconds(run.inference.percentile_ns(99)) if run is not None else 0.0,
+            # Both without the engine: from sampling, and from the oldest stamp, to the published chunk.
+            'node p50 [ms]': diagnostics.milliseconds(self._cycle.percentile_ns(50)),
+            'node p99 [ms]': diagnostics.milliseconds(self._cycle.percentile_ns(99)),
+            'stamp to chunk p50 [ms]': diagnostics.milliseconds(self._age.percentile_ns(50)),
+            'stamp to chunk p99 [ms]': diagnostics.milliseconds(self._age.percentile_ns(99)),
+            'expected latency [ms]': diagnostics.milliseconds(expected_ns),
+        }
+        message = f'{_STATES[self.state]}: {self.message}' if self.message else _STATES[self.state]
+        lines = [diagnostics.status(level, f'{name}: policy', message, self._policy[0], values)]
+        for each in buffer.health(now_ns) if buffer is not None else ():
+            level = _STREAM_LEVELS.get(each.state, diagnostics.ERROR)
+            about = {'rate [Hz]': each.rate_hz, 'received': each.received}
+            about |= {f'rejected: {reason}': count for reason, count in each.rejected.items()}
+            if each.age_ns is not None:
+                about['age [ms]'] = diagnostics.milliseconds(each.age_ns)
+            text = each.last_error or each.state.name.lower()
+            lines.append(diagnostics.status(level, f'{name}: {each.name}', text, each.topic, about))
+        return diagnostics.array(self._node.get_clock().now().to_msg(), lines)

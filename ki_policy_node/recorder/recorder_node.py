@@ -1,0 +1,349 @@
+"""Episodes into bags: one rosbag2 folder per episode, of serialized messages as they came, with markers.
+
+Nothing is decoded: subscriptions are raw, and a thread writes to disk. Topics are subscribed before an episode
+begins, so its first messages are there; latched ones (`/tf_static`, instructions) are written at the start of each.
+
+    action   ~/record            RecordEpisode; cancelling ends and keeps
+    service  ~/start_recording   StartRecording
+             ~/stop_recording    StopRecording, with the outcome
+             ~/discard_episode   Trigger
+    topic    episode             EpisodeMarker, latched; also written into the bag
+
+    parameters: folder (bags), prefix (episode), topics ([]: all that are not hidden), compression (none | lz4 | zstd),
+                cache_mib (256), task (when set, an episode of this task begins at once)
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from ki_msgs.action import RecordEpisode
+from ki_msgs.msg import EpisodeMarker, StreamHealth
+from ki_msgs.srv import StartRecording, StopRecording
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
+from rclpy.subscription import Subscription
+from rclpy.task import Future
+from rosgraph_msgs.msg import Clock as ClockMessage
+from std_srvs.srv import Trigger
+
+from ki_bags.errors import BagError
+from ki_common.errors import KiError
+from ki_policy_node.common import process, ros
+from ki_policy_node.errors import NodeError
+from ki_policy_node.recorder.episode_writer import Channel, EpisodeWriter, definition_of, qos_text
+
+DISCOVERY_S = 0.25
+FEEDBACK_S = 0.2
+DEPTH = 1000  # of every subscription: a stall of this process must not cost messages
+LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
+
+
+@dataclass
+class Stream:
+    """One topic that is listened to."""
+
+    channel: Channel
+    latched: deque[tuple[bytes, int]] | None
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    received: int = 0
+    dropped: int = 0
+
+    def health(self) -> StreamHealth:
+        """As the feedback of the action shows it."""
+        now = time.monotonic()
+        age_s = now - self.arrivals[-1] if self.arrivals else 0.0
+        message = StreamHealth(key=self.channel.name, topic=self.channel.name)
+        message.state = StreamHealth.STATE_OK if self.arrivals else StreamHealth.STATE_NEVER_RECEIVED
+        message.age.sec, message.age.nanosec = int(age_s), int(age_s % 1 * 1e9)
+        message.rate = float(sum(now - arrival < 1.0 for arrival in self.arrivals))
+        message.received, message.rejected = self.received, self.dropped
+        return message
+
+
+@dataclass
+class Episode:
+    """The episode that is being recorded."""
+
+    writer: EpisodeWriter
+    index: int
+    task: str
+    policy_id: str
+    start_ns: int
+    finished: Future = field(default_factory=Future)
+
+
+class Recorder(Node):
+    """The node; see the head of this file for its interface."""
+
+    def __init__(self, **options: Any) -> None:
+        """Declares parameters, services and the action, and begins to listen."""
+        super().__init__('recorder', **options)
+        self.folder = Path(self.declare_parameter('folder', 'bags').value).expanduser()
+        self.prefix = str(self.declare_parameter('prefix', 'episode').value)
+        self.topics = list(self.declare_parameter('topics', Parameter.Type.STRING_ARRAY).value or [])
+        self.compression = str(self.declare_parameter('compression', 'none').value)
+        self.cache_bytes = int(self.declare_parameter('cache_mib', 256).value) << 20
+        self.episode: Episode | None = None
+        self.streams: dict[str, Stream] = {}
+        self._unrecordable: set[str] = set()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._markers = self.create_publisher(EpisodeMarker, 'episode', latched)
+        self._marker_channel = Channel(
+            self._markers.topic_name,
+            'ki_msgs/msg/EpisodeMarker',
+            qos_text([latched]),
+            *definition_of('ki_msgs/msg/EpisodeMarker'),
+        )
+        self.create_service(StartRecording, '~/start_recording', self._on_start)
+        self.create_service(StopRecording, '~/stop_recording', self._on_stop)
+        self.create_service(Trigger, '~/discard_episode', self._on_discard)
+        self._action = ActionServer(
+            self,
+            RecordEpisode,
+            '~/record',
+            self._on_record,
+            goal_callback=lambda goal: GoalResponse.REJECT if self.episode else GoalResponse.ACCEPT,
+            cancel_callback=lambda goal: CancelResponse.ACCEPT,
+        )
+        self._goal: Any = None
+        self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
+        if self.get_parameter('use_sim_time').value:
+            qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+            self.create_subscription(ClockMessage, '/clock', with_time(self._on_clock), qos)
+        # On its own clock: where simulated time stands still, topics are to be found all the same.
+        self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(FEEDBACK_S, self._tick)
+        self.discover()
+        if task := str(self.declare_parameter('task', '').value):
+            self.start(task)
+
+    # -- listening
+
+    def wants(self, name: str) -> bool:
+        """Whether a topic is to be recorded: listed, or any that is not hidden where none is listed."""
+        if name == self._markers.topic_name:
+            return False
+        if self.topics:
+            return name in {self.resolve_topic_name(topic) for topic in self.topics}
+        return '/_' not in name and name not in {'/rosout', '/parameter_events'}
+
+    def discover(self) -> None:
+        """Subscribes to wanted topics that have appeared."""
+        for name, types in self.get_topic_names_and_types():
+            if name in self.streams or name in self._unrecordable or not self.wants(name):
+                continue
+            offers = self.get_publishers_info_by_topic(name)
+            if not offers:
+                continue
+            try:
+                self._listen(name, types[0], offers)
+            except NodeError as error:
+                self._unrecordable.add(name)
+                self.get_logger().warning(f'{name} is not recorded: {error}')
+
+    def _listen(self, name: str, type_name: str, offers: list[Any]) -> None:
+        cls, (definition, digest) = ros.message_class(type_name), definition_of(type_name)
+        qos = ros.matching_qos(self, name, DEPTH)
+        latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        channel = Channel(name, type_name, qos_text([offer.qos_profile for offer in offers]), definition, digest)
+        # An instruction of an earlier episode has no place in this one.
+        kept = LATCHED_KEPT if name.endswith('tf_static') else len(offers)
+        stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
+
+        self.create_subscription(cls, name, with_time(lambda data, ns: self._store(stream, data, ns)), qos, raw=True)
+
+    def _store(self, stream: Stream, data: bytes, sent_ns: int) -> None:
+        stream.received += 1
+        stream.arrivals.append(time.monotonic())
+        if stream.latched is not None:
+            stream.latched.append((data, sent_ns))
+        if self.episode and not self.episode.writer.write(stream.channel, self._log_ns(sent_ns), data, sent_ns):
+            stream.dropped += 1
+
+    def _on_clock(self, message: ClockMessage, sent_ns: int) -> None:
+        self._clock_history.append((sent_ns, message.clock.sec * 10**9 + message.clock.nanosec))
+
+    def _log_ns(self, sent_ns: int) -> int:
+        """When a message counts as logged: now; in simulated time, what the clock said when it was sent.
+
+        Simulated time may run at several times the wall clock, and a few milliseconds in a queue are steps then.
+        """
+        said = next((time_ns for told_ns, time_ns in reversed(self._clock_history) if told_ns <= sent_ns), None)
+        return self.get_clock().now().nanoseconds if said is None else said
+
+    # -- episodes
+
+    def start(self, task: str, policy_id: str = '', path: Path | None = None) -> Episode:
+        """Opens an episode in `path`, or in the next free folder.
+
+        Raises:
+            NodeError: one is open already.
+            BagError: the folder cannot be made.
+        """
+        if self.episode:
+            raise NodeError(f'Episode {self.episode.index} is being recorded; stop it first.')
+        self.discover()
+        index = next_index(self.folder, self.prefix)
+        writer = EpisodeWriter(path or self.folder / f'{self.prefix}_{index:04d}', self.compression, self.cache_bytes)
+        start_ns = self.get_clock().now().nanoseconds
+        for stream in self.streams.values():
+            stream.received = stream.dropped = 0
+            for data, sent_ns in stream.latched or ():
+                writer.write(stream.channel, start_ns, data, sent_ns)
+        self.episode = Episode(writer, index, task, policy_id, start_ns)
+        self._mark(EpisodeMarker.PHASE_START, EpisodeMarker.OUTCOME_UNLABELED)
+        self.get_logger().info(f'recording {writer.path}: {task}')
+        return self.episode
+
+    def stop(self, outcome: int = EpisodeMarker.OUTCOME_UNLABELED) -> tuple[Episode, Path | None]:
+        """Ends the episode; returns it with the folder of its bag, None when it was discarded.
+
+        Raises:
+            NodeError: none is open.
+            BagError: the disk failed on the way.
+        """
+        if not self.episode:
+            raise NodeError('No episode is being recorded; start one first.')
+        self._mark(EpisodeMarker.PHASE_END, outcome)
+        episode, self.episode = self.episode, None
+        path = None
+        try:
+            path = episode.writer.close(keep=outcome != EpisodeMarker.OUTCOME_DISCARD)
+        finally:
+            episode.finished.set_result((path, episode.writer.error))
+        if episode.writer.dropped:
+            self.get_logger().error(f'{episode.writer.dropped} messages were dropped: the disk is too slow (cache_mib)')
+        self.get_logger().info(f'{path or "discarded"}: {episode.writer.messages} messages')
+        return episode, path
+
+    def _mark(self, phase: int, outcome: int) -> None:
+        assert self.episode
+        marker = EpisodeMarker(phase=phase, episode_index=self.episode.index, task=self.episode.task, outcome=outcome)
+        marker.policy_id = self.episode.policy_id
+        now = self.get_clock().now()
+        marker.header.stamp = now.to_msg()
+        self._markers.publish(marker)
+        self.episode.writer.write(self._marker_channel, now.nanoseconds, serialize_message(marker))
+
+    # -- services and the action
+
+    def _on_start(self, request: StartRecording.Request, response: StartRecording.Response) -> StartRecording.Response:
+        try:
+            episode = self.start(request.task, request.policy_id)
+        except (NodeError, BagError) as error:
+            response.message = str(error)
+            return response
+        response.success, response.uri, response.episode_index = True, str(episode.writer.path), episode.index
+        return response
+
+    def _on_stop(self, request: StopRecording.Request, response: StopRecording.Response) -> StopRecording.Response:
+        try:
+            if request.outcome > EpisodeMarker.OUTCOME_DISCARD:
+                raise NodeError(f'outcome {request.outcome} is no EpisodeMarker.OUTCOME_*.')
+            _, path = self.stop(request.outcome)
+        except (NodeError, BagError) as error:
+            response.message = str(error)
+            return response
+        response.success, response.uri = True, str(path or '')
+        return response
+
+    def _on_discard(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            episode, _path = self.stop(EpisodeMarker.OUTCOME_DISCARD)
+        except (NodeError, BagError) as error:
+            response.message = str(error)
+            return response
+        response.success, response.message = True, f'episode {episode.index} is discarded'
+        return response
+
+    async def _on_record(self, goal: Any) -> RecordEpisode.Result:
+        result = RecordEpisode.Result()
+        try:
+            episode = self.start(goal.request.task, goal.request.policy_id)
+        except (NodeError, BagError) as error:
+            result.message = str(error)
+            goal.abort()
+            return result
+        self._goal = goal
+        path, result.message = await episode.finished
+        self._goal = None
+        result.success, result.uri, result.episode_index = path is not None, str(path or ''), episode.index
+        result.messages = episode.writer.messages
+        elapsed_ns = self.get_clock().now().nanoseconds - episode.start_ns
+        result.duration.sec, result.duration.nanosec = divmod(max(elapsed_ns, 0), 10**9)
+        if goal.is_cancel_requested:
+            goal.canceled()
+        elif result.success:
+            goal.succeed()
+        else:
+            goal.abort()
+        return result
+
+    def _tick(self) -> None:
+        """Ends an episode whose time is over, that is cancelled, or whose disk has failed; otherwise feedback."""
+        episode, goal = self.episode, self._goal
+        if not episode:
+            return
+        elapsed_ns = self.get_clock().now().nanoseconds - episode.start_ns
+        limit = goal.request.max_duration if goal else None
+        limit_ns = limit.sec * 10**9 + limit.nanosec if limit else 0
+        if episode.writer.error or (goal and goal.is_cancel_requested) or 0 < limit_ns <= elapsed_ns:
+            try:
+                self.stop()
+            except BagError as error:
+                self.get_logger().error(str(error))
+        elif goal:
+            feedback = RecordEpisode.Feedback(bytes_written=episode.writer.bytes)
+            feedback.elapsed.sec, feedback.elapsed.nanosec = divmod(max(elapsed_ns, 0), 10**9)
+            feedback.streams = [stream.health() for stream in self.streams.values()]
+            goal.publish_feedback(feedback)
+
+
+def with_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:
+    """A subscription's callback that passes a message with the wall time at which it was sent [ns].
+
+    Humble does not tell it; there the time of arrival stands for it.
+    """
+    if hasattr(Subscription, 'CallbackType'):
+        return lambda message, info: callback(message, info['source_timestamp'])
+    return lambda message: callback(message, time.time_ns())
+
+
+def next_index(folder: Path, prefix: str) -> int:
+    """One more than the highest number among the episodes of a folder, finished or not; 0 when there are none."""
+    pattern = re.compile(rf'{re.escape(prefix)}_(\d+)(\..*)?')
+    found = [pattern.fullmatch(path.name) for path in folder.glob(f'{prefix}_*')]
+    return max((int(match.group(1)) for match in found if match), default=-1) + 1
+
+
+def main() -> int:
+    """Runs the node until it is told to stop; an open episode is kept, unlabeled."""
+    try:
+        _, recorder = process.start(Recorder)
+        ros.spin_until_signal(recorder)
+        if recorder.episode:
+            recorder.stop()
+        recorder.destroy_node()
+    except KiError as error:
+        print(f'recorder: {error}', file=sys.stderr, flush=True)
+        return 2
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,261 @@
+"""Live against bag: do the chunks that a running node made of a played bag equal those made of the bag itself?
+
+A chunk of mode `latest` depends on its observation, its instruction and the seed alone, and the noise is drawn from the
+seed and the stamp of the state. So the same stamps must give the same chunk, however late a node was and whichever
+observations it took. H steps, N columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ki_bags.reader import open_bag
+from ki_policy_node.common.streams import joint_columns
+from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.inference import Planner, Policy
+from ki_policy_node.replay.bag_topics import match_topics
+from ki_policy_node.replay.replay import Replay
+from ki_policy_node.reports.web_page import table
+from ki_robot.actions.chunk import ActionChunk, Matrix
+from ki_robot.contract.contract import Camera, Contract, StateStream
+from ki_robot.errors import Rejected
+from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
+from ki_robot.observation.buffer import ObservationBuffer
+from ki_robot.observation.observation import Observation, build_observation, decode_camera
+
+MODE = 'latest'  # every other mode carries the chunk before, and how late it was, into the next one
+TOLERANCE = 1e-4  # rad, m or their rates: engines in two processes may add in another order
+STAMPS_SHOWN = 20
+OVERTAKING = 3  # messages of one stream that may have been the newest when one of another came
+Stamps = tuple[int, int]  # of the oldest input, and of the state
+Key = tuple[int, int, str]  # the same, and the instruction's id
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a running node published while a bag was played to it.
+
+    `words` are the instructions it was given, by id; `last_word` is what its status said at the end.
+    """
+
+    chunks: tuple[ActionChunk, ...]
+    words: Mapping[str, str] = field(default_factory=dict)
+    last_word: str = ''
+
+
+@dataclass(frozen=True, eq=False)
+class Parity:
+    """Chunks by the stamps of their observation: in both, and in one only (there the oldest stamp [ns])."""
+
+    names: tuple[str, ...]
+    pairs: tuple[tuple[ActionChunk, ActionChunk], ...]
+    only_live: tuple[int, ...]
+    only_replay: tuple[int, ...]
+
+    @property
+    def differences_MN(self) -> Matrix:
+        """The largest absolute difference of each pair, by column."""
+        return np.array([np.abs(live.data_HN - made.data_HN).max(axis=0) for live, made in self.pairs])
+
+    @property
+    def differing(self) -> int:
+        """How many pairs differ by more than the tolerance."""
+        return int((self.differences_MN.max(axis=1) > TOLERANCE).sum())
+
+
+def compare(found: Replay, heard: Heard, policy: Policy) -> Parity:
+    """Makes, from the bag, the chunk of every observation that the live node took, and lays the two side by side.
+
+    Args:
+        found: The replay of the same bag, at its own cadence: what it took and the node did not is told apart.
+        heard: What the node published.
+        policy: The one of the replay; warm.
+
+    Raises:
+        NodeError: the node ran another policy or published nothing, or no observation of its can be found in the bag.
+    """
+    if not heard.chunks:
+        why = f' It says: {heard.last_word}' if heard.last_word else ''
+        raise NodeError(f'The node published not one chunk while {found.bag} was played to it.{why}')
+    other = next((chunk for chunk in heard.chunks if chunk.policy_id != policy.policy_id), None)
+    if other is not None:
+        raise NodeError(f'The node runs policy {other.policy_id}, the replay {policy.policy_id}; name the same bundle.')
+    made = _retrace(found, heard, policy)
+    pairs = tuple((live, made[key_of(live)]) for live in heard.chunks if key_of(live) in made)
+    if not pairs:
+        raise NodeError(
+            f'Of the {len(heard.chunks)} chunks that the node published, not one rests on an observation that can be '
+            f'formed from {found.bag}, so nothing could be compared. Play it slower (--rate 0.5); streams with stamp: '
+            'receive carry the time of their arrival, and never agree.'
+        )
+    taken = {key_of(chunk)[:2] for chunk in heard.chunks}
+    own = [cycle.planned.raw for cycle in found.cycles]
+    return Parity(
+        found.contract.action_names,
+        pairs,
+        tuple(chunk.observation_ns for chunk in heard.chunks if key_of(chunk) not in made),
+        tuple(chunk.observation_ns for chunk in own if key_of(chunk)[:2] not in taken),
+    )
+
+
+def key_of(chunk: ActionChunk) -> Key:
+    """What a chunk says of the observation that it rests on."""
+    return chunk.observation_ns, chunk.start_ns, chunk.instruction_id
+
+
+def _retrace(found: Replay, heard: Heard, policy: Policy) -> dict[Key, ActionChunk]:
+    """The chunks of the bag at the stamps of the live ones.
+
+    Two stamps do not settle what every stream showed. First come the views that the bag gives in its own order; for a
+    live chunk that none of them explains, those where messages overtook each other by a few places on the way.
+    """
+    made: dict[Key, ActionChunk] = {}
+    for depth in (1, OVERTAKING):
+        wanted: dict[Stamps, list[ActionChunk]] = defaultdict(list)
+        for chunk in heard.chunks:
+            before = made.get(key_of(chunk))
+            if chunk.instruction_id in heard.words and (before is None or _distance(chunk, before) > TOLERANCE):
+                wanted[key_of(chunk)[:2]].append(chunk)
+        for view in views(found, set(wanted), depth) if wanted else ():
+            for live in wanted[view.stamp_ns, view.state_stamp_ns]:
+                _try(view, live, heard.words, Planner(policy, found.options.timing), made)
+    return made
+
+
+def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observation]:
+    """Every observation with some wanted stamps that can be made of the `depth` newest messages of each stream."""
+    bag, contract = open_bag(found.bag), found.contract
+    streams = match_topics(bag, contract, found.options.remap).streams
+    specs = {spec.name: spec for spec in (*contract.cameras, *contract.state_streams)}
+    states = {spec.name for spec in contract.state_streams}
+    starts = {start_ns for _, start_ns in wanted}
+    optional = {camera.name for camera in contract.cameras if not camera.required}
+    recent: dict[str, deque[_Message]] = {name: deque(maxlen=depth) for name in specs}
+    buffer = ObservationBuffer(contract)  # refuses what the node refuses
+    seen: set[tuple[int, ...]] = set()
+    for message in bag.messages(list(streams)):
+        name = streams[message.topic]
+        try:
+            decoded = bag.decode(message)
+        except Exception:  # damaged CDR raises nearly anything; the replay has counted it
+            continue
+        if not buffer.push(name, decoded, message.log_ns):
+            continue
+        recent[name].append(_Message(contract, specs[name], decoded))
+        if not starts & {each.stamp_ns for state in states for each in recent[state]}:
+            continue
+        choices = [[*reversed(recent[name]), *([None] if name in optional else [])] for name in specs]
+        for chosen in itertools.product(*choices):
+            used = {name: each for name, each in zip(specs, chosen, strict=True) if each is not None}
+            mark = tuple(0 if each is None else each.stamp_ns for each in chosen)
+            stamps = min(each.stamp_ns for each in used.values()), min(used[name].stamp_ns for name in states)
+            if stamps in wanted and mark not in seen:
+                seen.add(mark)
+                with contextlib.suppress(Rejected):  # a picture that does not decode: the node dropped it, too
+                    yield _observation(contract, used, states)
+
+
+def _observation(contract: Contract, used: Mapping[str, _Message], states: set[str]) -> Observation:
+    cameras = [name for name in used if name not in states]
+    return build_observation(
+        contract,
+        {name: used[name].value for name in cameras},
+        {name: used[name].stamp_ns for name in cameras},
+        {name: used[name].value for name in states},
+        {name: used[name].stamp_ns for name in states},
+    )
+
+
+class _Message:
+    """A message that the buffer took; read when it is asked for, once."""
+
+    def __init__(self, contract: Contract, spec: Camera | StateStream, message: Any) -> None:
+        self.stamp_ns = stamp_ns(message.header)
+        self._contract, self._spec, self._message = contract, spec, message
+
+    @functools.cached_property
+    def value(self) -> Any:
+        """An image, or the values of a state stream."""
+        spec = self._spec
+        if isinstance(spec, Camera):
+            return decode_camera(spec, self._message)
+        columns = joint_columns(self._contract, spec)
+        if spec.type == 'odometry':
+            return odometry_values(self._message, columns)
+        return joint_values(self._message, columns, spec.prefix, spec.extra_joints)
+
+
+def _try(
+    view: Observation, live: ActionChunk, words: Mapping[str, str], planner: Planner, made: dict[Key, ActionChunk]
+) -> None:
+    """The chunk of one view of the bag, kept if it is nearer to the live one than what was found before."""
+    told = replace(view, instruction=words[live.instruction_id], instruction_id=live.instruction_id)
+    chunk = planner.plan(told, 0, lambda: view.state_stamp_ns).raw
+    before = made.get(key_of(live))
+    if before is None or _distance(live, chunk) < _distance(live, before):
+        made[key_of(live)] = chunk
+
+
+def _distance(one: ActionChunk, other: ActionChunk) -> float:
+    return float(np.abs(one.data_HN - other.data_HN).max())
+
+
+def summary(parity: Parity) -> dict[str, Any]:
+    """The comparison as plain data; stamps in ns, differences in SI units."""
+    largest_N = parity.differences_MN.max(axis=0)
+    return {
+        'both': len(parity.pairs),
+        'only_live': list(parity.only_live),
+        'only_replay': list(parity.only_replay),
+        'tolerance': TOLERANCE,
+        'differing': parity.differing,
+        'largest_difference': float(largest_N.max()),
+        'largest_difference_by_column': dict(zip(parity.names, largest_N.tolist(), strict=True)),
+    }
+
+
+def failure(numbers: Mapping[str, Any]) -> str:
+    """Why live and bag do not agree; empty when they do."""
+    if not numbers['differing']:
+        return ''
+    return (
+        f'{numbers["differing"]} of {numbers["both"]} chunks differ between the live node and the replay, by '
+        f'{numbers["largest_difference"]:.3g} at most'
+    )
+
+
+def section(numbers: Mapping[str, Any]) -> list[str]:
+    """The part of the report, as HTML.
+
+    Args:
+        numbers: Of `summary`.
+    """
+    both, tolerance = numbers['both'], numbers['tolerance']
+    said = failure(numbers) or f'all {both} chunks with the same stamps are equal within {tolerance:g}'
+    rows = [(name, f'{value:.3g}') for name, value in numbers['largest_difference_by_column'].items()]
+    counts = [('both', both), ('only live', len(numbers['only_live'])), ('only replay', len(numbers['only_replay']))]
+    return [
+        '<h2>Live node and bag</h2>',
+        f'<p>The bag was played over DDS to a running policy node: {html.escape(said)}.</p>',
+        table(('chunks, by the stamps of their observation', ''), counts),
+        '<p><small>Only live: the view that the node took cannot be made of the bag. Only replay: an '
+        'observation that the replay took at its own pace, and the node did not.</small></p>',
+        _stamps(numbers['only_live']),
+        table(('largest difference', ''), rows),
+    ]
+
+
+def _stamps(only_live: Sequence[int]) -> str:
+    if not only_live:
+        return ''
+    shown = ', '.join(f'{stamp / 1e9:.3f}' for stamp in only_live[:STAMPS_SHOWN])
+    return f'<p><small>Oldest stamps of the chunks that are only live [s]: {shown}.</small></p>'

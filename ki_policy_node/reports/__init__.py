@@ -1,0 +1,1 @@
+"""Reports for people: HTML pages, films, numbers of driven episodes."""

@@ -1,0 +1,1 @@
+"""Chunks of future commands: in time, between their steps, and within limits."""

@@ -1,0 +1,1 @@
+"""What a robot is: the contract of its cameras, columns, limits and controllers."""

@@ -1,0 +1,134 @@
+"""Limits from the robot's own files: a URDF or a ros2_control joint_limits YAML, beside the contract; tightest wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ki_common.errors import shown
+from ki_robot.contract.contract import Contract, Limits
+from ki_robot.errors import RobotError
+from ki_robot.fields import Fields, parse_yaml, read_text
+
+JointLimits = dict[str, Limits]  # by joint name: those of its position
+
+
+def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
+    """Position, velocity bounds of every joint with a `limit`, from URDF text (rad or m, and per second).
+
+    A continuous joint has no position bounds; fixed joints and mimics are left out (they take no commands). A velocity
+    of 0, which exporters write for "unknown", counts as not given.
+
+    Raises:
+        RobotError: Not XML, with a document type (entities can blow up), or a limit that is no number.
+    """
+    if '<!DOCTYPE' in text or '<!ENTITY' in text:
+        raise RobotError(f'{where} has a document type or entities; a URDF needs none, expand it with xacro.')
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise RobotError(f'{where} is not XML: {error}.') from error
+    if root.tag != 'robot':
+        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
+    found: JointLimits = {}
+    for joint in root.findall('joint'):
+        name, kind, limit = joint.get('name', ''), joint.get('type', ''), joint.find('limit')
+        if limit is None or kind == 'fixed' or joint.find('mimic') is not None:
+            continue
+        bounds = {} if kind == 'continuous' else {'lower': 0.0, 'upper': 0.0}  # the URDF's defaults
+        for key in ('lower', 'upper', 'velocity'):
+            value = limit.get(key)
+            if value is not None and not (kind == 'continuous' and key != 'velocity'):
+                bounds[key] = _number(value, f'{where}: joint {name!r} limit {key}')
+        if bounds.get('velocity') == 0.0:
+            del bounds['velocity']
+        found[name] = _checked(Limits(**bounds), f'{where}: joint {name!r}')
+    return found
+
+
+def limits_from_yaml(data: object, where: str = 'joint_limits') -> JointLimits:
+    """Bounds from the plain data of a joint_limits YAML: `joint_limits: {NAME: {has_position_limits: true, ...}}`.
+
+    A bound counts only where its `has_..._limits` is true, as in ros2_control; keys of other purposes are let pass. The
+    whole may be wrapped in `ros__parameters`, as in a controller's parameter file.
+    """
+    top = data
+    while isinstance(top, Mapping) and 'joint_limits' not in top and len(top) == 1:
+        top = next(iter(top.values()))
+    if not isinstance(top, Mapping) or not isinstance(top.get('joint_limits'), Mapping):
+        raise RobotError(f'{where} has no mapping joint_limits; write joint_limits: {{joint1: {{...}}}}.')
+    found: JointLimits = {}
+    for name, entry in top['joint_limits'].items():
+        fields = Fields(entry, f'{where}: joint_limits.{shown(name)}')
+        bounds: dict[str, float | None] = {}
+        if fields.flag('has_position_limits', False):
+            bounds['lower'], bounds['upper'] = fields.number('min_position'), fields.number('max_position')
+        if fields.flag('has_velocity_limits', False):
+            bounds['velocity'] = fields.number('max_velocity')
+        if fields.flag('has_acceleration_limits', False):
+            bounds['acceleration'] = fields.number('max_acceleration')
+        found[str(name)] = _checked(Limits(**bounds), fields.where)
+    return found
+
+
+def read_limits(path: Path) -> JointLimits:
+    """Limits from a file: .urdf or .xml is a URDF, anything else a joint_limits YAML."""
+    text = read_text(path)
+    if path.suffix in ('.urdf', '.xml'):
+        return limits_from_urdf(text, str(path))
+    return limits_from_yaml(parse_yaml(text, str(path)), str(path))
+
+
+def tightest(first: Limits, second: Limits) -> Limits:
+    """Bounds that keep both."""
+
+    def pick(name: str, choose: Callable[[list[float]], float]) -> float | None:
+        values = [value for value in (getattr(first, name), getattr(second, name)) if value is not None]
+        return choose(values) if values else None
+
+    return Limits(pick('lower', max), pick('upper', min), pick('velocity', min), pick('acceleration', min))
+
+
+def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ...]:
+    """The limits of every action column, in order: the contract's, tightened by files of the robot.
+
+    A file's position bounds hold for `NAME/position`; for `NAME/velocity` its velocity and acceleration do.
+
+    Raises:
+        RobotError: A file and the contract leave no room between lower and upper.
+    """
+    found = []
+    for column in contract.actions:
+        joint, _, interface = column.name.rpartition('/')
+        limits = column.limits
+        for source in sources:
+            if joint not in source or interface not in ('position', 'velocity'):
+                continue
+            other = source[joint]
+            if interface == 'velocity':
+                other = Limits(velocity=other.velocity, acceleration=other.acceleration)
+            limits = _checked(tightest(limits, other), f'{contract.name}: {column.name} together with the file')
+        found.append(limits)
+    return tuple(found)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise RobotError(f'{where} is {shown(text)}; write a finite number.')
+    return value
+
+
+def _checked(limits: Limits, where: str) -> Limits:
+    if limits.lower is not None and limits.upper is not None and limits.lower >= limits.upper:
+        raise RobotError(f'{where} has lower {limits.lower} and upper {limits.upper}; nothing lies between, mend one.')
+    for name in ('velocity', 'acceleration'):
+        value = getattr(limits, name)
+        if value is not None and value <= 0.0:
+            raise RobotError(f'{where} has {name} {value}; it must be above 0.')
+    return limits

@@ -1,0 +1,131 @@
+"""Messages to controllers read back as action columns: what a recorded robot was told, and what was in force when.
+
+Duck-typed like `messages`, so that rclpy's classes and what a bag holds are the same here.
+Letters: M commands, P points of one command, T times, n columns of one output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_robot.contract.names import joint_of
+from ki_robot.errors import Reason, Rejected
+from ki_robot.messages.arrays import stamp_ns, time_ns, twist_values
+
+Times = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
+TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
+# Output kind -> the message types that commands to it are read from; the first is the one that is written.
+MESSAGE_TYPES: dict[str, tuple[str, ...]] = {
+    'joint_trajectory': (TRAJECTORY,),
+    'forward_command': (ARRAY,),
+    'twist_stamped': (TWIST_STAMPED, TWIST),
+    'twist': (TWIST, TWIST_STAMPED),
+    'gripper': (ARRAY, TRAJECTORY),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One message to a controller: points (P, n) at `times_ns` (P,) after its start; a single point is a setpoint."""
+
+    times_ns: Times
+    values: Values
+
+
+def read_command(message: Any, columns: Sequence[str]) -> Command:
+    """A JointTrajectory, Float64MultiArray, Twist or TwistStamped as values in the order of an output's columns.
+
+    Raises:
+        Rejected: It lacks a joint, has another layout, or holds a value that is not finite.
+        RobotError: A column is no part of what the message can say.
+    """
+    if hasattr(message, 'points'):
+        command = _trajectory(message, columns)
+    elif hasattr(message, 'data'):
+        command = _array(message, columns)
+    else:
+        values = twist_values(getattr(message, 'twist', message), columns)
+        command = Command(np.zeros(1, dtype=np.int64), values[None])
+    if not np.isfinite(command.values).all():
+        raise Rejected(Reason.NON_FINITE, 'a command is not finite.')
+    return command
+
+
+def command_stamp_ns(message: Any) -> int | None:
+    """When a command begins by its own stamp; None where it begins on arrival, as a controller reads stamp 0."""
+    stamp = stamp_ns(message.header) if hasattr(message, 'header') else 0
+    return stamp if stamp > 0 else None
+
+
+def values_in_force(
+    starts_M: Times, commands: Sequence[Command], times_T: Times, timeout_ns: int | None = None
+) -> tuple[Values, NDArray[np.bool_]]:
+    """What a controller was told at some times.
+
+    A setpoint is in force until the next one. Within a trajectory the value is interpolated between its points; before
+    the first point, and after the last, that point is meant.
+
+    Args:
+        starts_M: When each command began, in order.
+        commands: Those commands, at least one.
+        times_T: The times that are asked for.
+        timeout_ns: Commands older than this are 0 (a base that hears nothing stands still); None: never.
+
+    Returns:
+        values (T, n), and whether a command was in force (T,): False before the first, unless there is a time-out.
+    """
+    row_T = np.searchsorted(starts_M, times_T, side='right') - 1
+    safe_T = np.maximum(row_T, 0)
+    if all(len(command.times_ns) == 1 for command in commands):
+        values = np.concatenate([command.values for command in commands])[safe_T]
+    else:
+        values = np.empty((len(times_T), commands[0].values.shape[1]))
+        for row in np.unique(safe_T):
+            steps = safe_T == row
+            command = commands[row]
+            after = (times_T[steps] - starts_M[row]).astype(np.float64)
+            times = command.times_ns.astype(np.float64)
+            values[steps] = np.stack([np.interp(after, times, column) for column in command.values.T], axis=1)
+    known_T = row_T >= 0
+    if timeout_ns is not None:
+        old_T = (times_T - starts_M[safe_T] > timeout_ns) | ~known_T
+        values = np.where(old_T[:, None], 0.0, values)
+        known_T = np.ones(len(times_T), dtype=bool)
+    return values, known_T
+
+
+def _trajectory(message: Any, columns: Sequence[str]) -> Command:
+    row = {name: index for index, name in enumerate(message.joint_names)}
+    joints = [joint_of(column) for column in columns]
+    for joint in joints:
+        if joint not in row:
+            raise Rejected(Reason.MISSING_NAME, f'a trajectory lacks {joint!r}; it has {", ".join(sorted(row))[:200]}.')
+    if not len(message.points):
+        raise Rejected(Reason.BAD_LAYOUT, 'a trajectory has no points.')
+    picked = [row[joint] for joint in joints]
+    values = np.empty((len(message.points), len(columns)))
+    times = np.empty(len(message.points), dtype=np.int64)
+    for index, point in enumerate(message.points):
+        positions = np.asarray(point.positions, dtype=np.float64)
+        if positions.size != len(row):
+            raise Rejected(Reason.BAD_LAYOUT, f'a trajectory point has {positions.size} positions, {len(row)} joints.')
+        values[index] = positions[picked]
+        times[index] = time_ns(point.time_from_start)
+    if (np.diff(times) <= 0).any():
+        raise Rejected(Reason.BAD_LAYOUT, 'the times of a trajectory do not rise.')
+    return Command(times, values)
+
+
+def _array(message: Any, columns: Sequence[str]) -> Command:
+    values = np.asarray(message.data, dtype=np.float64)
+    if values.shape != (len(columns),):
+        raise Rejected(Reason.BAD_LAYOUT, f'a command has {values.size} values; the contract has {len(columns)}.')
+    return Command(np.zeros(1, dtype=np.int64), values[None])

@@ -1,0 +1,192 @@
+"""Camera messages as uint8 RGB arrays of shape (height, width, 3).
+
+The same functions take rclpy messages (`data` is an `array.array`) and rosbags messages (`data` is a numpy array).
+Sizes are checked against the message's own numbers and a cap before anything is allocated. An rgb8 image without
+row padding comes back as a read-only view of the message: no copy, and the array keeps the message's buffer alive.
+Every other encoding costs one conversion pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_common.errors import shown
+from ki_robot.errors import Reason, Rejected
+
+MAX_IMAGE_BYTES = 64 << 20  # raw or decoded: a 4096 x 4096 RGB image fits, a forged header does not
+DEPTH_WHITE_MM = 10_000  # 16UC1 depth at and beyond this is white; 0 (no measurement) stays black
+
+Image = NDArray[np.uint8]
+
+# encoding -> (bytes per pixel, the conversion to RGB; None when it is RGB already).
+# 8UC3 names no colour order: OpenCV's, blue first, is what its publishers mean.
+_COLOUR: dict[str, tuple[int, int | None]] = {
+    'rgb8': (3, None),
+    'bgr8': (3, cv2.COLOR_BGR2RGB),
+    '8UC3': (3, cv2.COLOR_BGR2RGB),
+    'rgba8': (4, cv2.COLOR_RGBA2RGB),
+    'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    'mono8': (1, cv2.COLOR_GRAY2RGB),
+}
+ENCODINGS = (*_COLOUR, '16UC1')
+
+
+def decode_image(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
+    """A sensor_msgs/Image as RGB.
+
+    Args:
+        msg: height, width, encoding, is_bigendian, step and data as rclpy or rosbags give them.
+        max_bytes: Largest `data` accepted.
+
+    Returns:
+        uint8 (height, width, 3), C-contiguous; a read-only view for unpadded rgb8.
+        16UC1 (depth in mm) becomes grey, white at `DEPTH_WHITE_MM`.
+
+    Raises:
+        Rejected: The sizes contradict each other or the cap, or the encoding is unknown.
+    """
+    encoding = str(msg.encoding)
+    if encoding == '16UC1':
+        depth = decode_depth(msg, max_bytes)
+        grey = cv2.convertScaleAbs(np.minimum(depth, DEPTH_WHITE_MM), alpha=255.0 / DEPTH_WHITE_MM)
+        return _as_image(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
+    if encoding not in _COLOUR:
+        _rows(msg, 0, max_bytes)
+        return _through_cv_bridge(msg, encoding, max_bytes)
+    pixel_bytes, conversion = _COLOUR[encoding]
+    rows = _rows(msg, pixel_bytes, max_bytes)
+    height, width = int(msg.height), int(msg.width)
+    pixels = rows[:, : width * pixel_bytes].reshape(height, width, pixel_bytes)
+    if conversion is not None:
+        return _as_image(cv2.cvtColor(pixels, conversion))
+    if int(msg.step) != width * pixel_bytes:
+        return np.ascontiguousarray(pixels)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def decode_depth(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> NDArray[np.uint16]:
+    """A 16UC1 sensor_msgs/Image as uint16 (height, width) in the machine's byte order; millimetres by convention."""
+    if msg.encoding != '16UC1':
+        raise Rejected(Reason.UNKNOWN_ENCODING, f'depth has the encoding {shown(msg.encoding)}; publish 16UC1.')
+    rows = _rows(msg, 2, max_bytes)
+    values = np.ascontiguousarray(rows[:, : int(msg.width) * 2]).view('>u2' if msg.is_bigendian else '<u2')
+    return values.astype(np.uint16, copy=False)
+
+
+def decode_compressed(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
+    """A sensor_msgs/CompressedImage (JPEG or PNG, told by its bytes) as RGB.
+
+    Returns:
+        uint8 (height, width, 3). Transparency is dropped, and an EXIF rotation is not applied: cameras do not turn.
+
+    Raises:
+        Rejected: Neither JPEG nor PNG, truncated, larger than `max_bytes` once decoded, or not decodable.
+    """
+    data = as_bytes(msg.data)
+    if data.size > max_bytes:
+        raise Rejected(Reason.TOO_LARGE, f'compressed image has {data.size} bytes; at most {max_bytes} are accepted.')
+    width, height = compressed_size(data, str(msg.format))
+    if width * height * 3 > max_bytes:
+        raise Rejected(
+            Reason.TOO_LARGE,
+            f'compressed image decodes to {width} x {height} pixels; at most {max_bytes} bytes are accepted.',
+        )
+    try:
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise Rejected(Reason.UNDECODABLE, f'compressed image of {data.size} bytes does not decode.') from error
+    if decoded is None or decoded.shape[:2] != (height, width):
+        raise Rejected(Reason.UNDECODABLE, f'compressed image of {data.size} bytes does not decode.')
+    return _as_image(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded))
+
+
+def compressed_size(data: Image, label: str = '') -> tuple[int, int]:
+    """Width and height in the header of a JPEG or PNG, read without decoding it.
+
+    A file without its end marker is refused here: decoders fill the missing part with grey and say nothing.
+    """
+    head = data[:24].tobytes()
+    if head[:8] == b'\x89PNG\r\n\x1a\n' and len(head) == 24:
+        if b'IEND' not in data[-64:].tobytes():
+            raise Rejected(Reason.UNDECODABLE, f'PNG of {data.size} bytes has no end: it was cut off.')
+        return int.from_bytes(head[16:20], 'big'), int.from_bytes(head[20:24], 'big')
+    if head[:3] == b'\xff\xd8\xff':
+        return _jpeg_size(data.tobytes())
+    raise Rejected(
+        Reason.UNKNOWN_ENCODING, f'compressed image ({shown(label)}) is neither JPEG nor PNG; publish one of them.'
+    )
+
+
+def as_bytes(data: Any) -> Image:
+    """`data` of a message as a flat uint8 view: array.array, numpy array, bytes or memoryview."""
+    if isinstance(data, np.ndarray):
+        return data.reshape(-1).view(np.uint8)
+    try:
+        return np.frombuffer(data, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise Rejected(Reason.BAD_LAYOUT, f'image data is a {type(data).__name__}; a byte buffer is needed.') from error
+
+
+def _rows(msg: Any, pixel_bytes: int, max_bytes: int) -> Image:
+    """`data` as a view of shape (height, step), after the message's numbers were checked against each other."""
+    height, width, step = int(msg.height), int(msg.width), int(msg.step)
+    data = as_bytes(msg.data)
+    label = f'{width} x {height} {shown(msg.encoding)} image with step {step}'
+    if height <= 0 or width <= 0 or step < max(width * pixel_bytes, 1):
+        raise Rejected(Reason.BAD_LAYOUT, f'{label} is impossible: a row needs {max(width * pixel_bytes, 1)} bytes.')
+    if data.size > max_bytes or step * height > max_bytes:
+        raise Rejected(Reason.TOO_LARGE, f'{label} has {data.size} bytes; at most {max_bytes} are accepted.')
+    if data.size < step * height:
+        raise Rejected(Reason.SHORT_DATA, f'{label} has {data.size} bytes of data; it needs {step * height}.')
+    return data[: step * height].reshape(height, step)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the frame header of a JPEG (ITU T.81, B.2.2), whose end marker must be there."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if data.rfind(b'\xff\xd9', at) < 0:
+                raise Rejected(Reason.UNDECODABLE, f'JPEG of {len(data)} bytes has no end: it was cut off.')
+            height, width = int.from_bytes(data[at + 5 : at + 7], 'big'), int.from_bytes(data[at + 7 : at + 9], 'big')
+            return width, height
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    raise Rejected(Reason.UNDECODABLE, f'JPEG of {len(data)} bytes has no frame header: it was cut off or damaged.')
+
+
+def _through_cv_bridge(msg: Any, encoding: str, max_bytes: int) -> Image:
+    """The rarer encodings (bayer, yuv ...) by ROS's own cv_bridge, where ROS 2 brings one."""
+    try:
+        bridge = importlib.import_module('cv_bridge').CvBridge()
+    except ImportError as error:
+        raise Rejected(
+            Reason.UNKNOWN_ENCODING,
+            f'image encoding {shown(encoding)} is not among {", ".join(ENCODINGS)}; publish one of these, or '
+            "install ROS's cv_bridge (ros-<distro>-cv-bridge).",
+        ) from error
+    try:
+        image = np.ascontiguousarray(bridge.imgmsg_to_cv2(msg, desired_encoding='rgb8'))
+    except Exception as error:
+        # cv_bridge raises its own type, cv2.error, TypeError and RuntimeError for encodings it does not know.
+        raise Rejected(
+            Reason.UNKNOWN_ENCODING, f'image encoding {shown(encoding)}: cv_bridge cannot make rgb8 of it ({error}).'
+        ) from error
+    if image.nbytes > max_bytes:
+        raise Rejected(Reason.TOO_LARGE, f'image of {image.nbytes} bytes; at most {max_bytes} are accepted.')
+    return _as_image(image)
+
+
+def _as_image(array: Any) -> Image:
+    """`array` under its name: OpenCV types its results too widely to say that they are uint8."""
+    image: Image = array
+    return image

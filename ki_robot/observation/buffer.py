@@ -1,0 +1,362 @@
+"""The newest message of every stream, judged for age, order and agreement.
+
+The live node and a bag reader use it alike: messages are pushed with the time of their arrival, samples are taken at
+a time that is passed in, and no clock is read here. Callbacks only store a camera message; it is decoded when a sample
+needs it. Joint states and odometry are small and are read on arrival, so that a broken one is counted at once.
+
+One thread may push while another samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_common.errors import shown
+from ki_robot.contract.contract import Camera, Contract, StateStream
+from ki_robot.errors import Reason, Rejected, RobotError
+from ki_robot.messages.arrays import NS, Vector, joint_values, odometry_values, stamp_ns
+from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
+from ki_robot.observation.frozen_camera import FrozenWatch
+from ki_robot.observation.observation import (
+    Hold,
+    NotReady,
+    Observation,
+    Problem,
+    StreamReport,
+    StreamState,
+    build_observation,
+    decode_camera,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How strict the buffer is.
+
+    A stamp may lie `future_tolerance_ns` ahead of its arrival (clocks of two machines). A step of the clock backwards
+    by more than `jump_ns` empties the buffer. A camera is frozen when `frozen_frames` frames in a row are equal while
+    some state column moved by `frozen_motion` (its own unit): a still scene in front of a still robot is no fault.
+    """
+
+    future_tolerance_ns: int = 50_000_000
+    jump_ns: int = 50_000_000
+    frozen_frames: int = 5
+    frozen_motion: float = 0.05
+    require_instruction: bool = True
+    max_image_bytes: int = MAX_IMAGE_BYTES
+
+
+class _Entry:
+    """A stored message: its stamp, and the camera message or the state values; `image` once it is decoded."""
+
+    __slots__ = ('image', 'payload', 'stamp_ns')
+
+    def __init__(self, stamp: int, payload: Any) -> None:
+        self.stamp_ns = stamp
+        self.payload = payload
+        self.image: Image | None = None
+
+
+@dataclass
+class _Stream:
+    """One topic with its newest message and its counters."""
+
+    spec: Camera | StateStream
+    columns: tuple[str, ...] = ()
+    indices: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    newest: _Entry | None = None
+    last_stamp_ns: int = 0
+    frozen: FrozenWatch | None = None
+    received: int = 0
+    rejected: Counter[Reason] = field(default_factory=Counter)
+    last_reason: Reason | None = None
+    last_error: str = ''
+    arrivals: deque[int] = field(default_factory=lambda: deque(maxlen=512))
+
+    @property
+    def max_age_ns(self) -> int:
+        return round(self.spec.max_age_s * NS)
+
+    def refuse(self, error: Rejected) -> None:
+        self.rejected[error.reason] += 1
+        self.last_reason, self.last_error = error.reason, str(error)
+
+    def clear(self) -> None:
+        self.newest = None
+        self.last_stamp_ns = 0
+        self.arrivals.clear()
+        if self.frozen is not None:
+            self.frozen.clear()
+
+
+class ObservationBuffer:
+    """The newest message of every stream of a contract; `push` what arrives, `sample` when the policy is free."""
+
+    def __init__(self, contract: Contract, settings: Settings | None = None) -> None:
+        self.contract = contract
+        self.settings = settings or Settings()
+        self.epoch = 0
+        self._lock = threading.Lock()
+        self._now_ns = 0
+        self._instruction = ('', '')
+        self._state = np.full(len(contract.state), np.nan)
+        self._streams: dict[str, _Stream] = {}
+        for camera in contract.cameras:
+            watch = FrozenWatch(self.settings.frozen_frames, self.settings.frozen_motion)
+            self._streams[camera.name] = _Stream(camera, frozen=watch)
+        for spec in contract.state_streams:
+            indices = [index for index, column in enumerate(contract.state) if column.source == spec.name]
+            names = tuple(contract.state_names[index] for index in indices)
+            self._streams[spec.name] = _Stream(spec, names, np.array(indices, dtype=np.intp))
+
+    def set_instruction(self, text: str, instruction_id: str = '') -> None:
+        """The instruction of every later sample."""
+        with self._lock:
+            self._instruction = (text.strip(), instruction_id)
+
+    def flush(self) -> None:
+        """Forgets all messages and begins a new epoch: the clock jumped, or another bag begins."""
+        with self._lock:
+            self._flush()
+
+    def push(self, name: str, msg: Any, receive_ns: int) -> bool:
+        """Takes a message of the camera or state stream `name`; False when it was refused (and counted).
+
+        Args:
+            name: A camera or state stream of the contract.
+            msg: rclpy or rosbags message of the stream's type.
+            receive_ns: When it arrived, on the clock of its stamps: now, or the bag's receive time.
+        """
+        with self._lock:
+            self._tick(receive_ns)
+            stream = self._stream(name)
+            stream.received += 1
+            stream.arrivals.append(receive_ns)
+            try:
+                stamp = receive_ns if stream.spec.stamp == 'receive' else stamp_ns(msg.header)
+                self._check_stamp(stream, stamp, receive_ns)
+                if isinstance(stream.spec, Camera):
+                    self._look(stream, msg)
+                    stream.newest = _Entry(stamp, msg)
+                else:
+                    values = _state_values(stream.spec, stream.columns, msg)
+                    stream.newest = _Entry(stamp, values)
+                    self._state[stream.indices] = values
+            except Rejected as error:
+                stream.refuse(error)
+                return False
+            stream.last_stamp_ns, stream.last_reason, stream.last_error = stamp, None, ''
+            return True
+
+    def sample(self, now_ns: int) -> Observation | NotReady:
+        """The observation at `now_ns`, or every reason why there is none."""
+        problems, used, optional, (text, instruction_id), epoch = self._survey(now_ns)
+        if problems:
+            return NotReady(tuple(problems))
+        return self._build(used, optional, text, instruction_id, epoch)
+
+    def decode(self, names: Iterable[str]) -> None:
+        """Decodes the newest frames of some cameras ahead of `sample`, which then finds them done.
+
+        A frame that does not decode is left for `sample` to refuse.
+        """
+        for name in names:
+            stream = self._stream(name)
+            entry = stream.newest
+            if entry is not None and isinstance(stream.spec, Camera):
+                with contextlib.suppress(Rejected):
+                    self._picture(stream.spec, entry)
+
+    def state(self, now_ns: int) -> Vector | None:
+        """The state (S,) at `now_ns` whatever the cameras do; None while a state stream stands in the way."""
+        with self._lock:
+            self._tick(now_ns)
+            if any(self._judge(self._streams[spec.name], now_ns) for spec in self.contract.state_streams):
+                return None
+            return self._state.copy()
+
+    def problems(self, now_ns: int) -> tuple[Problem, ...]:
+        """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
+        return tuple(self._survey(now_ns)[0])
+
+    def health(self, now_ns: int) -> tuple[StreamReport, ...]:
+        """How every stream fares, cameras first, in the contract's order."""
+        with self._lock:
+            return tuple(self._report(name, stream, now_ns) for name, stream in self._streams.items())
+
+    def _survey(self, now_ns: int) -> tuple[list[Problem], dict[str, _Entry], set[str], tuple[str, str], int]:
+        """Problems, usable entries, names of the optional cameras, instruction with its id, epoch."""
+        with self._lock:
+            self._tick(now_ns)
+            entries = {name: stream.newest for name, stream in self._streams.items()}
+            problems = [problem for stream in self._streams.values() for problem in self._judge(stream, now_ns)]
+            instruction, epoch = self._instruction, self.epoch
+        blocked = {problem.stream for problem in problems}
+        used = {name: entry for name, entry in entries.items() if entry is not None and name not in blocked}
+        optional = {camera.name for camera in self.contract.cameras if not camera.required}
+        problems = [problem for problem in problems if problem.stream not in optional]
+        if self.settings.require_instruction and not instruction[0]:
+            problems.append(Problem('instruction', Hold.NO_INSTRUCTION, 'No instruction was given.'))
+        problems += self._spread(used)
+        return problems, used, optional, instruction, epoch
+
+    def _stream(self, name: str) -> _Stream:
+        if name not in self._streams:
+            raise RobotError(f'{shown(name)} is no stream of {self.contract.name}; it has {", ".join(self._streams)}.')
+        return self._streams[name]
+
+    def _flush(self) -> None:
+        self.epoch += 1
+        self._state[:] = np.nan
+        for stream in self._streams.values():
+            stream.clear()
+
+    def _tick(self, now_ns: int) -> None:
+        """Follows the clock that callers pass in; a step back by more than `jump_ns` begins a new epoch."""
+        if now_ns < self._now_ns - self.settings.jump_ns:
+            self._flush()
+            self._now_ns = now_ns
+        self._now_ns = max(self._now_ns, now_ns)
+
+    def _check_stamp(self, stream: _Stream, stamp: int, receive_ns: int) -> None:
+        name = stream.spec.name
+        if stamp <= 0:
+            raise Rejected(
+                Reason.ZERO_STAMP, f'{name}: header.stamp is not set; mend the driver, or set stamp: receive.'
+            )
+        if stamp > receive_ns + self.settings.future_tolerance_ns:
+            raise Rejected(
+                Reason.FUTURE_STAMP,
+                f'{name}: the stamp lies {(stamp - receive_ns) / NS:.3f} s in the future; synchronise the clocks.',
+            )
+        if stamp <= stream.last_stamp_ns:
+            behind = (stream.last_stamp_ns - stamp) / NS
+            raise Rejected(Reason.BACKWARD_STAMP, f'{name}: the stamp does not advance ({behind:.3f} s behind).')
+        if receive_ns - stamp > stream.max_age_ns:
+            raise Rejected(
+                Reason.STALE,
+                f'{name}: arrived {(receive_ns - stamp) / NS:.3f} s old; max_age_s is {stream.spec.max_age_s}.',
+            )
+
+    def _look(self, stream: _Stream, msg: Any) -> None:
+        """What is checked of a frame on arrival: its size, and whether it is the last one again."""
+        data = as_bytes(msg.data)
+        if data.size > self.settings.max_image_bytes:
+            raise Rejected(
+                Reason.TOO_LARGE, f'image has {data.size} bytes; at most {self.settings.max_image_bytes} are accepted.'
+            )
+        if stream.frozen is not None:
+            stream.frozen.update(data, self._state)
+
+    def _judge(self, stream: _Stream, now_ns: int) -> list[Problem]:
+        name, entry = stream.spec.name, stream.newest
+        if entry is None:
+            if stream.last_reason is not None:
+                return [Problem(name, Hold.INVALID, f'No usable message: {stream.last_error}')]
+            if self.epoch:
+                return [Problem(name, Hold.CLOCK_JUMP, f'{name}: no message since the clock jumped.')]
+            return [Problem(name, Hold.NEVER_RECEIVED, f'{name}: nothing received on {stream.spec.topic}.')]
+        age_ns = now_ns - entry.stamp_ns
+        if age_ns > stream.max_age_ns:
+            message = f'{name}: the newest message is {age_ns / NS:.3f} s old; max_age_s is {stream.spec.max_age_s}.'
+            if stream.last_error:
+                message = f'{message} Later ones were refused: {stream.last_error}'
+            return [Problem(name, Hold.STALE, message)]
+        if stream.frozen is not None and stream.frozen.is_frozen:
+            message = f'{name}: {stream.frozen.count} equal frames in a row while the robot moved.'
+            return [Problem(name, Hold.FROZEN, message)]
+        return []
+
+    def _spread(self, used: Mapping[str, _Entry]) -> list[Problem]:
+        """The streams must have been seen at about the same time."""
+        if len(used) < 2:
+            return []
+        oldest = min(used, key=lambda name: used[name].stamp_ns)
+        newest = max(used, key=lambda name: used[name].stamp_ns)
+        spread_ns = used[newest].stamp_ns - used[oldest].stamp_ns
+        if spread_ns <= self.contract.sync_tolerance_s * NS:
+            return []
+        message = (
+            f'{oldest} is {spread_ns / NS:.3f} s behind {newest}; sync_tolerance_s is {self.contract.sync_tolerance_s}.'
+        )
+        return [Problem('*', Hold.UNSYNCHRONIZED, message)]
+
+    def _build(
+        self, used: Mapping[str, _Entry], optional: set[str], text: str, instruction_id: str, epoch: int
+    ) -> Observation | NotReady:
+        """Decodes outside the lock: a callback never waits for a JPEG."""
+        images: dict[str, Image] = {}
+        for camera in self.contract.cameras:
+            entry = used.get(camera.name)
+            if entry is None:
+                continue
+            try:
+                images[camera.name] = self._picture(camera, entry)
+            except Rejected as error:
+                self._drop(camera.name, entry, error)
+                if camera.name not in optional:
+                    return NotReady((Problem(camera.name, Hold.INVALID, f'{camera.name}: {error}'),))
+        states = {spec.name: used[spec.name] for spec in self.contract.state_streams}
+        return build_observation(
+            self.contract,
+            images,
+            {name: used[name].stamp_ns for name in images},
+            {name: entry.payload for name, entry in states.items()},
+            {name: entry.stamp_ns for name, entry in states.items()},
+            text,
+            instruction_id,
+            epoch,
+        )
+
+    def _picture(self, camera: Camera, entry: _Entry) -> Image:
+        if entry.image is None:
+            entry.image = decode_camera(camera, entry.payload, self.settings.max_image_bytes)
+        return entry.image
+
+    def _drop(self, name: str, entry: _Entry, error: Rejected) -> None:
+        """Counts a frame that does not decode once, and never offers it again."""
+        with self._lock:
+            stream = self._streams[name]
+            stream.refuse(error)
+            if stream.newest is entry:
+                stream.newest = None
+
+    def _report(self, name: str, stream: _Stream, now_ns: int) -> StreamReport:
+        age_ns = None if stream.newest is None else now_ns - stream.newest.stamp_ns
+        skewed = (Reason.ZERO_STAMP, Reason.FUTURE_STAMP, Reason.BACKWARD_STAMP)
+        if stream.last_reason in skewed:
+            state = StreamState.CLOCK_SKEW
+        elif stream.last_reason not in (None, Reason.STALE):
+            state = StreamState.INVALID
+        elif not stream.received:
+            state = StreamState.NEVER_RECEIVED
+        elif age_ns is None or age_ns > stream.max_age_ns:
+            state = StreamState.STALE
+        else:
+            state = StreamState.OK
+        recent = sum(1 for arrival in stream.arrivals if 0 <= now_ns - arrival < NS)
+        return StreamReport(
+            name=name,
+            topic=stream.spec.topic,
+            state=state,
+            age_ns=age_ns,
+            max_age_ns=stream.max_age_ns,
+            rate_hz=float(recent),
+            received=stream.received,
+            rejected=dict(stream.rejected),
+            last_error=stream.last_error,
+        )
+
+
+def _state_values(spec: StateStream, columns: tuple[str, ...], msg: Any) -> Vector:
+    if spec.type == 'odometry':
+        return odometry_values(msg, columns)
+    return joint_values(msg, columns, spec.prefix, spec.extra_joints)

@@ -1,0 +1,330 @@
+"""Closed loop in one process: a policy drives the simulated robot over many seeds, and what came of it is counted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ki_sim.errors import SimError
+from ki_sim.tasks import tasks
+from ki_sim.world.robot import CAMERAS, COLUMNS
+from ki_sim.world.world import STEP_NS, Observation, World, clipped
+
+Floats = npt.NDArray[np.float64]
+SETTLED_STEPS = 5  # success must hold for a quarter of a second
+VIDEO_EVERY = 4  # steps between the frames of a video
+VIVID = 80  # between the largest and the smallest of a pixel's red, green and blue
+
+
+class Policy(Protocol):
+    """Anything that turns an observation into a chunk: float (H, 17), absolute SI values in robot.COLUMNS order.
+
+    An object that also has `reset()` is told when an episode begins.
+    """
+
+    def __call__(self, observation: Observation) -> npt.ArrayLike:
+        """The chunk to carry out from this observation on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How chunks are carried out.
+
+    `execute_steps` rows are carried out before the policy is asked again, from row `first_row` on (0: a row is the
+    command issued at its time, as the recorder writes it). `delay_steps` is how long the policy is thought to take:
+    so many rows of the old chunk run on while the new one is made.
+    """
+
+    execute_steps: int = 25
+    first_row: int = 0
+    delay_steps: int = 0
+    image_size: int = 96
+    split: str = 'train'
+    limit_s: float | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of one episode. `first_touched` is a label, '' when nothing was touched."""
+
+    task: str
+    seed: int
+    goal_seed: int
+    instruction: str
+    success: bool = False
+    score: float = 0.0
+    time_s: float = 0.0
+    first_touched: str = ''
+    followed: bool = False
+    calls: int = 0
+    clipped: int = 0
+    error: str = ''
+    video: str = ''
+
+
+@dataclass
+class Report:
+    """Outcomes of one task and their rates, each with a 95 % Wilson interval."""
+
+    task: str
+    settings: dict[str, Any]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Rates: success, language following (of the episodes in which anything was touched), mean score and time.
+
+        `pairs_followed`, of scenes played with several instructions: all were followed. Who hears no words and takes
+        the same thing each time follows half of the episodes, and no pair.
+        """
+        done = [outcome for outcome in self.outcomes if outcome.success]
+        touched = [outcome for outcome in self.outcomes if outcome.first_touched]
+        followed = sum(outcome.followed for outcome in touched)
+        scenes: dict[int, list[bool]] = {}
+        for outcome in self.outcomes:
+            scenes.setdefault(outcome.seed, []).append(outcome.followed)
+        pairs = [all(scene) for scene in scenes.values() if len(scene) > 1]
+        return {
+            'task': self.task,
+            'episodes': len(self.outcomes),
+            'success': rate(len(done), len(self.outcomes)),
+            'followed': rate(followed, len(touched)),
+            'pairs_followed': rate(sum(pairs), len(pairs)),
+            'touched_something': rate(len(touched), len(self.outcomes)),
+            'score': float(np.mean([o.score for o in self.outcomes])) if self.outcomes else None,
+            'time_s': float(np.mean([o.time_s for o in done])) if done else None,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        outcomes = [asdict(outcome) for outcome in self.outcomes]
+        return {'summary': self.summary(), 'settings': self.settings, 'outcomes': outcomes}
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + '\n', encoding='utf-8')
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % score interval of a rate (Wilson 1927); (0, 1) when nothing was tried."""
+    if trials <= 0:
+        return 0.0, 1.0
+    p, zz = successes / trials, z * z / trials
+    middle = (p + zz / 2) / (1 + zz)
+    half = z * math.sqrt(p * (1 - p) / trials + zz / (4 * trials)) / (1 + zz)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rate(successes: int, trials: int) -> dict[str, float | int | None]:
+    """A count as a rate with its interval."""
+    low, high = wilson(successes, trials)
+    return {'k': successes, 'n': trials, 'rate': successes / trials if trials else None, 'low': low, 'high': high}
+
+
+def evaluate(
+    policy: Policy,
+    task: str,
+    seeds: Iterable[int],
+    settings: Settings | None = None,
+    videos: str | Path | None = None,
+    progress: Callable[[Outcome], None] | None = None,
+    paired: bool = False,
+) -> Report:
+    """Run a policy on the episodes of a task.
+
+    Args:
+        policy: observation -> chunk (H, 17).
+        task: A name of tasks.TASKS.
+        seeds: Scenes; one episode each, or two with `paired`.
+        settings: How chunks are carried out.
+        videos: A folder for a GIF of every failure.
+        progress: Called after each episode.
+        paired: Play every scene with two different instructions, so that only words tell what to do.
+    """
+    settings = settings or Settings()
+    report = Report(task, asdict(settings))
+    for seed in seeds:
+        for goal in goal_pair(task, seed, settings.split) if paired else (None,):
+            outcome = run_episode(policy, task, seed, goal, settings, videos)
+            report.outcomes.append(outcome)
+            if progress is not None:
+                progress(outcome)
+    return report
+
+
+def goal_pair(task: str, seed: int, split: str = 'train') -> tuple[int, int]:
+    """Two goal seeds that ask for different things, or different hands, in the same scene."""
+    first = tasks.episode(task, seed, 0, split)
+    for other in range(1, 40):
+        second = tasks.episode(task, seed, other, split)
+        if second.goal.things != first.goal.things:
+            return 0, other
+    for other in range(1, 40):  # all things are asked for, or only one can be: then another place or hand
+        if tasks.episode(task, seed, other, split).goal != first.goal:
+            return 0, other
+    raise SimError(f'the scene of {task} with seed {seed} allows one goal only: leave the pairing out')
+
+
+def run_episode(
+    policy: Policy,
+    task: str,
+    seed: int,
+    goal: int | None = None,
+    settings: Settings | None = None,
+    videos: str | Path | None = None,
+) -> Outcome:
+    """One episode in closed loop, until success has held for a moment or time is up."""
+    settings = settings or Settings()
+    if settings.execute_steps < 1 or settings.first_row < 0 or settings.delay_steps < 0:
+        raise SimError(f'execute_steps, first_row and delay_steps are {settings}: use at least 1, 0 and 0')
+    if hasattr(policy, 'reset'):
+        policy.reset()
+    frames: list[npt.NDArray[np.uint8]] = []
+    with World(task, seed, goal, settings.split, settings.image_size, CAMERAS) as world:
+        episode = world.episode
+        outcome = Outcome(task, seed, episode.goal_seed, episode.instruction)
+        limit = round((settings.limit_s or episode.limit_s) * 1e9 / STEP_NS)
+        rows, held = _Rows(policy, settings, outcome), 0
+        try:
+            for step in range(limit):
+                if videos is not None and step % VIDEO_EVERY == 0:
+                    frames.append(film(world))
+                world.step(rows.next(world))
+                held = held + 1 if world.success() else 0
+                if held >= SETTLED_STEPS:
+                    break
+        except SimError as error:
+            outcome.error = str(error)
+        outcome.success, outcome.score = held >= SETTLED_STEPS, world.score()
+        outcome.time_s = world.time_ns * 1e-9
+        first = world.touches.first
+        outcome.first_touched = episode.label(first) if first >= 0 else ''
+        outcome.followed = first in episode.goal.things
+    if videos is not None and not outcome.success and frames:
+        outcome.video = str(write_gif(frames, Path(videos) / f'{task}-{seed}-{episode.goal_seed}.gif'))
+    return outcome
+
+
+class _Rows:
+    """Hands out the rows of the chunk in force and asks the policy when they are used up."""
+
+    def __init__(self, policy: Policy, settings: Settings, outcome: Outcome) -> None:
+        self.policy, self.settings, self.outcome = policy, settings, outcome
+        self.chunk, self.row, self.end = np.empty((0, len(COLUMNS))), 0, 0
+        self.coming: tuple[Floats, int] | None = None  # a chunk being made, and the steps until it is there
+
+    def next(self, world: World) -> Floats:
+        delay = self.settings.delay_steps
+        if self.coming is None and (not len(self.chunk) or self.row + delay >= self.end):
+            made = self._ask(world)
+            # There is nothing to carry out while the first chunk is made, so it is awaited.
+            self.coming = (made, delay if len(self.chunk) else 0)
+        if self.coming is not None:
+            made, left = self.coming
+            if left == 0 or self.row >= len(self.chunk):
+                late = 0 if not len(self.chunk) else delay - left
+                self.chunk, self.row = made, self.settings.first_row + late
+                self.end = min(self.row + self.settings.execute_steps, len(made))
+                self.coming = None
+            else:
+                self.coming = (made, left - 1)
+        row = clipped(self.chunk[self.row])
+        self.outcome.clipped += int(np.any(np.abs(row - self.chunk[self.row]) > 1e-9))
+        self.row += 1
+        return row
+
+    def _ask(self, world: World) -> Floats:
+        chunk = np.asarray(self.policy(world.observe()), np.float64)
+        least = self.settings.first_row + self.settings.delay_steps + 1
+        if chunk.ndim != 2 or chunk.shape[1] != len(COLUMNS) or len(chunk) < least:
+            raise SimError(
+                f'the policy gave a chunk of shape {chunk.shape}: expected (at least {least}, {len(COLUMNS)})'
+            )
+        self.outcome.calls += 1
+        return chunk
+
+
+def film(world: World, size: int = 160) -> npt.NDArray[np.uint8]:
+    """The head camera and both wrist cameras side by side, with the time passed."""
+    import cv2
+
+    shape = world.image_size
+    views = [cv2.resize(world.image(name, shape), (size, size)) for name in ('left_wrist', 'head', 'right_wrist')]
+    frame = np.ascontiguousarray(np.concatenate(views, axis=1), np.uint8)
+    cv2.putText(frame, f'{world.time_ns * 1e-9:.1f} s', (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1)
+    return frame
+
+
+def write_gif(frames: Sequence[npt.NDArray[np.uint8]], path: str | Path, fps: float = 10.0, colours: int = 224) -> Path:
+    """Write RGB frames as a looping GIF with one palette for all of them."""
+    from PIL import Image
+
+    if not frames:
+        raise SimError(f'{path}: there are no frames to write')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    palette = Image.fromarray(_telling(frames)).quantize(colours)
+    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, optimize=True)
+    return path
+
+
+def _telling(frames: Sequence[npt.NDArray[np.uint8]], most: int = 50_000) -> npt.NDArray[np.uint8]:
+    """Pixels (1, N, 3) to choose a palette from, half of them vivid: instructions name colours of small things."""
+    pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames[:: max(1, len(frames) // 8)]])
+    vivid = np.ptp(pixels.astype(np.int16), axis=1) > VIVID
+    halves = [part for part in (pixels[vivid], pixels[~vivid]) if len(part)]
+    chosen = [part[np.linspace(0, len(part) - 1, most).astype(int)] for part in halves]
+    return np.concatenate(chosen)[None]
+
+
+def expert_outcome(work: tuple[str, int, str]) -> Outcome:
+    """How the scripted expert fares on one (task, seed, split), without cameras."""
+    from ki_sim.expert.scripted_expert import ScriptedExpert
+
+    task, seed, split = work
+    world = World(task, seed, None, split, cameras=())
+    outcome = Outcome(task, seed, world.episode.goal_seed, world.episode.instruction)
+    try:
+        for move in ScriptedExpert(world).moves():
+            world.step(move.action)
+            if world.time_ns >= world.episode.limit_s * 1e9:
+                break
+    except SimError as error:
+        outcome.error = str(error)
+    outcome.success, outcome.score, outcome.time_s = world.success(), world.score(), world.time_ns * 1e-9
+    first = world.touches.first
+    outcome.first_touched = world.episode.label(first) if first >= 0 else ''
+    outcome.followed = first in world.episode.goal.things
+    return outcome
+
+
+def expert_table(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    split: str = 'train',
+    workers: int = 0,
+    progress: Callable[[Outcome], None] | None = None,
+) -> dict[str, Report]:
+    """The expert's reports by task over the same seeds."""
+    from ki_sim.record.batch import parallel
+
+    for name in names:
+        if name not in tasks.TASKS:
+            raise SimError(f"task '{name}' is not known: use one of {', '.join(tasks.TASKS)}")
+    reports = {name: Report(name, {'policy': 'scripted expert', 'split': split}) for name in names}
+    for outcome in parallel(expert_outcome, [(name, seed, split) for name in names for seed in seeds], workers):
+        reports[outcome.task].outcomes.append(outcome)
+        if progress is not None:
+            progress(outcome)
+    for report in reports.values():
+        report.outcomes.sort(key=lambda outcome: outcome.seed)
+    return reports

@@ -1,0 +1,1 @@
+"""The scripted expert that demonstrates every task."""

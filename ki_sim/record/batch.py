@@ -1,0 +1,167 @@
+"""Many episodes at once: over processes, resumable, each file whole or absent, with progress."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ki_sim.errors import SimError
+from ki_sim.tasks.tasks import TASKS
+
+FORMATS = ('bag', 'npz')
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to record: which one, where to, and how."""
+
+    task: str
+    seed: int
+    index: int
+    split: str
+    image_size: int
+    quality: int
+    path: str
+    format: str
+    keep_failures: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one job: `written`, `present` (from an earlier run), or `failed` (the expert did not succeed)."""
+
+    task: str
+    seed: int
+    status: str
+    steps: int = 0
+
+
+def jobs(
+    tasks: Sequence[str],
+    episodes: int,
+    out: str | Path,
+    first_seed: int = 0,
+    format: str = 'bag',
+    split: str = 'train',
+    image_size: int = 96,
+    quality: int = 92,
+    keep_failures: bool = False,
+) -> list[Job]:
+    """The jobs of a recording: `episodes` seeds of every task, from `first_seed` on."""
+    from ki_sim.world.render import check_size
+
+    for task in tasks:
+        if task not in TASKS:
+            raise SimError(f"task '{task}' is not known: use one of {', '.join(TASKS)}")
+    if format not in FORMATS:
+        raise SimError(f"format '{format}' is not known: use bag or npz")
+    if split == 'heldout' and not keep_failures:
+        # Held-out pairs must not slip into training data by a wrong option.
+        raise SimError('split heldout is for evaluation, not for action data: record split train')
+    if episodes < 1:
+        raise SimError(f'{episodes} episodes were asked for: ask for at least 1')
+    check_size(image_size, image_size)
+    if not 1 <= quality <= 100:
+        raise SimError(f'quality {quality} is not one of JPEG: use 1 to 100')
+    suffix = '' if format == 'bag' else '.npz'
+    pairs = [(task, seed) for task in tasks for seed in range(first_seed, first_seed + episodes)]
+    return [
+        Job(
+            task,
+            seed,
+            i,
+            split,
+            image_size,
+            quality,
+            str(Path(out) / f'{task}-{seed:06d}{suffix}'),
+            format,
+            keep_failures,
+        )
+        for i, (task, seed) in enumerate(pairs)
+    ]
+
+
+def record(work: Sequence[Job], workers: int = 0, progress: Callable[[Result], None] | None = None) -> list[Result]:
+    """Do all jobs; those whose file is there already are skipped. `workers` 0 means one per core, 1 this process.
+
+    Raises:
+        SimError: what is there has other pictures than what is asked for; see `present.check`.
+    """
+    from ki_sim.record.existing_recordings import check
+
+    check(work)
+    results = []
+    for result in parallel(record_one, work, workers):
+        results.append(result)
+        if progress is not None:
+            progress(result)
+    return results
+
+
+def record_one(job: Job) -> Result:
+    """Record one episode into its file."""
+    from ki_sim.record.record import record_episode, save
+
+    path = Path(job.path)
+    if path.exists():
+        return Result(job.task, job.seed, 'present')
+    # The subtasks of bags are those that a robot says on a topic; only arrays, made for training, point at things.
+    recording = record_episode(
+        job.task, job.seed, None, job.split, job.image_size, job.quality, _arms(), boxes=job.format == 'npz'
+    )
+    if not recording.success and not job.keep_failures:
+        return Result(job.task, job.seed, 'failed', len(recording.frames))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if job.format == 'npz':
+        save(recording, path)
+    else:
+        from ki_bags.reader import PARTIAL
+        from ki_sim.record.sim_bags import write_bag
+
+        leftover = path.with_name(path.name + PARTIAL)  # of a run that was stopped in the middle of this episode
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        write_bag(recording, path, job.index)
+    return Result(job.task, job.seed, 'written', len(recording.frames))
+
+
+def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0) -> Iterator[Any]:
+    """Results of `work(item)` as they come, over fresh processes (a GL context does not survive a fork)."""
+    todo = list(items)
+    workers = min(workers or os.cpu_count() or 1, len(todo))
+    if workers <= 1:
+        yield from map(work, todo)
+        return
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        waiting = iter(todo)
+        running = {pool.submit(work, item) for item in itertools.islice(waiting, 2 * workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                running |= {pool.submit(work, item) for item in itertools.islice(waiting, 1)}
+                yield future.result()
+
+
+def _one_thread() -> None:
+    """Keeps Mesa's software renderer to the worker's own thread: every core has a worker already."""
+    os.environ.setdefault('LP_NUM_THREADS', '0')
+
+
+_cache: list[Any] = []
+
+
+def _arms() -> Any:
+    """This process's kinematics, made once."""
+    if not _cache:
+        from ki_sim.world.kinematics import Arms
+
+        _cache.append(Arms())
+    return _cache[0]

@@ -1,0 +1,1 @@
+"""The robot, its scene and its controllers in MuJoCo."""

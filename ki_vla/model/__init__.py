@@ -1,0 +1,1 @@
+"""The network: vision tower, backbone, action expert, and the attention that insulates the backbone."""

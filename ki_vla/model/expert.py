@@ -1,0 +1,168 @@
+"""The action expert: a small Gemma that turns noisy actions into the flow field, reading the backbone's K and V.
+
+Time enters through adaptive RMSNorm (paper, appendix B), one tau for a whole chunk or one for each of its steps.
+pi0's older form is here too: plain norms, time mixed into the inputs by an MLP, and a state token in front of the
+actions.
+
+Shape legend: B batch, R draws, H horizon, Q queries (H, or 1 + H with a state token), A action dims, D width, C width
+of cond.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ki_vla.model import masks
+from ki_vla.model.config import ModelConfig
+from ki_vla.model.flow import time_features
+from ki_vla.model.gemma import Context, GemmaLayer, RMSNorm, reader, rms, rope_table, run
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS norm whose scale, shift and gate are computed from a condition: y = rms(x) * (1 + scale) + shift.
+
+    `dense` starts at zero, so that every gated branch starts closed and the layer is the identity.
+    """
+
+    def __init__(self, width: int, cond_width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.dense = nn.Linear(cond_width, 3 * width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """X [..., Q, D]; cond [..., 1|Q, C], or what `dense` makes of it, tabled beforehand [..., 1|Q, 3D]."""
+        tabled = cond.shape[-1] == 3 * self.width
+        scale, shift, gate = (cond if tabled else self.dense(cond)).float().chunk(3, dim=-1)
+        return (rms(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+
+
+class Expert(nn.Module):
+    """Flow-matching action expert, read as  field = expert(noisy actions, tau, context)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.expert.width
+        self.head_dim, self.width, self.adaptive = config.expert.head_dim, D, config.adaptive
+        self.action_in = nn.Linear(config.action_dim, D)
+        self.time_in = nn.Linear(D if config.adaptive else 2 * D, D)
+        self.time_out = nn.Linear(D, D)
+        self.state_in = nn.Linear(config.state_dim, D) if config.state_repr == 'suffix' else None
+        norm = (lambda width: AdaptiveNorm(width, D)) if config.adaptive else RMSNorm
+        self.layers = nn.ModuleList(GemmaLayer(config.expert, norm) for _ in range(config.expert.depth))
+        self.norm = norm(D)
+        self.action_out = nn.Linear(D, config.action_dim)
+
+    def condition(self, tau: Tensor) -> Tensor:
+        """Tau [...] -> what the adaptive norms read [..., C]: swish(W2 swish(W1 phi))."""
+        features = time_features(tau, self.width).to(self.time_in.weight.dtype)
+        return F.silu(self.time_out(F.silu(self.time_in(features))))
+
+    def modulations(self, tau: Tensor) -> list[tuple[Tensor, Tensor] | Tensor]:
+        """Every adaptive norm's (scale, shift, gate) for tau [..., 1|Q]: one pair a layer, then the last norm's.
+
+        They depend on tau only, so a sampler with fixed steps can compute them once and hand them to `forward` as
+        `cond`.
+        """
+        cond = self.condition(tau)
+        table: list[tuple[Tensor, Tensor] | Tensor] = [
+            (layer.input_norm.dense(cond), layer.mlp_norm.dense(cond)) for layer in self.layers
+        ]
+        return [*table, self.norm.dense(cond)]
+
+    def forward(
+        self,
+        noisy_BRHA: Tensor,
+        tau: Tensor,
+        context: Context,
+        positions_BQ: Tensor,
+        state_BS: Tensor | None = None,
+        insulate: bool = True,
+        cond: Tensor | list | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The flow field omega - a at the noisy actions.
+
+        Args:
+            noisy_BRHA: a_tau.
+            tau: [B, R, 1] for one a chunk, [B, R, H] for one a step.
+            context: the backbone's keys and values.
+            positions_BQ: positions of the queries, after the prefix.
+            state_BS: normalised state; only for a state token (pi0).
+            insulate: stop the gradient towards the context (equations 5 and 6).
+            cond: `condition(tau)` or `modulations(tau)`, where the caller has them already.
+            checkpointing: recompute the layers in the backward pass.
+
+        Returns:
+            field_BRHA, and the expert's own keys and values per layer [B, R, Q, G, K].
+        """
+        x_BRQD, cond = self._embed(noisy_BRHA, tau, state_BS, cond)
+        Q = x_BRQD.shape[2]
+        own = masks.everyone if self.state_in is None else masks.state_then_actions
+        sees_own = own(Q, noisy_BRHA.device)
+        rope = rope_table(positions_BQ[:, None], self.head_dim)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            layer_cond = cond[index] if isinstance(cond, list) else cond
+            x_BRQD, k, v = run(
+                layer, checkpointing, x_BRQD, rope, reader(context, index, sees_own, insulate), cond=layer_cond
+            )
+            keys.append(k)
+            values.append(v)
+        x_BRQD, _ = self.norm(x_BRQD, cond[-1] if isinstance(cond, list) else cond)
+        return self.action_out(x_BRQD[:, :, -noisy_BRHA.shape[2] :]), tuple(keys), tuple(values)
+
+    def _embed(self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None, cond: Tensor | list | None):
+        x_BRQD = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
+        if self.adaptive:
+            cond = self.condition(tau) if cond is None else cond
+        else:
+            features = time_features(tau, self.width).to(x_BRQD.dtype).expand_as(x_BRQD)
+            x_BRQD = self.time_out(F.silu(self.time_in(torch.cat([x_BRQD, features], dim=-1))))
+        if self.state_in is not None:
+            state_BD = self.state_in(state_BS.to(self.state_in.weight.dtype))
+            state = state_BD[:, None, None].expand(-1, x_BRQD.shape[1], 1, -1)
+            x_BRQD = torch.cat([state, x_BRQD], dim=2)
+            if self.adaptive and isinstance(cond, Tensor) and cond.shape[2] > 1:
+                # The state is clean: its own tau is 1.
+                clean = self.condition(torch.ones_like(tau[..., :1]))
+                cond = torch.cat([clean, cond], dim=2)
+        return x_BRQD, cond
+
+
+class SharedHead(nn.Module):
+    """Transfusion: the backbone's own weights denoise; only the projections in and out of the actions are new.
+
+    Time is added as fixed features, so that nothing but the projections has to be learned from scratch.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width = config.backbone.width
+        self.action_in = nn.Linear(config.action_dim, self.width)
+        self.action_out = nn.Linear(self.width, config.action_dim)
+
+    def embed(self, noisy_BRHA: Tensor, tau: Tensor) -> Tensor:
+        """Noisy actions and tau [B, R, 1|H] -> backbone inputs [B, R, H, D]."""
+        x_BRHD = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
+        return x_BRHD + time_features(tau, self.width).to(x_BRHD.dtype)
+
+
+class ParallelHead(nn.Module):
+    """OpenVLA-OFT: one learned query a step, read by the backbone both ways at once, then an MLP to the action."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.backbone.width
+        self.query = nn.Embedding(config.horizon, D)
+        self.hidden = nn.Linear(D, D)
+        self.action_out = nn.Linear(D, config.action_dim)
+
+    def embed(self, batch: int) -> Tensor:
+        """Backbone inputs [B, 1, H, D]."""
+        return self.query.weight[None, None].expand(batch, 1, -1, -1)
+
+    def decode(self, x_BRHD: Tensor) -> Tensor:
+        """Backbone outputs -> actions [B, R, H, A]."""
+        return self.action_out(F.gelu(self.hidden(x_BRHD), approximate='tanh'))

@@ -1,0 +1,365 @@
+"""KiVla: images, a prompt and a state in; tokens and action chunks out.
+
+A walk: `Vision` and `projector` turn every view into tokens, `embed` the prompt; `Backbone.prefix` reads them once
+and leaves keys and values per layer in a `Prefix`. Everything else looks at that prefix: target tokens
+(`token_hidden`), the action expert (`field`), the sampler (`denoise`). Training and inference are the same calls.
+
+Shape legend: B batch, V views, N tokens a view, L prompt, S prefix tokens, T target tokens, R draws of (tau, noise),
+H horizon, A action dims, D width, G key/value heads, K head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ki_vla.errors import VlaError
+from ki_vla.model import flow, masks
+from ki_vla.model.config import ModelConfig
+from ki_vla.model.expert import Expert, ParallelHead, SharedHead
+from ki_vla.model.gemma import Backbone, Context
+from ki_vla.model.siglip import Vision
+from ki_vla.objective.batch import Batch, check_inputs
+from ki_vla.objective.losses import Losses, action_loss, masked_mean, token_losses
+from ki_vla.objective.recipes import OURS, Recipe
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the backbone leaves of images, prompt and state.
+
+    Attributes:
+        k, v: rotated keys and values, indexed by layer: one tensor [layers, B, S, G, K] (from `prefill`), or a tuple of
+            [B, S, G, K] (in training, where stacking would only copy).
+        mask_BS: which of the S tokens are valid.
+        hidden_BD: normed output at the last valid token, from which the first target is predicted; None if not asked
+            for.
+        state_BS: kept for experts that read the state themselves (pi0).
+    """
+
+    k: Tensor | tuple[Tensor, ...]
+    v: Tensor | tuple[Tensor, ...]
+    mask_BS: Tensor
+    hidden_BD: Tensor | None = None
+    state_BS: Tensor | None = None
+
+    @property
+    def length_B(self) -> Tensor:
+        """Valid tokens, int64 [B]."""
+        return masks.lengths(self.mask_BS)
+
+    @property
+    def context(self) -> Context:
+        """The prefix as a context that every query may see."""
+        return Context(self.k, self.v, self.mask_BS[:, None, :])
+
+
+class KiVla(nn.Module):
+    """The model. Build it on the meta device to look at it without memory; `initialise` it to train from scratch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        D = config.backbone.width
+        self.vision = Vision(config.vision)
+        self.projector = nn.Linear(config.vision.width, D)
+        self.embed = nn.Embedding(config.vocab_size, D)
+        self.backbone = Backbone(config.backbone)
+        self.state_proj = nn.Linear(config.state_dim, D) if config.state_repr == 'continuous' else None
+        heads = {'expert': Expert, 'shared': SharedHead, 'parallel': ParallelHead}
+        self.expert = heads[config.head](config) if config.head in heads else None
+
+    # The prefix
+
+    def encode(self, images_BVCHW: Tensor) -> Tensor:
+        """Camera views, uint8 or float in [-1, 1] -> backbone inputs [B, V * N, D]; all views go through at once."""
+        dtype = self.projector.weight.dtype
+        if images_BVCHW.dtype == torch.uint8:
+            images_BVCHW = images_BVCHW.to(dtype) / 127.5 - 1.0
+        B = len(images_BVCHW)
+        tokens_IND = self.vision(images_BVCHW.to(dtype).flatten(0, 1), self.checkpointing)
+        return self.projector(tokens_IND).reshape(B, -1, self.config.backbone.width)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> backbone inputs [..., D]; text is scaled by sqrt(D), image tokens are not."""
+        return self.embed(ids) * self.config.backbone.width**0.5
+
+    def prefix(
+        self,
+        image_tokens_BPD: Tensor,
+        image_mask_BV: Tensor,
+        prompt_BL: Tensor,
+        prompt_mask_BL: Tensor,
+        state_BS: Tensor,
+        hidden: bool = False,
+    ) -> Prefix:
+        """Run the backbone over encoded images, prompt and (continuous) state token.
+
+        Args:
+            image_tokens_BPD: from `encode`.
+            image_mask_BV: False where a camera is missing.
+            prompt_BL: token ids.
+            prompt_mask_BL: their validity.
+            state_BS: normalised state; read by the continuous and suffix representations only.
+            hidden: also compute the output at the last valid token, for tokens to be predicted.
+        """
+        parts = [image_tokens_BPD, self.embed_tokens(prompt_BL).to(image_tokens_BPD.dtype)]
+        if self.state_proj is not None:
+            parts.append(self.state_proj(state_BS.to(self.state_proj.weight.dtype))[:, None].to(image_tokens_BPD.dtype))
+        mask_BS = masks.prefix_mask(
+            image_mask_BV, self.config.vision.tokens, prompt_mask_BL, self.state_proj is not None
+        )
+        positions_BS = masks.positions(mask_BS)
+        rows_Bn = (
+            masks.last_valid(mask_BS)[:, None] if hidden else mask_BS.new_zeros(len(mask_BS), 0, dtype=torch.int64)
+        )
+        k, v, hidden_BnD = self.backbone.prefix(
+            torch.cat(parts, dim=1), mask_BS, positions_BS, rows_Bn, self.checkpointing
+        )
+        return Prefix(k, v, mask_BS, None if hidden_BnD is None else hidden_BnD[:, 0], state_BS)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        images_BVCHW: Tensor,
+        image_mask_BV: Tensor,
+        prompt_BL: Tensor,
+        prompt_mask_BL: Tensor,
+        state_BS: Tensor,
+        hidden: bool = False,
+    ) -> Prefix:
+        """From raw inputs to a cached prefix, for inference; keys and values are stacked over layers.
+
+        Raises:
+            VlaError: an input does not fit the model.
+        """
+        check_inputs(images_BVCHW, image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, self.config)
+        found = self.prefix(self.encode(images_BVCHW), image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, hidden)
+        return replace(found, k=torch.stack(found.k), v=torch.stack(found.v))
+
+    # What looks at it
+
+    def token_hidden(
+        self, prefix: Prefix, target_BT: Tensor, target_mask_BT: Tensor, seen: Context | None = None
+    ) -> Tensor:
+        """Normed outputs from which each target is predicted [B, T, D]: the first from the prefix's last, and so on.
+
+        Args:
+            prefix: with `hidden_BD`.
+            target_BT: token ids; the last one is predicted, not read.
+            target_mask_BT: their validity.
+            seen: what targets see besides themselves; the prefix, unless a recipe says otherwise.
+        """
+        first_B1D = prefix.hidden_BD[:, None]
+        read = target_BT.shape[1] - 1
+        if read < 1:
+            return first_B1D[:, : target_BT.shape[1]]
+        x_B1TD = self.embed_tokens(target_BT[:, None, :-1])
+        sees_own = masks.causal(read, target_BT.device) & target_mask_BT[:, None, :-1]
+        positions_BT = masks.positions_after(prefix.length_B, read)
+        hidden_B1TD, _, _ = self.backbone.segment(
+            x_B1TD, positions_BT, seen or prefix.context, sees_own, self.checkpointing
+        )
+        return torch.cat([first_B1D, hidden_B1TD[:, 0]], dim=1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed outputs [..., D] -> float32 logits over the vocabulary [..., C]."""
+        return nn.functional.linear(hidden, self.embed.weight).float()
+
+    def field(
+        self,
+        prefix: Prefix,
+        noisy: Tensor,
+        tau: Tensor,
+        insulate: bool = True,
+        cond: Tensor | list | None = None,
+    ) -> Tensor:
+        """The flow field omega - a at noisy actions.
+
+        Args:
+            prefix: the context.
+            noisy: [B, H, A], or [B, R, H, A] for several draws that share the prefix.
+            tau: [B] or [B, R] for one time a chunk; [B, H] or [B, R, H] for one a step.
+            insulate: stop the gradient towards the prefix.
+            cond: see `Expert.forward`.
+
+        Returns:
+            Like `noisy`.
+        """
+        if noisy.ndim == 3:
+            return self._field(prefix, noisy[:, None], tau[:, None], insulate, cond)[0][:, 0]
+        return self._field(prefix, noisy, tau, insulate, cond)[0]
+
+    def _field(
+        self, prefix: Prefix, noisy_BRHA: Tensor, tau: Tensor, insulate: bool, cond: Tensor | list | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        if tau.ndim == 2:
+            tau = tau[..., None]
+        H = noisy_BRHA.shape[2]
+        if isinstance(self.expert, Expert):
+            Q = H + (self.expert.state_in is not None)
+            positions_BQ = masks.positions_after(prefix.length_B, Q)
+            return self.expert(
+                noisy_BRHA, tau, prefix.context, positions_BQ, prefix.state_BS, insulate, cond, self.checkpointing
+            )
+        if isinstance(self.expert, SharedHead):
+            hidden_BRHD, k, v = self._after_prefix(prefix, self.expert.embed(noisy_BRHA, tau))
+            return self.expert.action_out(hidden_BRHD), k, v
+        raise VlaError(f'model.head {self.config.head!r} has no flow field; use an expert or shared head.')
+
+    def parallel_actions(self, prefix: Prefix) -> Tensor:
+        """All steps of the chunk at once, without noise [B, H, A] (head 'parallel')."""
+        if not isinstance(self.expert, ParallelHead):
+            raise VlaError(f"model.head {self.config.head!r} does not decode in parallel; that needs 'parallel'.")
+        hidden_BRHD, _, _ = self._after_prefix(prefix, self.expert.embed(len(prefix.mask_BS)))
+        return self.expert.decode(hidden_BRHD)[:, 0]
+
+    def _after_prefix(self, prefix: Prefix, x_BRHD: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        H = x_BRHD.shape[2]
+        positions_BH = masks.positions_after(prefix.length_B, H)
+        own = masks.everyone(H, x_BRHD.device)
+        return self.backbone.segment(x_BRHD, positions_BH, prefix.context, own, self.checkpointing)
+
+    # Training
+
+    def forward(
+        self,
+        batch: Batch,
+        recipe: Recipe = OURS,
+        draws: int = 1,
+        noise_BRHA: Tensor | None = None,
+        tau: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        max_delay: int = 0,
+    ) -> Losses:
+        """All losses of a batch under a recipe.
+
+        Args:
+            batch: see `Batch.check`.
+            recipe: which losses, which gradients.
+            draws: (tau, noise) draws for each backbone pass; under insulation more of them cost little.
+            noise_BRHA: in place of drawn noise.
+            tau: in place of drawn times, [B, R] or [B, R, H].
+            generator: for reproducible draws.
+            max_delay: train for real-time chunking: in each draw the first 0..max_delay actions are given clean.
+
+        Raises:
+            VlaError: the batch does not fit the model, or the recipe does not.
+        """
+        batch.check(self.config)
+        if not 0 <= max_delay < self.config.horizon:
+            raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {self.config.horizon}.')
+        if recipe.targets_see_actions and draws != 1:
+            raise VlaError(
+                f'recipe {recipe.name}: target tokens see the noisy actions, so there can be only 1 draw, not {draws}.'
+            )
+        prefix = self.prefix(
+            self.encode(batch.images_BVCHW),
+            batch.image_mask_BV,
+            batch.prompt_BL,
+            batch.prompt_mask_BL,
+            batch.state_BS,
+            hidden=recipe.token_loss,
+        )
+        zero = batch.actions_BHA.new_zeros((), dtype=torch.float32)
+        flow_loss, seen = zero, None
+        action_count = batch.action_mask_BHA.sum()
+        if recipe.action_loss:
+            flow_loss, seen = self._action_loss(prefix, batch, recipe, draws, noise_BRHA, tau, generator, max_delay)
+        tokens = text = fast = zero
+        text_count = fast_count = action_count.new_zeros(())
+        if recipe.token_loss:
+            tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen)
+        total = tokens + recipe.alpha * flow_loss
+        return Losses(total, tokens, text, fast, flow_loss, text_count, fast_count, action_count)
+
+    def _action_loss(
+        self,
+        prefix: Prefix,
+        batch: Batch,
+        recipe: Recipe,
+        draws: int,
+        noise_BRHA: Tensor | None,
+        tau: Tensor | None,
+        generator: torch.Generator | None,
+        max_delay: int,
+    ) -> tuple[Tensor, Context | None]:
+        actions_B1HA, mask_B1HA = batch.actions_BHA[:, None], batch.action_mask_BHA[:, None]
+        if recipe.loss == 'l1':
+            return action_loss(self.parallel_actions(prefix)[:, None], actions_B1HA, mask_B1HA, 'l1'), None
+        B, H, A = batch.actions_BHA.shape
+        device = batch.actions_BHA.device
+        if noise_BRHA is None:
+            noise_BRHA = flow.sample_noise((B, draws, H, A), generator, device)
+        if tau is None:
+            tau = flow.sample_tau((B, draws), generator, device)
+        if max_delay:
+            tau, given_BRH = flow.give_first_actions(tau, H, max_delay, generator)
+            mask_B1HA = mask_B1HA & ~given_BRH[..., None]
+        noisy_BRHA = flow.noised(actions_B1HA, noise_BRHA, tau if tau.ndim == 3 else tau[..., None])
+        field, k, v = self._field(prefix, noisy_BRHA, tau, recipe.insulate)
+        loss = action_loss(field, flow.target(actions_B1HA, noise_BRHA), mask_B1HA, 'flow')
+        seen = self._with_actions(prefix, k, v) if recipe.targets_see_actions else None
+        return loss, seen
+
+    @staticmethod
+    def _with_actions(prefix: Prefix, k_BRQGK: tuple[Tensor, ...], v_BRQGK: tuple[Tensor, ...]) -> Context:
+        """Prefix and noisy actions as one context (HybridVLA)."""
+        k = tuple(torch.cat([a, b[:, 0]], dim=1) for a, b in zip(prefix.k, k_BRQGK, strict=True))
+        v = tuple(torch.cat([a, b[:, 0]], dim=1) for a, b in zip(prefix.v, v_BRQGK, strict=True))
+        actions_BQ = prefix.mask_BS.new_ones(len(prefix.mask_BS), k_BRQGK[0].shape[2])
+        return Context(k, v, torch.cat([prefix.mask_BS, actions_BQ], dim=1)[:, None, :])
+
+    def _token_loss(
+        self, prefix: Prefix, batch: Batch, recipe: Recipe, seen: Context | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        has_actions_B = batch.has_actions_B
+        wanted_B = (has_actions_B & (recipe.targets != 'none')) | (~has_actions_B & recipe.vlm_data)
+        wanted_BT = batch.loss_mask_BT & wanted_B[:, None]
+        hidden_BTD = self.token_hidden(prefix, batch.target_BT, batch.target_mask_BT, seen)
+        # Logits only where a loss is taken.
+        loss_P = token_losses(hidden_BTD[wanted_BT], self.embed.weight, batch.target_BT[wanted_BT])
+        fast_P = batch.fast_BT[wanted_BT]
+        everything = torch.ones_like(fast_P)
+        return (
+            masked_mean(loss_P, everything),
+            masked_mean(loss_P, ~fast_P),
+            masked_mean(loss_P, fast_P),
+            (~fast_P).sum(),
+            fast_P.sum(),
+        )
+
+    # Inference
+
+    @torch.no_grad()
+    def denoise(self, prefix: Prefix, noise: Tensor, steps: int = 10) -> Tensor:
+        """Integrate the field from noise to an action chunk.
+
+        Args:
+            prefix: from `prefill`.
+            noise: [B, H, A], or [B, R, H, A] for several candidates.
+            steps: Euler steps.
+
+        Returns:
+            Normalised actions like `noise`. For real-time chunking see `rtc`.
+
+        Raises:
+            VlaError: the noise does not have the shape of chunks for this prefix, or there are no steps.
+        """
+        B, H, A = len(prefix.mask_BS), self.config.horizon, self.config.action_dim
+        if noise.shape[0] != B or noise.shape[-2:] != (H, A) or noise.ndim not in (3, 4):
+            raise VlaError(f'noise: shape {tuple(noise.shape)} should be ({B}, {H}, {A}) or ({B}, draws, {H}, {A}).')
+        if steps < 1:
+            raise VlaError(f'steps: {steps} must be at least 1.')
+        return flow.euler(self.field_at(prefix), noise, steps)
+
+    def field_at(self, prefix: Prefix) -> flow.Field:
+        """The field as a function of (noisy, tau) alone, for samplers."""
+
+        def field(noisy: Tensor, tau: Tensor) -> Tensor:
+            return self.field(prefix, noisy, tau.expand(noisy.shape[:-1]) if tau.shape[-1] > 1 else tau[..., 0])
+
+        return field

@@ -1,0 +1,1 @@
+"""What the network is trained on: batches, the three losses, the recipes."""

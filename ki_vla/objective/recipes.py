@@ -1,0 +1,219 @@
+"""The paper's method, its baselines and its ablations, as data. docs/recipes.md says which line of the paper is which.
+
+A recipe says what is trained and which gradients flow. `configure` gives the structure it needs, `prepare` freezes
+what it does not train, and `KiVla.forward(batch, recipe)` computes its losses. All of them read the same `Batch`;
+what differs in the data is `targets` (which tokens stand for an action) and `vlm_data` (whether language samples are
+mixed in).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ki_vla.errors import VlaError
+from ki_vla.model.config import HEADS, STATE_REPRS, ModelConfig
+
+if TYPE_CHECKING:
+    from ki_vla.model.kivla import KiVla
+
+TARGETS = ('fast', 'naive', 'naive_stride5', 'none')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    Attributes:
+        name: its key in `RECIPES`.
+        about: one line for people.
+        targets: the tokens that stand for an action in L_FAST; 'none': actions are not predicted as tokens.
+        vlm_data: language samples are trained on; otherwise they carry no loss.
+        head: who predicts continuous actions (`ModelConfig.head`).
+        loss: 'flow', 'l1', or 'none' for actions that are only tokens.
+        insulate: stop the gradient from the action expert to the backbone.
+        frozen: only the action expert is trained.
+        targets_see_actions: target tokens attend to the expert's noisy actions (HybridVLA).
+        adaptive, state_repr: structure; see `ModelConfig`.
+        alpha: weight of the action loss; 1 under insulation, where it trains weights of its own.
+        stages: for recipes in stages: (share of training at which it starts, recipe name), in order. The other fields
+            are those of the last stage; train with `at(progress)`, and `prepare` again when that changes.
+    """
+
+    name: str
+    about: str
+    targets: str = 'fast'
+    vlm_data: bool = True
+    head: str = 'expert'
+    loss: str = 'flow'
+    insulate: bool = True
+    frozen: bool = False
+    targets_see_actions: bool = False
+    adaptive: bool = True
+    state_repr: str = 'text'
+    alpha: float = 1.0
+    stages: tuple[tuple[float, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that mean nothing."""
+        for field, allowed in (('targets', TARGETS), ('head', HEADS), ('state_repr', STATE_REPRS)):
+            if getattr(self, field) not in allowed:
+                raise VlaError(
+                    f'recipe {self.name}: {field} {getattr(self, field)!r} is not one of {", ".join(allowed)}.'
+                )
+        if self.targets_see_actions and (self.head != 'expert' or self.insulate):
+            raise VlaError(f'recipe {self.name}: targets_see_actions needs head expert and insulate false.')
+
+    @property
+    def token_loss(self) -> bool:
+        """Whether there is a cross-entropy at all."""
+        return not self.frozen and (self.targets != 'none' or self.vlm_data)
+
+    @property
+    def action_loss(self) -> bool:
+        """Whether there is a loss on continuous actions."""
+        return self.loss != 'none'
+
+    def configure(self, config: ModelConfig) -> ModelConfig:
+        """The given model with the structure that this recipe needs."""
+        return replace(config, head=self.head, adaptive=self.adaptive, state_repr=self.state_repr)
+
+    def at(self, progress: float) -> Recipe:
+        """The recipe in force at a share of training, 0..1: itself, or the stage that has started last."""
+        current = self
+        for start, name in self.stages:
+            if progress >= start:
+                current = recipe(name)
+        return current
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        VlaError: no such recipe.
+    """
+    if name not in RECIPES:
+        raise VlaError(f'recipe: {name!r} is unknown; choose one of {", ".join(RECIPES)}.')
+    return RECIPES[name]
+
+
+def prepare(model: KiVla, recipe: Recipe) -> list[str]:
+    """Ask for gradients exactly where this recipe trains; returns the names of the trained parameters.
+
+    Weights that take part in no loss (the last backbone layer beyond its keys and values, when no token is predicted;
+    the expert, when it has no loss) are switched off, so that optimisers and distributed wrappers meet no parameter
+    without gradient.
+    """
+    recipe = recipe.at(0.0)
+    _check_structure(model.config, recipe)
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_trains(name, model.config, recipe))
+        if parameter.requires_grad:
+            trained.append(name)
+    return trained
+
+
+def _check_structure(config: ModelConfig, recipe: Recipe) -> None:
+    if recipe.action_loss and config.head != recipe.head:
+        raise VlaError(
+            f'recipe {recipe.name}: needs model.head {recipe.head!r}, the model has {config.head!r}; '
+            'build it from recipe.configure(config).'
+        )
+
+
+def _trains(name: str, config: ModelConfig, recipe: Recipe) -> bool:
+    if name.startswith('expert.'):
+        return recipe.action_loss
+    if recipe.frozen:
+        return False
+    if not recipe.token_loss and recipe.insulate and recipe.head == 'expert':
+        return False
+    tokens_reach_the_end = recipe.token_loss or recipe.head in ('shared', 'parallel')
+    if not tokens_reach_the_end:
+        last = f'backbone.layers.{config.backbone.depth - 1}.'
+        if name == 'backbone.norm.weight':
+            return False
+        if name.startswith(last):
+            return name.removeprefix(last).split('.')[0] in ('input_norm', 'k', 'v')
+    return True
+
+
+def _table(*rows: Recipe) -> dict[str, Recipe]:
+    return {row.name: row for row in rows}
+
+
+_OURS = Recipe('ours', 'knowledge insulation: FAST and language train the backbone, flow matching the expert')
+_JOINT = replace(_OURS, name='joint', about='joint-training: as ours, without the stop-gradient', insulate=False)
+
+RECIPES: dict[str, Recipe] = _table(
+    _OURS,
+    replace(_OURS, name='ours_no_vlm', about='ours w/o VLM data', vlm_data=False),
+    _JOINT,
+    replace(_JOINT, name='joint_no_vlm', about='joint-training w/o VLM data', vlm_data=False),
+    Recipe(
+        'pi0',
+        'flow matching only, gradients through the whole model, robot data only',
+        targets='none',
+        vlm_data=False,
+        insulate=False,
+        adaptive=False,
+        state_repr='suffix',
+    ),
+    Recipe('pi0_fast', 'autoregressive action tokens only, robot data only', vlm_data=False, head='none', loss='none'),
+    replace(
+        _OURS,
+        name='frozen',
+        about='frozen backbone: only the expert is trained',
+        targets='none',
+        vlm_data=False,
+        frozen=True,
+    ),
+    Recipe(
+        'hybrid',
+        'HybridVLA: naive tokens attend to the noisy actions of the expert, no stop-gradient',
+        targets='naive',
+        vlm_data=False,
+        insulate=False,
+        targets_see_actions=True,
+    ),
+    Recipe(
+        'transfusion',
+        "the backbone's own weights denoise",
+        targets='none',
+        vlm_data=False,
+        head='shared',
+        insulate=False,
+    ),
+    Recipe(
+        'oft',
+        'OpenVLA-OFT: parallel decoding, bidirectional, L1, text state',
+        targets='none',
+        vlm_data=False,
+        head='parallel',
+        loss='l1',
+        insulate=False,
+    ),
+    replace(_OURS, name='naive', about='ours with naive tokens', targets='naive'),
+    replace(_OURS, name='naive_stride5', about='ours with naive tokens of every fifth step', targets='naive_stride5'),
+    replace(
+        _JOINT,
+        name='pi05',
+        about='two stages: FAST and language first, then a fresh expert joins without stop-gradient',
+        stages=((0.0, 'pi05_first'), (0.7, 'joint')),
+    ),
+    replace(
+        _OURS, name='pi05_first', about='first stage of pi05: action tokens and language, expert untouched', loss='none'
+    ),
+    replace(_OURS, name='ours_special_state', about='ours, state as special tokens', state_repr='special'),
+    replace(_OURS, name='ours_continuous_state', about='ours, state as one projected token', state_repr='continuous'),
+    replace(
+        _OURS,
+        name='continuous_state_first',
+        about='a stage before ours_continuous_state: action tokens and language, expert untouched',
+        loss='none',
+        state_repr='continuous',
+    ),
+)
+OURS = RECIPES['ours']

@@ -1,0 +1,352 @@
+"""A policy on disk: everything the node needs, in one folder whose every byte is accounted for.
+
+    model.safetensors   weights
+    config.json         structure of the model, how data are processed, the recipe it was trained with
+    contract.yaml       the robot it was trained for
+    stats.json          normalisation of state and actions
+    fast.json           codec of the action tokens (absent for a policy without action tokens)
+    tokenizer/          tokenizer.json, vocabulary.json
+    manifest.json       name, format, sha256 of every file above
+    onnx/ engines/      exports, made later and not part of the policy's identity
+
+Safetensors, JSON and YAML only: loading a bundle runs no code of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+import yaml
+
+from ki_common.errors import KiError
+from ki_robot.contract.contract import Contract
+from ki_robot.fields import read_yaml
+from ki_robot.transforms import Stats, load_stats, save_stats
+from ki_vla.errors import VlaError
+from ki_vla.importers.mapping import our_shapes
+from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
+from ki_vla.model.config import ModelConfig
+from ki_vla.policy.atomic_dir import partial_of, put_in_place, remove_leftovers, sync_tree
+from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.processor import Processor
+from ki_vla.tokens.actions import load_codec, save_codec
+from ki_vla.tokens.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
+
+if TYPE_CHECKING:
+    from ki_vla.model.kivla import KiVla
+
+FORMAT = 1
+MANIFEST = 'manifest.json'
+CONFIG, CONTRACT, STATS, CODEC = 'config.json', 'contract.yaml', 'stats.json', 'fast.json'
+TOKENIZER = (f'tokenizer/{TOKENIZER_FILE}', f'tokenizer/{VOCABULARY_FILE}')
+REQUIRED = (WEIGHTS_FILE, CONFIG, CONTRACT, STATS, *TOKENIZER)
+READ_BYTES = 4 * 2**20
+Weights = Union['KiVla', Mapping[str, torch.Tensor], str, Path, Callable[[Path], object]]
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded bundle; the weights stay on disk until they are asked for.
+
+    Attributes:
+        folder: where it lies.
+        name: what people call it.
+        digest: sha256 over the manifest's entries: two bundles with equal digests are the same policy.
+        processor: contract, statistics, tokenizer, codec and configuration, put together and checked.
+        recipe: how it was trained, as plain data.
+        provenance: where it comes from: data, steps, versions; free.
+    """
+
+    folder: Path
+    name: str
+    digest: str
+    processor: Processor
+    recipe: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def policy_id(self) -> str:
+        """Name and the first digits of the digest: what every chunk carries."""
+        return f'{self.name}@{self.digest[:12]}'
+
+    @property
+    def config(self) -> ModelConfig:
+        """The structure of the model."""
+        return self.processor.config
+
+    @property
+    def contract(self) -> Contract:
+        """The robot the policy was trained for."""
+        return self.processor.contract
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+        return self.folder / WEIGHTS_FILE
+
+    def check(self, robot: Contract) -> None:
+        """Refuse a robot that the policy does not fit.
+
+        Raises:
+            VlaError: one sentence for each field that differs: cameras, columns, units, representation, rate, horizon.
+        """
+        found = self.contract.mismatches(robot)
+        if found:
+            raise VlaError(f'policy {self.policy_id} does not fit the robot {robot.name}: {"; ".join(found)}.')
+
+    def model(self, device: torch.device | str = 'cpu', dtype: torch.dtype | None = None) -> KiVla:
+        """The model with its weights; nothing is random and nothing is left out.
+
+        Args:
+            device: where to.
+            dtype: convert the weights; as stored unless given.
+
+        Raises:
+            VlaError: the weights do not fit the configuration.
+        """
+        from safetensors.torch import load_file
+
+        from ki_vla.model.kivla import KiVla
+
+        with torch.device('meta'):
+            model = KiVla(self.config)
+        state = load_file(str(self.weights), device=str(device))
+        if dtype is not None:
+            state = {name: value.to(dtype) for name, value in state.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.eval()
+
+
+def write_bundle(
+    folder: str | Path,
+    *,
+    name: str,
+    weights: Weights,
+    processor: Processor,
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle. It appears under its name complete and on disk, or not at all.
+
+    Args:
+        folder: where; its parent is made.
+        name: what people call the policy.
+        weights: a model, its state dict, a weights file (streamed, whatever its size), or a function that writes the
+            weights file at the path it is given.
+        processor: everything else the policy consists of.
+        recipe: how it was trained.
+        provenance: anything worth keeping, as plain JSON.
+        dtype: convert the weights.
+        overwrite: replace a bundle that is there; otherwise that is an error.
+
+    Raises:
+        VlaError: the weights do not fit the configuration, the folder exists, or the name is unusable.
+    """
+    folder = Path(folder)
+    if not name or set(name) & set('@/ \n'):
+        raise VlaError(f'bundle name {name!r}: must not be empty nor contain "@", "/" or blanks.')
+    if folder.exists() and not overwrite:
+        raise VlaError(f'{folder} exists; choose another folder or ask for it to be overwritten.')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(folder)
+    remove_leftovers(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        _write_weights(partial / WEIGHTS_FILE, weights, processor.config, dtype)
+        _write_parts(partial, processor, recipe or {})
+        files = {path: _entry(partial / path) for path in _parts(partial)}
+        manifest = {'format': FORMAT, 'name': name, 'files': files, 'provenance': dict(provenance or {})}
+        _write_json(partial / MANIFEST, manifest)
+        sync_tree(partial)
+        put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return load_bundle(folder, verify=False)
+
+
+def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
+    """Read a bundle and check it against its manifest.
+
+    Args:
+        folder: the bundle.
+        verify: compare the sha256 of every file (for 14 GB that takes some seconds); sizes are always compared.
+
+    Raises:
+        VlaError: a file is missing, changed, cut short or malformed, the parts do not fit each other, or the format
+            is newer.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for path, entry in manifest['files'].items():
+        _check_file(folder, path, entry, verify)
+    config = _read_json(folder / CONFIG)
+    try:
+        model, processing = ModelConfig.from_dict(config['model']), Processing.from_dict(config['processing'])
+        contract = Contract.from_dict(read_yaml(folder / CONTRACT), str(folder / CONTRACT))
+        codec = load_codec(folder / CODEC) if CODEC in manifest['files'] else None
+        state, actions = _read_stats(folder / STATS)
+        processor = Processor(contract, state, actions, load_tokenizer(folder / 'tokenizer'), codec, model, processing)
+    except KeyError as error:
+        raise VlaError(f'{folder / CONFIG}: the field {error} is missing.') from error
+    except KiError as error:
+        raise VlaError(f'{folder}: {error}') from error
+    _check_weights(folder / WEIGHTS_FILE, model)
+    digest = _digest(manifest['files'])
+    return Bundle(folder, manifest['name'], digest, processor, config.get('recipe', {}), manifest.get('provenance', {}))
+
+
+def _write_weights(
+    path: Path,
+    weights: Weights,
+    config: ModelConfig,
+    dtype: torch.dtype | None,
+) -> None:
+    """Stream weights from wherever they are, checked against the configuration."""
+    if callable(weights) and not isinstance(weights, torch.nn.Module):
+        weights(path)
+        _check_weights(path, config)
+        return
+    if isinstance(weights, str | Path):
+        checkpoint = open_checkpoint(weights)
+        found = {name: info.shape for name, info in checkpoint.tensors.items()}
+        kinds, pieces = {info.dtype for info in checkpoint.tensors.values()}, checkpoint.pieces
+    else:
+        state = weights if isinstance(weights, Mapping) else weights.state_dict()
+        found = {name: tuple(value.shape) for name, value in state.items()}
+        kinds = {value.dtype for value in state.values()}
+
+        def pieces(name: str) -> list[torch.Tensor]:
+            return [state[name]]
+
+    _compare(str(path.name), found, config)
+    if dtype is None and len(kinds) > 1:
+        raise VlaError(f'weights of several dtypes ({", ".join(sorted(map(str, kinds)))}): say which one to write.')
+    write_tensors(path, found, dtype or kinds.pop(), pieces)
+
+
+def _write_parts(folder: Path, processor: Processor, recipe: Mapping[str, Any]) -> None:
+    """Everything but the weights and the manifest."""
+    config = {
+        'model': processor.config.to_dict(),
+        'processing': asdict(processor.processing),
+        'recipe': dict(recipe),
+    }
+    _write_json(folder / CONFIG, config)
+    text = yaml.safe_dump(processor.contract.to_dict(), sort_keys=False, allow_unicode=True)
+    (folder / CONTRACT).write_text(text, encoding='utf-8')
+    save_stats(folder / STATS, {'state': processor.state_stats, 'actions': processor.action_stats})
+    if processor.codec is not None:
+        save_codec(processor.codec, folder / CODEC)
+    processor.tokenizer.save(folder / 'tokenizer')
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, its structure checked and the required files named in it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise VlaError(f'{folder}: no {MANIFEST} in it; this is not a bundle, or its writing was interrupted.')
+    manifest = _read_json(path)
+    if manifest.get('format') != FORMAT:
+        raise VlaError(f'{path}: format {manifest.get("format")!r}; this version reads {FORMAT}.')
+    files, name = manifest.get('files'), manifest.get('name')
+    if not isinstance(files, dict) or not isinstance(name, str) or not name:
+        raise VlaError(f'{path}: the fields name and files must be a text and a table.')
+    missing = [part for part in REQUIRED if part not in files]
+    if missing:
+        raise VlaError(f'{path}: does not list {", ".join(missing)}.')
+    unknown = sorted(set(files) - {*REQUIRED, CODEC})
+    if unknown:
+        raise VlaError(f'{path}: lists files that no bundle has: {", ".join(unknown)}.')
+    return manifest
+
+
+def _check_file(folder: Path, path: str, entry: Any, verify: bool) -> None:
+    """One file against its entry."""
+    file = folder / path
+    if not isinstance(entry, dict) or not {'bytes', 'sha256'} <= set(entry):
+        raise VlaError(f'{folder / MANIFEST}: the entry of {path} needs bytes and sha256.')
+    if not file.is_file():
+        raise VlaError(f'{folder}: {path} is missing.')
+    size = file.stat().st_size
+    if size != entry['bytes']:
+        raise VlaError(f'{file}: has {size} bytes, the manifest says {entry["bytes"]}; it was changed or cut short.')
+    if verify and (found := sha256(file)) != entry['sha256']:
+        raise VlaError(f'{file}: sha256 {found[:12]}... is not the {str(entry["sha256"])[:12]}... of the manifest.')
+
+
+def _check_weights(path: Path, config: ModelConfig) -> None:
+    """Names and shapes of the weights against the configuration, from the header alone."""
+    _compare(str(path), {name: info.shape for name, info in read_header(path).items()}, config)
+
+
+def _compare(where: str, found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    """Raise a VlaError that lists missing, unexpected and wrong-shaped weights."""
+    wanted = our_shapes(config)
+    problems = {
+        'missing': sorted(set(wanted) - set(found)),
+        'unexpected': sorted(set(found) - set(wanted)),
+        'wrong shape': sorted(
+            f'{name} {list(found[name])} for {list(wanted[name])}'
+            for name in set(found) & set(wanted)
+            if tuple(found[name]) != wanted[name]
+        ),
+    }
+    if any(problems.values()):
+        listed = '; '.join(f'{kind}: {", ".join(names[:8])}' for kind, names in problems.items() if names)
+        raise VlaError(f'{where}: the weights do not fit the configuration {config.name!r}. {listed}.')
+
+
+def _read_stats(path: Path) -> tuple[Stats, Stats]:
+    """State and action statistics."""
+    stats = load_stats(path)
+    if set(stats) != {'state', 'actions'}:
+        raise VlaError(f'{path}: holds {sorted(stats)}; state and actions are needed.')
+    return stats['state'], stats['actions']
+
+
+def _parts(folder: Path) -> list[str]:
+    """Every file written so far, relative, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {'bytes': path.stat().st_size, 'sha256': sha256(path)}
+
+
+def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """sha256 over every file's name and sha256."""
+    lines = ''.join(f'{path} {files[path]["sha256"]}\n' for path in sorted(files))
+    return hashlib.sha256(lines.encode('utf-8')).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + '\n', encoding='utf-8')
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
+    if not isinstance(data, dict):
+        raise VlaError(f'{path}: must hold a table, holds {type(data).__name__}.')
+    return data

@@ -1,0 +1,113 @@
+"""What a processor gives: model inputs and targets as numpy arrays, and the choices it is made with.
+
+Legend: V views, H horizon or image height, W width, C colours, S state columns of the model, A action columns of the
+model, L prompt tokens, T target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ki_robot.transforms import quantile_scaling, zscore_scaling
+from ki_vla.errors import VlaError
+
+NORMALISATIONS = {'quantile': quantile_scaling, 'zscore': zscore_scaling}
+PAD_STEPS = ('mask', 'keep')
+
+
+@dataclass(frozen=True)
+class Processing:
+    """Choices that belong to a policy and are saved with it.
+
+    Attributes:
+        normalisation: 'quantile' (pi0.5, FAST) or 'zscore' (pi0), for state and actions.
+        pad_steps: what becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all
+            steps, so 'mask' leaves the tokens of such a chunk out; 'keep' trains on them with the values that the data
+            give for those steps. The continuous loss is never taken on them.
+        truncate_prompt: leave words out of an instruction that is too long, instead of refusing it.
+        lower_case: instructions in lower case, as pi0-FAST was trained.
+        subtasks: the policy works in two levels, as pi0.5 does: it first says what it will do next, and acts with those
+            words in its prompt.
+    """
+
+    normalisation: str = 'quantile'
+    pad_steps: str = 'mask'
+    truncate_prompt: bool = False
+    lower_case: bool = False
+    subtasks: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse choices that do not exist."""
+        if self.normalisation not in tuple(NORMALISATIONS):
+            raise VlaError(f'processing.normalisation: {self.normalisation!r}; choose {" or ".join(NORMALISATIONS)}.')
+        if self.pad_steps not in PAD_STEPS:
+            raise VlaError(f'processing.pad_steps: {self.pad_steps!r}; choose {" or ".join(PAD_STEPS)}.')
+        for name in ('truncate_prompt', 'lower_case', 'subtasks'):
+            if not isinstance(getattr(self, name), bool):
+                raise VlaError(f'processing.{name}: {getattr(self, name)!r}; write true or false.')
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Processing:
+        """From plain JSON; unknown and missing fields are errors, but for `subtasks`, which older policies lack."""
+        names = {each.name for each in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) | {'subtasks'} != names:
+            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise VlaError(f'processing: needs exactly the fields {sorted(names)}, got {found}.')
+        return cls(**data)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """What the model is shown: uint8 views, validity of each, prompt ids, normalised and padded state."""
+
+    images_VHWC: np.ndarray
+    image_mask_V: np.ndarray
+    prompt_L: np.ndarray
+    prompt_mask_L: np.ndarray
+    state_S: np.ndarray
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """As `ki_vla.objective.batch.collate` takes it, colours first."""
+        return {
+            'images_VCHW': np.ascontiguousarray(self.images_VHWC.transpose(0, 3, 1, 2)),
+            'image_mask_V': self.image_mask_V,
+            'prompt_L': self.prompt_L,
+            'prompt_mask_L': self.prompt_mask_L,
+            'state_S': self.state_S,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the model is to say and do.
+
+    Attributes:
+        target_T: ids that follow the prompt.
+        loss_mask_T: M_l, where the token loss is taken.
+        action_token_T: which of them stand for an action rather than text.
+        actions_HA: normalised, delta where the contract says so, padded with zeros; float32.
+        action_mask_HA: M_act: where the continuous loss is taken.
+        clipped: how many numbers of the chunk lay beyond the codec's range and were written as the nearest within.
+    """
+
+    target_T: np.ndarray
+    loss_mask_T: np.ndarray
+    action_token_T: np.ndarray
+    actions_HA: np.ndarray
+    action_mask_HA: np.ndarray
+    clipped: int = 0
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """As `ki_vla.objective.batch.collate` takes it."""
+        return {
+            'target_T': self.target_T,
+            'target_mask_T': np.ones(len(self.target_T), dtype=bool),
+            'loss_mask_T': self.loss_mask_T,
+            'action_token_T': self.action_token_T,
+            'actions_HA': self.actions_HA,
+            'action_mask_HA': self.action_mask_HA,
+        }

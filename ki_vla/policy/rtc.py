@@ -1,0 +1,142 @@
+"""Real-time chunking: a new chunk that agrees with the part of the old one which is executed while it is computed.
+
+Two ways. *Guided* needs no training: at each Euler step the field is corrected towards the old chunk through the true
+vector-Jacobian product of the network, strongly for the first `delay` steps and ever less up to `end`. *Trained*
+needs a model trained with `max_delay`: the first `delay` actions are simply given, at their own time tau = 1.
+
+The old chunk is passed as `previous`, normalised like the model's actions, its first row being the new chunk's first
+step. Rows that do not exist any more are not invented: nothing beyond `end` is looked at.
+
+Shape legend: B batch, H horizon, P rows left of the old chunk (P <= H), A action dims.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ki_vla.errors import VlaError
+from ki_vla.model import flow
+from ki_vla.model.flow import Field
+
+SCHEDULES = ('exp', 'linear', 'ones', 'zeros')
+G_MAX = 5.0
+
+
+def prefix_weights(
+    horizon: int, delay: int | Tensor, end: int | Tensor, schedule: str = 'exp', device: torch.device | None = None
+) -> Tensor:
+    """How much each step of the new chunk should agree with the old one, float32 [H] (or [B, H] for tensors [B]).
+
+    Args:
+        horizon: H.
+        delay: steps that are executed before the new chunk can start; these have weight 1.
+        end: first step without weight, H - s when s steps of the old chunk have been executed.
+        schedule: what lies between: 'linear' falls evenly, 'exp' faster, 'ones' stays, 'zeros' drops at once.
+        device: where, when `delay` is a number.
+
+    Raises:
+        VlaError: unknown schedule, or numbers that do not satisfy 0 <= delay <= end <= horizon.
+    """
+    if schedule not in SCHEDULES:
+        raise VlaError(f'schedule: {schedule!r} is unknown; choose one of {", ".join(SCHEDULES)}.')
+    if isinstance(delay, int) and isinstance(end, int) and not 0 <= delay <= end <= horizon:
+        raise VlaError(f'delay {delay} and end {end} must satisfy 0 <= delay <= end <= horizon = {horizon}.')
+    start, stop = (torch.as_tensor(x, device=getattr(x, 'device', device))[..., None] for x in (delay, end))
+    index = torch.arange(horizon, device=start.device)
+    if schedule == 'ones':
+        weights = torch.ones_like(index, dtype=torch.float32).expand(torch.broadcast_shapes(start.shape, index.shape))
+    elif schedule == 'zeros':
+        weights = (index < start).float()
+    else:
+        weights = ((start - 1 - index) / (stop - start + 1) + 1).clamp(0.0, 1.0)
+        if schedule == 'exp':
+            weights = weights * torch.expm1(weights) / (math.e - 1.0)
+    return torch.where(index < stop, weights, 0.0)
+
+
+def guidance_strength(tau: Tensor, g_max: float = G_MAX) -> Tensor:
+    """The factor of the correction at tau, at most `g_max` (reached at tau = 0, where the formula is infinite)."""
+    left = 1.0 - tau
+    strength = (left / tau) * (tau.square() + left.square()) / left.square()
+    return torch.nan_to_num(strength, nan=g_max, posinf=g_max).clamp(max=g_max)
+
+
+def guide(field: Field, previous_BHA: Tensor, weights_BH: Tensor, g_max: float = G_MAX) -> Field:
+    """A field that is pulled towards the old chunk.
+
+    With the clean estimate x1(x) = x - (1 - tau) f(x), the correction is  J^T [(previous - x1) * weights]  with
+    J = dx1/dx, all of it and not the identity in its place. The network's inputs must allow gradients (no
+    `torch.inference_mode`).
+    """
+
+    def guided(noisy: Tensor, tau: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = noisy.detach().requires_grad_()
+            value = field(point, tau)
+            estimate = flow.clean_estimate(point, value, tau)
+            error = (previous_BHA - estimate.detach()) * weights_BH[..., None]
+            (correction,) = torch.autograd.grad(estimate, point, error)
+        return value.detach() - guidance_strength(tau, g_max)[..., None] * correction
+
+    return guided
+
+
+def denoise_guided(
+    field: Field,
+    noise_BHA: Tensor,
+    previous_BPA: Tensor,
+    delay: int,
+    end: int,
+    steps: int = 10,
+    g_max: float = G_MAX,
+    schedule: str = 'exp',
+) -> Tensor:
+    """A new chunk [B, H, A] that continues the old one; see `prefix_weights` and `guide`.
+
+    Raises:
+        VlaError: the old chunk is shorter than `end`, of another width, or not finite.
+    """
+    H = noise_BHA.shape[1]
+    weights_H = prefix_weights(H, delay, end, schedule, noise_BHA.device)
+    previous_BHA = at_full_length(previous_BPA, noise_BHA, end)
+    return flow.euler(guide(field, previous_BHA, weights_H[None], g_max), noise_BHA, steps)
+
+
+@torch.no_grad()
+def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay: int, steps: int = 10) -> Tensor:
+    """A new chunk [B, H, A] whose first `delay` actions are the old ones, exactly.
+
+    At every step those actions are put in clean, each with its own tau = 1, as in training with `max_delay`.
+
+    Raises:
+        VlaError: the old chunk is shorter than `delay`, of another width, or not finite.
+    """
+    H = noise_BHA.shape[1]
+    if not 0 <= delay < H:
+        raise VlaError(f'delay: {delay} must be at least 0 and below the horizon {H}.')
+    previous_BHA = at_full_length(previous_BPA, noise_BHA, delay)
+    given_H = torch.arange(H, device=noise_BHA.device) < delay
+
+    def with_given(noisy: Tensor, tau: Tensor) -> Tensor:
+        noisy = torch.where(given_H[:, None], previous_BHA, noisy)
+        return field(noisy, torch.where(given_H, 1.0, tau))
+
+    return torch.where(given_H[:, None], previous_BHA, flow.euler(with_given, noise_BHA, steps))
+
+
+def at_full_length(previous_BPA: Tensor, noise_BHA: Tensor, needed: int) -> Tensor:
+    """The old chunk at full length; what is added repeats its last row and is never looked at."""
+    B, H, A = noise_BHA.shape
+    P = previous_BPA.shape[1]
+    if previous_BPA.shape[::2] != (B, A) or P > H:
+        raise VlaError(f'previous: shape {tuple(previous_BPA.shape)} should be ({B}, at most {H}, {A}).')
+    if needed > P:
+        raise VlaError(f'previous: {P} steps are left of the old chunk, but {needed} are needed.')
+    if not bool(previous_BPA.isfinite().all()):
+        raise VlaError('previous: the old chunk has values that are not finite; start without it.')
+    if P == 0:
+        return torch.zeros_like(noise_BHA)
+    return torch.cat([previous_BPA, previous_BPA[:, -1:].expand(-1, H - P, -1)], dim=1).to(noise_BHA.dtype)

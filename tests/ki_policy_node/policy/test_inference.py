@@ -1,0 +1,224 @@
+"""Planning: how chunks join, how delay is measured, what is refused."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.inference import (
+    Cadence,
+    InferenceThread,
+    Inferred,
+    InvalidActionError,
+    Planner,
+    Timing,
+    TooLateError,
+)
+from ki_robot.contract.contract import Contract
+from ki_robot.observation.observation import Hold, Observation
+
+STEP = 50_000_000
+START = 1_000 * STEP
+
+
+class Ramp:
+    """A policy whose chunk is a ramp from `level` on; it remembers what it was given."""
+
+    policy_id, backend = 'ramp@1', 'test'
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract, self.level, self.given = contract, 0.0, []
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def infer(self, observation, prefix_KN, delay_steps, epoch):
+        self.given.append((prefix_KN, delay_steps, epoch))
+        ramp = self.level + 0.01 * np.arange(50)[:, None]
+        return Inferred(np.repeat(ramp, 4, axis=1), inference_ns=1)
+
+
+@pytest.fixture
+def contract(rigs) -> Contract:
+    return Contract.from_dict(rigs.small_robot())
+
+
+def seen(step: int, instruction_id: str = 'a') -> Observation:
+    stamp = START + step * STEP
+    return Observation(stamp - 10_000_000, {}, {}, np.zeros(3), stamp, 'go', instruction_id)
+
+
+def plan(planner: Planner, step: int, late_steps: float, epoch: int = 0):
+    planned = planner.plan(seen(step), epoch, lambda: START + round((step + late_steps) * STEP))
+    planner.commit(planned)
+    return planned
+
+
+def test_a_chunk_starts_at_the_state_and_says_which_observation_it_saw(contract):
+    planned = plan(Planner(Ramp(contract), Timing('latest')), 0, 1.0)
+    chunk = planned.chunk
+    assert (chunk.start_ns, chunk.observation_ns) == (START, START - 10_000_000)
+    assert (chunk.horizon, chunk.chunk_id, chunk.policy_id, chunk.instruction_id) == (50, 1, 'ramp@1', 'a')
+    assert planned.seam is None
+
+
+def test_the_first_inference_is_cold_and_does_not_count_for_the_delay(contract):
+    planner = Planner(Ramp(contract), Timing('rtc'))
+    plan(planner, 0, 30.0)
+    assert planner.expected_delay() == 0
+    plan(planner, 25, 2.5)
+    assert planner.expected_latency_ns == round(2.5 * STEP)
+    assert planner.expected_delay() == 3
+    planner.reset()
+    assert planner.expected_delay() == 0, 'nothing is executed, so nothing is bridged'
+    assert planner.expected_latency_ns == round(2.5 * STEP)
+
+
+def test_latest_takes_over_at_once(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('latest'))
+    plan(planner, 0, 1.0)
+    policy.level = 1.0
+    planned = plan(planner, 25, 2.0)
+    assert planned.chunk.frozen_prefix == 0
+    assert planned.chunk.data_HN[0, 0] == 1.0
+    assert planned.seam.position_jump_N[0] == pytest.approx(1.0 - 0.25)
+    assert planned.seam.velocity_jump_N[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_rtc_hands_over_the_rest_of_the_old_chunk_and_keeps_what_is_executed_meanwhile(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('rtc'))
+    plan(planner, 0, 1.0)
+    plan(planner, 20, 3.0)
+    policy.level = 1.0
+    planned = plan(planner, 40, 3.0)
+    prefix_KN, delay, _ = policy.given[-1]
+    assert delay == 3
+    assert len(prefix_KN) == 30
+    assert prefix_KN[0, 0] == pytest.approx(0.2)
+    assert planned.chunk.frozen_prefix == 3
+    assert planned.chunk.data_HN[:3, 0] == pytest.approx([0.20, 0.21, 0.22])
+    assert planned.chunk.data_HN[3, 0] == pytest.approx(1.03)
+
+
+def test_a_new_instruction_is_not_pulled_by_the_old_chunk(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('rtc'))
+    plan(planner, 0, 1.0, epoch=1)
+    plan(planner, 20, 3.0, epoch=1)
+    plan(planner, 40, 3.0, epoch=2)
+    prefix_KN, delay, epoch = policy.given[-1]
+    assert (len(prefix_KN), delay, epoch) == (3, 3, 2)
+
+
+def test_queue_executes_its_steps_and_then_begins_with_step_0(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('queue', execute_steps=10))
+    first = plan(planner, 0, 2.0).chunk
+    assert first.start_ns == START + 2 * STEP
+    policy.level = 1.0
+    second = plan(planner, 9, 1.0).chunk
+    assert second.horizon == 50
+    assert second.frozen_prefix == 2, 'steps 8 and 9 of the first chunk are still to come'
+    assert second.data_HN[:3, 0] == pytest.approx([0.08, 0.09, 1.0])
+    assert planner.due_ns() == second.start_ns + 12 * STEP - planner.expected_latency_ns
+
+
+def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('temporal_ensemble', execute_steps=10, ensemble_coefficient=0.5))
+    plan(planner, 0, 1.0)
+    policy.level = 1.0
+    planned = plan(planner, 10, 1.0)
+    weights = np.exp([0.0, -0.5])
+    assert planned.chunk.data_HN[5, 0] == pytest.approx((weights @ [0.15, 1.05]) / weights.sum())
+    assert planned.chunk.data_HN[45, 0] == pytest.approx(1.45), 'only the new chunk reaches there'
+
+
+def test_the_next_chunk_is_due_after_execute_steps(contract):
+    planner = Planner(Ramp(contract), Timing('rtc', execute_steps=10))
+    assert planner.due_ns() == 0
+    plan(planner, 0, 1.0)
+    assert planner.due_ns() == START + 10 * STEP
+
+
+def test_chunks_count_from_one_in_every_run(contract):
+    planner = Planner(Ramp(contract), Timing('latest'))
+    assert [plan(planner, step, 1.0).chunk.chunk_id for step in (0, 25)] == [1, 2]
+    planner.restart()
+    assert plan(planner, 50, 1.0).chunk.chunk_id == 1
+
+
+def test_what_is_not_committed_does_not_count(contract):
+    planner = Planner(Ramp(contract), Timing('latest'))
+    kept = plan(planner, 0, 1.0)
+    planner.plan(seen(25), 0, lambda: START + 26 * STEP)
+    assert planner.current is kept.chunk
+    assert plan(planner, 26, 1.0).chunk.chunk_id == 2
+
+
+@pytest.mark.parametrize(
+    ('data', 'why'),
+    [
+        (np.zeros((49, 4)), r'shape \(49, 4\)'),
+        (np.full((50, 4), np.nan), 'nan in column joint1/position'),
+        (np.full((50, 4), np.inf), 'inf in column joint1/position'),
+    ],
+)
+def test_an_unusable_result_is_refused_as_a_whole(contract, data, why):
+    policy = Ramp(contract)
+    policy.infer = lambda *_: Inferred(data)
+    planner = Planner(policy, Timing('latest'))
+    with pytest.raises(InvalidActionError, match=why):
+        planner.plan(seen(0), 0, lambda: START)
+    assert planner.current is None
+
+
+def test_a_chunk_that_is_past_when_it_is_ready_is_refused(contract):
+    planner = Planner(Ramp(contract), Timing('latest'))
+    with pytest.raises(TooLateError, match='longer than the chunk'):
+        planner.plan(seen(0), 0, lambda: START + 50 * STEP)
+
+
+def test_execute_steps_must_leave_room_in_the_horizon(contract):
+    with pytest.raises(NodeError, match='execute_steps is 50'):
+        Planner(Ramp(contract), Timing('rtc', execute_steps=50))
+
+
+def test_cadence_waits_for_a_fresh_frame_of_every_camera_but_not_for_ever(contract):
+    cadence = Cadence(contract, 40)
+    cadence.on_frame('scene')
+    assert cadence.wait(100) == 40, 'frames from before it was due are old'
+    cadence.on_frame('scene')
+    assert cadence.wait(110) == 30
+    cadence.on_frame('wrist')
+    assert cadence.wait(111) == 0
+    cadence.reset()
+    assert cadence.wait(200) == 40
+    assert cadence.wait(240) == 0
+
+
+def test_cadence_forgives_inputs_out_of_step_for_a_while_and_nothing_else(contract):
+    cadence = Cadence(contract, 40)
+    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 0), 'nothing is due'
+    cadence.wait(0)
+    assert cadence.forgives(Hold.UNSYNCHRONIZED, 299_000_000)
+    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 300_000_000)
+    assert not cadence.forgives(Hold.STALE, 1)
+
+
+def test_the_inference_thread_runs_calls_and_hands_errors_back():
+    thread = InferenceThread(lambda: 0.01)
+    try:
+        assert thread.call(lambda: threading.current_thread().name) == 'inference'
+        with pytest.raises(ZeroDivisionError):
+            thread.call(lambda: 1 // 0)
+    finally:
+        assert thread.close()

@@ -1,0 +1,231 @@
+"""Episodes end up in bags, whole, as they came, and marked; the recorder is its own process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def start_recorder(tmp_path: Path, ros_domain: int) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the recorder with parameters; at the end of the test it must end cleanly."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(**parameters: object) -> subprocess.Popen[bytes]:
+        parameters = {'folder': str(tmp_path / 'bags'), **parameters}
+        arguments = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
+        started.append(
+            subprocess.Popen([sys.executable, '-m', 'ki_policy_node.recorder.recorder_node', '--ros-args', *arguments])
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.fixture
+def node() -> Iterator[Any]:
+    from ki_policy_node.common import ros
+
+    with ros.node('robot') as made:
+        yield made
+
+
+def call(node: Any, kind: Any, name: str, **fields: Any) -> Any:
+    """Calls a service of the recorder."""
+    import rclpy
+
+    # One client a service: on a busy machine the answer to one that was made just now can get lost.
+    known = {client.srv_name.rpartition('/')[2]: client for client in node.clients}
+    client = known.get(name) or node.create_client(kind, f'recorder/{name}')
+    assert client.wait_for_service(15.0), f'the recorder offers no {name}'
+    future = client.call_async(kind.Request(**fields))
+    rclpy.spin_until_future_complete(node, future, timeout_sec=10.0)
+    return future.result()
+
+
+def talk(node: Any, publisher: Any, messages: list[Any]) -> None:
+    """Publishes once the recorder listens."""
+    from ki_policy_node.common import ros
+
+    assert ros.spin_until(node, publisher.get_subscription_count, 10.0), 'the recorder does not listen'
+    for message in messages:
+        publisher.publish(message)
+        time.sleep(0.002)
+    time.sleep(0.2)
+
+
+def read(folder: str) -> dict[str, list[Any]]:
+    """All messages of a bag by topic; the bag must be without a fault."""
+    from ki_bags.reader import open_bag
+
+    bag = open_bag(folder)
+    found: dict[str, list[Any]] = {}
+    for message in bag.messages():
+        found.setdefault(message.topic, []).append(message)
+    assert not list(bag.problems), list(bag.problems)
+    return found
+
+
+def joint_states(count: int) -> list[Any]:
+    from sensor_msgs.msg import JointState
+
+    messages = [JointState(name=['a', 'b'], position=[float(number), -1.0]) for number in range(count)]
+    for number, message in enumerate(messages):
+        message.header.stamp.sec = number
+    return messages
+
+
+def test_an_episode_holds_every_message_byte_for_byte_between_its_markers(
+    node: Any, start_recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    from ki_msgs.msg import EpisodeMarker
+    from ki_msgs.srv import StartRecording, StopRecording
+    from rclpy.qos import QoSProfile, qos_profile_sensor_data
+    from rclpy.serialization import deserialize_message
+    from sensor_msgs.msg import JointState
+    from std_msgs.msg import String
+
+    fast = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
+    latched = node.create_publisher(String, 'robot_description', QoSProfile(depth=1, durability=1))
+    latched.publish(String(data='a robot'))
+    start_recorder()
+    talk(node, fast, joint_states(3))  # before the episode: not in it
+
+    started = call(node, StartRecording, 'start_recording', task='put the cup away', policy_id='p@1')
+    assert started.success, started.message
+    assert not call(node, StartRecording, 'start_recording').success, 'a second episode at once'
+    talk(node, fast, joint_states(200))
+    stopped = call(node, StopRecording, 'stop_recording', outcome=EpisodeMarker.OUTCOME_SUCCESS)
+    assert stopped.success, stopped.message
+    assert stopped.uri == started.uri == str(tmp_path / 'bags' / 'episode_0000')
+
+    found = read(stopped.uri)
+    states = [deserialize_message(message.data, JointState) for message in found['/joint_states']]
+    assert states == joint_states(200)
+    [description] = found['/robot_description']
+    assert deserialize_message(description.data, String).data == 'a robot'
+    first, last = [deserialize_message(message.data, EpisodeMarker) for message in found['/episode']]
+    assert (first.phase, first.task, first.policy_id) == (EpisodeMarker.PHASE_START, 'put the cup away', 'p@1')
+    assert (last.phase, last.outcome) == (EpisodeMarker.PHASE_END, EpisodeMarker.OUTCOME_SUCCESS)
+    times = [message.log_ns for message in found['/joint_states']]
+    assert times == sorted(times)
+    assert found['/episode'][0].log_ns <= times[0] <= times[-1] <= found['/episode'][1].log_ns
+
+
+def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[..., Any]) -> None:
+    """`rosbags` reads it with metadata, definitions and QoS, as rosbag2 would."""
+    from ki_msgs.srv import StartRecording, StopRecording
+    from rclpy.qos import qos_profile_sensor_data
+    from rosbags.highlevel import AnyReader
+    from sensor_msgs.msg import JointState
+
+    publisher = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
+    start_recorder(compression='zstd')
+    call(node, StartRecording, 'start_recording', task='t')
+    talk(node, publisher, joint_states(20))
+    stopped = call(node, StopRecording, 'stop_recording')
+    with AnyReader([Path(stopped.uri)]) as reader:
+        [connection] = [each for each in reader.connections if each.topic == '/joint_states']
+        positions = [
+            reader.deserialize(data, connection.msgtype).position[0] for _, _, data in reader.messages([connection])
+        ]
+        [offer] = connection.ext.offered_qos_profiles
+    assert positions == list(range(20))
+    assert offer.reliability.name == 'BEST_EFFORT'
+
+
+def test_discarded_episodes_leave_nothing_and_numbers_go_on(
+    node: Any, start_recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    from ki_msgs.srv import StartRecording, StopRecording
+    from std_srvs.srv import Trigger
+
+    start_recorder()
+    for number in range(2):
+        assert call(node, StartRecording, 'start_recording').episode_index == number
+        assert call(node, StopRecording, 'stop_recording').success
+    assert call(node, StartRecording, 'start_recording').episode_index == 2
+    assert call(node, Trigger, 'discard_episode').success
+    assert sorted(path.name for path in (tmp_path / 'bags').iterdir()) == ['episode_0000', 'episode_0001']
+    refused = call(node, StopRecording, 'stop_recording')
+    assert not refused.success
+    assert 'start one first' in refused.message
+
+
+def test_the_action_records_until_its_time_is_over_or_it_is_cancelled(
+    node: Any, start_recorder: Callable[..., Any]
+) -> None:
+    import rclpy
+    from action_msgs.msg import GoalStatus
+    from ki_msgs.action import RecordEpisode
+    from rclpy.action import ActionClient
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import JointState
+
+    from ki_policy_node.common import ros
+
+    publisher = node.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
+    start_recorder(topics='[joint_states]')
+    client = ActionClient(node, RecordEpisode, 'recorder/record')
+    assert client.wait_for_server(15.0)
+    feedback: list[Any] = []
+
+    def record(seconds: int, cancel: bool) -> Any:
+        goal = RecordEpisode.Goal(task='t')
+        goal.max_duration.sec = seconds
+        sent = client.send_goal_async(goal, feedback_callback=lambda message: feedback.append(message.feedback))
+        rclpy.spin_until_future_complete(node, sent, timeout_sec=5.0)
+        result = sent.result().get_result_async()
+        talk(node, publisher, joint_states(10))
+        if cancel:
+            sent.result().cancel_goal_async()
+        rclpy.spin_until_future_complete(node, result, timeout_sec=5.0)
+        return result.result()
+
+    timed = record(1, cancel=False)
+    assert timed.status == GoalStatus.STATUS_SUCCEEDED
+    cancelled = record(0, cancel=True)
+    assert cancelled.status == GoalStatus.STATUS_CANCELED
+    for outcome in (timed.result, cancelled.result):
+        assert outcome.success
+        assert outcome.messages == 12
+        assert len(read(outcome.uri)['/joint_states']) == 10
+    assert ros.spin_until(node, lambda: feedback, 1.0)
+    assert [stream.topic for stream in feedback[-1].streams] == ['/joint_states']
+
+
+def test_a_signal_keeps_the_open_episode(node: Any, start_recorder: Callable[..., Any]) -> None:
+    from ki_msgs.msg import EpisodeMarker
+    from ki_msgs.srv import StartRecording
+
+    process = start_recorder()
+    started = call(node, StartRecording, 'start_recording', task='t')
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    phases = [message.data for message in read(started.uri)['/episode']]
+    assert len(phases) == 2 == EpisodeMarker.PHASE_END + 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_answer_and_not_a_crash(
+    node: Any, start_recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    from ki_msgs.srv import StartRecording
+
+    (tmp_path / 'file').write_text('in the way')
+    start_recorder(folder=tmp_path / 'file')
+    for _ in range(2):
+        refused = call(node, StartRecording, 'start_recording')
+        assert not refused.success
+        assert 'file' in refused.message

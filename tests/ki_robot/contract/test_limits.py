@@ -1,0 +1,114 @@
+"""Limits from URDF and joint_limits files, merged with the contract's."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ki_robot.contract.contract import Limits, load_contract
+from ki_robot.contract.limits import action_limits, limits_from_urdf, limits_from_yaml, read_limits, tightest
+from ki_robot.errors import RobotError
+
+URDF = """<?xml version="1.0"?>
+<robot name="arm">
+  <joint name="joint1" type="revolute"><limit lower="-1.5" upper="1.0" effort="10" velocity="9.0"/></joint>
+  <joint name="joint2" type="continuous"><limit effort="10" velocity="1.0"/></joint>
+  <joint name="joint3" type="prismatic"><limit upper="0.3" velocity="0"/></joint>
+  <joint name="fixed" type="fixed"/>
+  <joint name="finger2" type="prismatic"><mimic joint="gripper"/><limit lower="0" upper="0.04" velocity="1"/></joint>
+</robot>
+"""
+YAML = """
+joint_limits:
+  joint1: {has_position_limits: true, min_position: -2.0, max_position: 0.5, has_velocity_limits: true,
+           max_velocity: 1.0, has_acceleration_limits: false, max_acceleration: 0.001, max_jerk: 3.0}
+  joint2: {has_acceleration_limits: true, max_acceleration: 4.0}
+"""
+
+
+def test_a_urdf_gives_the_limits_of_its_moving_joints() -> None:
+    assert limits_from_urdf(URDF) == {
+        'joint1': Limits(-1.5, 1.0, 9.0),
+        'joint2': Limits(velocity=1.0),
+        'joint3': Limits(0.0, 0.3),
+    }
+
+
+def test_a_joint_limits_file_counts_only_what_it_says_it_has(tmp_path: Path) -> None:
+    file = tmp_path / 'joint_limits.yaml'
+    file.write_text(YAML)
+    assert read_limits(file) == {'joint1': Limits(-2.0, 0.5, 1.0), 'joint2': Limits(acceleration=4.0)}
+    (tmp_path / 'arm.urdf').write_text(URDF)
+    assert read_limits(tmp_path / 'arm.urdf') == limits_from_urdf(URDF)
+    wrapped = {'move_group': {'ros__parameters': {'joint_limits': {'joint1': {}}}}}
+    assert limits_from_yaml(wrapped) == {'joint1': Limits()}
+
+
+def test_the_tightest_bound_wins() -> None:
+    assert tightest(Limits(-1, 2, 3, None), Limits(-2, 1, None, 5)) == Limits(-1, 1, 3, 5)
+    contract = load_contract('arm_single')
+    merged = action_limits(contract, limits_from_urdf(URDF), {'joint1': Limits(-2.0, 0.5, 1.0)})
+    assert merged[0] == Limits(-1.5, 0.5, 1.0, 8.0)
+    assert merged[1] == Limits(-1.76, 1.76, 1.0, 8.0)
+    assert merged[3] == contract.actions[3].limits, 'a joint that no file names keeps the contract'
+
+
+def test_a_velocity_column_takes_the_velocity_of_the_file_and_not_its_position() -> None:
+    contract = load_contract('bimanual_mobile')
+    merged = action_limits(contract, {'base/linear/x': Limits(-0.001, 0.001, 0.2, 0.5)})
+    assert merged[14] == Limits(-0.6, 0.6, 0.2, 0.5)
+
+
+def joint(limit: str) -> str:
+    return f'<robot><joint name="j" type="revolute"><limit {limit}/></joint></robot>'
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('', 'is not XML'),
+        ('<robot>', 'is not XML'),
+        ('<sdf/>', 'a URDF begins with <robot>'),
+        ('<!DOCTYPE x [<!ENTITY a "b">]><robot/>', 'document type'),
+        (joint('lower="pi" upper="1"'), "joint 'j' limit lower is 'pi'"),
+        (joint('lower="nan" upper="1"'), 'finite number'),
+        (joint('lower="2" upper="1"'), 'nothing lies between'),
+        (joint('lower="0" upper="1" velocity="-1"'), 'velocity -1.0'),
+    ],
+)
+def test_a_broken_urdf_is_refused_by_joint(text: str, said: str) -> None:
+    with pytest.raises(RobotError, match=said) as caught:
+        limits_from_urdf(text, 'arm.urdf')
+    assert str(caught.value).startswith('arm.urdf')
+
+
+@pytest.mark.parametrize(
+    ('data', 'said'),
+    [
+        (None, 'no mapping joint_limits'),
+        ({'joint_limits': []}, 'no mapping joint_limits'),
+        ({'joint_limits': {'j': 3}}, 'write a mapping'),
+        ({'joint_limits': {'j': {'has_position_limits': 'yes'}}}, 'write true or false'),
+        ({'joint_limits': {'j': {'has_position_limits': True, 'min_position': 0.0}}}, "no field 'max_position'"),
+        ({'joint_limits': {'j': {'has_velocity_limits': True, 'max_velocity': 0.0}}}, 'must be above 0'),
+    ],
+)
+def test_a_broken_joint_limits_file_is_refused_by_field(data: object, said: str) -> None:
+    with pytest.raises(RobotError, match=said):
+        limits_from_yaml(data)
+
+
+def test_a_file_that_contradicts_the_contract_is_refused_by_column() -> None:
+    with pytest.raises(RobotError, match='joint1/position together with the file'):
+        action_limits(load_contract('arm_single'), {'joint1': Limits(3.0, 4.0)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(URDF) - 1), st.text(max_size=4))
+def test_any_damage_to_a_urdf_gives_limits_or_a_robot_error(at: int, junk: str) -> None:
+    with contextlib.suppress(RobotError):
+        assert isinstance(limits_from_urdf(URDF[:at] + junk + URDF[at + len(junk) :]), dict)

@@ -1,0 +1,49 @@
+"""Putting an observation together: order, stamps, and what may not be missing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from ki_robot.contract.contract import Camera, load_contract
+from ki_robot.errors import Reason, Rejected, RobotError
+from ki_robot.observation.observation import build_observation, decode_camera
+
+CAMERAS = ('head', 'left_wrist', 'right_wrist')
+
+
+def test_images_and_state_come_in_the_order_of_the_contract() -> None:
+    contract = load_contract('bimanual_mobile')
+    images = {name: np.full((2, 2, 3), index, np.uint8) for index, name in enumerate(reversed(CAMERAS))}
+    stamps = {'head': 30, 'left_wrist': 20, 'right_wrist': 40}
+    states = {'odom': np.arange(3.0), 'joint_states': np.arange(14.0) + 10}
+    observation = build_observation(contract, images, stamps, states, {'odom': 25, 'joint_states': 35}, 'go', 'i1', 2)
+    assert list(observation.images) == list(CAMERAS)
+    assert (observation.stamp_ns, observation.state_stamp_ns, observation.epoch) == (20, 25, 2)
+    np.testing.assert_array_equal(observation.state, [*range(10, 24), 0, 1, 2])
+
+
+def test_building_needs_what_the_contract_requires() -> None:
+    contract = load_contract('bimanual_mobile')
+    stamp = 1
+    states = {'joint_states': np.zeros(14), 'odom': np.zeros(3)}
+    stamps = {'joint_states': stamp, 'odom': stamp}
+    with pytest.raises(RobotError, match="camera 'head' of bimanual_mobile is missing"):
+        build_observation(contract, {}, {}, states, stamps)
+    images = dict.fromkeys(CAMERAS, np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(RobotError, match="state stream 'odom'"):
+        build_observation(contract, images, dict.fromkeys(CAMERAS, stamp), {'joint_states': np.zeros(14)}, stamps)
+
+
+def test_a_camera_decodes_by_its_transport_and_size() -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    png = SimpleNamespace(format='png', data=cv2.imencode('.png', pixels)[1])
+    raw = SimpleNamespace(height=4, width=6, encoding='rgb8', is_bigendian=0, step=18, data=pixels.reshape(-1))
+    for transport, msg in (('compressed', png), ('raw', raw)):
+        assert decode_camera(Camera('head', 'head', transport, 0.1, width=6, height=4), msg).shape == (4, 6, 3)
+        with pytest.raises(Rejected, match='image is 6 x 4; the contract says 6 x 5') as caught:
+            decode_camera(Camera('head', 'head', transport, 0.1, width=6, height=5), msg)
+        assert caught.value.reason is Reason.WRONG_SIZE

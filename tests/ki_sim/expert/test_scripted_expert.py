@@ -1,0 +1,74 @@
+"""The scripted expert does every task, says what it does, and commands nothing the contract forbids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ki_robot.contract.contract import load_contract
+from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.record.sim_bags import ROBOT
+from ki_sim.tasks.tasks import TASKS
+from ki_sim.world.robot import COLUMNS
+from ki_sim.world.world import STEP_NS
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_every_task_is_done_within_its_time_and_limits(blind_world, arms, task):
+    limits = {column.name: column.limits for column in load_contract(ROBOT).actions}
+    lower, upper = (np.array([getattr(limits[name], edge) for name in COLUMNS]) for edge in ('lower', 'upper'))
+    speed = np.array([limits[name].velocity for name in COLUMNS[:14]])
+    for seed in (11,) if task in ('bus_table', 'fetch') else (11, 12):
+        world = blind_world(task, seed)
+        rows, subtasks = [], []
+        for move in ScriptedExpert(world, arms=arms).moves():
+            world.step(move.action)
+            rows.append(move.action)
+            subtasks.append(move.subtask)
+        assert world.success(), (task, seed)
+        assert world.time_ns < world.episode.limit_s * 1e9
+        actions = np.array(rows)
+        assert (actions >= lower - 1e-9).all()
+        assert (actions <= upper + 1e-9).all()
+        moved = np.abs(np.diff(actions[:, :14], axis=0)) / (STEP_NS * 1e-9)
+        assert (moved <= speed + 1e-6).all()
+        assert all(subtasks)
+        assert len(set(subtasks)) >= 5
+        if task != 'bus_table':
+            assert world.touches.first == world.episode.goal.things[0]
+
+
+def test_it_moves_differently_from_episode_to_episode_and_the_same_when_repeated(blind_world, arms):
+    def rows(seed: int) -> np.ndarray:
+        world = blind_world('demo', seed)
+        made = []
+        for move in ScriptedExpert(world, arms=arms).moves():
+            world.step(move.action)
+            made.append(move.action)
+            if len(made) == 40:
+                break
+        return np.array(made)
+
+    assert (rows(1) == rows(1)).all()
+    assert np.abs(rows(1) - rows(2)).max() > 0.01
+
+
+def test_a_grasp_that_failed_is_tried_again(blind_world, arms):
+    world = blind_world('demo', 3)
+    expert, stolen, seen = ScriptedExpert(world, arms=arms), False, []
+    (target,) = world.episode.goal.things
+    for move in expert.moves():
+        world.step(move.action)
+        seen.append(move.subtask)
+        if not stolen and move.subtask.startswith('lift'):
+            joint = world.data.joint(f'thing{target}')
+            joint.qpos[:] = (*world.start[target], 1.0, 0.0, 0.0, 0.0)
+            joint.qpos[2] += 0.002
+            joint.qvel[:] = 0.0
+            if world.touches.now['left_a'] or world.touches.now['right_a']:
+                joint.qpos[0] += 0.06  # out of the hand
+            stolen = True
+    reaches = sum(a != b and b.startswith('reach') for a, b in zip(['', *seen], seen, strict=False))
+    assert stolen
+    assert reaches >= 2
+    assert world.success()

@@ -1,0 +1,1 @@
+"""What a policy has learned, and whether a robot shows it what it was trained on."""

@@ -1,0 +1,271 @@
+"""What a policy is made of before its first step: statistics, tokenizer and FAST from the data, a configuration to fit.
+
+A bundle to start from brings its tokenizer, codec and weights along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ki_common.errors import KiError
+from ki_robot.contract.contract import Contract
+from ki_robot.transforms import Stats, load_stats, quantile_scaling, zscore_scaling
+from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.objective.recipes import recipe
+from ki_vla.policy.bundle import Bundle, load_bundle
+from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.processor import Processor
+from ki_vla.policy.subtasks import LONGEST
+from ki_vla.tokens.actions import ActionCodec
+from ki_vla.tokens.naive import NaiveCodec
+from ki_vla.tokens.state import state_text
+from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma, load_tokenizer, train_tokenizer
+from training.errors import TrainingError
+from training.fit.fast_fit import FastReport, fit_fast
+from training.fit.fitted_artifacts import Parts
+from training.fit.stats import compute_stats
+from training.samples.collator import requantised
+from training.samples.dataset import EpisodeDataset
+from training.samples.vlm_data import VlmDataset
+from training.train.config import Run
+
+PROMPTS = 400  # prompts with real states that the tokenizer is trained on and measured with
+TEXTS = 20_000
+Robot = tuple[EpisodeDataset, dict[str, Stats]]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A processor, weights, and what the processor was made of; and the processors of the other robots, by name."""
+
+    processor: Processor
+    model: KiVla
+    parts: Parts
+    others: Mapping[str, Processor] = field(default_factory=dict)
+
+
+def begin(
+    run: Run,
+    dataset: EpisodeDataset,
+    vlm: Sequence[VlmDataset],
+    stats: dict[str, Stats] | None = None,
+    kept: Parts | None = None,
+    others: Sequence[EpisodeDataset] = (),
+) -> Beginning:
+    """Puts a policy together for a run.
+
+    Args:
+        run: the configuration.
+        dataset: the training split.
+        vlm: pictures with words, for the tokenizer.
+        stats: in place of those of the dataset.
+        kept: what the run was begun with, in place of what would be fitted on the data now.
+        others: recordings of other robots that train the same weights.
+
+    Raises:
+        TrainingError: robots that do not go together, stages that need different models, or statistics of another
+            robot.
+        VlaError: parts that do not fit each other.
+    """
+    start = None if run.start is None else load_bundle(run.start)
+    if start is not None:
+        start.check(dataset.contract)
+    stats = stats or (compute_stats(dataset) if kept is None else kept.stats)
+    further = _further_stats(others, kept)
+    config = _config(run, [each.contract for each in (dataset, *others)], start)
+    robots = [(dataset, stats), *((each, further[each.contract.name]) for each in others)]
+    tokenizer = _tokenizer(run, robots, vlm, config, start, kept)
+    codec, report = _codec(run, dataset, stats, config, tokenizer, start, kept)
+    parts = Parts(stats, tokenizer, codec, report, further)
+    if start is None:
+        config = _with_room(run, config, robots, parts)
+    processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
+    processor, *more = (
+        Processor(each.contract, of['state'], of['actions'], tokenizer, _codec_of(codec, each), config, processing)
+        for each, of in robots
+    )
+    if start is not None:
+        model = start.model(dtype=torch.float32)
+    else:
+        model = initialise(KiVla(config), torch.Generator().manual_seed(run.seed))
+    return Beginning(processor, model, parts, {each.contract.name: each for each in more})
+
+
+def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
+    """Statistics from a file (`ki data stats`), refused when they are of other columns.
+
+    Raises:
+        TrainingError: it cannot be read, or is of another robot.
+    """
+    try:
+        stats = load_stats(Path(path))
+        stats['state'].check(dataset.contract.state_names, 'state columns')
+        stats['actions'].check(dataset.contract.action_names, 'action columns')
+    except KeyError as error:
+        raise TrainingError(f'{path} holds no {error}; write it with `ki data stats`.') from error
+    except KiError as error:
+        raise TrainingError(
+            f'{path}: these are statistics of another robot than {dataset.contract.name}: {error}'
+        ) from error
+    return stats
+
+
+def _further_stats(others: Sequence[EpisodeDataset], kept: Parts | None) -> dict[str, dict[str, Stats]]:
+    """Statistics of the other robots; those of a run that goes on must be the robots that it was begun with."""
+    if kept is None:
+        return {each.contract.name: compute_stats(each) for each in others}
+    names, known = {each.contract.name for each in others}, set(kept.others)
+    if names != known:
+        raise TrainingError(
+            f'embodiments: the run was begun with {", ".join(sorted(known)) or "none"} and now has '
+            f'{", ".join(sorted(names)) or "none"}; name the same ones, or begin in another folder (out).'
+        )
+    return dict(kept.others)
+
+
+def _codec_of(codec: ActionCodec | None, dataset: EpisodeDataset) -> ActionCodec | None:
+    """The codec for the columns of one robot: its tokens are strings of coefficients, of however many columns."""
+    return None if codec is None else replace(codec, columns=len(dataset.contract.actions))
+
+
+def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> ModelConfig:
+    """The preset with the run's changes, columns for the widest robot, and the structure that every recipe needs."""
+    names = [contract.name for contract in contracts]
+    if len(set(names)) < len(names):
+        raise TrainingError(f'embodiments: the robots are {", ".join(names)}; each may be there once.')
+    horizons = {contract.name: contract.horizon for contract in contracts}
+    if len(set(horizons.values())) > 1 and 'horizon' not in run.model:
+        raise TrainingError(f'embodiments: chunks must have one length; the horizons are {horizons}.')
+    if start is not None:
+        config = start.config
+    else:
+        least = 32 if run.preset == 'full' else 0
+        sizes = {
+            'horizon': contracts[0].horizon,
+            'action_dim': max(least, *(len(contract.actions) for contract in contracts)),
+            'state_dim': max(least, *(len(contract.state) for contract in contracts)),
+            'views': max(len(contract.cameras) for contract in contracts),
+        }
+        config = preset(run.preset, **(sizes | _changes(run)))
+    found = {recipe(stage.recipe).configure(config) for stage in run.stages}
+    if len(found) > 1:
+        names = ', '.join(stage.recipe for stage in run.stages)
+        raise TrainingError(f'stages: the recipes {names} need models of different structure; train them apart.')
+    wanted = found.pop()
+    if start is not None and wanted != config:
+        raise TrainingError(
+            f'stages: recipe {run.stages[0].recipe} needs another structure than {start.folder} has '
+            f'(head {config.head}, state {config.state_repr}); choose a recipe that fits, or start afresh.'
+        )
+    return wanted
+
+
+def _changes(run: Run) -> dict[str, Any]:
+    """The run's changes of the preset; a table under vision, backbone or expert changes some fields of it."""
+    changes = dict(run.model)
+    for part in ('vision', 'backbone', 'expert'):
+        if part in changes:
+            whole = getattr(preset(run.preset), part)
+            known = [each.name for each in fields(whole)]
+            given = changes[part] if isinstance(changes[part], Mapping) else {str(changes[part]): 0}
+            unknown = sorted(set(given) - set(known))
+            if unknown:
+                raise TrainingError(f'model.{part}: {unknown[0]!r} is no field of it; it has {", ".join(known)}.')
+            changes[part] = replace(whole, **given)
+    return changes
+
+
+def _tokenizer(
+    run: Run,
+    robots: Sequence[Robot],
+    vlm: Sequence[VlmDataset],
+    config: ModelConfig,
+    start: Bundle | None,
+    kept: Parts | None,
+) -> TextTokenizer:
+    if start is not None:
+        return start.processor.tokenizer
+    if run.tokens.tokenizer is not None:
+        path = Path(run.tokens.tokenizer)
+        return load_tokenizer(path) if (path / 'vocabulary.json').is_file() else load_gemma(path)
+    if kept is not None:
+        return kept.tokenizer
+    texts = [text for robot in robots for text in _prompts(run, *robot)]
+    for source in vlm:
+        for question, answer in source.texts(TEXTS):
+            texts += [requantised(f'{question}\n', 1), requantised(answer, 1)]
+    plain = [text.replace('<loc0000>', '') for text in texts]  # box tokens are rows of their own
+    tokens = run.tokens
+    return train_tokenizer(
+        plain,
+        size=config.vocab_size,
+        text_size=tokens.text,
+        loc_bins=tokens.boxes,
+        action_size=tokens.actions,
+        split_digits=tokens.split_digits,
+    )
+
+
+def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats], with_state: bool = True) -> list[str]:
+    """Prompts and subtasks as they will be, spread over the data."""
+    scaling = (quantile_scaling if run.normalisation == 'quantile' else zscore_scaling)(stats['state'])
+    starts, texts = dataset.starts(), []
+    for place in np.unique(np.linspace(0, len(starts) - 1, PROMPTS).astype(int)):
+        number, step = (int(each) for each in starts[place])
+        arrays, said = dataset.arrays(number), dataset.index.episodes[number][1].texts
+        state = f', State: {state_text(scaling.apply(arrays["state"][step]))}' if with_state else ''
+        texts.append(f'Task: {said[int(arrays["text"][step])]}{state};\nAction: ')
+        texts.append(requantised(f'{said[int(arrays["subtask"][step])]}\n', 1))
+    return texts
+
+
+def _codec(
+    run: Run,
+    dataset: EpisodeDataset,
+    stats: dict[str, Stats],
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    start: Bundle | None,
+    kept: Parts | None,
+) -> tuple[ActionCodec | None, FastReport | None]:
+    """The codec that the stages' recipes name; where none of them does, FAST, so that the bundle can still say it."""
+    wanted = {recipe(stage.recipe).targets for stage in run.stages} - {'none'}
+    if len(wanted) > 1:
+        raise TrainingError(f'stages: action tokens {", ".join(sorted(wanted))} in one run; a policy has one kind.')
+    if start is not None and start.processor.codec is not None:
+        return start.processor.codec, None
+    kind = wanted.pop() if wanted else 'none'
+    if kind == 'none':
+        return None, None
+    if kind.startswith('naive'):
+        bins = min(256, tokenizer.vocabulary.action_size)
+        return NaiveCodec(config.horizon, len(dataset.contract.actions), bins, 5 if kind.endswith('5') else 1), None
+    if kept is not None:
+        return kept.codec, kept.fast
+    size = min(run.tokens.actions, tokenizer.vocabulary.action_size)
+    return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
+
+
+def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Parts) -> ModelConfig:
+    """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
+    changes = {}
+    if 'max_prompt' not in run.model:
+        with_state = config.state_repr == 'text'
+        texts = [text for robot in robots for text in _prompts(run, *robot, with_state=with_state)]
+        longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
+        changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
+    if 'max_targets' not in run.model and parts.codec is not None:
+        values, fast = parts.codec.values, parts.fast
+        most = values if fast is None else min(2 * fast.tokens_max, values)
+        # Tokens that were fitted on one robot say less of another each: as many as numbers, at the worst.
+        most = max([most, *(config.horizon * len(each.contract.actions) for each, _ in robots[1:])])
+        changes['max_targets'] = max(config.max_targets, most + 48)
+    return replace(config, **changes)

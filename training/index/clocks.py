@@ -1,0 +1,100 @@
+"""Two clocks: the stamps of messages, and the time they were written. Jumps cut a recording."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_robot.contract.contract import Contract
+from training.index.resample import rising
+from training.index.streams import Collected, Track
+
+JUMP_NS = 1_000_000_000  # stamps and arrivals that part by more than this between two messages: the clock was set
+SAME_CLOCK_NS = 50_000_000  # stamps and arrivals that differ by less, all the time, are of one clock
+SMOOTH = 5  # messages; a late one alone is not a clock that was set
+
+Times = NDArray[np.int64]
+
+
+def clock_epochs(found: Collected, contract: Contract, path: Path, problems: Problems) -> list[tuple[int, int]]:
+    """Stretches of log time within which the stamps of the states never jump."""
+    cuts: list[int] = []
+    for stream in contract.state_streams[:1]:  # one clock dates a robot; its first stream stands for it
+        track = found.states[stream.name]
+        stamps, logs = np.asarray(track.stamps, dtype=np.int64), np.asarray(track.logs, dtype=np.int64)
+        if len(stamps) < SMOOTH or (stamps < 0).any():
+            continue
+        offsets = stamps - logs
+        half = SMOOTH // 2
+        padded = np.concatenate([np.full(half, offsets[0]), offsets, np.full(half, offsets[-1])])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, SMOOTH)
+        smooth = np.sort(windows, axis=1)[:, half]
+        for index in np.flatnonzero(np.abs(np.diff(smooth)) > JUMP_NS):
+            cuts.append(int(logs[index + 1]))
+            seconds = (smooth[index + 1] - smooth[index]) / 1e9
+            text = f'the clock jumps by {seconds:+.1f} s; episodes are cut there'
+            problems.add(path, stream.topic, 'clock_jump', text)
+    return list(itertools.pairwise([-(2**62), *cuts, 2**62]))
+
+
+def within(found: Collected, first_log: int, last_log: int, path: Path, problems: Problems) -> Collected:
+    """The messages of one clock epoch, dated, in the order of their stamps, late ones dropped."""
+    clock = _clock(found, first_log, last_log)
+
+    def part(track: Track, label: str, in_order: bool = True) -> Track:
+        chosen = [index for index, log in enumerate(track.logs) if first_log <= log < last_log]
+        stamps = [track.stamps[index] for index in chosen]
+        logs = [track.logs[index] for index in chosen]
+        dated = np.asarray(stamps, dtype=np.int64)
+        if len(dated) and (dated < 0).any():
+            dated = np.where(dated < 0, clock(np.asarray(logs, dtype=np.int64)), dated)
+        if in_order:
+            keep = rising(dated)
+            if len(keep) and not keep.all():
+                text = 'a message is not newer than the one before it'
+                problems.add(path, label, 'backward_stamp', text, int((~keep).sum()))
+            order = np.flatnonzero(keep)
+        else:
+            order = np.argsort(dated, kind='stable')
+        rows = [track.rows[chosen[index]] for index in order]
+        return Track([int(dated[index]) for index in order], [logs[index] for index in order], rows)
+
+    return Collected(
+        cameras={name: part(track, name) for name, track in found.cameras.items()},
+        states={name: part(track, name) for name, track in found.states.items()},
+        state_columns=found.state_columns,
+        commands={name: part(track, name, False) for name, track in found.commands.items()},
+        markers=part(found.markers, 'markers', False),
+        instructions=part(found.instructions, 'instructions', False),
+        subtasks=part(found.subtasks, 'subtasks', False),
+        missing_outputs=found.missing_outputs,
+    )
+
+
+def _clock(found: Collected, first_log: int, last_log: int) -> Callable[[Times], Times]:
+    """Log time -> the robot's clock, for messages without a stamp: through a stream that has both."""
+    for track in found.states.values():
+        pairs = [
+            (log, stamp)
+            for log, stamp in zip(track.logs, track.stamps, strict=True)
+            if stamp > 0 and first_log <= log < last_log
+        ]
+        if pairs:
+            logs, stamps = (np.asarray(each, dtype=np.int64) for each in zip(*pairs, strict=True))
+            offsets = stamps - logs
+            # The smallest delay of a stretch is the clock difference; a simulated clock may also run slower or faster.
+            if np.abs(offsets - np.median(offsets)).max() < SAME_CLOCK_NS:
+                shift = int(np.median(offsets))
+                # Same clock: what is left is transport, which the log time of a command does not suffer twice.
+                return lambda times: times + (0 if abs(shift) < SAME_CLOCK_NS else shift)
+            keep = rising(logs)
+            base_log, base_stamp = logs[0], stamps[0]
+            known = (logs[keep] - base_log).astype(np.float64)
+            values = np.maximum.accumulate(stamps[keep] - base_stamp).astype(np.float64)
+            return lambda times: base_stamp + np.interp(times - base_log, known, values).astype(np.int64)
+    return lambda times: times

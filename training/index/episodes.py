@@ -1,0 +1,398 @@
+"""From the streams of one recording to episodes on the contract's grid.
+
+Letters: T steps, S state columns, N action columns. Times are integer nanoseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_robot.contract.contract import Contract
+from ki_robot.messages.commands import values_in_force
+from training.errors import TrainingError
+from training.index.clocks import clock_epochs, within
+from training.index.resample import hold, interpolate, newest_before
+from training.index.streams import Collected, Track
+
+OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
+TWIST_TIMEOUT_NS = 500_000_000  # what diff_drive_controller and its kin stop after by default
+STATE_KEEP = 2  # an episode needs a step, and a step after it
+RULES = ('hold', 'linear')
+ACTIONS_FROM = ('auto', 'commands', 'state')
+
+
+@dataclass(frozen=True)
+class Options:
+    """How recordings become episodes; part of what an index is hashed with.
+
+    Attributes:
+        state: `hold` (the newest value, what the live node sees) or `linear`.
+        columns: Column name -> `hold` or `linear`, where it differs from `state`.
+        actions: `commands`, `state` (the next step's state), or `auto`: commands where they were recorded.
+        task: The instruction of episodes that carry none.
+        store: `original` keeps images as recorded; `model` stores them at the model's size (JPEG, quality 95).
+        remap: Contract topic -> topic in the recordings.
+    """
+
+    state: str = 'hold'
+    columns: Mapping[str, str] = field(default_factory=dict)
+    actions: str = 'auto'
+    task: str = ''
+    store: str = 'original'
+    remap: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ('state', self.state, RULES),
+            ('actions', self.actions, ACTIONS_FROM),
+            ('store', self.store, ('original', 'model')),
+            *((f'columns[{key}]', rule, RULES) for key, rule in self.columns.items()),
+        ):
+            if value not in allowed:
+                raise TrainingError(f'{name} is {value!r}; choose one of {", ".join(allowed)}.')
+
+    def check(self, contract: Contract) -> None:
+        """Refuses names that a contract does not have, and that would do nothing.
+
+        Raises:
+            TrainingError: names the first one, and the nearest that there is.
+        """
+        cameras = [camera.topic for camera in contract.cameras]
+        topics = [
+            *cameras,
+            *(each.removesuffix('/compressed') for each in cameras),
+            *(f'{c}/compressed' for c in cameras),
+        ]
+        topics += [stream.topic for stream in contract.state_streams] + [output.topic for output in contract.outputs]
+        for what, given, known in (
+            ('--column', self.columns, contract.state_names), ('--remap', self.remap, dict.fromkeys(topics))
+        ):  # fmt: skip
+            for name in given:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1, 0.5)
+                    mend = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}.'
+                    raise TrainingError(f'{what}: {contract.name} has no {name!r}; {mend}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and hashing."""
+        return {
+            'state': self.state,
+            'columns': dict(self.columns),
+            'actions': self.actions,
+            'task': self.task,
+            'store': self.store,
+            'remap': dict(self.remap),
+        }
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode on the grid.
+
+    Attributes:
+        arrays: stamps (T,), state (T, S), actions (T, N) absolute SI, action_valid (T,), valid (T,) (every input was
+            fresh enough for the live node), text (T,) and subtask (T,) as indices into `texts`, and per camera
+            CAMERA.stamp, CAMERA.offset, CAMERA.length (T,), -1 where there is no image.
+        texts: What was said.
+        outcome: One of OUTCOMES.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    texts: tuple[str, ...]
+    outcome: str
+    start_ns: int
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.arrays['stamps'])
+
+
+@dataclass(frozen=True)
+class _Span:
+    start_ns: int
+    end_ns: int
+    task: str
+    outcome: str
+
+
+def episodes_of(
+    found: Collected, contract: Contract, options: Options, custom: Mapping[str, str], path: Path, problems: Problems
+) -> list[Episode]:
+    """Cuts and resamples; everything that cannot be used is counted in `problems`.
+
+    Raises:
+        TrainingError: An action column can be had neither from commands nor from the state.
+    """
+    made: list[Episode] = []
+    bounds = clock_epochs(found, contract, path, problems)
+    for epoch, (first_log, last_log) in enumerate(bounds):
+        part = within(found, first_log, last_log, path, problems)
+        if any(not len(part.states[name]) for name in part.states) or not part.states:
+            continue
+        reach = _reach(part, contract)
+        if reach is None:
+            problems.add(path, '', 'no_overlap', f'cameras and states of clock epoch {epoch} share no time')
+            continue
+        for span in _spans(part, reach, custom, options, path, problems):
+            episode = _episode(part, contract, options, span, path, problems)
+            if episode is not None:
+                made.append(episode)
+    return made
+
+
+def _reach(part: Collected, contract: Contract) -> tuple[int, int] | None:
+    """From when to when every required input was there."""
+    tracks = [part.states[stream.name] for stream in contract.state_streams]
+    tracks += [part.cameras[camera.name] for camera in contract.cameras if camera.required]
+    if any(not len(track) for track in tracks):
+        return None
+    start = max(track.stamps[0] for track in tracks)
+    end = min(track.stamps[-1] for track in tracks)
+    return (start, end) if end > start else None
+
+
+def _spans(
+    part: Collected,
+    reach: tuple[int, int],
+    custom: Mapping[str, str],
+    options: Options,
+    path: Path,
+    problems: Problems,
+) -> list[_Span]:
+    """Episodes by marker, else by the metadata, else the whole recording."""
+    if len(part.markers):
+        spans = _marked(part.markers, reach, path, problems)
+    elif 'episodes' in custom:
+        spans = _told(custom['episodes'], path, problems)
+    else:
+        outcome = custom.get('outcome', 'unlabeled')
+        spans = [_Span(*reach, custom.get('task', ''), outcome if outcome in OUTCOMES else 'unlabeled')]
+    kept = []
+    for span in spans:
+        if span.outcome == 'discard':
+            problems.add(path, '', 'discarded', 'an episode was marked to be discarded')
+            continue
+        start, end = max(span.start_ns, reach[0]), min(span.end_ns, reach[1])
+        if end > start:
+            kept.append(_Span(start, end, span.task or options.task, span.outcome))
+        else:
+            problems.add(path, '', 'empty_episode', 'an episode has no time in which every input was recorded')
+    return kept
+
+
+def _marked(markers: Track, reach: tuple[int, int], path: Path, problems: Problems) -> list[_Span]:
+    spans: list[_Span] = []
+    begun: tuple[int, str] | None = None
+    for stamp, marker in zip(markers.stamps, markers.rows, strict=True):
+        if marker.begins:
+            if begun is not None:
+                problems.add(path, 'markers', 'open_episode', 'an episode has no end; the next one ends it')
+                spans.append(_Span(begun[0], stamp - 1, begun[1], 'unlabeled'))
+            begun = (stamp, marker.task)
+        elif begun is not None:
+            outcome = OUTCOMES[marker.outcome] if 0 <= marker.outcome < len(OUTCOMES) else 'unlabeled'
+            spans.append(_Span(begun[0], stamp, marker.task or begun[1], outcome))
+            begun = None
+        else:
+            problems.add(path, 'markers', 'stray_marker', 'an episode ends that never began')
+    if begun is not None:
+        problems.add(path, 'markers', 'open_episode', 'an episode has no end; the recording ends it')
+        spans.append(_Span(begun[0], reach[1], begun[1], 'unlabeled'))
+    return spans
+
+
+def _told(text: str, path: Path, problems: Problems) -> list[_Span]:
+    try:
+        return [
+            _Span(
+                int(each['start_ns']),
+                int(each['end_ns']),
+                str(each.get('task', '')),
+                OUTCOMES[OUTCOMES.index(each.get('outcome', 'unlabeled'))],
+            )
+            for each in json.loads(text)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.add(path, 'custom_data.episodes', 'bad_metadata', f'the episodes in the metadata do not read: {error}')
+        return []
+
+
+def _episode(
+    part: Collected, contract: Contract, options: Options, span: _Span, path: Path, problems: Problems
+) -> Episode | None:
+    count = (span.end_ns - span.start_ns) // contract.step_ns + 1
+    grid = span.start_ns + np.arange(count, dtype=np.int64) * contract.step_ns
+    valid = np.ones(count, dtype=bool)
+    arrays: dict[str, NDArray[Any]] = {'stamps': grid}
+    arrays['state'] = _states(part, contract, options, grid, valid, path, problems)
+    fresh_state = valid.copy()
+    for camera in contract.cameras:
+        _images(part, camera, grid, arrays, valid, path, problems)
+    arrays['actions'], arrays['action_valid'] = _actions(
+        part, contract, options, arrays['state'], fresh_state, grid, path, problems
+    )
+    arrays['valid'] = valid
+    texts: list[str] = []
+    arrays['text'] = _said(part.instructions, grid, span.task, texts)
+    arrays['subtask'] = _said(part.subtasks, grid, '', texts)
+    if not any(texts[index] for index in arrays['text']):
+        problems.add(path, 'task', 'no_instruction', 'an episode has no instruction; give one with --task')
+    usable = np.flatnonzero(valid & arrays['action_valid'])
+    if len(usable) < STATE_KEEP:
+        problems.add(path, '', 'empty_episode', 'an episode has no step in which every input is fresh')
+        return None
+    first, last = int(usable[0]), int(usable[-1]) + 1
+    cut = {name: array[first:last] for name, array in arrays.items()}
+    return Episode(cut, tuple(texts), span.outcome, int(grid[first]))
+
+
+def _states(
+    part: Collected,
+    contract: Contract,
+    options: Options,
+    grid: NDArray[np.int64],
+    valid: NDArray[np.bool_],
+    path: Path,
+    problems: Problems,
+) -> NDArray[np.float64]:
+    state = np.empty((len(grid), len(contract.state)))
+    names = contract.state_names
+    for stream in contract.state_streams:
+        track = part.states[stream.name]
+        stamps = np.asarray(track.stamps, dtype=np.int64)
+        values = np.asarray(track.rows, dtype=np.float64)
+        held, linear = hold(stamps, values, grid), interpolate(stamps, values, grid)
+        for index, column in enumerate(part.state_columns[stream.name]):
+            rule = options.columns.get(column, options.state)
+            state[:, names.index(column)] = (linear if rule == 'linear' else held)[:, index]
+        _expire(stamps, grid, stream.max_age_s, valid, path, stream.topic, problems)
+    return state
+
+
+def _images(
+    part: Collected,
+    camera: Any,
+    grid: NDArray[np.int64],
+    arrays: dict[str, NDArray[Any]],
+    valid: NDArray[np.bool_],
+    path: Path,
+    problems: Problems,
+) -> None:
+    track = part.cameras.get(camera.name) or Track()
+    if not len(track):
+        for name in ('stamp', 'offset', 'length'):
+            arrays[f'{camera.name}.{name}'] = np.full(len(grid), -1, dtype=np.int64)
+        return
+    stamps = np.asarray(track.stamps, dtype=np.int64)
+    rows = np.asarray(track.rows, dtype=np.int64)
+    row = newest_before(stamps, grid)
+    there = (row >= 0) & (grid - stamps[np.maximum(row, 0)] <= round(camera.max_age_s * 1e9))
+    row = np.maximum(row, 0)
+    arrays[f'{camera.name}.stamp'] = np.where(there, stamps[row], -1)
+    arrays[f'{camera.name}.offset'] = np.where(there, rows[row, 0], -1)
+    arrays[f'{camera.name}.length'] = np.where(there, rows[row, 1], -1)
+    if camera.required:
+        _expire(stamps, grid, camera.max_age_s, valid, path, camera.topic, problems)
+
+
+def _expire(
+    stamps: NDArray[np.int64],
+    grid: NDArray[np.int64],
+    max_age_s: float,
+    valid: NDArray[np.bool_],
+    path: Path,
+    topic: str,
+    problems: Problems,
+) -> None:
+    """Marks steps at which the live node would have refused this input as too old."""
+    row = newest_before(stamps, grid)
+    stale = (row < 0) | (grid - stamps[np.maximum(row, 0)] > round(max_age_s * 1e9))
+    if stale.any():
+        valid &= ~stale
+        text = f'a step has no message younger than {max_age_s} s; the live node would not act on it'
+        problems.add(path, topic, 'stale', text, int(stale.sum()))
+
+
+def _actions(
+    part: Collected,
+    contract: Contract,
+    options: Options,
+    state: NDArray[np.float64],
+    fresh: NDArray[np.bool_],
+    grid: NDArray[np.int64],
+    path: Path,
+    problems: Problems,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Commands in force at each step; the state one step later where none were recorded."""
+    actions = np.full((len(grid), len(contract.actions)), np.nan)
+    known = np.ones(len(grid), dtype=bool)
+    names = contract.action_names
+    for output in contract.outputs if options.actions != 'state' else ():
+        track = part.commands.get(output.name) or Track()
+        usable = len(track) and track.stamps[0] <= grid[-1]
+        if not usable:
+            if options.actions == 'commands':
+                raise TrainingError(
+                    f'{path}: output {output.name} has no command ({output.topic}); record that topic, or take '
+                    'actions from the state (--actions auto).'
+                )
+            continue
+        timeout = TWIST_TIMEOUT_NS if output.kind.startswith('twist') else None
+        starts = np.asarray(track.stamps, dtype=np.int64)
+        values, in_force = values_in_force(starts, track.rows, grid, timeout)
+        actions[:, [names.index(column) for column in output.columns]] = values
+        known &= in_force
+    _from_state(actions, known, contract, options, state, fresh, path, problems)
+    return actions, known
+
+
+def _from_state(
+    actions: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    contract: Contract,
+    options: Options,
+    state: NDArray[np.float64],
+    fresh: NDArray[np.bool_],
+    path: Path,
+    problems: Problems,
+) -> None:
+    """Fills the columns without commands with the state one step later; the last step has none."""
+    for index, column in enumerate(contract.action_names):
+        if not np.isnan(actions[:, index]).all():
+            continue
+        if column not in contract.state_names:
+            raise TrainingError(
+                f'{path}: action column {column} has no command and no state column of that name; '
+                'record its command topic.'
+            )
+        values = state[:, contract.state_names.index(column)]
+        actions[:-1, index], actions[-1, index] = values[1:], values[-1]
+        known[:-1] &= fresh[1:]
+        known[-1] = False
+        if options.actions == 'auto':
+            text = 'no command was recorded: the action is the state one step later'
+            problems.add(path, column, 'action_from_state', text)
+
+
+def _said(track: Track, grid: NDArray[np.int64], first: str, texts: list[str]) -> NDArray[np.int32]:
+    """Per step the index of the newest text into `texts`, which grows; `first` until something was said."""
+    # What a marker says at the start counts more than what was said before it.
+    said = [(stamp, text) for stamp, text in zip(track.stamps, track.rows, strict=True) if not first or stamp > grid[0]]
+    places = {text: index for index, text in enumerate(texts)}
+    every = [first, *(text for _, text in said)]
+    for text in every:
+        if text not in places:
+            places[text] = len(texts)
+            texts.append(text)
+    row = newest_before(np.asarray([stamp for stamp, _ in said], dtype=np.int64), grid) + 1
+    return np.asarray([places[text] for text in every], dtype=np.int32)[row]

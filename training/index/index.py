@@ -1,0 +1,383 @@
+"""The index: recordings once read become episodes that can be sampled at random; read-only, hashed, never half-written.
+
+Layout of the folder::
+
+    index.json                 contract, options, and per recording: path, signature, key, hash of its entry
+    bags/KEY/entry.json        what was found: episodes, streams, problems; sha256 of every file beside it
+    bags/KEY/episode_000.npz   arrays of one episode (see training.index.episodes.Episode)
+    bags/KEY/CAMERA.images     JPEG or PNG bytes, one after the other; arrays hold offset and length
+
+KEY hashes the recording, the contract and the options: a recording is read again only when one of them has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ki_bags.problems import Problem, Problems
+from ki_bags.reader import find_bags, open_bag
+from ki_common.errors import KiError
+from ki_robot.contract.contract import Contract
+from training.errors import TrainingError
+from training.index.episodes import Options, episodes_of
+from training.index.parallel import run_all
+from training.index.streams import collect, stream_rates
+
+FORMAT = 1
+INDEX = 'index.json'
+ENTRY = 'entry.json'
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """One episode of an index."""
+
+    file: str
+    steps: int
+    usable: int
+    start_ns: int
+    outcome: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recording of an index; without episodes when it could not be used, and then `problems` says why."""
+
+    path: str
+    key: str
+    sha256: str
+    folder: Path
+    episodes: tuple[EpisodeInfo, ...]
+    streams: dict[str, dict[str, float]]
+    problems: tuple[Problem, ...]
+    files: dict[str, str]
+    messages: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index on disk."""
+
+    folder: Path
+    contract: Contract
+    options: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def hash(self) -> str:
+        """sha256 over every recording, the contract and the options: what a trained model names as its data."""
+        text = json.dumps([self.contract.hash, self.options, sorted(entry.sha256 for entry in self.entries)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def problems(self) -> Problems:
+        """Everything that is wrong with any recording."""
+        return Problems(problem for entry in self.entries for problem in entry.problems)
+
+    @property
+    def episodes(self) -> list[tuple[Entry, EpisodeInfo]]:
+        """All episodes, in the order of recordings."""
+        return [(entry, episode) for entry in self.entries for episode in entry.episodes]
+
+
+def index_bags(
+    source: Path,
+    contract: Contract,
+    out: Path,
+    options: Options | None = None,
+    workers: int = 1,
+    ray: bool = False,
+    progress: Progress | None = None,
+) -> Index:
+    """Indexes every recording at or below `source` into the folder `out`, reading only what has changed.
+
+    Damaged or unsuitable recordings become entries without episodes (or with what could be salvaged); they never
+    end the run.
+
+    Raises:
+        TrainingError: No recording there, options that name nothing of the contract, or `out` cannot be written.
+    """
+    options = options or Options()
+    options.check(contract)
+    paths = [path for path in find_bags(source) if out.resolve() not in path.resolve().parents]
+    if not paths:
+        raise TrainingError(f'{source} holds no recording (rosbag2 folder, .mcap or .db3).')
+    try:
+        (out / 'bags').mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f'{out} cannot be made: {error.strerror}; choose another folder with --out.') from error
+    _sweep(out)
+    known = _known(out, contract, options)
+    rows: dict[int, dict[str, Any]] = {}
+    jobs, numbers = [], []
+    for number, path in enumerate(paths):
+        row: dict[str, Any] = {'path': str(path), 'signature': signature(path)}
+        before = known.get(str(path))
+        if before is not None and before['signature'] == row['signature'] and _may_stay(out, before):
+            rows[number] = before
+            continue
+        job = {'path': str(path), 'out': str(out), 'contract': contract.to_dict(), 'options': options.to_dict()}
+        jobs.append(job)
+        numbers.append((number, row))
+    done = len(rows)
+    for position, result in run_all(index_one, jobs, workers, ray):
+        number, row = numbers[position]
+        if isinstance(result, TrainingError):
+            raise result
+        if isinstance(result, Exception):
+            result = _give_up(jobs[position], f'the process that read it died ({type(result).__name__}: {result})')
+        rows[number] = {**row, **result}
+        done += 1
+        if progress is not None:
+            progress(done, len(paths), row['path'])
+    ordered = [rows[number] for number in range(len(paths))]
+    about = {'contract': contract.to_dict(), 'options': options.to_dict()}
+    _write_json(out / INDEX, {'format': FORMAT, **about, 'bags': ordered})
+    _prune(out, {row['key'] for row in ordered})
+    return load_index(out)
+
+
+def index_one(job: dict[str, Any]) -> dict[str, Any]:
+    """Reads one recording; returns its key and the hash of its entry. Never raises for what is wrong with data."""
+    contract, options = Contract.from_dict(job['contract']), Options(**job['options'])
+    path, out = Path(job['path']), Path(job['out'])
+    try:
+        digest = hash_bag(path)
+    except OSError as error:
+        return _give_up(job, f'it cannot be read: {error}')
+    key = _key(digest, contract, options)
+    folder = out / 'bags' / key
+    if not (folder / ENTRY).is_file():
+        building = folder.with_name(f'{key}.tmp{os.getpid()}')
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        try:
+            _build(path, digest, contract, options, building)
+            _publish(building, folder)
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise TrainingError(f'{out} cannot be written: {error}; free space there and index again.') from error
+    return {'key': key, 'entry': hash_file(folder / ENTRY)}
+
+
+def _build(path: Path, digest: str, contract: Contract, options: Options, folder: Path) -> None:
+    problems = Problems()
+    episodes: list[EpisodeInfo] = []
+    streams: dict[str, dict[str, float]] = {}
+    messages = 0
+    try:
+        bag = open_bag(path)
+        found = collect(bag, contract, folder, problems, dict(options.remap), options.store)
+        messages = found.messages
+        streams = stream_rates(found)
+        for number, episode in enumerate(episodes_of(found, contract, options, bag.custom, path, problems)):
+            name = f'episode_{number:03d}.npz'
+            np.savez(folder / name, **episode.arrays)  # type: ignore[arg-type]
+            usable = int((episode.arrays['valid'] & episode.arrays['action_valid']).sum())
+            about = EpisodeInfo(name, episode.steps, usable, episode.start_ns, episode.outcome, episode.texts)
+            episodes.append(about)
+    except KiError as error:
+        problems.add(path, '', 'refused', str(error))
+    except OSError:
+        raise
+    except Exception as error:  # whatever bytes can do to a decoder: a recording never ends the run
+        problems.add(path, '', 'refused', f'it cannot be read: {type(error).__name__}: {error}')
+    if not episodes:
+        for each in folder.glob('*.images'):
+            each.unlink()
+    files = {each.name: hash_file(each) for each in sorted(folder.iterdir())}
+    _write_json(
+        folder / ENTRY,
+        {
+            'path': str(path),
+            'sha256': digest,
+            'messages': messages,
+            'episodes': [asdict(each) for each in episodes],
+            'streams': streams,
+            'problems': [each.to_dict() for each in problems],
+            'files': files,
+        },
+    )
+
+
+def _give_up(job: dict[str, Any], why: str) -> dict[str, Any]:
+    """An entry for a recording that could not even be opened."""
+    path, out = Path(job['path']), Path(job['out'])
+    key = hashlib.sha256(f'{path} {why}'.encode()).hexdigest()[:16]
+    folder = out / 'bags' / key
+    folder.mkdir(parents=True, exist_ok=True)
+    problem = Problem(str(path), '', 'refused', why)
+    empty = {'path': str(path), 'sha256': '', 'messages': 0, 'episodes': [], 'streams': {}, 'files': {}}
+    _write_json(folder / ENTRY, {**empty, 'problems': [problem.to_dict()]})
+    return {'key': key, 'entry': hash_file(folder / ENTRY)}
+
+
+def load_index(folder: Path) -> Index:
+    """Opens an index; every entry must be the one that was written.
+
+    Raises:
+        TrainingError: No index there, of another version, or one of its files was changed or lost.
+    """
+    path = folder / INDEX
+    try:
+        top = json.loads(path.read_text(encoding='utf-8'))
+        if top['format'] != FORMAT:
+            raise TrainingError(f'{path} has format {top["format"]}, this is {FORMAT}; run `ki data index` again.')
+        contract = Contract.from_dict(top['contract'], str(path))
+        entries = tuple(_load_entry(folder / 'bags' / row['key'], row) for row in top['bags'])
+        return Index(folder, contract, dict(top['options']), entries)
+    except FileNotFoundError as error:
+        raise TrainingError(f'{error.filename} does not exist; run `ki data index` first.') from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f'{path} cannot be read ({type(error).__name__}: {error}); run `ki data index`.') from error
+
+
+def _load_entry(folder: Path, row: dict[str, Any]) -> Entry:
+    path = folder / ENTRY
+    if hash_file(path) != row['entry']:
+        raise TrainingError(f'{path} was changed after it was written; remove its folder and run `ki data index`.')
+    data = json.loads(path.read_text(encoding='utf-8'))
+    episodes = tuple(EpisodeInfo(**{**each, 'texts': tuple(each['texts'])}) for each in data['episodes'])
+    problems = tuple(Problem(**each) for each in data['problems'])
+    return Entry(
+        row['path'],
+        row['key'],
+        data['sha256'],
+        folder,
+        episodes,
+        data['streams'],
+        problems,
+        data['files'],
+        data['messages'],
+    )
+
+
+def check_index(index: Index, deep: bool = False, progress: Progress | None = None) -> Problems:
+    """Every file of the index against its hash; `deep` also decodes every image and hashes the recordings anew."""
+    problems = Problems(index.problems)
+    for number, entry in enumerate(index.entries):
+        for name, digest in entry.files.items():
+            file = entry.folder / name
+            if not file.is_file():
+                problems.add(entry.path, name, 'index_lost', f'{file} is gone; index again')
+            elif hash_file(file) != digest:
+                problems.add(entry.path, name, 'index_changed', f'{file} was changed; remove it and index again')
+        if deep:
+            problems.extend(_deep(index, entry))
+        if progress is not None:
+            progress(number + 1, len(index.entries), entry.path)
+    return problems
+
+
+def _deep(index: Index, entry: Entry) -> Iterator[Problem]:
+    from ki_robot.errors import Rejected
+    from training.samples.dataset import decode_stored
+
+    path = Path(entry.path)
+    with contextlib.suppress(OSError):
+        if entry.sha256 and hash_bag(path) != entry.sha256:
+            yield Problem(entry.path, '', 'bag_changed', 'the recording was changed since it was indexed; index again')
+    for episode in entry.episodes:
+        with np.load(entry.folder / episode.file) as arrays:
+            for camera in index.contract.camera_names:
+                offsets, lengths = arrays[f'{camera}.offset'], arrays[f'{camera}.length']
+                frames = {(int(o), int(n)) for o, n in zip(offsets, lengths, strict=True) if o >= 0}
+                for offset, length in sorted(frames):
+                    try:
+                        decode_stored(entry.folder / f'{camera}.images', offset, length)
+                    except (Rejected, OSError) as error:
+                        yield Problem(entry.path, camera, 'undecodable', str(error))
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_bag(path: Path) -> str:
+    """sha256 over name and content of every file of a recording."""
+    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    return hashlib.sha256(json.dumps([[each.name, hash_file(each)] for each in files]).encode()).hexdigest()
+
+
+def signature(path: Path) -> list[list[Any]]:
+    """Name, size and time of every file of a recording: cheap, and another as soon as one was written to."""
+    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    return [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
+
+
+def _key(digest: str, contract: Contract, options: Options) -> str:
+    text = json.dumps([FORMAT, digest, contract.hash, options.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _known(out: Path, contract: Contract, options: Options) -> dict[str, dict[str, Any]]:
+    """Rows of the index that is there, if it is of the same contract and options."""
+    try:
+        top = json.loads((out / INDEX).read_text(encoding='utf-8'))
+        same = top['format'] == FORMAT and top['options'] == options.to_dict()
+        if not same or Contract.from_dict(top['contract']).hash != contract.hash:
+            return {}
+        return {row['path']: row for row in top['bags']}
+    except (OSError, ValueError, KeyError, TypeError, KiError):
+        return {}
+
+
+def _may_stay(out: Path, row: dict[str, Any]) -> bool:
+    """Whether an entry is the one that was written, and was read: a share that was away for a moment is tried again."""
+    path = out / 'bags' / row['key'] / ENTRY
+    try:
+        return hash_file(path) == str(row['entry']) and bool(json.loads(path.read_bytes())['sha256'])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _write_json(path: Path, data: Any) -> None:
+    temporary = path.with_suffix(f'.tmp{os.getpid()}')
+    with temporary.open('w', encoding='utf-8') as stream:
+        json.dump(data, stream, indent=1, allow_nan=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _publish(building: Path, folder: Path) -> None:
+    """Makes files read-only, and the folder appear at once."""
+    for each in building.iterdir():
+        each.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(building, folder)
+
+
+def _sweep(out: Path) -> None:
+    """Removes what an indexing that was killed left behind."""
+    for each in (out / 'bags').glob('*.tmp*'):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def _prune(out: Path, keep: set[str]) -> None:
+    """Removes entries that no recording has any more."""
+    for each in (out / 'bags').iterdir():
+        if each.is_dir() and each.name not in keep and (each / ENTRY).is_file():
+            shutil.rmtree(each, ignore_errors=True)

@@ -1,0 +1,337 @@
+"""What one recording holds of a contract: every message taken once, through the functions that the live node uses.
+
+Images stay as the JPEG or PNG bytes they were recorded as and go straight to a file; numbers become arrays. A message
+that the live node would refuse is refused here for the same reason, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_bags.reader import Bag, Topic
+from ki_bags.topics import find_topic
+from ki_robot.contract.contract import Camera, Contract, Output, StateStream
+from ki_robot.errors import Reason, Rejected, RobotError
+from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
+from ki_robot.messages.commands import MESSAGE_TYPES, command_stamp_ns, read_command
+from ki_robot.messages.images import compressed_size, decode_compressed, decode_image
+from ki_robot.transforms import resize_with_pad
+from training.errors import TrainingError
+
+COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
+MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
+MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
+__all__ = ['Collected', 'Marker', 'Track', 'collect', 'stream_rates']
+
+
+@dataclass
+class Track:
+    """One stream in the order of the recording: when it was stamped, when it was written, and its rows."""
+
+    stamps: list[int] = field(default_factory=list)
+    logs: list[int] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+
+    def add(self, stamp: int | None, log_ns: int, row: Any) -> None:
+        """`stamp` None: the message carries no clock; it is dated by its log time later."""
+        self.stamps.append(-1 if stamp is None else stamp)
+        self.logs.append(log_ns)
+        self.rows.append(row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """One EpisodeMarker."""
+
+    begins: bool
+    task: str
+    outcome: int
+    index: int
+
+
+@dataclass
+class Collected:
+    """Everything of one recording that a contract asks for.
+
+    Attributes:
+        cameras: Rows are (offset, length) into the camera's file.
+        states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
+        commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
+        missing_outputs: Outputs whose topic was not recorded.
+    """
+
+    cameras: dict[str, Track] = field(default_factory=dict)
+    states: dict[str, Track] = field(default_factory=dict)
+    state_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    commands: dict[str, Track] = field(default_factory=dict)
+    markers: Track = field(default_factory=Track)
+    instructions: Track = field(default_factory=Track)
+    subtasks: Track = field(default_factory=Track)
+    missing_outputs: list[str] = field(default_factory=list)
+    messages: int = 0
+
+
+def _topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems) -> Topic | None:
+    """The topic that a contract calls `wanted`; one of another type, or several candidates, are noted."""
+    match = find_topic(bag, wanted, types, remap)
+    if match.doubt:
+        problems.add(bag.path, wanted, 'ambiguous_topic', match.doubt)
+    elif match.others and not match.fits:
+        other = match.others[0]
+        text = f'{other.name} is {other.type}; the contract needs {" or ".join(types)}'
+        problems.add(bag.path, wanted, 'wrong_type', text)
+    return match.topic
+
+
+def collect(
+    bag: Bag,
+    contract: Contract,
+    folder: Path,
+    problems: Problems,
+    remap: dict[str, str] | None = None,
+    store: str = 'original',
+) -> Collected:
+    """Reads a recording once.
+
+    Args:
+        bag: The recording.
+        contract: Which topics, which columns.
+        folder: Where `CAMERA.images` files are written.
+        problems: Refused messages are counted here.
+        remap: Contract topic -> topic of the recording.
+        store: `original` keeps images as recorded; `model` stores them at the size of the model as JPEG.
+
+    Raises:
+        TrainingError: A required camera or a state stream has no topic, or not one usable message.
+    """
+    found = Collected()
+    remap = remap or {}
+    handlers: dict[str, list[Callable[[Any, int], None]]] = {}
+    files: list[Any] = []
+    size = contract.image_size if store == 'model' else None
+    try:
+        for camera in contract.cameras:
+            topic = _camera_topic(bag, camera, remap, problems)
+            if topic is None:
+                continue
+            stream = (folder / f'{camera.name}.images').open('wb')
+            files.append(stream)
+            track = found.cameras[camera.name] = Track()
+            handlers.setdefault(topic.name, []).append(_camera_handler(camera, topic.type, track, stream, size))
+        for source in contract.state_streams:
+            _add_state(bag, contract, source, found, handlers, remap, problems)
+        for output in contract.outputs:
+            _add_command(bag, output, found, handlers, remap, problems)
+        _add_texts(bag, found, handlers)
+        _read(bag, handlers, found, problems)
+    finally:
+        for stream in files:
+            stream.close()
+    _require(bag, contract, found)
+    return found
+
+
+def _read(
+    bag: Bag, handlers: dict[str, list[Callable[[Any, int], None]]], found: Collected, problems: Problems
+) -> None:
+    for message in bag.messages(list(handlers)):
+        found.messages += 1
+        try:
+            decoded = bag.decode(message)
+        except Exception as error:  # damaged CDR raises nearly anything: KeyError, UnicodeDecodeError, MemoryError ...
+            problems.add(bag.path, message.topic, 'cdr', f'a message does not decode: {type(error).__name__}: {error}')
+            continue
+        for handle in handlers[message.topic]:
+            try:
+                handle(decoded, message.log_ns)
+            except Rejected as error:
+                problems.add(bag.path, message.topic, str(error.reason), str(error))
+            except (RobotError, ValueError, TypeError, AttributeError, IndexError, OverflowError, cv2.error) as error:
+                problems.add(bag.path, message.topic, 'unusable', f'{type(error).__name__}: {error}')
+    problems.extend(bag.problems)
+
+
+def _require(bag: Bag, contract: Contract, found: Collected) -> None:
+    for camera in contract.cameras:
+        if camera.required and not len(found.cameras.get(camera.name, ())):
+            raise TrainingError(
+                f'{bag.path}: no usable image of camera {camera.name} ({camera.topic}); record that topic, '
+                'or name it with --remap.'
+            )
+    for stream in contract.state_streams:
+        if not len(found.states.get(stream.name, ())):
+            raise TrainingError(
+                f'{bag.path}: no usable message of state stream {stream.name} ({stream.topic}); record that topic, '
+                'name it with --remap, or use the contract of this robot.'
+            )
+
+
+def _dated(stamp: int, mode: str) -> int | None:
+    """The stamp of a message under a contract's rule; None where its arrival dates it."""
+    if mode == 'receive':
+        return None
+    if stamp <= 0:
+        raise Rejected(Reason.ZERO_STAMP, 'a message has no stamp; set header.stamp, or write stamp: receive.')
+    return stamp
+
+
+def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> Topic | None:
+    """The camera's topic; where only the other transport was recorded, that one."""
+    kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
+    topic = _topic(bag, camera.topic, kinds, remap, problems)
+    if topic is not None:
+        return topic
+    other = camera.topic.removesuffix('/compressed') if kinds[0] == COMPRESSED else f'{camera.topic}/compressed'
+    if other != camera.topic:
+        topic = _topic(bag, other, kinds[1:], remap, problems)
+        if topic is not None:
+            problems.add(bag.path, camera.topic, 'other_transport', f'{topic.name} is used in its place')
+            return topic
+    problems.add(bag.path, camera.topic, 'missing_topic', f'camera {camera.name}: {camera.topic} was not recorded')
+    return None
+
+
+def _camera_handler(
+    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None
+) -> Callable[[Any, int], None]:
+    def take(message: Any, log_ns: int) -> None:
+        stamp = _dated(stamp_ns(message.header), camera.stamp)
+        if kind == COMPRESSED:
+            data = np.asarray(message.data, dtype=np.uint8)
+            width, height = compressed_size(data, str(message.format))
+            image = decode_compressed(message) if size is not None else None
+        else:
+            image = decode_image(message)
+            height, width = image.shape[:2]
+            data = None
+        if camera.width is not None and (width, height) != (camera.width, camera.height):
+            raise Rejected(
+                Reason.WRONG_SIZE, f'image is {width} x {height}; the contract has {camera.width} x {camera.height}.'
+            )
+        if image is not None:
+            data = _encoded(image, size)
+        assert data is not None
+        offset = stream.tell()
+        stream.write(data.tobytes())
+        track.add(stamp, log_ns, (offset, len(data)))
+
+    return take
+
+
+def _encoded(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """As JPEG at the model's size, or without loss at its own."""
+    if size is None:
+        kind, settings = '.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    else:
+        image = resize_with_pad(image, size)
+        kind, settings = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, MODEL_QUALITY]
+    done, data = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    if not done:
+        raise Rejected(Reason.UNDECODABLE, f'an image of shape {image.shape} cannot be stored.')
+    return np.asarray(data, dtype=np.uint8).reshape(-1)
+
+
+def _add_state(
+    bag: Bag,
+    contract: Contract,
+    source: StateStream,
+    found: Collected,
+    handlers: dict[str, list[Callable[[Any, int], None]]],
+    remap: dict[str, str],
+    problems: Problems,
+) -> None:
+    kind = 'sensor_msgs/msg/JointState' if source.type == 'joint_state' else 'nav_msgs/msg/Odometry'
+    topic = _topic(bag, source.topic, (kind,), remap, problems)
+    if topic is None:
+        text = f'state stream {source.name}: {source.topic} was not recorded'
+        problems.add(bag.path, source.topic, 'missing_topic', text)
+        return
+    columns = tuple(column.name for column in contract.state if column.source == source.name)
+    found.state_columns[source.name] = columns
+    track = found.states[source.name] = Track()
+
+    def take(message: Any, log_ns: int) -> None:
+        stamp = _dated(stamp_ns(message.header), source.stamp)
+        if source.type == 'joint_state':
+            row = joint_values(message, columns, source.prefix, source.extra_joints)
+        else:
+            row = odometry_values(message, columns)
+        track.add(stamp, log_ns, row)
+
+    handlers.setdefault(topic.name, []).append(take)
+
+
+def _add_command(
+    bag: Bag,
+    output: Output,
+    found: Collected,
+    handlers: dict[str, list[Callable[[Any, int], None]]],
+    remap: dict[str, str],
+    problems: Problems,
+) -> None:
+    topic = _topic(bag, output.topic, MESSAGE_TYPES[output.kind], remap, problems)
+    if topic is None:
+        found.missing_outputs.append(output.name)
+        return
+    track = found.commands[output.name] = Track()
+
+    def handle(message: Any, log_ns: int) -> None:
+        track.add(command_stamp_ns(message), log_ns, read_command(message, output.columns))
+
+    handlers.setdefault(topic.name, []).append(handle)
+
+
+def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[Any, int], None]]]) -> None:
+    """Markers and instructions are known by their type, a subtask by the name of its topic."""
+
+    def marker(message: Any, log_ns: int) -> None:
+        row = Marker(message.phase == 0, str(message.task), int(message.outcome), int(message.episode_index))
+        found.markers.add(stamp_ns(message.header) or None, log_ns, row)
+
+    def said(track: Track) -> Callable[[Any, int], None]:
+        def take(message: Any, log_ns: int) -> None:
+            text = str(message.text if hasattr(message, 'text') else message.data)
+            stamp = stamp_ns(message.header) if hasattr(message, 'header') else 0
+            track.add(stamp or None, log_ns, text)
+
+        return take
+
+    for topic in bag.topics.values():
+        if topic.type == MARKER:
+            handlers.setdefault(topic.name, []).append(marker)
+        elif topic.type in (INSTRUCTION, STRING) and topic.name.rpartition('/')[2] == 'subtask':
+            handlers.setdefault(topic.name, []).append(said(found.subtasks))
+        elif topic.type == INSTRUCTION:
+            handlers.setdefault(topic.name, []).append(said(found.instructions))
+
+
+def stream_rates(found: Collected) -> dict[str, dict[str, float]]:
+    """Rate and gaps of every stream, as recorded."""
+    rates: dict[str, dict[str, float]] = {}
+    tracks = [*found.cameras.items(), *found.states.items(), *((f'command {k}', v) for k, v in found.commands.items())]
+    for name, track in tracks:
+        times = np.asarray(track.logs if (np.asarray(track.stamps) < 0).any() else track.stamps, dtype=np.float64)
+        gaps = np.diff(np.sort(times)) / 1e9
+        if not len(gaps) or gaps.sum() <= 0:
+            rates[name] = {'count': float(len(track))}
+            continue
+        halves = [len(half) / half.sum() for half in np.array_split(gaps, 2) if len(half) and half.sum() > 0]
+        rates[name] = {
+            'count': float(len(track)),
+            'rate_hz': float(1.0 / np.median(gaps)) if np.median(gaps) > 0 else float(len(gaps) / gaps.sum()),
+            'mean_hz': float(len(gaps) / gaps.sum()),
+            'longest_gap_s': float(gaps.max()),
+            'drift': float(halves[-1] / halves[0]) if len(halves) == 2 else 1.0,
+        }
+    return rates

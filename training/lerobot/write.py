@@ -1,0 +1,371 @@
+"""An index as a LeRobotDataset v3.0: parquet, mp4 and metadata that lerobot's own loader takes.
+
+Layout: data/chunk-000/file-000.parquet (one row group an episode), videos/KEY/chunk-000/file-000.mp4 (episodes one
+after the other), meta/info.json, meta/stats.json, meta/tasks.parquet (its index is the text), meta/episodes/chunk-000/
+file-000.parquet (where each episode begins, in rows and in seconds of video). Stretches in which an input was stale,
+or no command was known, are left out: what lies before and after become episodes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_robot.contract.contract import Contract
+from ki_robot.errors import Rejected
+from training.errors import TrainingError
+from training.index.index import Index
+from training.lerobot.read import ACTION, IMAGES, STATE
+from training.lerobot.video import VideoWriter, about
+from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, decode_stored
+
+DATA_MB, VIDEO_MB = 100, 200
+FILE = 'chunk-000/file-{:03d}'
+QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
+STATS_IMAGES = 20  # pictures of an episode that its image statistics are taken of
+SHORTEST = 2
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Steps first..last (exclusive) of one episode of the index."""
+
+    number: int
+    first: int
+    last: int
+
+
+@dataclass
+class _Writing:
+    """What grows while episodes are added."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    tasks: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    data_file: int = 0
+    parquet: Any = None
+
+
+def to_lerobot(
+    index: Index,
+    out: Path,
+    codec: str = 'h264',
+    outcomes: tuple[str, ...] = KEPT_OUTCOMES,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Problems:
+    """Writes a dataset; returns what was left out.
+
+    Args:
+        index: The episodes.
+        out: The folder to make; it must not exist.
+        codec: `h264`, or `copy` (JPEGs of the cameras unchanged: quick, exact and large).
+        outcomes: Episodes of which outcome to take.
+        workers: Cameras encoded side by side.
+        progress: Told after every episode.
+
+    Raises:
+        TrainingError: The folder exists, the rate is no whole number, or no episode is left.
+    """
+    contract = index.contract
+    fps = round(contract.rate_hz)
+    if fps != contract.rate_hz:
+        raise TrainingError(f'{contract.name} has rate_hz {contract.rate_hz:g}; LeRobot keeps whole frames a second.')
+    partial = out.with_name(out.name + '.partial')
+    if out.exists():
+        raise TrainingError(f'{out} exists already; choose another folder.')
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / 'meta').mkdir(parents=True)
+    problems = Problems()
+    data = EpisodeDataset(index, horizon=1, outcomes=outcomes, resize=False)
+    stretches = list(_stretches(data, problems))
+    cameras = _common_cameras(data, stretches, contract, problems)
+    if not stretches:
+        raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
+    writing = _Writing()
+    videos = {camera: _Videos(partial, IMAGES + camera, fps, codec) for camera in cameras}
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for place, stretch in enumerate(stretches):
+            row, stats = _numbers(data, stretch, place, fps, writing, partial)
+            arrays = data.arrays(stretch.number)
+            entry = index.episodes[stretch.number][0]
+            jobs = {
+                camera: pool.submit(
+                    _pictures, entry.folder / f'{camera}.images', arrays, camera, stretch, videos[camera]
+                )
+                for camera in cameras
+            }
+            for camera, job in jobs.items():
+                where, stats[IMAGES + camera] = job.result()
+                row.update(where)
+            row.update({f'stats/{key}/{name}': value for key, each in stats.items() for name, value in each.items()})
+            writing.rows.append(row)
+            if progress is not None:
+                progress(place + 1, len(stretches), str(entry.path))
+    writing.parquet.close()
+    for each in videos.values():
+        each.close()
+    _write_meta(partial, contract, fps, cameras, videos, writing)
+    os.replace(partial, out)
+    return problems
+
+
+def _stretches(data: EpisodeDataset, problems: Problems) -> Iterator[_Stretch]:
+    """Runs of steps that all have fresh inputs and known commands."""
+    for number in data.episode_numbers:
+        arrays = data.arrays(number)
+        good = np.concatenate([[False], arrays['valid'] & arrays['action_valid'], [False]])
+        edges = np.flatnonzero(np.diff(good.astype(np.int8)))
+        path = data.index.episodes[number][0].path
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            if last - first >= SHORTEST:
+                yield _Stretch(number, int(first), int(last))
+            else:
+                problems.add(path, '', 'too_short', 'a single usable step is no episode')
+        gaps = len(good) - 2 - int(good.sum())
+        if gaps:
+            problems.add(path, '', 'left_out', 'a step without fresh inputs or a command is left out', gaps)
+
+
+def _common_cameras(
+    data: EpisodeDataset, stretches: list[_Stretch], contract: Contract, problems: Problems
+) -> tuple[str, ...]:
+    """Cameras with a picture at every step: LeRobot has no way to say that one is missing."""
+    kept = []
+    for camera in contract.camera_names:
+        holes = [
+            stretch
+            for stretch in stretches
+            if (data.arrays(stretch.number)[f'{camera}.offset'][stretch.first : stretch.last] < 0).any()
+        ]
+        if holes:
+            path = data.index.episodes[holes[0].number][0].path
+            text = f'camera {camera} lacks pictures in {len(holes)} episodes and is left out of the dataset'
+            problems.add(path, camera, 'camera_left_out', text, len(holes))
+        else:
+            kept.append(camera)
+    return tuple(kept)
+
+
+class _Videos:
+    """The mp4 files of one camera; a new one begins at an episode when one has grown large."""
+
+    def __init__(self, folder: Path, key: str, fps: int, codec: str) -> None:
+        self.folder, self.key, self.fps, self.codec = folder, key, fps, codec
+        self.number = 0
+        self.writer: VideoWriter | None = None
+        self.sizes: list[Path] = []
+        self.bytes_in = 0
+
+    def begin_episode(self) -> tuple[int, float]:
+        """File number and second at which the next episode begins."""
+        if self.writer is not None and self.bytes_in > VIDEO_MB << 20:
+            self.writer.close()
+            self.writer, self.number, self.bytes_in = None, self.number + 1, 0
+        if self.writer is None:
+            path = self.folder / 'videos' / self.key / f'{FILE.format(self.number)}.mp4'
+            self.writer = VideoWriter(path, self.fps, self.codec)
+        return self.number, self.writer.frames / self.fps
+
+    def close(self) -> None:
+        """Ends the last file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _pictures(
+    file: Path, arrays: dict[str, NDArray[Any]], camera: str, stretch: _Stretch, videos: _Videos
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Appends one episode to a camera's video; returns where it lies, and its statistics."""
+    offsets = arrays[f'{camera}.offset'][stretch.first : stretch.last]
+    lengths = arrays[f'{camera}.length'][stretch.first : stretch.last]
+    number, start = videos.begin_episode()
+    assert videos.writer is not None
+    with file.open('rb', buffering=0) as stream:
+        for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+            stream.seek(offset)
+            videos.writer.add(np.frombuffer(stream.read(length), dtype=np.uint8))
+            videos.bytes_in += length
+    prefix = f'videos/{videos.key}'
+    where = {
+        f'{prefix}/chunk_index': 0,
+        f'{prefix}/file_index': number,
+        f'{prefix}/from_timestamp': start,
+        f'{prefix}/to_timestamp': start + len(offsets) / videos.fps,
+    }
+    chosen = np.unique(np.linspace(0, len(offsets) - 1, STATS_IMAGES).astype(int))
+    return where, _image_stats(file, offsets[chosen], lengths[chosen])
+
+
+def _image_stats(file: Path, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Any]:
+    """Per channel, of some pictures at a quarter of their size, 0..1; shaped (3, 1, 1) as lerobot keeps them."""
+    values = []
+    for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+        try:
+            values.append(decode_stored(file, offset, length)[::4, ::4].reshape(-1, 3))
+        except Rejected as error:
+            raise TrainingError(f'{file}: a picture does not decode ({error}); run `ki data check --deep`.') from error
+    found = _column_stats(np.concatenate(values) / 255.0)
+    shaped = {name: [[[each]] for each in value] for name, value in found.items() if name != 'count'}
+    return {**shaped, 'count': [len(offsets)]}
+
+
+def _column_stats(values: NDArray[np.floating]) -> dict[str, Any]:
+    found = {
+        'min': values.min(axis=0),
+        'max': values.max(axis=0),
+        'mean': values.mean(axis=0),
+        'std': values.std(axis=0),
+        **{name: np.quantile(values, share, axis=0) for name, share in QUANTILES.items()},
+    }
+    return {**{name: value.tolist() for name, value in found.items()}, 'count': [len(values)]}
+
+
+def _numbers(
+    data: EpisodeDataset, stretch: _Stretch, place: int, fps: int, writing: _Writing, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the rows of one episode; returns its line of metadata and its statistics."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = data.arrays(stretch.number)
+    part = slice(stretch.first, stretch.last)
+    texts = data.index.episodes[stretch.number][1].texts
+    said = [texts[int(each)] for each in arrays['text'][part]]
+    for text in said:
+        writing.tasks.setdefault(text, len(writing.tasks))
+    count = len(said)
+    begin = writing.frames
+    columns: dict[str, NDArray[Any]] = {
+        STATE: arrays['state'][part].astype(np.float32),
+        ACTION: arrays['actions'][part].astype(np.float32),
+        'timestamp': (np.arange(count) / fps).astype(np.float32),
+        'frame_index': np.arange(count, dtype=np.int64),
+        'episode_index': np.full(count, place, dtype=np.int64),
+        'index': np.arange(begin, begin + count, dtype=np.int64),
+        'task_index': np.array([writing.tasks[text] for text in said], dtype=np.int64),
+    }
+    made = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        if values.ndim == 2
+        else pa.array(values)
+        for name, values in columns.items()
+    }
+    table = pa.table(made)
+    if writing.parquet is not None and Path(writing.parquet.where).stat().st_size > DATA_MB << 20:
+        writing.parquet.close()
+        writing.parquet, writing.data_file = None, writing.data_file + 1
+    if writing.parquet is None:
+        path = folder / 'data' / f'{FILE.format(writing.data_file)}.parquet'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing.parquet = pq.ParquetWriter(str(path), table.schema, compression='snappy')
+    writing.parquet.write_table(table)
+    writing.frames += count
+    row = {
+        'episode_index': place,
+        'tasks': list(dict.fromkeys(said)),
+        'length': count,
+        'data/chunk_index': 0,
+        'data/file_index': writing.data_file,
+        'dataset_from_index': begin,
+        'dataset_to_index': begin + count,
+        'meta/episodes/chunk_index': 0,
+        'meta/episodes/file_index': 0,
+    }
+    stats = {name: _column_stats(values.reshape(count, -1).astype(np.float64)) for name, values in columns.items()}
+    return row, stats
+
+
+def _write_meta(
+    folder: Path, contract: Contract, fps: int, cameras: tuple[str, ...], videos: dict[str, _Videos], writing: _Writing
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    episodes = folder / 'meta' / 'episodes' / f'{FILE.format(0)}.parquet'
+    episodes.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(writing.rows), str(episodes))
+    pq.write_table(_task_table(writing.tasks), str(folder / 'meta' / 'tasks.parquet'))
+    info = {
+        'codebase_version': 'v3.0',
+        'robot_type': contract.name,
+        'total_episodes': len(writing.rows),
+        'total_frames': writing.frames,
+        'total_tasks': len(writing.tasks),
+        'chunks_size': 1000,
+        'data_files_size_in_mb': DATA_MB,
+        'video_files_size_in_mb': VIDEO_MB,
+        'fps': fps,
+        'splits': {'train': f'0:{len(writing.rows)}'},
+        'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
+        'video_path': 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4',
+        'features': _features(folder, contract, cameras, videos),
+    }
+    (folder / 'meta' / 'info.json').write_text(json.dumps(info, indent=4), encoding='utf-8')
+    stats = _whole_stats(writing.rows)
+    (folder / 'meta' / 'stats.json').write_text(json.dumps(stats, indent=1, allow_nan=False), encoding='utf-8')
+    # Ours alone: with it, `ki data from-lerobot` gives the same robot back.
+    (folder / 'meta' / 'contract.json').write_text(json.dumps(contract.to_dict(), indent=1), encoding='utf-8')
+
+
+def _features(folder: Path, contract: Contract, cameras: tuple[str, ...], videos: dict[str, _Videos]) -> dict[str, Any]:
+    def names(columns: tuple[str, ...]) -> list[str]:
+        return [column.removesuffix('/position') for column in columns]
+
+    features: dict[str, Any] = {
+        STATE: {'dtype': 'float32', 'shape': [len(contract.state)], 'names': names(contract.state_names)},
+        ACTION: {'dtype': 'float32', 'shape': [len(contract.actions)], 'names': names(contract.action_names)},
+    }
+    for camera in cameras:
+        key = IMAGES + camera
+        found = about(folder / 'videos' / key / f'{FILE.format(0)}.mp4', videos[camera].codec)
+        shape = [found['video.height'], found['video.width'], 3]
+        features[key] = {'dtype': 'video', 'shape': shape, 'names': ['height', 'width', 'channels'], 'info': found}
+    features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
+    for name in ('frame_index', 'episode_index', 'index', 'task_index'):
+        features[name] = {'dtype': 'int64', 'shape': [1], 'names': None}
+    return features
+
+
+def _task_table(tasks: dict[str, int]) -> Any:
+    """Tasks as pandas would write them with the text as index, which is how lerobot looks them up."""
+    import pyarrow as pa
+
+    table = pa.table({'task_index': list(tasks.values()), 'task': list(tasks)})
+    kinds = {'task_index': ('int64', 'int64'), 'task': ('unicode', 'object')}
+    columns = [
+        {'name': name, 'field_name': name, 'pandas_type': kind, 'numpy_type': stored, 'metadata': None}
+        for name, (kind, stored) in kinds.items()
+    ]
+    pandas = {'index_columns': ['task'], 'column_indexes': [], 'columns': columns, 'pandas_version': '2.2.0'}
+    return table.replace_schema_metadata({b'pandas': json.dumps(pandas).encode()})
+
+
+def _whole_stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Statistics of all episodes from those of each: exact for min, max, mean and std, weighted means for quantiles."""
+    keys = sorted({name.split('/')[1] for name in rows[0] if name.startswith('stats/')})
+    found: dict[str, Any] = {}
+    for key in keys:
+
+        def of(name: str, key: str = key) -> NDArray[np.float64]:
+            return np.asarray([row[f'stats/{key}/{name}'] for row in rows], dtype=np.float64)
+
+        counts = of('count')
+        weights = (counts / counts.sum()).reshape(-1, *([1] * (of('mean').ndim - 1)))
+        mean = (of('mean') * weights).sum(axis=0)
+        variance = ((of('std') ** 2 + (of('mean') - mean) ** 2) * weights).sum(axis=0)
+        whole = {'min': of('min').min(axis=0), 'max': of('max').max(axis=0), 'mean': mean, 'std': np.sqrt(variance)}
+        whole |= {name: (of(name) * weights).sum(axis=0) for name in QUANTILES}
+        found[key] = {**{name: value.tolist() for name, value in whole.items()}, 'count': [int(counts.sum())]}
+    return found

@@ -1,0 +1,1 @@
+"""An index to batches: samples, mixtures, augmentation, language data."""

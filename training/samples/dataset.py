@@ -1,0 +1,243 @@
+"""Samples from an index: what the cameras and joints showed at one step, and what was commanded from there on.
+
+Letters: H horizon, S state columns, N action columns. Images are decoded and resized by the functions of the live node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ki_bags.problems import Problems
+from ki_robot.contract.contract import Contract
+from ki_robot.errors import Rejected
+from ki_robot.messages.images import decode_compressed
+from ki_robot.transforms import resize_with_pad
+from training.errors import TrainingError
+from training.index.index import Entry, EpisodeInfo, Index
+
+KEPT_OUTCOMES = ('unlabeled', 'success')
+MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example of one robot, in SI.
+
+    Attributes:
+        images: Camera -> uint8 (h, w, 3) RGB; a camera without an image at this step is absent.
+        state_S: float64.
+        actions_HN: float64, absolute; step i is in force from `stamp_ns` + i steps. Masked rows repeat the last one.
+        action_mask_H: False beyond the end of the episode, and where no command was known.
+        instruction: What the robot was told.
+        subtask: What it was doing, where that was recorded; else empty.
+        contract: Of the robot: names and units of the columns.
+        episode: Which episode, as RECORDING#NUMBER.
+        step: Which step of it.
+        stamp_ns: When.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    state_S: NDArray[np.float64]
+    actions_HN: NDArray[np.float64]
+    action_mask_H: NDArray[np.bool_]
+    instruction: str
+    subtask: str
+    contract: Contract
+    episode: str
+    step: int
+    stamp_ns: int
+
+
+def decode_stored(file: Path, offset: int, length: int) -> NDArray[np.uint8]:
+    """One image of a CAMERA.images file as uint8 (h, w, 3) RGB.
+
+    Raises:
+        Rejected: The bytes are no image.
+    """
+    with file.open('rb', buffering=0) as stream:
+        stream.seek(offset)
+        data = np.frombuffer(stream.read(length), dtype=np.uint8)
+    return decode_compressed(SimpleNamespace(data=data, format=''))
+
+
+class EpisodeDataset:
+    """Random access to the usable steps of an index.
+
+    Args:
+        index: From `training.index.index.load_index`.
+        horizon: Steps of a chunk; the contract's by default.
+        outcomes: Episodes of which outcome take part.
+        episodes: Positions in `index.episodes` that take part; all by default.
+        stride: Every how many steps a sample begins.
+        first: Only so many steps from the start of each episode; all by default.
+        resize: Give images as squares of the model's size, by `resize_with_pad`.
+
+    Raises:
+        TrainingError: No usable step is left.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        horizon: int | None = None,
+        outcomes: Collection[str] = KEPT_OUTCOMES,
+        episodes: Collection[int] | None = None,
+        stride: int = 1,
+        resize: bool = True,
+        first: int | None = None,
+    ) -> None:
+        self.index = index
+        self.contract = index.contract
+        self.horizon = horizon or index.contract.horizon
+        self.resize = resize
+        self.problems = Problems()
+        self._lock = threading.Lock()
+        self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
+        self._episodes: list[tuple[Entry, EpisodeInfo]] = index.episodes
+        wanted = set(range(len(self._episodes)) if episodes is None else episodes)
+        where: list[NDArray[np.int32]] = []
+        for number, (_, about) in enumerate(self._episodes):
+            if number in wanted and about.outcome in outcomes:
+                arrays = self.arrays(number)
+                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'])
+                steps = steps[(steps % stride == 0) & (steps < (first or len(arrays['valid'])))]
+                where.append(np.stack([np.full(len(steps), number), steps], axis=1).astype(np.int32))
+        self._where = np.concatenate(where) if where else np.zeros((0, 2), dtype=np.int32)
+        if not len(self._where):
+            raise TrainingError(
+                f'{index.folder} holds no usable step of an episode with outcome {" or ".join(outcomes)}; '
+                'see what `ki data show` says about it.'
+            )
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position; where an image does not decode, the next one that does, counted in `problems`.
+
+        Raises:
+            TrainingError: Too many do not decode.
+        """
+        for skip in range(MAX_SKIPS):
+            number, step = (int(each) for each in self._where[(position + skip) % len(self._where)])
+            try:
+                return self._sample(number, step)
+            except Rejected as error:
+                with self._lock:
+                    self.problems.add(self._episodes[number][0].path, 'images', 'undecodable', str(error))
+        raise TrainingError(
+            f'{self.index.folder}: {MAX_SKIPS} samples in a row hold an image that does not decode; '
+            'run `ki data check --deep`.'
+        )
+
+    def arrays(self, number: int) -> dict[str, NDArray[Any]]:
+        """All arrays of one episode (see `training.index.episodes.Episode`), kept in memory once read."""
+        known = self._arrays.get(number)
+        if known is None:
+            entry, about = self._episodes[number]
+            path = entry.folder / about.file
+            try:
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != entry.files.get(about.file):
+                    raise TrainingError(f'{path} was changed after it was written; remove its folder and index again.')
+                with np.load(io.BytesIO(data)) as stored:
+                    known = {name: stored[name] for name in stored.files}
+            except (OSError, ValueError, KeyError) as error:
+                raise TrainingError(f'{path} cannot be read ({error}); index again.') from error
+            self._arrays[number] = known
+        return known
+
+    @property
+    def episode_numbers(self) -> list[int]:
+        """The episodes that take part, by position in `index.episodes`."""
+        return sorted({int(number) for number in self._where[:, 0]})
+
+    def chunk(self, number: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Actions (H, N) from one step on, and which of them are known (H,)."""
+        arrays = self.arrays(number)
+        actions, known = arrays['actions'], arrays['action_valid']
+        rows = np.arange(step, step + self.horizon)
+        inside = rows < len(actions)
+        rows = np.minimum(rows, len(actions) - 1)
+        mask = inside & known[rows]
+        # Unknown steps repeat the last known one: they carry no loss, but must stay finite and smooth.
+        last = np.maximum.accumulate(np.where(mask, np.arange(self.horizon), 0))
+        return actions[rows[last]], mask
+
+    def starts(self) -> NDArray[np.int32]:
+        """(number of episode, step) of every sample, (len, 2)."""
+        return self._where
+
+    def _sample(self, number: int, step: int) -> Sample:
+        entry, about = self._episodes[number]
+        arrays = self.arrays(number)
+        images = {}
+        for camera in self.contract.camera_names:
+            offset = int(arrays[f'{camera}.offset'][step])
+            if offset >= 0:
+                length = int(arrays[f'{camera}.length'][step])
+                image = decode_stored(entry.folder / f'{camera}.images', offset, length)
+                images[camera] = resize_with_pad(image, self.contract.image_size) if self.resize else image
+        actions_HN, mask_H = self.chunk(number, step)
+        return Sample(
+            images=images,
+            state_S=arrays['state'][step].copy(),
+            actions_HN=actions_HN,
+            action_mask_H=mask_H,
+            instruction=about.texts[int(arrays['text'][step])],
+            subtask=about.texts[int(arrays['subtask'][step])],
+            contract=self.contract,
+            episode=f'{entry.path}#{about.file.removesuffix(".npz").removeprefix("episode_")}',
+            step=step,
+            stamp_ns=int(arrays['stamps'][step]),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_lock': None, '_arrays': {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+def split_episodes(
+    index: Index,
+    fraction: float,
+    seed: int = 0,
+    outcomes: Collection[str] | None = None,
+    recordings: Collection[str] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Episodes to train on and to hold out; an episode stays on its side when others are added.
+
+    Args:
+        index: Whose episodes.
+        fraction: Roughly how many to hold out, 0..1; at least one when it is above 0 and there are two.
+        seed: Another seed, another split.
+        outcomes: Only episodes of these outcomes; all by default.
+        recordings: Only episodes of recordings with these hashes; all by default.
+    """
+    scores = []
+    for number, (entry, about) in enumerate(index.episodes):
+        if outcomes is not None and about.outcome not in outcomes:
+            continue
+        if recordings is not None and entry.sha256 not in recordings:
+            continue
+        digest = hashlib.sha256(f'{seed} {entry.sha256} {about.file}'.encode()).digest()
+        scores.append((int.from_bytes(digest[:8], 'big') / 2**64, number))
+    held = {number for score, number in scores if score < fraction and len(scores) > 1}
+    if fraction > 0 and len(scores) > 1:
+        if not held:
+            held = {min(scores)[1]}
+        if len(held) == len(scores):
+            held.discard(max(scores)[1])
+    return [number for _, number in scores if number not in held], sorted(held)

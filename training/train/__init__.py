@@ -1,0 +1,1 @@
+"""A run: its configuration, its loop, its checkpoints, its report."""

@@ -1,0 +1,160 @@
+"""Checkpoints: a folder that appears complete and on disk, or not at all; read by any number of processes.
+
+00000500/model.safetensors    weights, float32
+         average.safetensors  their moving average, where there is one
+         optimiser.pt         state of AdamW by the names of weights; tensors and numbers only
+         state.json           step, sampler, counters, and what the run must be to go on from here
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.errors import TrainingError
+from training.train.lora import merged
+
+WEIGHTS, AVERAGE, OPTIMISER, STATE = 'model.safetensors', 'average.safetensors', 'optimiser.pt', 'state.json'
+FORMAT = 1
+NAME = re.compile(r'\d{8}')
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    step: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimiser: dict[str, Any]
+    state: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Writes FOLDER/STEP and removes all but the `keep` newest; what was there stays whole if this fails.
+
+    Raises:
+        TrainingError: the disk takes no more, or cannot be written.
+    """
+    final = folder / f'{checkpoint.step:08d}'
+    partial = folder / f'.{final.name}.partial'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob('.*.partial'):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, partial / WEIGHTS)
+        if checkpoint.average is not None:
+            save_file({name: value.contiguous() for name, value in checkpoint.average.items()}, partial / AVERAGE)
+        torch.save(checkpoint.optimiser, partial / OPTIMISER)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        state = {'format': FORMAT, 'step': checkpoint.step, 'files': sizes, **checkpoint.state}
+        (partial / STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False), encoding='utf-8')
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.replace(final)
+        _sync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f'{final} cannot be written: {error}; free space there. Checkpoints before it are whole.'
+        ) from error
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and (path / STATE).is_file())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint, its files compared in size.
+
+    Raises:
+        TrainingError: it is damaged, or of another version.
+    """
+    try:
+        state = json.loads((path / STATE).read_text(encoding='utf-8'))
+        if state['format'] != FORMAT:
+            raise TrainingError(f'{path} has format {state["format"]}, this version reads {FORMAT}.')
+        for name, size in state['files'].items():
+            if (path / name).stat().st_size != size:
+                raise TrainingError(
+                    f'{path / name} was changed or cut short; remove {path} to go on from an older one.'
+                )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f'{path} is damaged ({error}); remove it to go on from an older one.') from error
+    return dict(state)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """All of a checkpoint, on the CPU.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    state = read_state(path)
+    try:
+        weights = load_file(path / WEIGHTS)
+        average = load_file(path / AVERAGE) if (path / AVERAGE).is_file() else None
+        optimiser = torch.load(path / OPTIMISER, map_location='cpu', weights_only=True)
+    except Exception as error:  # whatever damaged bytes do to a reader
+        raise TrainingError(f'{path} is damaged ({error}); remove it to go on from an older one.') from error
+    return Checkpoint(state['step'], weights, average, optimiser, state)
+
+
+def shipped_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that a checkpoint's policy runs with: their average where there is one, adapters merged."""
+    read_state(path)
+    return merged(load_file(path / AVERAGE if (path / AVERAGE).is_file() else path / WEIGHTS))
+
+
+def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint of another model, other data or another stage.
+
+    Raises:
+        TrainingError: names the first field that differs.
+    """
+    written = state.get('identity', {})
+    # A checkpoint from before an entry was recorded says nothing of it.
+    known = json.loads(json.dumps({key: each for key, each in identity.items() if key in written}))
+    there, here = dict(_flat(written)), dict(_flat(known))
+    for name in sorted(set(there) | set(here)):
+        if there.get(name) != here.get(name):
+            raise TrainingError(
+                f'{path} was written by another run: {name} is {there.get(name)!r} there and {here.get(name)!r} here; '
+                'give this run another folder (out), or set it back.'
+            )
+
+
+def _flat(data: Any, where: str = '') -> Any:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _flat(value, f'{where}.{key}' if where else str(key))
+    else:
+        yield where, data
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""One run over many processes: torchrun starts them, FSDP2 shards the weights, this file is the seam between the two.
+
+Nothing here is an algorithm of our own. Weights, gradients and optimiser state are sharded by `fully_shard`; whole
+copies, for checkpoints that any number of processes can read, are put together by `torch.distributed.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ki_vla.model.kivla import KiVla
+from training.errors import TrainingError
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The first process indexes and saves alone while the others wait for it, for hours; torch would give up in minutes.
+PATIENCE = timedelta(hours=12)
+SMALL = 50_000_000  # parameters up to which one collective a step costs less than what sharding saves
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process among all: its rank, their number, its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+
+def usable_device(device: str) -> str:
+    """`device`, cpu or cuda; for `auto`, which of them there is.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    kind = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
+    if kind not in ('cpu', 'cuda'):
+        raise TrainingError(f'device: {device!r} is unknown; choose cpu, cuda or auto.')
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise TrainingError('device: cuda was asked for and torch sees no GPU; write cpu or auto.')
+    return kind
+
+
+def open_world(device: str = 'auto') -> ProcessGroup:
+    """Joins the processes that torchrun started, or is alone.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    kind = usable_device(device)
+    size = int(os.environ.get('WORLD_SIZE', '1'))
+    place = torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0'))) if kind == 'cuda' else torch.device('cpu')
+    if kind == 'cuda':
+        torch.cuda.set_device(place)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo', timeout=PATIENCE)
+    return ProcessGroup(int(os.environ.get('RANK', '0')), size, place)
+
+
+def close_world(world: ProcessGroup) -> None:
+    """Leaves the other processes."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(model: KiVla, world: ProcessGroup) -> None:
+    """Moves the model to its device and, with several processes, shards it: every block, then the rest.
+
+    A small one is a single group.
+    """
+    model.to(world.device)
+    if world.size == 1:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    large = sum(parameter.numel() for parameter in model.parameters()) > SMALL
+    for stack in (model.vision, model.backbone, model.expert) if large else ():
+        for layer in getattr(stack, 'layers', ()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:
+    """Each number summed over all processes."""
+    if world.size == 1:
+        return [float(value) for value in values]
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def wait_for_all(world: ProcessGroup) -> None:
+    """Goes on when every process is here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, dist.tensor.DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together (every process must call this); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, dist.tensor.DTensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight on the CPU; on processes but the first it may be empty."""
+    return {name: value.detach().cpu() for name, value in get_model_state_dict(model, options=WHOLE).items()}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Weights into a model, sharded or not."""
+    set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=True))
+
+
+def whole_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state by the names of weights, on the CPU; on processes but the first it may be empty."""
+    return get_optimizer_state_dict(model, optimiser, options=WHOLE)
+
+
+def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """State by the names of weights into an optimiser, sharded or not."""
+    set_optimizer_state_dict(model, optimiser, state, options=StateDictOptions(full_state_dict=True))

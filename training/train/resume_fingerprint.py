@@ -1,0 +1,46 @@
+"""What a checkpoint must agree with to be gone on from: the model, what it was made of, and what it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ki_vla.policy.processor import Processor
+from training.fit.fitted_artifacts import digests
+from training.samples.dataset import EpisodeDataset
+from training.samples.mixture import Part
+from training.samples.vlm_data import VlmDataset
+from training.train.config import Run, Stage
+
+DRAWN = ('validation', 'split_seed', 'stride', 'outcomes', 'subtask', 'start_steps')  # decide which samples are drawn
+
+
+def identity_of(
+    run: Run,
+    stage: Stage,
+    processor: Processor,
+    others: Mapping[str, Processor],
+    parts: Sequence[Part],
+    data_hash: str,
+) -> dict[str, Any]:
+    """Plain data; `others` are the processors of the other robots, `parts` what the stage draws from."""
+    made = {
+        'model': processor.config.to_dict(),
+        'data': data_hash,
+        'seed': run.seed,
+        'stage': {k: v for k, v in asdict(stage).items() if k != 'accumulate'},
+        'tokens': asdict(run.tokens),
+        'processing': asdict(processor.processing),
+        'lora': run.lora,
+        'parts': digests(processor),
+        'data.vlm': [part.source.hash for part in parts if isinstance(part.source, VlmDataset)],
+        **{f'data.{name}': getattr(run.data, name) for name in DRAWN},
+    }
+    if others:
+        made['embodiments'] = {
+            'weights': {each.robot: each.weight for each in run.embodiments},
+            'data': {part.name: part.source.index.hash for part in parts if isinstance(part.source, EpisodeDataset)},
+            'statistics': {name: digests(each)['statistics'] for name, each in others.items()},
+        }
+    return made

@@ -1,0 +1,378 @@
+"""A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it may be called any time.
+
+OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, what was measured on the data
+    parts/                                    statistics, tokenizer and FAST that its weights are trained with
+    STAGE/metrics.jsonl  curves.png  tensorboard/  checkpoints/
+    bundle/                                   what `ki up`, `ki eval` and `ki export` take
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ki_bags.problems import Problems
+from ki_robot.contract.contract import load_contract
+from ki_vla.errors import VlaError
+from ki_vla.model.kivla import KiVla
+from ki_vla.objective.recipes import recipe
+from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
+from ki_vla.policy.processor import Processor
+from training.errors import TrainingError
+from training.fit.fitted_artifacts import PARTS, Parts, digests, load_parts, save_parts
+from training.fit.initial_policy import Beginning, begin, stats_file
+from training.index.index import Index
+from training.index.recordings import open_recordings
+from training.samples.collator import Collator, Packet, misfit
+from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episodes
+from training.samples.mixture import Draw, Part
+from training.samples.vlm_data import VlmDataset
+from training.train.checkpoint import check_identity, checkpoints, read_state, shipped_weights
+from training.train.config import Data, Embodiment, Run, Stage, run_from_dict
+from training.train.distributed import ProcessGroup, close_world, open_world, wait_for_all
+from training.train.run_report import origin, write_json
+from training.train.tracking import check_tracking
+from training.train.trainer import Tell, Trainer
+
+BUNDLE = 'bundle'
+HELD_BATCH = 32
+DIGITS = 16  # of the hash of a recording, in a bundle
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that a run draws from, and what it holds out; `others`: other robots' recordings, with weights."""
+
+    index: Index
+    train: EpisodeDataset
+    others: tuple[tuple[EpisodeDataset, float], ...]
+    held: EpisodeDataset | None
+    starts: EpisodeDataset | None
+    vlm: VlmDataset | None
+    vlm_held: VlmDataset | None
+
+    @property
+    def problems(self) -> Problems:
+        """What of them cannot be used, as far as it has shown: pictures do not decode when they are drawn."""
+        found = Problems(self.index.problems)
+        for other, _ in self.others:
+            found.extend([*other.index.problems, *other.problems])
+        for source in (self.train, self.held, self.starts, self.vlm, self.vlm_held):
+            found.extend(source.problems if source is not None else ())
+        return found
+
+
+def train(run: Run, tell: Tell | None = None) -> Path | None:
+    """Trains every stage and writes the bundle; None when it was asked to stop (call again to go on).
+
+    Raises:
+        TrainingError, VlaError: data, configuration or disk do not let it.
+    """
+    tell = tell or (lambda kind, values: None)
+    check_tracking(run)
+    world = open_world(run.device)
+    try:
+        sources = open_sources(run, world)
+        stats = None if run.stats is None else stats_file(run.stats, sources.train)
+        vlm = [sources.vlm] if sources.vlm is not None else []
+        kept = _kept_parts(run)
+        beginning = begin(run, sources.train, vlm, stats, kept, [other for other, _ in sources.others])
+        for words in (sources.vlm, sources.vlm_held):
+            if words is not None:  # now, and not in the middle of the night
+                words.drop(partial(misfit, beginning.processor))
+        if world.first:
+            _describe(run, sources, beginning, fresh=kept is None)
+        tell('begin', _facts(run, sources, beginning))
+        before = sources.problems
+        tell('problems', {'problems': before})
+        trained = _train_stages(run, sources, beginning, world, tell)
+        tell('problems', {'problems': sources.problems.since(before)})
+        if trained is None:
+            return None
+        bundle = Path(run.out) / BUNDLE
+        if world.first:
+            fresh = bool(trained) or not _is_shipped(run, beginning.processor, bundle)
+            if fresh:
+                _ship(run, beginning.processor, sources, bundle)
+            tell('bundle', {'path': str(bundle), 'written': fresh})
+        wait_for_all(world)
+        return bundle
+    finally:
+        close_world(world)
+
+
+def _train_stages(run: Run, sources: Sources, beginning: Beginning, world: ProcessGroup, tell: Tell) -> int | None:
+    """How many stages were trained, the others being done already; None when it was asked to stop."""
+    model: KiVla | None = beginning.model
+    processor, trained = beginning.processor, 0
+    for number, stage in enumerate(run.stages):
+        folder = Path(run.out) / stage.name
+        if model is None:
+            model = _weights_of(run, run.stages[number - 1], processor)
+        held = held_packets(run, stage, processor, sources)
+        tell('stage', {'name': stage.name, 'steps': stage.steps})
+        trainer = Trainer(
+            run, stage, model, processor, _parts(stage, sources), held, folder, world, sources.index.hash, tell,
+            beginning.others,
+        )  # fmt: skip
+        if _is_done(trainer):
+            tell('stage_done', {'name': stage.name})
+        elif trainer.fit():
+            trained += 1
+        else:
+            return None
+        model = None
+        del trainer
+    return trained
+
+
+def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
+    """Indexes what is not indexed, and splits.
+
+    Raises:
+        TrainingError: no data, or nothing usable on one side of the split.
+    """
+    world = world or ProcessGroup()
+    indexes = _indexes(run) if world.first else None
+    wait_for_all(world)
+    index, *further = indexes or _indexes(run)  # the first process has made them, the others find them made
+    numbers, held = split_episodes(index, run.data.validation, run.data.split_seed, run.data.outcomes)
+    common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
+    horizon = dict(run.model).get('horizon')
+    if not numbers:
+        raise TrainingError(
+            f'{index.folder} holds no episode with outcome {" or ".join(run.data.outcomes)} (data.outcomes) '
+            'to train on; see `ki data show`.'
+        )
+    train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
+    held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
+    starts = None
+    if any(stage.starts for stage in run.stages):
+        starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **common)
+    others = [EpisodeDataset(each, horizon, stride=run.data.stride, **common) for each in further]
+    vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
+    vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None
+    weighted = tuple(zip(others, (each.weight for each in run.embodiments), strict=True))
+    return Sources(index, train_data, weighted, held_data, starts, vlm, vlm_held)
+
+
+def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[EpisodeDataset, str]:
+    """Episodes to evaluate a bundle on, and in words which: those it has not seen, where these are its own data.
+
+    Args:
+        bundle: the policy.
+        recordings: bags, arrays, or an index of either.
+        every: also the episodes that it was trained on.
+
+    Raises:
+        TrainingError: nothing there, recordings of another robot, or nothing that it has not seen.
+    """
+    index = open_recordings(recordings, bundle.contract)
+    if index.contract.action_names != bundle.contract.action_names:
+        raise TrainingError(
+            f'{recordings} is of {index.contract.name} with other action columns than {bundle.policy_id} '
+            f'({bundle.contract.name}) has; evaluate on recordings of its own robot.'
+        )
+    data, ours = _trained_on(bundle, index)
+    outcomes = KEPT_OUTCOMES if data is None else data.outcomes
+    numbers = [number for number, (_, about) in enumerate(index.episodes) if about.outcome in outcomes]
+    note = f'all {len(numbers)} episodes of {recordings}'
+    if data is None:
+        note += '; nothing says whether it was trained on some of them'
+    elif ours:
+        seen, held = split_episodes(index, data.validation, data.split_seed, outcomes, ours)
+        fresh = [number for number in numbers if number not in set(seen)]
+        if every:
+            note += f', {len(seen)} of which it was trained on'
+        elif fresh:
+            numbers, new = fresh, len(fresh) - len(held)
+            note = f'{len(held)} held-out {f"and {new} new " if new else ""}episodes of {recordings}'
+        else:
+            raise TrainingError(f'{recordings}: the policy was trained on all of it; give other recordings, or --all.')
+    return EpisodeDataset(index, bundle.config.horizon, outcomes, numbers, resize=False), note
+
+
+def _trained_on(bundle: Bundle, index: Index) -> tuple[Data | None, set[str]]:
+    """How a bundle's run chose from its data, and the hashes of those recordings of an index that it chose from."""
+    about = bundle.provenance
+    ours = {entry.sha256 for entry in index.entries}
+    if 'recordings' in about:
+        ours = {digest for digest in ours if digest[:DIGITS] in set(about['recordings'])}
+    elif about.get('data_hash') != index.hash:
+        return None, set()
+    return run_from_dict(about['run']).data, ours
+
+
+def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDataset | None, str]:
+    """Questions to ask a bundle, and in words which: those named, else those that its run held out.
+
+    Args:
+        bundle: the policy.
+        words: JSONL files, tar shards, or folders of them.
+
+    Raises:
+        TrainingError: a named file is not there, or holds no usable sample.
+    """
+    data = run_from_dict(bundle.provenance['run']).data if 'run' in bundle.provenance else None
+    if not words:
+        held = [] if data is None else list(data.vlm_held)
+        if not held or not all(Path(each).exists() for each in held):
+            return None, f'the questions that its run held out are not here: {", ".join(held)}' if held else ''
+        return VlmDataset(held), f'held-out questions of {", ".join(held)}'
+    known = set() if data is None else {Path(each).resolve() for each in data.vlm}
+    trained = [str(each) for each in words if each.resolve() in known]
+    note = f'questions of {", ".join(map(str, words))}'
+    return VlmDataset(words), f'{note}, which it was trained on' if trained else note
+
+
+def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources) -> list[Packet]:
+    """The same few batches for every validation of a stage: held-out episodes, and held-out questions."""
+    packer = Collator(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)
+    batch = min(HELD_BATCH, stage.batch)
+    most = batch * run.validate_batches
+    drawn: list[Draw] = []
+    for name, source, wanted in (
+        ('held', sources.held, stage.actions),
+        ('vlm_held', sources.vlm_held, stage.vlm),
+    ):
+        if source is not None and wanted:
+            drawn += spread(name, source, most)
+    return [packer(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
+
+
+def spread(name: str, source: Any, most: int) -> list[Draw]:
+    """Up to `most` samples of a source, evenly spaced."""
+    count = min(most, len(source))
+    places = [place * len(source) // count for place in range(count)]
+    return [Draw(name, place, source[place], number) for number, place in enumerate(places)]
+
+
+def _indexes(run: Run) -> list[Index]:
+    """Of the run's robot, and of the others in their order."""
+    return [_index(run.robot, run.data), *(_index(each.robot, each) for each in run.embodiments)]
+
+
+def _index(robot: str, data: Data | Embodiment) -> Index:
+    if data.arrays is not None:
+        from training.index.simulator_arrays import index_arrays
+
+        source = Path(data.arrays)
+        return index_arrays(source, load_contract(robot), source / 'index')
+    assert data.bags is not None
+    return open_recordings(Path(data.bags), load_contract(robot), data.task)
+
+
+def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
+    parts = []
+    if stage.actions:
+        parts.append(Part('actions', sources.train, stage.actions))
+        for other, weight in sources.others:
+            parts.append(Part(f'actions of {other.contract.name}', other, stage.actions * weight))
+    if stage.starts:
+        assert sources.starts is not None
+        parts.append(Part('starts', sources.starts, stage.starts))
+    if stage.vlm:
+        if sources.vlm is None:
+            raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
+        words = sources.vlm.only(stage.kinds) if stage.kinds else sources.vlm
+        parts.append(Part('vlm', words, stage.vlm))
+    return parts
+
+
+def _kept_parts(run: Run) -> Parts | None:
+    """What the weights of the run were trained with; None where there are none yet, and data or settings may change."""
+    folder = Path(run.out) / PARTS
+    begun = any(checkpoints(Path(run.out) / stage.name / 'checkpoints') for stage in run.stages)
+    return load_parts(folder) if begun and folder.is_dir() else None
+
+
+def _is_done(trainer: Trainer) -> bool:
+    found = checkpoints(trainer.store)
+    if not found:
+        return False
+    state = read_state(found[-1])
+    check_identity(found[-1], state, trainer.identity)
+    return bool(state['step'] >= trainer.stage.steps)
+
+
+def _weights_of(run: Run, stage: Stage, processor: Processor) -> KiVla:
+    """A model with the shipped weights of a finished stage."""
+    last = checkpoints(Path(run.out) / stage.name / 'checkpoints')[-1]
+    model = KiVla(processor.config)
+    model.load_state_dict(shipped_weights(last))
+    return model
+
+
+def _is_shipped(run: Run, processor: Processor, bundle: Path) -> bool:
+    """Whether the bundle that is there is this policy already: writing it again would take its exports away."""
+    try:
+        there = load_bundle(bundle)
+    except VlaError:
+        return False
+    ours, theirs = (
+        (each.contract, each.config, each.processing, digests(each)) for each in (processor, there.processor)
+    )
+    if there.name != run.name or ours != theirs:
+        return False
+    last = checkpoints(Path(run.out) / run.stages[-1].name / 'checkpoints')[-1]
+    wanted, found = shipped_weights(last), load_file(there.weights)
+    return wanted.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
+def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> None:
+    last = run.stages[-1]
+    write_bundle(
+        bundle,
+        name=run.name,
+        weights=_weights_of(run, last, processor),
+        processor=processor,
+        recipe=_plain(asdict(recipe(last.recipe))),
+        provenance={
+            **origin(sources.index.hash),
+            'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
+            'others': {other.contract.name: other.index.hash for other, _ in sources.others},
+            'steps': {stage.name: stage.steps for stage in run.stages},
+            'run': run.to_dict(),
+        },
+        overwrite=True,
+    )
+
+
+def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
+    return {
+        'episodes': len(sources.train.episode_numbers),
+        'samples': len(sources.train),
+        'held_episodes': 0 if sources.held is None else len(sources.held.episode_numbers),
+        'others': {other.contract.name: len(other) for other, _ in sources.others},
+        'vlm': 0 if sources.vlm is None else len(sources.vlm),
+        'parameters': sum(p.numel() for p in beginning.model.parameters()),
+        'fast': None if beginning.parts.fast is None else beginning.parts.fast.to_dict(),
+        'max_prompt': beginning.processor.config.max_prompt,
+        'max_targets': beginning.processor.config.max_targets,
+    }
+
+
+def _describe(run: Run, sources: Sources, beginning: Beginning, fresh: bool) -> None:
+    out = Path(run.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'config.yaml').write_text(yaml.safe_dump(run.to_dict(), sort_keys=False), encoding='utf-8')
+        write_json(out / 'origin.json', origin(sources.index.hash))
+        write_json(out / 'policy.json', _facts(run, sources, beginning))
+        if fresh:
+            save_parts(out / PARTS, beginning.parts)
+    except OSError as error:
+        raise TrainingError(f'{out} cannot be written: {error}.') from error
+
+
+def _plain(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value))

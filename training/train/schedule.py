@@ -1,0 +1,80 @@
+"""How the learning rate goes, how weights are averaged, and which of them decay."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from training.train.config import Stage
+from training.train.distributed import local
+
+
+def rate_at(step: int, stage: Stage) -> float:
+    """Factor on the peak rate at a step (from 0): linear up, then half a cosine down to `final_rate`."""
+    if step < stage.warmup:
+        return (step + 1) / stage.warmup
+    share = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.final_rate + (1.0 - stage.final_rate) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def make_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over every parameter: what a recipe does not train has no gradient and is left alone.
+
+    Matrices decay, vectors (norms, biases) do not; the expert has a rate of its own. Each group keeps its `peak`.
+    """
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        key = (parameter.ndim > 1, name.startswith('expert.'))
+        groups.setdefault(key, []).append(parameter)
+    rows = [
+        {
+            'params': parameters,
+            'weight_decay': stage.weight_decay if decays else 0.0,
+            'peak': stage.rate * (stage.expert_rate if expert else 1.0),
+        }
+        for (decays, expert), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(rows, lr=stage.rate, betas=(0.9, stage.beta2), eps=1e-8)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, step: int, stage: Stage) -> float:
+    """Sets the rate of every group for a step; returns the factor."""
+    factor = rate_at(step, stage)
+    for group in optimiser.param_groups:
+        group['lr'] = group['peak'] * factor
+    return factor
+
+
+class Averaged:
+    """An exponential moving average of the weights, in float32, on their device.
+
+    It warms up: after n updates the decay is at most (1 + n) / (10 + n), so that short runs are not averaged with
+    their random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """One step of the average; weights that are not trained keep their place."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        mine, theirs = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                mine.append(local(self.weights[name]))
+                theirs.append(local(parameter.detach()))
+        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self, model: nn.Module) -> None:
+        """Swaps the model's weights with the averaged ones; a second call swaps back."""
+        for name, parameter in model.named_parameters():
+            mine, theirs = local(self.weights[name]), local(parameter.detach())
+            held = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(held)

@@ -1,0 +1,387 @@
+"""The loop: one stage of training, from its weights to its last checkpoint, and through every interruption.
+
+A step is a function of the configuration, the weights and the number of its draws. Losses are means over the whole
+step, whatever it is cut into: each micro-batch on each process counts as much as the tokens and action entries that it
+holds, so accumulation and several processes give the gradient of one large batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ki_vla.model.kivla import KiVla
+from ki_vla.objective.recipes import Recipe, prepare, recipe
+from ki_vla.policy.processor import Processor
+from training.errors import TrainingError
+from training.samples.collator import Collator, Packet, counts
+from training.samples.mixture import Loader, Mixture, Part, Sampler
+from training.train.checkpoint import Checkpoint, check_identity, checkpoints, read_checkpoint, write_checkpoint
+from training.train.config import Run, Stage
+from training.train.distributed import (
+    ProcessGroup,
+    load_optimiser,
+    load_weights,
+    shard,
+    totals,
+    wait_for_all,
+    whole,
+    whole_optimiser,
+    whole_weights,
+)
+from training.train.lora import add_lora, freeze_base
+from training.train.resume_fingerprint import identity_of
+from training.train.run_report import Journal
+from training.train.schedule import Averaged, make_optimiser, set_rate
+
+Tell = Callable[[str, dict[str, Any]], None]
+PARTS = ('text', 'fast', 'flow')
+
+
+@dataclass
+class Tally:
+    """Sums of losses since the last report."""
+
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    norm: float = 0.0
+    steps: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Mean of each loss that occurred."""
+        return {name: self.sums[name] / self.counts[name] for name in PARTS if self.counts[name]}
+
+
+class Trainer:
+    """Trains one stage.
+
+    Args:
+        run, stage: the configuration.
+        model: with the weights to start from; moved to its device and sharded here.
+        processor: of the policy; `others` of the other robots that train it, by name.
+        parts: sources of samples, weighted.
+        held: packets of the validation split, always the same.
+        folder: of the stage.
+        world: this process among all.
+        data_hash: what a checkpoint must agree with to be gone on from.
+        tell: called with (`step` | `validation` | `saved` | `warning`, values).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        model: KiVla,
+        processor: Processor,
+        parts: Sequence[Part],
+        held: Sequence[Packet],
+        folder: Path,
+        world: ProcessGroup,
+        data_hash: str = '',
+        tell: Tell | None = None,
+        others: Mapping[str, Processor] | None = None,
+    ) -> None:
+        self.run, self.stage, self.model, self.world = run, stage, model, world
+        self.recipe: Recipe = recipe(stage.recipe)
+        self.held, self.folder = list(held), folder
+        self.tell = tell or (lambda kind, values: None)
+        self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16
+        self.step, self.skipped, self.skips_in_a_row = 0, 0, 0
+        self.asked, self.stop = False, False  # asked here, agreed by all processes
+        share = world.size * stage.accumulate
+        if stage.batch % share:
+            raise TrainingError(
+                f'stage {stage.name}: batch {stage.batch} cannot be shared by {world.size} processes x '
+                f'{stage.accumulate} micro-batches; make it a multiple of {share}.'
+            )
+        self.identity = identity_of(run, stage, processor, others or {}, parts, data_hash)
+        packer = Collator(
+            processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
+            pin=world.device.type == 'cuda', others=others or {},
+        )  # fmt: skip
+        sampler = Sampler(Mixture(parts, run.seed), world.rank, world.size)
+        self.loader = Loader(
+            sampler, stage.batch // share, packer, run.workers, max(4, 2 * run.workers), run.loader_processes
+        )
+        model.checkpointing = run.checkpointing
+        if run.lora:
+            # One FSDP group holds one dtype, so only a single process keeps the frozen matrices small.
+            add_lora(model, run.lora, run.seed, small=self.bf16 and world.size == 1)
+        shard(model, world)
+        self._prepare(self.recipe)
+        if run.compile:
+            model.compile()
+        self.optimiser = make_optimiser(model, stage)
+        self.average = Averaged(model, stage.ema) if stage.ema else None
+        self.current = self.recipe.at(0.0)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> bool:
+        """Trains to the last step; False when it was asked to stop before (the checkpoint is written then too).
+
+        Raises:
+            TrainingError: too many steps without a finite loss, or a last checkpoint that cannot be written.
+        """
+        self.resume()
+        self.loader.steps = (self.stage.steps - self.step) * self.stage.accumulate
+        journal = Journal(
+            self.folder, self.step, not self.world.first, self.run, lambda text: self.tell('warning', {'text': text})
+        )
+        self.model.train()
+        tally = Tally()
+        packets = iter(self.loader)
+        try:
+            with self._stops_politely():
+                while self.step < self.stage.steps and not self.stop:
+                    micro = [next(packets) for _ in range(self.stage.accumulate)]
+                    self._one_step(micro, tally)
+                    self._report(journal, tally)
+                    saved = self.step % self.run.save_every == 0 and self.step < self.stage.steps
+                    if saved and not self.stop:
+                        self._save_or_warn()
+                self.save()
+                if self.held and self.step % self.run.validate_every:
+                    self._validate(journal)
+        finally:
+            packets.close()  # type: ignore[attr-defined]
+            journal.close()
+        return self.step >= self.stage.steps
+
+    def _one_step(self, micro: list[Packet], tally: Tally) -> None:
+        self._enter_recipe()
+        set_rate(self.optimiser, self.step, self.stage)
+        local = [counts(packet.batch, self.current) for packet in micro]
+        tokens, entries, stops = totals(
+            self.world, [sum(c[0] for c in local), sum(c[1] for c in local), float(self.asked)]
+        )
+        self.stop = stops > 0
+        sums = [0.0] * 7
+        for index, (packet, (n_tokens, n_entries)) in enumerate(zip(micro, local, strict=True)):
+            found = self._losses(packet.to(self.world.device), index)
+            share_tokens = n_tokens / tokens if tokens else 0.0
+            share_entries = n_entries / entries if entries else 0.0
+            loss = found.tokens * share_tokens + self.current.alpha * found.flow * share_entries
+            if loss.requires_grad:
+                (loss * self.world.size).backward()  # FSDP takes the mean over processes
+            told = found.report()
+            n_text, n_fast = float(found.text_count), float(found.fast_count)
+            row = (told['text'] * n_text, n_text, told['fast'] * n_fast, n_fast, told['flow'] * n_entries, n_entries)
+            sums = [a + b for a, b in zip(sums, (*row, float(loss.detach())), strict=True)]
+        sums = totals(self.world, sums)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.model.parameters() if p.requires_grad], self.stage.clip, foreach=True
+        )
+        length = float(whole(norm))
+        if math.isfinite(sums[-1]) and math.isfinite(length):
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update(self.model)
+            self.skips_in_a_row = 0
+            for place, name in enumerate(PARTS):
+                tally.sums[name] += sums[2 * place]
+                tally.counts[name] += sums[2 * place + 1]
+            tally.norm += length
+        else:
+            self._skip(micro)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        tally.steps += 1
+
+    def _losses(self, packet: Packet, index: int) -> Any:
+        generator = None
+        if self.stage.max_delay:
+            # Delays are the one thing drawn within the model: by step, micro-batch and process.
+            mixed = ((self.run.seed * 1_000_003 + self.step) * 1_009 + index) * 1_013 + self.world.rank
+            generator = torch.Generator().manual_seed(mixed % 2**63)
+        with self._precision():
+            return self.model(
+                packet.batch, self.current, packet.tau_BR.shape[1], packet.noise_BRHA, packet.tau_BR, generator,
+                self.stage.max_delay,
+            )  # fmt: skip
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _prepare(self, wanted: Recipe) -> None:
+        """Asks for gradients where the recipe and LoRA train."""
+        prepare(self.model, wanted)
+        if self.run.lora:
+            freeze_base(self.model)
+
+    def _enter_recipe(self) -> None:
+        """A recipe in stages changes what is trained when its time has come."""
+        wanted = self.recipe.at(self.step / self.stage.steps)
+        if wanted != self.current or self.step == 0:
+            self.current = wanted
+            self._prepare(replace(wanted, stages=()))
+
+    def _skip(self, micro: list[Packet]) -> None:
+        self.skipped += 1
+        self.skips_in_a_row += 1
+        numbers = [number for packet in micro for number in packet.numbers]
+        self.tell('warning', {'text': f'step {self.step + 1} skipped: loss or gradient is not finite'})
+        if self.skips_in_a_row >= self.run.max_skips:
+            raise TrainingError(
+                f'stage {self.stage.name}, step {self.step + 1}: {self.skips_in_a_row} steps in a row gave no finite '
+                f'loss or gradient (last draws {min(numbers)}..{max(numbers)}); lower stage.rate or look at the data '
+                'with `ki doctor data`. The last checkpoint is from before.'
+            )
+
+    # Reports ------------------------------------------------------------------------------------------------------
+
+    def _report(self, journal: Journal, tally: Tally) -> None:
+        if self.step % self.run.log_every == 0 or self.step == self.stage.steps:
+            now, waited = time.perf_counter(), self.loader.wait_s
+            seconds = max(now - tally.began, 1e-9)
+            values = {
+                **tally.means(),
+                'norm': tally.norm / max(tally.steps, 1),
+                'rate': self.optimiser.param_groups[0]['lr'],
+                'samples_per_s': tally.steps * self.stage.batch / seconds,
+                'waiting': (waited - tally.waited) / seconds,
+                'skipped': float(self.skipped),
+            }
+            journal.write(self.step, 'train', values)
+            self.tell('step', {'step': self.step, **values})
+            fresh = Tally(began=now, waited=waited)
+            tally.__dict__.update(fresh.__dict__)
+        if self.held and self.step % self.run.validate_every == 0:
+            self._validate(journal)
+            tally.began = time.perf_counter()
+
+    def _validate(self, journal: Journal) -> None:
+        values = self.validation()
+        journal.write(self.step, 'validation', values)
+        self.tell('validation', {'step': self.step, **values})
+
+    @torch.no_grad()
+    def validation(self) -> dict[str, float]:
+        """Losses on the held-out packets, with the averaged weights where there are some."""
+        sums, entries = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+        with self._averaged():
+            for packet in self.held:
+                there = packet.to(self.world.device)
+                with self._precision():
+                    found = self.model(there.batch, self.current, there.tau_BR.shape[1], there.noise_BRHA, there.tau_BR)
+                told = found.report()
+                weights = (found.text_count, found.fast_count, found.action_count)
+                for name, weight in zip(PARTS, weights, strict=True):
+                    sums[name] += told[name] * float(weight)
+                    entries[name] += float(weight)
+        return {name: sums[name] / entries[name] for name in PARTS if entries[name]}
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        self.model.eval()
+        if self.average is not None:
+            self.average.exchange(self.model)
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.exchange(self.model)
+            self.model.train()
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / 'checkpoints'
+
+    def save(self) -> None:
+        """Writes a checkpoint of this step.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        weights = whole_weights(self.model)
+        optimiser = {'optimiser': whole_optimiser(self.model, self.optimiser), 'torch_rng': torch.get_rng_state()}
+        average = None
+        if self.average is not None:
+            average = {name: whole(value).cpu() for name, value in self.average.weights.items()}
+        failed = ''
+        if self.world.first:
+            state = {
+                'identity': self.identity,
+                'sampler': self.loader.state_dict(),
+                'skipped': self.skipped,
+                'average_updates': 0 if self.average is None else self.average.updates,
+            }
+            try:
+                made = Checkpoint(self.step, weights, average, optimiser, state)
+                self.tell('saved', {'path': str(write_checkpoint(self.store, made, self.run.keep))})
+            except TrainingError as error:
+                failed = str(error)
+        # Every process must know, or the others would wait for this one for ever.
+        if totals(self.world, [float(bool(failed))])[0]:
+            raise TrainingError(failed or 'the first process could not write its checkpoint; see its message.')
+
+    def _save_or_warn(self) -> None:
+        """A checkpoint on the way may fail: training goes on, and the next one may succeed."""
+        try:
+            self.save()
+        except TrainingError as error:
+            self.tell('warning', {'text': str(error)})
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it is damaged, or was written by another run.
+        """
+        found = checkpoints(self.store)
+        if not found:
+            return
+        checkpoint = read_checkpoint(found[-1])
+        check_identity(found[-1], checkpoint.state, self.identity)
+        load_weights(self.model, checkpoint.weights)
+        self.step = checkpoint.step
+        self.current = self.recipe.at(min(self.step, self.stage.steps - 1) / self.stage.steps)
+        self._prepare(replace(self.current, stages=()))
+        load_optimiser(self.model, self.optimiser, checkpoint.optimiser['optimiser'])
+        torch.set_rng_state(checkpoint.optimiser['torch_rng'])
+        if self.average is not None and checkpoint.average is not None:
+            self._load_average(checkpoint)
+        self.loader.sampler.load_state_dict(checkpoint.state['sampler'])
+        self.skipped = checkpoint.state['skipped']
+        wait_for_all(self.world)
+
+    def _load_average(self, checkpoint: Checkpoint) -> None:
+        """Through the model, whose weights know how they are sharded."""
+        assert self.average is not None
+        assert checkpoint.average is not None
+        self.average.exchange(self.model)
+        load_weights(self.model, checkpoint.average)
+        self.average.exchange(self.model)
+        self.average.updates = checkpoint.state['average_updates']
+
+    @contextlib.contextmanager
+    def _stops_politely(self) -> Iterator[None]:
+        """SIGTERM and the first SIGINT end the run after the step in hand, with a checkpoint."""
+
+        def asked(number: int, frame: Any) -> None:
+            if self.asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        try:
+            before = {each: signal.signal(each, asked) for each in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever runs it handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
