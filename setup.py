@@ -21,6 +21,8 @@ REQUIRES = [
     'numpy>=1.26,<3',
     'opencv-python-headless>=4.8,<5',  # 5 renumbers the type codes that cv_bridge is compiled against
     'pyyaml>=6',
+    'pydantic>=2.8,<3',  # every configuration file and every parameter of a node
+    'ruckig>=0.14,<1',  # what moves: online trajectories within position, velocity, acceleration and jerk limits
     'torch>=2.4,<2.14',
     'tokenizers>=0.20,<0.24',
     'safetensors>=0.4,<1',
@@ -28,6 +30,8 @@ REQUIRES = [
     'mcap>=1.6,<2',
     'zstandard>=0.22,<1',
     'matplotlib>=3.8,<4',  # the pictures of every report
+    'plotly>=5.24,<7',  # and the plots that one zooms into
+    'jinja2>=3.1,<4',
     'typer>=0.12,<1',
     'rich>=13',
 ]
@@ -39,6 +43,9 @@ EXTRAS = {
     'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1', 'onnx-ir>=0.1,<2'],
     'sim': ['mujoco==3.3.7', 'pillow>=10'],
     'train': ['pyarrow>=16', 'av>=12', 'tensorboard>=2.16,<3', 'peft>=0.17,<1'],
+    # Hand poses from a URDF, and which parts of a robot may touch: optional, named in the contract.
+    'space': ['pin>=3,<5', 'coal>=3,<4'],
+    'docs': ['mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=0.26,<2', 'mkdocs-gen-files>=0.5,<1'],
     # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
     'ros': [
         'ros-jazzy-rclpy==7.1.6',
@@ -62,9 +69,11 @@ EXTRAS = {
     'dev': [
         'pytest>=8',
         'pytest-timeout>=2.3',
+        'pytest-xdist>=3.6,<4',
         'hypothesis>=6.100',
         'scipy>=1.11',
         'ruff>=0.8',
+        'codespell>=2.3',
         'mypy>=1.11',
         'types-PyYAML',
         'colcon-common-extensions>=0.3,<0.4',
