@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ki_common.nodes import NODES
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RESULT = ROOT / 'benchmarks' / 'results' / 'node.json'
@@ -125,7 +127,7 @@ def case(transport: str, latency: float, load: str, seconds: float) -> dict[str,
 
 def start(module: str, parameters: dict[str, Any]) -> subprocess.Popen[bytes]:
     """One node as a process."""
-    command = [sys.executable, '-m', f'ki_policy_node.{module}', '--ros-args']
+    command = [sys.executable, '-m', NODES[module], '--ros-args']
     for name, value in parameters.items():
         command += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}

@@ -65,7 +65,7 @@ def case(size: int, rate: float, driven: bool, speed: float, seconds: float) -> 
     clock = speed != 1.0
     sim = {'width': size, 'height': size, 'camera_rate': rate, 'speed': speed, 'clock': clock, 'task': 'bus_table'}
     executor = Stack(None, plan=True).programs()[1]
-    programs = [program('sim_robot', 'ki_sim.node.sim_node', sim | {'operator': 'plan' if driven else 'none'})]
+    programs = [program('sim_robot', sim | {'operator': 'plan' if driven else 'none'})]
     programs += [executor] if driven else []
     with tempfile.TemporaryDirectory() as folder, running(programs, Path(folder) / 'log') as port:
         heard = listen(port)

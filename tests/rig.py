@@ -25,6 +25,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
+from ki_common.nodes import NODES
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract.contract import Contract
 
@@ -162,7 +163,7 @@ class Rig:
     def start(self, name: str, **parameters: Any) -> Process:
         """Starts policy_node or chunk_executor for this robot."""
         given = {'robot': self.contract_file} | parameters
-        process = Process(f'ki_policy_node.{name}', self.folder / f'{name}.log', given)
+        process = Process(NODES[name], self.folder / f'{name}.log', given)
         self.processes.append(process)
         return process
 

@@ -137,7 +137,9 @@ def main() -> None:
     distro = sourced_ros()
     install_system_packages()
     make_venv(distro)
-    install_python_packages([accelerator, 'export', 'sim', 'train', 'space', 'docs', 'dev', *([] if distro else ['ros'])])
+    install_python_packages(
+        [accelerator, 'export', 'sim', 'train', 'space', 'docs', 'dev', *([] if distro else ['ros'])]
+    )
     if distro:
         run(sys.executable, 'tools/build_ws.py', '--packages-select', 'ki_msgs')
     else:

@@ -183,7 +183,7 @@ def _play(stack: Any, choices: list[Any], out: Path, console: Any) -> Iterator[S
     contract = load_contract(ROBOT)
     streams = (*contract.cameras, *contract.state_streams, *contract.outputs)
     topics = [*(stream.topic for stream in streams), 'policy_node/action_chunk', 'chunk_executor/applied_command']
-    recorder = program('recorder', 'ki_policy_node.recorder.recorder_node', {'folder': str(out.absolute())})
+    recorder = program('recorder', {'folder': str(out.absolute())})
     console.print(f'Starting the stack in ROS domain {domain}; its words go to {out / "nodes.log"}.', highlight=False)
     with running([*stack.programs(), recorder], out / 'nodes.log', domain) as port:
         watch = Watch(port.node)

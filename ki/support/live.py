@@ -11,6 +11,7 @@ from typing import Any
 
 from ki.support.processes import Processes, Program
 from ki.support.sim_stack import last_words, private_domain
+from ki_common.nodes import NODES
 
 NODE, NAMESPACE = 'policy_node', 'ki_replay'  # apart from a robot's topics even in the robot's own domain
 
@@ -26,7 +27,7 @@ def policy_node(parameters: Mapping[str, Any], log: Path) -> Iterator[tuple[str,
     os.environ['ROS_DOMAIN_ID'] = str(private_domain())
     use_dds_profile()
     fixed = {'dry_run': True, 'use_sim_time': True, 'autostart': True, 'run_on_activate': False}
-    command = (sys.executable, '-m', 'ki_policy_node.policy.policy_node')
+    command = (sys.executable, '-m', NODES['policy_node'])
     program = Program(NODE, command, {**parameters, **fixed}, namespace=NAMESPACE)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('w', encoding='utf-8') as stream:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ki.support.processes import Program, read_yaml
 from ki_common.errors import KiError
+from ki_common.nodes import NODES
 
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 PARAMETRISED = ('policy_node', 'chunk_executor')  # the nodes that read the file
@@ -101,7 +102,7 @@ class PolicyStack:
             )
 
     def _program(self, name: str, parameters: dict[str, Any], file: str = '') -> Program:
-        command = (sys.executable, '-m', f'ki_policy_node.{name}', '--ros-args', '--log-level', self.log_level)
+        command = (sys.executable, '-m', NODES[name], '--ros-args', '--log-level', self.log_level)
         return Program(name, command, parameters, file, namespace=self.namespace)
 
 

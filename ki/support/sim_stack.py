@@ -15,13 +15,14 @@ from typing import Any
 from ki.support.processes import Processes, Program
 from ki.support.progress import progress
 from ki_common.errors import KiError
+from ki_common.nodes import NODES
 
 START_S = 120.0
 
 
-def program(name: str, module: str, parameters: Mapping[str, Any]) -> Program:
+def program(name: str, parameters: Mapping[str, Any]) -> Program:
     """One node of the stack."""
-    return Program(name, (sys.executable, '-m', module), parameters)
+    return Program(name, (sys.executable, '-m', NODES[name]), parameters)
 
 
 @contextlib.contextmanager
@@ -68,8 +69,8 @@ def record_live(
     sim = {'operator': 'expert', 'width': image_size, 'height': image_size, 'quality': quality}
     recorder = {'folder': str(folder), 'topics': topics, 'use_sim_time': not real_time}
     programs = [
-        program('sim_robot', 'ki_sim.node.sim_node', sim if real_time else sim | fast),
-        program('recorder', 'ki_policy_node.recorder.recorder_node', recorder),
+        program('sim_robot', sim if real_time else sim | fast),
+        program('recorder', recorder),
     ]
     with running(programs, out / 'recording.log', private_domain()) as port:
         record(port, jobs, tell)
@@ -97,13 +98,13 @@ class Stack:
         sim = {'operator': 'plan' if self.plan else 'none', 'width': self.image_size, 'height': self.image_size}
         sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': ROBOT}
         made = [
-            program('sim_robot', 'ki_sim.node.sim_node', sim),
-            program('chunk_executor', 'ki_policy_node.executor.executor_node', {'robot': ROBOT} | timed),
+            program('sim_robot', sim),
+            program('chunk_executor', {'robot': ROBOT} | timed),
         ]
         if not self.plan:
             policy = {'robot': ROBOT, 'backend': self.backend, 'dry_run': False, 'mode': self.mode, 'seed': self.seed}
             policy |= {'bundle': str(self.bundle or ''), 'execute_steps': self.execute_steps} | timed
-            made.append(program('policy_node', 'ki_policy_node.policy.policy_node', policy))
+            made.append(program('policy_node', policy))
         return made
 
     def described(self) -> dict[str, Any]:

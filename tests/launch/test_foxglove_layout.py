@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from ki_common.nodes import NODES
 from ki_robot.contract.contract import load_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ def test_the_layout_shows_what_is_there():
     contract = load_contract('bimanual_mobile')
     own = set()
     for module in ('policy_node', 'chunk_executor'):
-        text = (ROOT / 'ki_policy_node' / f'{module}.py').read_text()
+        text = ROOT.joinpath(*NODES[module].split('.')).with_suffix('.py').read_text()
         own |= {f'/{module}/{name}' for name in re.findall(r"'~/(\w+)'", text)}
     known = own | {f'/{each.topic}' for each in (*contract.cameras, *contract.state_streams)} | {'/diagnostics'}
     text = json.dumps(layout)

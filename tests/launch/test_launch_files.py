@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ki_common.nodes import NODES
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
-NODES = {'policy_node', 'chunk_executor', 'recorder', 'sim_robot'}
 
 
 def arguments(tree: ast.Module) -> dict[str, tuple[str | None, str]]:
@@ -34,9 +35,9 @@ def keywords(tree: ast.Module, name: str) -> list[str]:
     return [value.value for value in found if isinstance(value, ast.Constant)]
 
 
-def settings(module: str) -> set[str]:
+def settings(node: str) -> set[str]:
     """The parameters that a node declares."""
-    tree = ast.parse((ROOT / 'ki_policy_node' / f'{module}.py').read_text())
+    tree = ast.parse(ROOT.joinpath(*NODES[node].split('.')).with_suffix('.py').read_text())
     return set(words(tree, 'Setting'))
 
 
@@ -55,7 +56,7 @@ def test_a_launch_file_uses_only_what_exists(path):
     tree = ast.parse(path.read_text())
     declared = {*arguments(tree), 'params_file'}
     assert set(words(tree, 'LaunchConfiguration')) <= declared
-    assert set(keywords(tree, 'executable')) <= NODES
+    assert set(keywords(tree, 'executable')) <= set(NODES)
     assert set(words(tree, 'text')) | set(words(tree, 'flag')) <= declared
 
 
@@ -67,7 +68,7 @@ def test_every_argument_of_the_policy_is_a_parameter_of_a_node():
 
 @pytest.mark.parametrize('name', ['policy_node', 'chunk_executor', 'recorder'])
 def test_an_executable_is_a_module_with_a_main(name):
-    spec = importlib.util.find_spec(f'ki_policy_node.{name}')
+    spec = importlib.util.find_spec(NODES[name])
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text())
@@ -86,7 +87,7 @@ def test_the_files_of_ki_up_name_modules_and_parameters_that_exist(path):
     content = yaml.safe_load(path.read_text())
     for name, entry in content.get('nodes', {}).items():
         assert importlib.util.find_spec(entry['module']), name
-        assert set(entry['parameters']) <= settings(entry['module'].rpartition('.')[2])
+        assert set(entry['parameters']) <= settings({module: node for node, module in NODES.items()}[entry['module']])
 
 
 @pytest.mark.parametrize('robot', ['arm_single', 'bimanual_mobile', 'bimanual_static'])

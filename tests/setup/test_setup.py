@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -103,3 +104,11 @@ def test_both_packages_carry_the_same_version_and_valid_manifests() -> None:
     versions.add(done.stdout.split()[-1])
     versions.add(load('build_msgs').VERSION)
     assert len(versions) == 1, versions
+
+
+def test_the_installed_programs_are_the_nodes_that_ki_starts() -> None:
+    from ki_common.nodes import NODES
+
+    assigned = [n for n in ast.parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body if isinstance(n, ast.Assign)]
+    [table] = [n.value for n in assigned if isinstance(n.targets[0], ast.Name) and n.targets[0].id == 'NODES']
+    assert ast.literal_eval(table) == NODES

@@ -17,6 +17,7 @@ import yaml
 
 from ki.support.policy_stack import PolicyStack
 from ki_common.errors import KiError
+from ki_common.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[3]
 Ki = Callable[..., subprocess.CompletedProcess[str]]
@@ -95,7 +96,7 @@ def test_every_node_gets_the_parameters_of_the_launch_file(launch: Launch, turne
     for program in stack.programs():
         assert program.parameters == wanted[program.name]
         assert program.namespace == values['namespace']
-        assert program.command[1:3] == ('-m', f'ki_policy_node.{program.name}')
+        assert program.command[1:3] == ('-m', NODES[program.name])
         assert program.command[-2:] == ('--log-level', values['log_level'])
         assert Path(program.parameters_file) == ROOT / 'config' / 'node' / 'policy.yaml'
 
