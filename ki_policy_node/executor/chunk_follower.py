@@ -14,7 +14,7 @@ import numpy as np
 
 from ki_policy_node.executor.limiter import Clamp, Limiter
 from ki_policy_node.executor.outputs import Plan, is_gripper
-from ki_policy_node.executor.safety import Event, Kind, Rules, Severity, State
+from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Rules, Severity, State
 from ki_policy_node.executor.state_tracker import Measured
 from ki_robot.actions import guard
 from ki_robot.actions.chunk import ActionChunk, Matrix
@@ -71,7 +71,7 @@ class Follower:
         self._chunk: ActionChunk | None = None
         self._slope_HN: Matrix | None = None
         self._chunk_steady_ns = 0
-        self._status: tuple[bool, bool, str, int] | None = None
+        self._policy: PolicyHealth | None = None
         self._estop = False
         self._latched = ''  # why `reset_fault` is needed; neither disabling nor deactivating takes it away
         self._held_since_ns = 0
@@ -130,10 +130,10 @@ class Follower:
         else:
             self._tell(Event(Kind.NON_FINITE, Severity.REJECTED, message), steady_ns)
 
-    def on_status(self, running: bool, ended: bool, message: str, steady_ns: int) -> None:
-        """What the policy node says of itself: `running` chunks are to be followed; `ended`: the run is over."""
-        self._status = (running, ended, message, steady_ns)
-        self._release = ended
+    def on_policy_health(self, policy: PolicyHealth) -> None:
+        """What the policy node says of itself."""
+        self._policy = policy
+        self._release = policy.ended
 
     def on_estop(self, pressed: bool, steady_ns: int) -> None:
         """The e-stop topic; pressing latches a fault, releasing alone does not clear it."""
@@ -248,19 +248,19 @@ class Follower:
 
     def _why_not_run(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
         """The first reason not to follow a chunk; None when there is none."""
-        rules, chunk, status = self.rules, self._chunk, self._status
+        rules, chunk, policy = self.rules, self._chunk, self._policy
         event: Event | None = None
-        if status is not None and not status[0]:
-            text = f'policy: {status[2]}'
-            if tell and not status[1]:  # that a run is over is no intervention
+        if policy is not None and not policy.running:
+            text = f'policy: {policy.message}'
+            if tell and not policy.ended:  # that a run is over is no intervention
                 self._tell(Event(Kind.HOLD, Severity.REJECTED, text), steady_ns)
             return text
         stale = self._measured.stale(steady_ns)
-        if rules.status_timeout_ns and status is None:
+        if rules.status_timeout_ns and policy is None:
             return 'policy: never heard of'
         if chunk is None:
             return 'no chunk'
-        if rules.status_timeout_ns and status is not None and steady_ns - status[3] > rules.status_timeout_ns:
+        if rules.status_timeout_ns and policy is not None and policy.silent_ns(steady_ns) > rules.status_timeout_ns:
             text = f'The policy node has been silent for more than {rules.status_timeout_ns / 1e9:g} s.'
             event = Event(Kind.CHUNK_TIMEOUT, Severity.REJECTED, text, chunk.chunk_id)
         elif now_ns >= chunk.end_ns:

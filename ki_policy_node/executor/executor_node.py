@@ -28,7 +28,7 @@ from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_every
 from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.chunk_follower import Follower, Hold
 from ki_policy_node.executor.outputs import Output, Plan, in_the_way, make_output
-from ki_policy_node.executor.safety import Event, Kind, Severity, State, rules_of
+from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.limits import action_limits, read_limits
 from ki_robot.contract.names import interface_of
@@ -223,9 +223,13 @@ class ChunkExecutor(LifecycleNode):
         self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns))
 
     def _on_status(self, message: Any) -> None:
-        running, ended = message.state in FOLLOWED, message.state in ENDED
-        text, steady_ns = message.message or 'not running', time.monotonic_ns()
-        self._follow(lambda follower: follower.on_status(running, ended, text, steady_ns))
+        policy = PolicyHealth(
+            running=message.state in FOLLOWED,
+            ended=message.state in ENDED,
+            message=message.message or 'not running',
+            steady_ns=time.monotonic_ns(),
+        )
+        self._follow(lambda follower: follower.on_policy_health(policy))
 
     def _on_estop(self, message: Any) -> None:
         self._follow(lambda follower: follower.on_estop(message.data, time.monotonic_ns()))

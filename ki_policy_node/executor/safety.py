@@ -8,7 +8,7 @@ from typing import Any
 
 from ki_robot.actions.guard import GuardPolicy, Kind
 
-__all__ = ['Event', 'Kind', 'Rules', 'Severity', 'State', 'rules_of']
+__all__ = ['Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'rules_of']
 
 
 class State(str, Enum):
@@ -42,6 +42,20 @@ class Event:
     column: str = ''
     value: float = 0.0
     limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class PolicyHealth:
+    """What the policy node last said of itself."""
+
+    running: bool  # its chunks are to be followed
+    ended: bool  # its run is over, or was never to move anything: stopping for that is no intervention
+    message: str  # why it is not running
+    steady_ns: int  # when it was heard
+
+    def silent_ns(self, steady_ns: int) -> int:
+        """How long nothing has been heard [ns]."""
+        return steady_ns - self.steady_ns
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from ki_policy_node.executor.chunk_follower import Follower, Hold
 from ki_policy_node.executor.outputs import Plan
-from ki_policy_node.executor.safety import Kind, Rules, Severity, State
+from ki_policy_node.executor.safety import Kind, PolicyHealth, Rules, Severity, State
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 
@@ -36,7 +36,7 @@ class Bench:
                 values = dict(zip(NAMES, self.pose.tolist(), strict=False))
                 self.follower.on_state('joint_states', values, self.now, self.now)
             if self.speaks:
-                self.follower.on_status(self.running, self.ended, self.words, self.now)
+                self.follower.on_policy_health(PolicyHealth(self.running, self.ended, self.words, self.now))
             self.sent.append(self.follower.tick(self.now, self.now))
             if isinstance(self.sent[-1], Plan):
                 self.pose = self.sent[-1].setpoint_N[:3].copy()
