@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ki_bags.errors import BagError
+from ki_common.share import share_file
 
 SYSTEM = 'ki_msgs/msg'
 MAX_REST = 16
@@ -20,27 +18,16 @@ def typestore() -> Any:
     """The messages of Jazzy with those of ki_msgs.
 
     Raises:
-        BagError: The .msg files of ki_msgs are nowhere.
+        ShareError: The .msg files of ki_msgs are not installed.
     """
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_JAZZY)
     found: dict[str, Any] = {}
-    for path in sorted(_interfaces().glob('*.msg')):
+    for path in sorted(share_file('ki_msgs', 'msg/EpisodeMarker.msg').parent.glob('*.msg')):
         found.update(get_types_from_msg(path.read_text(encoding='utf-8'), f'{SYSTEM}/{path.stem}'))
     store.register(found)
     return store
-
-
-def _interfaces() -> Path:
-    prefixes = [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]
-    folders = [Path(__file__).resolve().parent.parent / 'ki_msgs' / 'msg']
-    folders += [Path(prefix) / 'share' / 'ki_msgs' / 'msg' for prefix in prefixes if prefix]
-    for folder in folders:
-        if (folder / 'EpisodeMarker.msg').is_file():
-            return folder
-    tried = ', '.join(map(str, folders))
-    raise BagError(f'The message files of ki_msgs are in none of {tried}; build ki_msgs, or source its workspace.')
 
 
 def full_name(name: str) -> str:

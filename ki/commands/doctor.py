@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ki_common.share import share_file
+
 app = typer.Typer(help='Check this machine: Python, torch, CUDA, ONNX Runtime, ROS 2, rendering; or check data.')
 SEGMENT_BYTES = 4 * 1920 * 1080 * 3  # shared memory that holds a few full-HD images
 COLOURS = {'ok': 'green', 'note': 'yellow', 'broken': 'red'}
@@ -220,7 +222,7 @@ def dds() -> Iterator[Finding]:
     mend = (
         ''
         if size >= SEGMENT_BYTES
-        else f'export FASTRTPS_DEFAULT_PROFILES_FILE={node_ros.config_file("dds/loopback.xml")}'
+        else f'export FASTRTPS_DEFAULT_PROFILES_FILE={share_file("ki_policy_node", "config/dds/loopback.xml")}'
     )
     yield Finding('DDS profile', 'note' if mend else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', mend)
 

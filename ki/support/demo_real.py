@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ki.support.progress import progress
 from ki_common.errors import KiError
+from ki_common.share import share_file
 
 if TYPE_CHECKING:
     from training.lerobot.read import LerobotDataset
@@ -146,13 +147,9 @@ def _work(dataset: LerobotDataset, out: Path, console: Any, steps: int | None) -
 
 
 def _run(out: Path, steps: int | None) -> Run:
-    from ki_robot.contract.contract import robot_folders
     from training.train.config import load_run
 
-    found = [path for folder in robot_folders() if (path := folder.with_name('train') / CONFIG).is_file()]
-    if not found:
-        raise KiError(f'config/train/{CONFIG} is not in this installation; install the package again.')
-    run = load_run(found[0], out=str(out / 'run'))
+    run = load_run(share_file('ki_policy_node', f'config/train/{CONFIG}'), out=str(out / 'run'))
     run = replace(run, data=replace(run.data, bags=str(out / 'train' / 'index')))
     if steps is None:
         return run

@@ -12,6 +12,7 @@ from typing import Any
 from ki.support.processes import Program, read_yaml
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
+from ki_common.share import share_file
 
 LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 PARAMETRISED = ('policy_node', 'chunk_executor')  # the nodes that read the file
@@ -70,9 +71,7 @@ class PolicyStack:
 
     def programs(self) -> tuple[Program, ...]:
         """The processes, in the order of the launch file."""
-        from ki_policy_node.common.ros import config_file
-
-        file = self.params_file or str(config_file('node/policy.yaml'))
+        file = self.params_file or str(share_file('ki_policy_node', 'config/node/policy.yaml'))
         shared = {'robot': self.robot, 'use_sim_time': self.use_sim_time, 'autostart': self.autostart}
         policy = {
             'bundle': self.bundle,

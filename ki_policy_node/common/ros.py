@@ -8,31 +8,15 @@ import importlib
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, MutableMapping
-from pathlib import Path
 from typing import Any
 
+from ki_common.share import share_file
 from ki_policy_node.errors import NodeError
 
 DDS_PROFILES = ('loopback', 'lan', 'none')
 DOMAINS = 232  # the highest; above it there are no ports
-
-
-def config_file(name: str) -> Path:
-    """A file below config/: of this source tree, or of the installed share folder.
-
-    Raises:
-        NodeError: no such file in any of them.
-    """
-    prefixes = [sys.prefix, *os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)]
-    folders = [Path(__file__).resolve().parents[2] / 'config']
-    folders += [Path(prefix, 'share', 'ki_policy_node', 'config') for prefix in prefixes if prefix]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise NodeError(f'No file config/{name} in {", ".join(str(folder) for folder in folders)}.')
 
 
 def domain_id() -> int | None:
@@ -65,7 +49,7 @@ def use_dds_profile(profile: str = '', environment: MutableMapping[str, str] | N
         raise NodeError(f'Unknown DDS profile {profile!r} (KI_DDS or dds:). Choose one of: {", ".join(DDS_PROFILES)}.')
     if profile == 'none':
         return profile
-    path = str(config_file(f'dds/{profile}.xml'))
+    path = str(share_file('ki_policy_node', f'config/dds/{profile}.xml'))
     # Fast DDS 2 (up to Jazzy) reads the first name, Fast DDS 3 (from Kilted on) the second.
     environment['FASTRTPS_DEFAULT_PROFILES_FILE'] = environment['FASTDDS_DEFAULT_PROFILES_FILE'] = path
     environment.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST' if profile == 'loopback' else 'SUBNET')

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import yaml
 from ki_bags.errors import BagError
 from ki_bags.types import definition as known_definition
 from ki_bags.writer import BagWriter
+from ki_common.share import ShareError, share_file
 from ki_policy_node.errors import NodeError
 
 SEPARATOR = '=' * 80
@@ -136,12 +135,11 @@ def definition_of(type_name: str) -> tuple[str, str]:
 
 def interface_text(type_name: str) -> str:
     """The .msg file of a type, from the share folder of its package."""
-    prefixes = [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]
-    for prefix in filter(None, prefixes):
-        path = Path(prefix, 'share', f'{type_name}.msg')
-        if path.is_file():
-            return path.read_text(encoding='utf-8')
-    raise NodeError(f'The interface file of {type_name} is not installed, so it cannot be recorded: build its package.')
+    package, _, name = type_name.partition('/')
+    try:
+        return share_file(package, f'{name}.msg').read_text(encoding='utf-8')
+    except ShareError as error:
+        raise NodeError(f'{type_name} cannot be recorded, because its definition is not installed: {error}') from error
 
 
 def parts_of(type_name: str, text: str) -> list[str]:

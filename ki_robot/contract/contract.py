@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ki_common.errors import shown
+from ki_common.share import share_folders
 from ki_robot.contract.names import (
     CAMERA_KINDS,
     OUTPUT_KINDS,
@@ -222,10 +221,8 @@ def load_contract(name_or_path: str | Path) -> Contract:
 
 def robot_folders() -> list[Path]:
     """The folders that hold contracts, nearest first."""
-    shares = [Path(__file__).resolve().parents[2]]
-    prefixes = [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]
-    shares += [Path(prefix) / 'share' / 'ki_policy_node' for prefix in prefixes if prefix]
-    return [folder for folder in (share / 'config' / 'robots' for share in shares) if folder.is_dir()]
+    folders = (share / 'config' / 'robots' for share in share_folders('ki_policy_node'))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def robot_names() -> list[str]:

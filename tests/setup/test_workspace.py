@@ -42,9 +42,10 @@ def test_both_packages_build_and_can_be_sourced(root: Path, tmp_path: Path) -> N
     assert {path.name for path in (share / 'config' / 'dds').iterdir()} == {'loopback.xml', 'lan.xml'}
 
     code = (
-        'import ki_msgs, ki.main, rclpy; from ki_policy_node import ros; from ki_msgs.msg import ActionChunk\n'
+        'import ki_msgs, ki.main, rclpy; from ki_common.share import share_file\n'
+        'from ki_policy_node.common import ros; from ki_msgs.msg import ActionChunk\n'
         'with ros.node("n") as node: node.create_publisher(ActionChunk, "c", 1)\n'
-        'print(ki_msgs.__file__, ki.main.__file__, ros.config_file("dds/lan.xml"), sep="\\n")'
+        'print(ki_msgs.__file__, ki.main.__file__, share_file("ki_policy_node", "config/dds/lan.xml"), sep="\\n")'
     )
     script = f". install/local_setup.sh && cd / && {sys.executable} -c '{code}' && ki_policy_node/ki --help"
     script = script.replace('ki_policy_node/ki', str(tmp_path / 'install/ki_policy_node/lib/ki_policy_node/ki'))
