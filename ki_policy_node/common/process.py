@@ -20,6 +20,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from ki_common.errors import KiError
+from ki_common.nodes import NODES
 from ki_policy_node.common.ros import use_own_dds_profile
 from ki_policy_node.errors import NodeError
 
@@ -45,6 +46,12 @@ class StopRequest:
     def is_set(self) -> bool:
         """Whether a signal has come."""
         return self._event.is_set()
+
+
+def program_name() -> str:
+    """The node that this process is, by the module that was started; the name of the program where it is none."""
+    started = getattr(sys.modules['__main__'].__spec__, 'name', '')
+    return next((name for name, module in NODES.items() if module == started), Path(sys.argv[0]).stem)
 
 
 def make_executor() -> Any:
@@ -81,7 +88,7 @@ def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
             node.trigger_activate()
         status = spin(node, executor, stop.is_set)
     except KiError as error:
-        print(f'{Path(sys.argv[0]).stem}: {error}', file=sys.stderr, flush=True)
+        print(f'{program_name()}: {error}', file=sys.stderr, flush=True)
         status = 2
     finally:
         if node is not None:

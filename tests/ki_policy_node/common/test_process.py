@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ROUNDS = """
 import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn as Done
-from ki_policy_node.{module} import {node} as Node
+from {module} import {node} as Node
 rclpy.init(args='--ros-args -p robot:=bimanual_mobile -p autostart:=false {more}'.split())
 node = Node()
 for count in range(200):
@@ -67,7 +67,10 @@ def test_a_mistake_on_the_command_line_is_one_sentence(ros_domain, module, argum
 
 @pytest.mark.parametrize(
     ('module', 'node', 'more'),
-    [('policy_node', 'PolicyNode', '-p backend:=commissioning'), ('chunk_executor', 'ChunkExecutor', '')],
+    [
+        ('ki_policy_node.policy.policy_node', 'PolicyNode', '-p backend:=commissioning'),
+        ('ki_policy_node.executor.executor_node', 'ChunkExecutor', ''),
+    ],
     ids=['policy_node', 'chunk_executor'],
 )
 def test_a_node_can_be_configured_and_cleaned_up_for_ever(ros_domain, module, node, more):
