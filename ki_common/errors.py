@@ -9,6 +9,10 @@ class KiError(Exception):
     """Base of every error that is told to a person as one sentence."""
 
 
+class ConfigError(KiError):
+    """A configuration file, or one of its values, that cannot be used."""
+
+
 def shown(value: object) -> str:
     """`value` as a person should see it in an error: quoted, and never longer than a line."""
     try:
