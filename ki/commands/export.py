@@ -15,7 +15,7 @@ def export(
     bundle: Path = typer.Argument(help='The folder of a bundle.'),
     to: str = typer.Option('onnx', help='onnx, or tensorrt (an engine for the GPU of this machine; takes minutes).'),
     precision: str = typer.Option('fp32', help='fp32, fp16, bf16 (needs a GPU), or int8 (for CPUs).'),
-    steps: int = typer.Option(10, min=1, help='Euler steps.'),
+    steps: int | None = typer.Option(None, min=1, help='Euler steps; what the bundle recommends unless given.'),
     kinds: str = typer.Option('plain,guided,trained', help='Ways of denoising; the last two continue a chunk.'),
     device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
     missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
@@ -42,6 +42,7 @@ def export(
         return
     from ki_vla.export.write import export_onnx
 
+    steps = steps or loaded.serving.denoise_steps
     chosen = tuple(each.strip() for each in kinds.split(',') if each.strip())
     if missing:
         with contextlib.suppress(VlaError):

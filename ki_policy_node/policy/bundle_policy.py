@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ki_policy_node.policy.inference import Inferred, Timing
 from ki_robot.actions.chunk import Matrix
@@ -15,6 +15,8 @@ from ki_vla.engine.interface import Carry, Engine
 from ki_vla.engine.select import open_engine
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.subtasks import SubtaskGenerator
+
+log = logging.getLogger(__name__)
 
 
 class BundlePolicy:
@@ -29,8 +31,8 @@ class BundlePolicy:
         threads: Of an engine on the CPU; 0: its own choice.
         seed: Of the noise. It is mixed with the stamp of the state, so that the same stamps give the same chunks, live
             and from a bag.
-        denoise_steps: From noise to actions; 0: the engine's choice. One gives the mean of what the policy would do,
-            more give one of the things that it would do.
+        denoise_steps: From noise to actions; 0: what the bundle recommends. One gives the mean of what the policy would
+            do, more give one of the things that it would do.
 
     Raises:
         VlaError: the bundle is damaged, does not fit the robot, or the backend cannot run it.
@@ -58,7 +60,7 @@ class BundlePolicy:
         )
         self._speaker = SubtaskGenerator(self._bundle)
         self.backend = str(self._engine.choice.backend)
-        self._carry = self._way_to_carry()
+        self._carry, self._beyond = self._way_to_carry(), False
 
     def warm_up(self) -> None:
         """Runs every static shape of the engine, in every way that will be used."""
@@ -91,8 +93,7 @@ class BundlePolicy:
         """`trained` for a model trained with delays, else `guided` where the engine has gradients, else none."""
         if self._timing.mode != 'rtc':
             return ''
-        trained = bool(_setting(self._bundle.recipe, 'max_delay'))
-        for kind in ('trained', 'guided') if trained else ('guided',):
+        for kind in ('trained', 'guided') if self._bundle.serving.max_delay else ('guided',):
             if kind in self._engine.kinds:
                 return kind
         return ''
@@ -103,16 +104,22 @@ class BundlePolicy:
             return None
         rows = len(prefix_KN)
         end = min(rows, max(delay, self.contract.horizon - self._timing.execute_steps))
-        if delay > rows or (self._carry == 'trained' and delay == 0):
+        if delay > rows or (self._carry == 'trained' and not self._is_trained_for(delay)):
             return None
         previous_PA = self._bundle.processor.carried(prefix_KN, observation.state)
         return Carry(previous_PA, delay=delay, end=end, mode=self._carry)
 
-
-def _setting(recipe: Any, name: str) -> Any:
-    """A setting of a recipe, at whatever depth it stands; None when it has none."""
-    if not isinstance(recipe, dict):
-        return None
-    if name in recipe:
-        return recipe[name]
-    return next((found for each in recipe.values() if (found := _setting(each, name)) is not None), None)
+    def _is_trained_for(self, delay: int) -> bool:
+        """Whether the model can continue over a delay; says so when it begins not to, and when it can again."""
+        most = self._bundle.serving.max_delay
+        beyond = delay > most
+        if beyond != self._beyond:
+            self._beyond = beyond
+            if beyond:
+                log.warning(
+                    'The delay of %d steps is beyond the %d that %s was trained to continue over (serving.max_delay): '
+                    'chunks are not continued but spliced, as in mode latest.', delay, most, self.policy_id,
+                )  # fmt: skip
+            else:
+                log.warning('The delay is within the %d trained steps again: chunks are continued.', most)
+        return 0 < delay <= most

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 BACKENDS = ('auto', 'torch', 'onnx', 'tensorrt')
 DEVICES = ('auto', 'cpu', 'cuda')
-STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Wish:
         precision: 'fp32', 'fp16', 'bf16', 'int8' (ONNX on a CPU); None: bf16 for torch on CUDA, fp32 for torch on a
             CPU, the best exported one for ONNX.
         mode: of `ki_vla.engine.torch.MODES`; None: CUDA graphs on CUDA, packed stages on a CPU.
-        steps: Euler steps; None: 10, or what the graphs were exported for.
+        steps: Euler steps; None: what the bundle recommends, or what the graphs were exported for.
         threads: of ONNX Runtime on a CPU; 0: as many as there are cores.
         build: TensorRT may build a missing engine now, which takes many minutes.
     """
@@ -220,6 +219,6 @@ def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, strict: bool,
         log.warning('%s; mode %r is taken', said, instead)
         mode, why = instead, f'{why}; not mode {mode!r}, which needs a CUDA device'
     model = bundle.model(device, DTYPES[precision])
-    runner = TorchRunner(model, wish.steps or STEPS, MODES[mode], device)
+    runner = TorchRunner(model, wish.steps or bundle.serving.denoise_steps, MODES[mode], device)
     kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)
     return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds)

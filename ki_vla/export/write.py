@@ -22,14 +22,12 @@ from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
 from ki_vla.policy.bundle import Bundle, sha256
 
-STEPS = 10
-
 
 def export_onnx(
     bundle: Bundle,
     precision: str = 'fp32',
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     kinds: Sequence[str] = KINDS,
     device: str = 'cpu',
     progress: Progress | None = None,
@@ -42,7 +40,7 @@ def export_onnx(
     Args:
         bundle: of which policy.
         precision: 'fp32', 'fp16', 'bf16', or 'int8' (float32 graphs whose matrix products are quantised dynamically).
-        steps: Euler steps that times are tabled for.
+        steps: Euler steps that times are tabled for; what the bundle recommends unless given.
         kinds: ways of denoising; 'plain' must be among them.
         device: of the check, 'cpu' or 'cuda'.
         progress: told what is being done.
@@ -52,6 +50,7 @@ def export_onnx(
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
     """
     check_choice(precision, kinds)
+    steps = steps or bundle.serving.denoise_steps
     if precision == 'bf16' and device == 'cpu':
         raise VlaError(
             'bf16: ONNX Runtime has no bfloat16 products on a CPU, so the graphs cannot be checked there; use fp16, or '

@@ -19,6 +19,8 @@ from ki_vla.importers.openpi import default_config, export_openpi, import_openpi
 from ki_vla.importers.paligemma import import_paligemma
 from ki_vla.importers.stream import open_checkpoint
 from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.kivla import KiVla
+from ki_vla.objective.recipes import HEAD
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
@@ -66,7 +68,12 @@ def import_policy(
     if kind not in IMPORTERS:
         raise VlaError(f'{kind!r} is no kind of checkpoint; choose {", ".join(IMPORTERS)}.')
     config = config or _config(kind, source, contract)
-    provenance = {'imported_from': kind, 'source': Path(source).name, **_trained_for(kind, source, config, contract)}
+    provenance = {
+        'imported_from': kind,
+        'source': Path(source).name,
+        'trained': _trained_parts(kind, config),
+        **_trained_for(kind, source, config, contract),
+    }
     state, actions = _statistics(stats, contract, config)
     text = tokenizer if isinstance(tokenizer, TextTokenizer) else load_gemma(tokenizer)
     codec = None if fast is None else load_public(fast, horizon=config.horizon, columns=len(contract.actions))
@@ -130,6 +137,13 @@ def _config(kind: str, source: str | Path, contract: Contract) -> ModelConfig:
     """The model of a checkpoint, with the robot's horizon and as many views as it has cameras."""
     found = preset('full') if kind == 'paligemma' else default_config(open_checkpoint(source))
     return replace(found, horizon=contract.horizon, views=max(found.views, len(contract.cameras)))
+
+
+def _trained_parts(kind: str, config: ModelConfig) -> list[str]:
+    """PaliGemma brings no action head, and nothing that reads a continuous state."""
+    absent = {HEAD, 'state_proj'} if kind == 'paligemma' else set()
+    with torch.device('meta'):
+        return sorted({name.split('.')[0] for name in KiVla(config).state_dict()} - absent)
 
 
 def _trained_for(kind: str, source: str | Path, config: ModelConfig, contract: Contract) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Any
 from ki_vla.errors import VlaError
 
 STATE_REPRS = ('text', 'special', 'continuous', 'suffix')
+# Top-level modules of a `KiVla`; `expert` is the action head, of whichever kind.
+PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
 HEADS = ('expert', 'shared', 'parallel', 'none')
 
 

@@ -15,12 +15,10 @@ import torch
 from torch import nn
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import PRESETS, ModelConfig, preset
+from ki_vla.model.config import PARTS, PRESETS, ModelConfig, preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.recipes import RECIPES, Recipe, prepare, recipe
-
-PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
 
 
 def part_of(name: str) -> str:

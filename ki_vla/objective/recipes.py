@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import HEADS, STATE_REPRS, ModelConfig
+from ki_vla.model.config import HEADS, PARTS, STATE_REPRS, ModelConfig
 
 if TYPE_CHECKING:
     from ki_vla.model.kivla import KiVla
 
+HEAD = 'expert'  # the part of a model that predicts continuous actions, whichever head it is
 TARGETS = ('fast', 'naive', 'naive_stride5', 'none')
 
 
@@ -113,6 +114,22 @@ def prepare(model: KiVla, recipe: Recipe) -> list[str]:
         if parameter.requires_grad:
             trained.append(name)
     return trained
+
+
+def parts_of(recipe: Recipe, config: ModelConfig, actions: bool = True) -> set[str]:
+    """The parts of a model (its top-level modules: vision, projector, embed, backbone, ...) that a recipe trains.
+
+    Args:
+        recipe: with all its stages.
+        config: the model's structure.
+        actions: whether samples with actions are drawn; without them no gradient reaches the action head.
+    """
+    parts: set[str] = set()
+    for each in [recipe, *(RECIPES[name] for _, name in recipe.stages)]:
+        parts |= {part for part in PARTS if _trains(f'{part}.', config, each)}
+    if config.state_repr != 'continuous':
+        parts.discard('state_proj')
+    return parts if actions and config.head != 'none' else parts - {HEAD}
 
 
 def _check_structure(config: ModelConfig, recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """A policy on disk: everything the node needs, in one folder whose every byte is accounted for.
 
     model.safetensors   weights
-    config.json         structure of the model, how data are processed, the recipe it was trained with
+    config.json         structure of the model, how data are processed, how to serve it, the recipe it was trained with
     contract.yaml       the robot it was trained for
     stats.json          normalisation of state and actions
     fast.json           codec of the action tokens (absent for a policy without action tokens)
@@ -33,9 +33,11 @@ from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import our_shapes
 from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
 from ki_vla.model.config import ModelConfig
+from ki_vla.objective.recipes import HEAD
 from ki_vla.policy.atomic_dir import partial_of, put_in_place, remove_leftovers, sync_tree
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
+from ki_vla.policy.serving import Serving
 from ki_vla.tokens.actions import load_codec, save_codec
 from ki_vla.tokens.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
 
@@ -60,14 +62,16 @@ class Bundle:
         name: what people call it.
         digest: sha256 over the manifest's entries: two bundles with equal digests are the same policy.
         processor: contract, statistics, tokenizer, codec and configuration, put together and checked.
+        serving: how it was made to be served.
         recipe: how it was trained, as plain data.
-        provenance: where it comes from: data, steps, versions; free.
+        provenance: where it comes from: data, steps, versions; free, but for `trained` (see `trained_parts`).
     """
 
     folder: Path
     name: str
     digest: str
     processor: Processor
+    serving: Serving
     recipe: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +105,26 @@ class Bundle:
         if found:
             raise VlaError(f'policy {self.policy_id} does not fit the robot {robot.name}: {"; ".join(found)}.')
 
+    @property
+    def trained_parts(self) -> tuple[str, ...] | None:
+        """Parts of the model that some training has changed (`recipes.parts_of`); None where nothing says so."""
+        parts = self.provenance.get('trained')
+        return None if parts is None else tuple(parts)
+
+    def check_trained(self) -> None:
+        """Refuse a policy whose action head no step has trained; one that does not say counts as trained.
+
+        Raises:
+            VlaError: names what was trained, and what to do.
+        """
+        parts = self.trained_parts
+        if parts is not None and HEAD not in parts:
+            raise VlaError(
+                f'policy {self.policy_id}: no training step has reached its action head (provenance.trained of '
+                f'{self.folder / MANIFEST} lists {", ".join(parts) or "nothing"}); train it with a recipe that has an '
+                'action loss, or set allow_untrained: true where nothing can move.'
+            )
+
     def model(self, device: torch.device | str = 'cpu', dtype: torch.dtype | None = None) -> KiVla:
         """The model with its weights; nothing is random and nothing is left out.
 
@@ -130,6 +154,7 @@ def write_bundle(
     name: str,
     weights: Weights,
     processor: Processor,
+    serving: Serving | None = None,
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
@@ -143,6 +168,7 @@ def write_bundle(
         weights: a model, its state dict, a weights file (streamed, whatever its size), or a function that writes the
             weights file at the path it is given.
         processor: everything else the policy consists of.
+        serving: how it was made to be served; the default of its horizon unless given.
         recipe: how it was trained.
         provenance: anything worth keeping, as plain JSON.
         dtype: convert the weights.
@@ -152,6 +178,8 @@ def write_bundle(
         VlaError: the weights do not fit the configuration, the folder exists, or the name is unusable.
     """
     folder = Path(folder)
+    serving = serving or Serving.for_horizon(processor.config.horizon)
+    serving.check_horizon(processor.config.horizon)
     if not name or set(name) & set('@/ \n'):
         raise VlaError(f'bundle name {name!r}: must not be empty nor contain "@", "/" or blanks.')
     if folder.exists() and not overwrite:
@@ -163,7 +191,7 @@ def write_bundle(
     try:
         partial.mkdir()
         _write_weights(partial / WEIGHTS_FILE, weights, processor.config, dtype)
-        _write_parts(partial, processor, recipe or {})
+        _write_parts(partial, processor, serving, recipe or {})
         files = {path: _entry(partial / path) for path in _parts(partial)}
         manifest = {'format': FORMAT, 'name': name, 'files': files, 'provenance': dict(provenance or {})}
         _write_json(partial / MANIFEST, manifest)
@@ -192,6 +220,7 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     config = _read_json(folder / CONFIG)
     try:
         model, processing = ModelConfig.from_dict(config['model']), Processing.from_dict(config['processing'])
+        serving = Serving.from_dict(config.get('serving'), model.horizon)
         contract = Contract.from_dict(read_yaml(folder / CONTRACT), str(folder / CONTRACT))
         codec = load_codec(folder / CODEC) if CODEC in manifest['files'] else None
         state, actions = _read_stats(folder / STATS)
@@ -202,7 +231,8 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
         raise VlaError(f'{folder}: {error}') from error
     _check_weights(folder / WEIGHTS_FILE, model)
     digest = _digest(manifest['files'])
-    return Bundle(folder, manifest['name'], digest, processor, config.get('recipe', {}), manifest.get('provenance', {}))
+    recipe, provenance = config.get('recipe', {}), manifest.get('provenance', {})
+    return Bundle(folder, manifest['name'], digest, processor, serving, recipe, provenance)
 
 
 def _write_weights(
@@ -234,11 +264,12 @@ def _write_weights(
     write_tensors(path, found, dtype or kinds.pop(), pieces)
 
 
-def _write_parts(folder: Path, processor: Processor, recipe: Mapping[str, Any]) -> None:
+def _write_parts(folder: Path, processor: Processor, serving: Serving, recipe: Mapping[str, Any]) -> None:
     """Everything but the weights and the manifest."""
     config = {
         'model': processor.config.to_dict(),
         'processing': asdict(processor.processing),
+        'serving': asdict(serving),
         'recipe': dict(recipe),
     }
     _write_json(folder / CONFIG, config)

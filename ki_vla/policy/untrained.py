@@ -64,7 +64,7 @@ def write_untrained(folder: str | Path, contract: Contract, seed: int = 0, overw
     """Write an untrained bundle for a robot; its name says that it is untrained."""
     processor = untrained_processor(contract, seed=seed)
     model = initialise(KiVla(processor.config), torch.Generator().manual_seed(seed))
-    note = {'note': 'random weights; for dry runs and tests only'}
+    note = {'note': 'random weights; for dry runs and tests only', 'trained': []}
     return write_bundle(
         folder, name='untrained', weights=model, processor=processor, provenance=note, overwrite=overwrite
     )

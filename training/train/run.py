@@ -21,10 +21,13 @@ from safetensors.torch import load_file
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
+from ki_vla.model.config import PARTS as MODEL_PARTS
+from ki_vla.model.config import ModelConfig
 from ki_vla.model.kivla import KiVla
-from ki_vla.objective.recipes import recipe
+from ki_vla.objective.recipes import parts_of, recipe
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.processor import Processor
+from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import PARTS, Parts, digests, load_parts, save_parts
 from training.fit.initial_policy import Beginning, begin, stats_file
@@ -319,7 +322,7 @@ def _is_shipped(run: Run, processor: Processor, bundle: Path) -> bool:
     ours, theirs = (
         (each.contract, each.config, each.processing, digests(each)) for each in (processor, there.processor)
     )
-    if there.name != run.name or ours != theirs:
+    if there.name != run.name or ours != theirs or there.serving != _serving(run, processor):
         return False
     last = checkpoints(Path(run.out) / run.stages[-1].name / 'checkpoints')[-1]
     wanted, found = shipped_weights(last), load_file(there.weights)
@@ -333,16 +336,35 @@ def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> Non
         name=run.name,
         weights=_weights_of(run, last, processor),
         processor=processor,
+        serving=_serving(run, processor),
         recipe=_plain(asdict(recipe(last.recipe))),
         provenance={
             **origin(sources.index.hash),
             'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
             'others': {other.contract.name: other.index.hash for other, _ in sources.others},
             'steps': {stage.name: stage.steps for stage in run.stages},
+            'trained': trained_parts(run, processor.config),
             'run': run.to_dict(),
         },
         overwrite=True,
     )
+
+
+def trained_parts(run: Run, config: ModelConfig) -> list[str]:
+    """The parts of the model that this run, or the training of the bundle that it started from, has changed."""
+    parts: set[str] = set()
+    if run.start is not None:
+        before = load_bundle(run.start, verify=False).trained_parts
+        parts = set(MODEL_PARTS if before is None else before)
+    for stage in run.stages:
+        parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)
+    return sorted(parts)
+
+
+def _serving(run: Run, processor: Processor) -> Serving:
+    """How to serve the policy: it continues chunks over the delays that the last stage with actions trained."""
+    acting = [stage for stage in run.stages if stage.actions + stage.starts > 0]
+    return Serving.for_horizon(processor.config.horizon, acting[-1].max_delay if acting else 0)
 
 
 def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.bundle import load_bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.serving import Serving
 from ki_vla.policy.subtasks import SubtaskGenerator
 from ki_vla.policy.untrained import write_untrained
 
@@ -105,6 +106,20 @@ def test_a_chunk_continues_the_one_before_within_the_first_steps(bundle, contrac
         planner.commit(planned)
     assert planned.expected_delay == planned.delay == 3
     assert planned.chunk.frozen_prefix == 3
+
+
+def test_a_policy_that_was_trained_with_delays_is_continued_in_the_trained_way_up_to_its_delay(
+    bundle, contract, tmp_path, caplog
+):
+    plain = load_bundle(bundle)
+    serving = Serving('rtc', 10, max_delay=3)
+    write_bundle(tmp_path / 'rtc', name='rtc', weights=plain.weights, processor=plain.processor, serving=serving)
+    policy, _ = opened(str(tmp_path / 'rtc'), contract)
+    old = policy.infer(seen(), None, 0, 0).data_HN
+    free, within, beyond = (policy.infer(seen(10), old[10:], delay, 0).data_HN for delay in (0, 3, 4))
+    np.testing.assert_allclose(within[:3], old[10:13], atol=1e-6)
+    assert np.array_equal(beyond, free), 'a delay that it was not trained for is not continued'
+    assert 'beyond the 3 that' in caplog.text
 
 
 def test_without_rtc_nothing_is_carried(bundle, contract):

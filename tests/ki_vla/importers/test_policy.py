@@ -85,6 +85,8 @@ def test_paligemma_bundle_says_that_its_expert_is_new(tables, write, tmp_path, p
     )  # fmt: skip
     assert report.fresh
     assert 'freshly initialised' in load_bundle(bundle.folder).provenance['note']
+    with pytest.raises(VlaError, match=r'reached its action head .* lists backbone, embed, projector, vision'):
+        bundle.check_trained()
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_no_bundle(tables, write, tmp_path, processor):
@@ -139,6 +141,7 @@ def test_a_checkpoint_of_another_horizon_is_refused_by_name(checkpoint, tmp_path
 def test_the_horizon_is_said_with_where_it_is_known_from(checkpoint):
     bundle, _ = checkpoint({'type': 'pi05', 'chunk_size': 12})
     assert bundle.provenance['horizon'] == '12 steps (chunk_size)'
+    bundle.check_trained()
     assert bundle.provenance['state'] == 'assumed to be read as text in the prompt'
 
 

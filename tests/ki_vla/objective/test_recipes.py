@@ -13,7 +13,7 @@ from ki_vla.model.config import preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.model.summary import part_of
 from ki_vla.objective.batch import Batch
-from ki_vla.objective.recipes import RECIPES, Recipe, prepare, recipe
+from ki_vla.objective.recipes import RECIPES, Recipe, parts_of, prepare, recipe
 
 VISION_LANGUAGE = {'vision', 'projector', 'embed', 'backbone'}
 MOVED = {
@@ -129,3 +129,25 @@ def test_batches_are_shared(make_model: Callable, make_batch: Callable) -> None:
     assert isinstance(a, Batch)
     assert torch.equal(a.images_BVCHW, b.images_BVCHW)
     assert torch.equal(a.actions_BHA, b.actions_BHA)
+
+
+@pytest.mark.parametrize(
+    ('name', 'actions', 'expected'),
+    [
+        ('ours', True, {'vision', 'projector', 'embed', 'backbone', 'expert'}),
+        ('ours', False, {'vision', 'projector', 'embed', 'backbone'}),
+        ('frozen', True, {'expert'}),
+        ('pi05_first', True, {'vision', 'projector', 'embed', 'backbone'}),
+        ('pi05', True, {'vision', 'projector', 'embed', 'backbone', 'expert'}),
+        ('pi0_fast', True, {'vision', 'projector', 'embed', 'backbone'}),
+        ('ours_continuous_state', True, {'vision', 'projector', 'embed', 'backbone', 'state_proj', 'expert'}),
+    ],
+)
+def test_the_parts_that_a_recipe_trains_are_those_that_prepare_gives_gradients(name, actions, expected):
+    chosen = recipe(name)
+    config = chosen.configure(preset('tiny'))
+    assert parts_of(chosen, config, actions) == expected
+    if actions and not chosen.stages:
+        with torch.device('meta'):
+            model = KiVla(config)
+        assert {each.split('.')[0] for each in prepare(model, chosen)} == expected

@@ -17,10 +17,11 @@ import torch
 from ki_robot.transforms import load_stats, save_stats
 from ki_vla.objective.recipes import RECIPES
 from ki_vla.policy.bundle import load_bundle
+from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
 from training.train.checkpoint import checkpoints, read_checkpoint, shipped_weights
-from training.train.run import train
+from training.train.run import train, trained_parts
 from training.train.run_report import CURVES, read_metrics
 
 MakeRun = Callable[..., Any]
@@ -74,6 +75,8 @@ def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(
     model = bundle.model()
     assert all(torch.equal(value, shipped[name]) for name, value in model.state_dict().items())
     assert bundle.provenance['steps'] == {'vla': 6}
+    assert 'expert' in bundle.trained_parts
+    bundle.check_trained()
     assert (out / 'vla' / CURVES).is_file()
     assert (out / 'config.yaml').is_file()
     assert {'begin', 'step', 'validation', 'saved', 'bundle'} <= set(told)
@@ -83,6 +86,18 @@ def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(
     told.clear()
     train(run, lambda kind, values: told.append(kind))
     assert 'step' not in told, 'what is finished is not trained again'
+
+
+def test_a_bundle_says_which_delay_it_was_trained_for_and_whether_its_head_was_trained(run_of: MakeRun) -> None:
+    run = run_of({'steps': 1, 'max_delay': 3})
+    assert load_bundle(train(run)).serving == Serving('rtc', 4, max_delay=3)
+    words = replace(run.stages[0], name='words', recipe='pi05_first', max_delay=0)
+    first = replace(run, out=run.out + '_first', stages=(words,))
+    bundle = load_bundle(train(first))
+    assert bundle.trained_parts == ('backbone', 'embed', 'projector', 'vision')
+    assert bundle.serving.max_delay == 0
+    after = replace(run, out=run.out + '_after', start=str(bundle.folder), stages=(replace(words, recipe='frozen'),))
+    assert trained_parts(after, bundle.config) == ['backbone', 'embed', 'expert', 'projector', 'vision']
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch(run_of: MakeRun, tmp_path: Path) -> None:
