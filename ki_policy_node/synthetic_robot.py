@@ -68,7 +68,7 @@ class SyntheticRobot(Node):
         self._messages = {camera.name: self._frames(camera) for camera in self.contract.cameras}
         self._sensors = {
             stream.name: self.create_publisher(message_type(stream), stream.topic, SENSOR_QOS)
-            for stream in (*self.contract.cameras, *self.contract.state_streams)
+            for stream in self.contract.streams
         }
         kinds = {
             'joint_trajectory': JointTrajectory,

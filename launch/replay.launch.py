@@ -33,7 +33,7 @@ def play(context: LaunchContext) -> list[ExecuteProcess]:
         LaunchConfiguration(name).perform(context) for name in ('bag', 'rate', 'delay', 'robot', 'namespace')
     )
     contract = load_contract(robot)
-    names = [stream.topic for stream in (*contract.cameras, *contract.state_streams)] + ['instruction']
+    names = [stream.topic for stream in contract.streams] + ['instruction']
     prefix = f'/{namespace.strip("/")}/' if namespace.strip('/') else '/'
     topics = [name if name.startswith('/') else prefix + name for name in names]
     command = ['ros2', 'bag', 'play', bag, '--clock', '--rate', rate, '--delay', delay, '--topics', *topics]

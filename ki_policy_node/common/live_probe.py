@@ -94,7 +94,7 @@ class _Ear:
         self._moments = 0
         self._seconds = 0.0
         self._before: Counter[str] = Counter()
-        for stream in (*contract.cameras, *contract.state_streams):
+        for stream in contract.streams:
             node.create_subscription(
                 message_type(stream),
                 stream.topic,

@@ -131,7 +131,7 @@ class PolicyNode(LifecycleNode):
         planner = self._load(contract, self.parameters['bundle'])
         needs_words = self.parameters['backend'] != COMMISSIONING
         self._runner.configure(contract, planner, needs_words, round(self.parameters['frame_wait'] * 1e9))
-        for stream in (*contract.cameras, *contract.state_streams):
+        for stream in contract.streams:
             self._inputs.append(
                 self.create_subscription(
                     message_type(stream),

@@ -135,7 +135,7 @@ def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observatio
     """Every observation with some wanted stamps that can be made of the `depth` newest messages of each stream."""
     bag, contract = open_bag(found.bag), found.contract
     streams = match_topics(bag, contract, found.options.remap).streams
-    specs = {spec.name: spec for spec in (*contract.cameras, *contract.state_streams)}
+    specs = {spec.name: spec for spec in contract.streams}
     states = {spec.name for spec in contract.state_streams}
     starts = {start_ns for _, start_ns in wanted}
     optional = {camera.name for camera in contract.cameras if not camera.required}

@@ -136,6 +136,11 @@ class Contract:
         return round(1e9 / self.rate_hz)
 
     @property
+    def streams(self) -> tuple[Camera | StateStream, ...]:
+        """What an observation is made of: the cameras in model order, then the state."""
+        return (*self.cameras, *self.state_streams)
+
+    @property
     def camera_names(self) -> tuple[str, ...]:
         """The views in model order."""
         return tuple(camera.name for camera in self.cameras)

@@ -181,7 +181,7 @@ class ObservationBuffer:
             self._tick(now_ns)
             if any(self._judge(self._streams[spec.name], now_ns) for spec in self.contract.state_streams):
                 return None
-            return self._state.copy()
+            return np.array(self._state)
 
     def problems(self, now_ns: int) -> tuple[Problem, ...]:
         """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
