@@ -181,8 +181,8 @@ def _play(stack: Any, choices: list[Any], out: Path, console: Any) -> Iterator[S
     os.environ['ROS_DOMAIN_ID'] = str(domain)
     _nobody_there(domain)
     contract = load_contract(ROBOT)
-    streams = (*contract.cameras, *contract.state_streams, *contract.outputs)
-    topics = [*(stream.topic for stream in streams), 'policy_node/action_chunk', 'chunk_executor/applied_command']
+    topics = [stream.topic for stream in contract.streams] + [output.topic for output in contract.outputs]
+    topics += ['policy_node/action_chunk', 'chunk_executor/applied_command']
     recorder = program('recorder', {'folder': str(out.absolute())})
     console.print(f'Starting the stack in ROS domain {domain}; its words go to {out / "nodes.log"}.', highlight=False)
     with running([*stack.programs(), recorder], out / 'nodes.log', domain) as port:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -99,8 +99,8 @@ def sim(
         policy.close()
 
 
-def _row(summary: dict) -> str:
-    def shown(rate: dict) -> str:
+def _row(summary: dict[str, Any]) -> str:
+    def shown(rate: dict[str, Any]) -> str:
         if not rate['n']:
             return 'none'
         return f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'

@@ -199,7 +199,7 @@ def _check_suffix(path: Path, known: tuple[str, ...]) -> None:
         raise SimError(f"{path} ends in '{path.suffix}': give a name that ends in {' or '.join(known)}")
 
 
-def _row(summary: dict) -> str:
+def _row(summary: dict[str, Any]) -> str:
     success = summary['success']
     return (
         f'{summary["task"]:<11} {success["k"]:>4}/{success["n"]:<4} = {100 * success["rate"]:5.1f} % '

@@ -47,9 +47,9 @@ def train(
 
     if task and bags is None:
         raise TrainingError('--task: it is the instruction of recordings named with --bags; else write data.task.')
-    given = {'robot': robot, 'preset': preset, 'seed': seed, 'device': device, 'workers': workers}
+    given: dict[str, Any] = {'robot': robot, 'preset': preset, 'seed': seed, 'device': device, 'workers': workers}
     given |= {'start': start and str(start), 'out': out and str(out)}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in given.items() if value is not None}
     if processes:
         changes['loader_processes'] = True
     if config is not None:

@@ -137,13 +137,14 @@ def _work(dataset: LerobotDataset, out: Path, console: Any, steps: int | None) -
     bundle = out / 'run' / 'bundle'
     if not (bundle / 'manifest.json').is_file() and fit(run) is None:
         return Second((f'Stopped; what was trained stays in {out}, and the same call goes on.',), stopped=True)
-    results = []
+    results: dict[str, dict[str, Any]] = {}
     console.print('Replaying the held-out episode through the code of the node ...')
     for name, denoise_steps in REPLAYS.items():
         if not (out / f'{name}.html').is_file():
             _replay(out / 'held' / f'episode_{episodes[-1]:06d}', bundle, out, name, denoise_steps)
-        results.append(json.loads((out / f'{name}.json').read_text(encoding='utf-8'))['result'])
-    return Second(tuple(_sentences(*results, len(episodes) - 1)), out / 'report.html', results[0])
+        results[name] = json.loads((out / f'{name}.json').read_text(encoding='utf-8'))['result']
+    sentences = _sentences(results['report'], results['sampled'], len(episodes) - 1)
+    return Second(tuple(sentences), out / 'report.html', results['report'])
 
 
 def _run(out: Path, steps: int | None) -> Run:

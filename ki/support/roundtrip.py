@@ -83,7 +83,11 @@ def main() -> None:
     rclpy.init()
     node = rclpy.create_node('ki_roundtrip_far')
     publisher = node.create_publisher(Header, ECHO, 10)
-    node.create_subscription(Image, IMAGE, lambda image: publisher.publish(image.header), qos_profile_sensor_data)
+
+    def answer(image: Image) -> None:
+        publisher.publish(image.header)
+
+    node.create_subscription(Image, IMAGE, answer, qos_profile_sensor_data)
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         rclpy.spin(node)
 

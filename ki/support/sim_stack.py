@@ -61,8 +61,8 @@ def record_live(
         return
     use_dds_profile()
     contract = load_contract(ROBOT)
-    streams = (*contract.state_streams, *contract.cameras, *contract.outputs)
-    topics = [stream.topic for stream in streams] + [INSTRUCTION.lstrip('/'), SUBTASK.lstrip('/')]
+    topics = [stream.topic for stream in contract.streams] + [output.topic for output in contract.outputs]
+    topics += [INSTRUCTION.lstrip('/'), SUBTASK.lstrip('/')]
     folder = out / '.recording'
     shutil.rmtree(folder, ignore_errors=True)
     fast = {'clock': True, 'speed': 0.0, 'lock_step': True}
@@ -95,7 +95,11 @@ class Stack:
         from ki_sim.record.sim_bags import ROBOT
 
         timed = {'use_sim_time': self.speed != 1.0}
-        sim = {'operator': 'plan' if self.plan else 'none', 'width': self.image_size, 'height': self.image_size}
+        sim: dict[str, Any] = {
+            'operator': 'plan' if self.plan else 'none',
+            'width': self.image_size,
+            'height': self.image_size,
+        }
         sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': ROBOT}
         made = [
             program('sim_robot', sim),

@@ -98,7 +98,7 @@ def servable(contract: Contract) -> Contract:
     Raises:
         SimError: a camera, column, stream or output that is not there.
     """
-    known = {
+    known: dict[str, list[tuple[str, ...]]] = {
         'joint_trajectory': [tuple(f'{joint}/position' for joint in ARM_JOINTS[side]) for side in SIDES],
         'forward_command': [(f'{GRIPPERS[side]}/position',) for side in SIDES],
         'twist_stamped': [BASE_COLUMNS],
@@ -107,9 +107,9 @@ def servable(contract: Contract) -> Contract:
     for camera in contract.cameras:
         if camera.name not in CAMERAS:
             raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(CAMERAS)}")
-    for column in (*contract.state, *contract.actions):
-        if column.name not in COLUMNS:
-            raise SimError(f"{where}: there is no '{column.name}', only {', '.join(COLUMNS)}")
+    for column in (*contract.state_names, *contract.action_names):
+        if column not in COLUMNS:
+            raise SimError(f"{where}: there is no '{column}', only {', '.join(COLUMNS)}")
     for output in contract.outputs:
         if tuple(output.columns) not in known.get(output.kind, []):
             raise SimError(f"{where}: output '{output.name}' ({output.kind}) has no controller for {output.columns}")

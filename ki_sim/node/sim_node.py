@@ -44,10 +44,11 @@ from ki_robot.messages.commands import MESSAGE_TYPES
 from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
 from ki_sim.node.operators import PlanFollower, Teleoperator, rehearse
-from ki_sim.node.realtime import Images, Live, Settings
+from ki_sim.node.realtime import Live, Settings
 from ki_sim.node.settings import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable, typed
 from ki_sim.record.record import Tick, jpeg
 from ki_sim.record.sim_bags import EPOCH_NS, INSTRUCTION, SUBTASK, Sender
+from ki_sim.world.camera_thread import Images
 from ki_sim.world.world import TICK_NS
 
 CLASSES = {
@@ -81,7 +82,7 @@ class Topics:
 
     def listeners(self, own: Container[str] = ()) -> int:
         """How many others hear the topic that fewest hear; `own` topics are heard here, too."""
-        return min(each.get_subscription_count() - (name in own) for name, each in self._publishers.items())
+        return min(int(each.get_subscription_count()) - (name in own) for name, each in self._publishers.items())
 
     def write(self, topic: str, time_ns: int, data: bytes) -> None:
         """Publishes one message in CDR."""
@@ -145,8 +146,9 @@ class SimRobot(Node):
         """Ends the simulation; may be called twice."""
         if hasattr(self, 'live'):
             self.live.close()
-        if getattr(self, '_operator_node', None) is not None:
-            self._operator_node.destroy_node()
+        operator: Node | None = getattr(self, '_operator_node', None)
+        if operator is not None:
+            operator.destroy_node()
             self._operator_node = None
 
     def _another(self, name: str) -> Node:

@@ -27,7 +27,7 @@ def check(work: Sequence[Job]) -> None:
     if job is None:
         return
     with Image.open(io.BytesIO(_first_picture(job))) as picture:
-        size, tables = picture.size, picture.quantization  # type: ignore[attr-defined]
+        size, tables = picture.size, picture.quantization
     if size != (job.image_size, job.image_size):
         raise SimError(
             f'{job.path} was recorded with images of {size[1]}x{size[0]}, and {job.image_size}x{job.image_size} is '
@@ -60,5 +60,5 @@ def _first_picture(job: Job) -> bytes:
 def _tables(quality: int) -> dict[int, list[int]]:
     """What a JPEG of a quality is quantised with."""
     with Image.open(io.BytesIO(jpeg(np.zeros((8, 8, 3), np.uint8), quality))) as picture:
-        tables: dict[int, list[int]] = picture.quantization  # type: ignore[attr-defined]
+        tables: dict[int, list[int]] = picture.quantization
     return tables

@@ -120,8 +120,11 @@ class Sender:
                     f"camera '{camera.name}' is {camera.transport} in robot {self.contract.name}, and the "
                     f'picture is {type(picture).__name__}: recordings hold JPEG, so make it compressed'
                 )
-            made = message_builders.compressed if isinstance(picture, bytes) else message_builders.raw
-            self._send('/' + camera.topic, time_ns, made(time_ns, picture, frame_id))
+            if isinstance(picture, bytes):
+                message = message_builders.compressed(time_ns, picture, frame_id)
+            else:
+                message = message_builders.raw(time_ns, picture, frame_id)
+            self._send('/' + camera.topic, time_ns, message)
 
     def commands(self, time_ns: int, action: Floats, stamp_ns: int | None = None) -> None:
         """An action row, to every controller; `stamp_ns` 0 lets trajectories start on arrival."""

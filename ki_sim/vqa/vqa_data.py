@@ -115,10 +115,10 @@ def sample_still(seed: int, split: str) -> Still:
         chosen[1], chosen[2] = flat[int(rng.integers(len(flat)))], small[int(rng.integers(len(small)))]
     places = _places(rng, chosen)
     on_table = [pair for pair, where in zip(chosen, places, strict=True) if where == 'table']
-    laid = iter(place(rng, on_table, AREA, yaw_range=1.2, gap=0.02)) if on_table else iter(())
+    on_the_table = iter(place(rng, on_table, AREA, yaw_range=1.2, gap=0.02) if on_table else ())
     things: list[Thing] = []
     for pair, where in zip(chosen, places, strict=True):
-        things.append(next(laid) if where == 'table' else _somewhere(rng, pair, where))
+        things.append(next(on_the_table) if where == 'table' else _somewhere(rng, pair, where))
     return Still(Scene(tuple(things), sample_look(rng)), tuple(places), seed, split)
 
 
