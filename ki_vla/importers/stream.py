@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -144,7 +144,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _info(path: Path, name: str, entry: dict, data_start: int, size: int) -> TensorInfo:
+def _info(path: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> TensorInfo:
     """One entry of a header, checked."""
     if entry['dtype'] not in DTYPES:
         raise VlaError(f'{path}: {name} has the dtype {entry["dtype"]}; weights are {", ".join(DTYPES)}.')
@@ -193,5 +193,5 @@ def _write_piece(file: BinaryIO, piece: torch.Tensor, dtype: torch.dtype) -> int
     """Write one piece; returns how many numbers it held."""
     piece = piece.detach().to('cpu', dtype).contiguous()
     if piece.numel():
-        file.write(memoryview(piece.reshape(-1).view(torch.uint8).numpy()))
+        file.write(piece.reshape(-1).view(torch.uint8).numpy().data)
     return piece.numel()

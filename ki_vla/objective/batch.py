@@ -223,8 +223,9 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> Batch:
     columns: dict[str, Tensor] = {}
     for name in _DTYPES:
         short = name.replace('_B', '_', 1)
-        values = [_field(sample, short, index) for index, sample in enumerate(samples)]
-        if name == 'action_token_BT' and any(v is None for v in values):
+        found = [_field(sample, short, index) for index, sample in enumerate(samples)]
+        values = [value for value in found if value is not None]
+        if len(values) < len(found):  # only `action_token_T` may be absent
             continue
         fill = pad_id if name in ('prompt_BL', 'target_BT') else 0
         dtypes = _DTYPES[name]

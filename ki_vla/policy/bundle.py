@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -246,6 +246,7 @@ def _write_weights(
         weights(path)
         _check_weights(path, config)
         return
+    pieces: Callable[[str], Iterable[torch.Tensor]]
     if isinstance(weights, str | Path):
         checkpoint = open_checkpoint(weights)
         found = {name: info.shape for name, info in checkpoint.tensors.items()}
@@ -255,7 +256,7 @@ def _write_weights(
         found = {name: tuple(value.shape) for name, value in state.items()}
         kinds = {value.dtype for value in state.values()}
 
-        def pieces(name: str) -> list[torch.Tensor]:
+        def pieces(name: str) -> Iterable[torch.Tensor]:
             return [state[name]]
 
     _compare(str(path.name), found, config)

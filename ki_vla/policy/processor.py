@@ -356,15 +356,15 @@ class Processor:
         """Ids and loss mask of the action tokens, and how many numbers were clipped."""
         if self.action_tokens is None:
             return [], [], 0
+        codec = self.action_tokens.codec
         whole = self.processing.pad_steps == 'keep' or bool(steps.all())
-        naive = isinstance(self.codec, NaiveCodec)
-        if not whole and not naive:
+        if not whole and not isinstance(codec, NaiveCodec):
             return [], [], 0
         ids = self.action_tokens.encode(normal_HN, clip=True)
         loss = [True] * len(ids)
-        if naive and not whole:
-            loss[:-1] = np.repeat(steps[self.codec.steps], self.codec.columns).tolist()
-        return ids, loss, self.codec.beyond(normal_HN)
+        if not whole and isinstance(codec, NaiveCodec):
+            loss[:-1] = np.repeat(steps[codec.steps], codec.columns).tolist()
+        return ids, loss, codec.beyond(normal_HN)
 
     def _pictures(self, images: Images | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Views and mask for a text sample, where no camera is required."""

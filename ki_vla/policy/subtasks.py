@@ -78,11 +78,13 @@ def say(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> lis
         prompts[row, : len(each.prompt_L)], mask[row, : len(each.prompt_L)] = each.prompt_L, each.prompt_mask_L
     pictures = np.stack([each.sample()['images_VCHW'] for each in asked])
     views, states = (np.stack([getattr(each, name) for each in asked]) for name in ('image_mask_V', 'state_S'))
-    given = (torch.from_numpy(array).to(device) for array in (pictures, views, prompts, mask, states))
+    arrays = (pictures, views, prompts, mask, states)
+    images_BVCHW, views_BV, prompt_BL, mask_BL, state_BS = (torch.from_numpy(array).to(device) for array in arrays)
     allowed_C = torch.zeros(vocabulary.size, dtype=torch.bool, device=device)
     allowed_C[: vocabulary.text_size] = True
     allowed_C[vocabulary.loc_start : vocabulary.loc_start + vocabulary.loc_bins] = True
     allowed_C[[vocabulary.pad, vocabulary.bos]] = False
-    out = generate(model, model.prefill(*given, hidden=True), LONGEST, [vocabulary.eos], allowed_C)
+    prefix = model.prefill(images_BVCHW, views_BV, prompt_BL, mask_BL, state_BS, hidden=True)
+    out = generate(model, prefix, LONGEST, [vocabulary.eos], allowed_C)
     rows = zip(out.ids, out.mask, out.finished.tolist(), strict=True)
     return [processor.tokenizer.decode(ids[kept].tolist()).strip() if done else '' for ids, kept, done in rows]

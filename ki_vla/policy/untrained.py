@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ki_robot.contract.contract import Contract
+from ki_robot.contract.contract import ActionColumn, Contract, StateColumn
 from ki_robot.transforms import Stats
 from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.initial_weights import initialise
@@ -70,7 +71,7 @@ def write_untrained(folder: str | Path, contract: Contract, seed: int = 0, overw
     )
 
 
-def _spread(columns: tuple) -> Stats:
+def _spread(columns: Sequence[StateColumn | ActionColumn]) -> Stats:
     """Statistics of columns that go evenly from their lower to their upper limit (-1 and 1 where there is none)."""
     lower = np.array([-1.0 if c.limits.lower is None else c.limits.lower for c in columns])
     upper = np.array([1.0 if c.limits.upper is None else c.limits.upper for c in columns])

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,38 +20,10 @@ from ki_vla.tokens.fast import FastCodec
 from ki_vla.tokens.naive import NaiveCodec
 from ki_vla.tokens.vocabulary import Vocabulary
 
-
-class ActionCodec(Protocol):
-    """What a codec of action chunks offers; FastCodec and NaiveCodec are the two."""
-
-    horizon: int
-    columns: int
-
-    @property
-    def size(self) -> int:
-        """How many tokens there are."""
-
-    @property
-    def values(self) -> int:
-        """How many numbers a complete stream holds."""
-
-    def encode(self, actions_HD: np.ndarray, *, clip: bool = False) -> list[int]:
-        """A normalised chunk -> tokens."""
-
-    def beyond(self, actions_HD: np.ndarray) -> int:
-        """How many numbers of a chunk clipping would change."""
-
-    def decode(self, tokens: Sequence[int]) -> np.ndarray:
-        """Tokens -> the normalised chunk; an invalid stream is a VlaError."""
-
-    def pieces(self) -> list[bytes]:
-        """For every token the UTF-8 bytes it stands for; one character is one number."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON with a field `kind`."""
+ActionCodec = FastCodec | NaiveCodec
 
 
-def codec_from_dict(data: dict[str, Any]) -> FastCodec | NaiveCodec:
+def codec_from_dict(data: dict[str, Any]) -> ActionCodec:
     """The codec a `to_dict` describes."""
     kind = data.get('kind') if isinstance(data, dict) else None
     if kind == 'fast':
@@ -66,7 +38,7 @@ def save_codec(codec: ActionCodec, path: str | Path) -> None:
     Path(path).write_text(json.dumps(codec.to_dict(), ensure_ascii=True) + '\n', encoding='utf-8')
 
 
-def load_codec(path: str | Path) -> FastCodec | NaiveCodec:
+def load_codec(path: str | Path) -> ActionCodec:
     """Read fast.json."""
     try:
         data = json.loads(Path(path).read_text(encoding='utf-8'))

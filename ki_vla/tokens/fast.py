@@ -35,7 +35,7 @@ MAX_TOKEN_LENGTH = 10000
 def dct_matrix(steps: int) -> np.ndarray:
     """The orthonormal DCT-II as a matrix [H, H]: coefficients = matrix @ values, values = matrix.T @ coefficients."""
     k, t = np.arange(steps)[:, None], np.arange(steps)[None, :]
-    matrix = np.sqrt(2.0 / steps) * np.cos(np.pi * (t + 0.5) * k / steps)
+    matrix: np.ndarray = np.sqrt(2.0 / steps) * np.cos(np.pi * (t + 0.5) * k / steps)
     matrix[0] /= np.sqrt(2.0)
     matrix.setflags(write=False)
     return matrix
@@ -132,7 +132,9 @@ class FastCodec:
             )
         if codes.max(initial=self.min_token) > self.max_token:
             raise VlaError(f'FAST stream holds the coefficient {int(codes.max())}, the largest is {self.max_token}.')
-        return dct_matrix(self.horizon).T @ (codes.reshape(self.horizon, self.columns) / self.scale)
+        coefficients_HD = codes.reshape(self.horizon, self.columns) / self.scale
+        actions_HD: np.ndarray = dct_matrix(self.horizon).T @ coefficients_HD
+        return actions_HD
 
     def round_trip(self, chunks: Sequence[np.ndarray]) -> RoundTrip:
         """Error and length over chunks [n, H, D]."""

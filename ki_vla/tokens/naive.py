@@ -62,7 +62,7 @@ class NaiveCodec:
         if not clip and np.abs(actions).max() > 1.0:
             raise VlaError(f'naive codec: {float(np.abs(actions).max()):.3g} is beyond [-1, 1].')
         bins = np.floor((actions[self.steps] + 1.0) * (self.bins / 2.0))
-        return np.clip(bins, 0, self.bins - 1).astype(np.int64).reshape(-1).tolist()
+        return [int(bin_) for bin_ in np.clip(bins, 0, self.bins - 1).reshape(-1)]
 
     def beyond(self, actions_HD: np.ndarray) -> int:
         """How many written values of a chunk lie beyond [-1, 1]."""

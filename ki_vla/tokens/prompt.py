@@ -67,7 +67,7 @@ def action_prompt(
         if state_repr == 'text':
             return bos + tokenizer.encode(f'{task}, State: {state_text(state_S)};\n{asks}: ')
         if state_repr == 'special':
-            bins = tokenizer.vocabulary.state_ids(discretise(state_S)).tolist()
+            bins: list[int] = tokenizer.vocabulary.state_ids(discretise(state_S)).tolist()
             return bos + tokenizer.encode(f'{task}, State: ') + bins + tokenizer.encode(f';\n{asks}: ')
         if state_repr == 'continuous':
             return bos + tokenizer.encode(f'{task};\n{asks}: ')

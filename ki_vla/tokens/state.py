@@ -24,7 +24,7 @@ def discretise(state_S: np.ndarray) -> np.ndarray:
     if not np.isfinite(state_S).all():
         raise VlaError(f'state holds a value that is not finite (index {int(np.argmin(np.isfinite(state_S)))}).')
     edges = np.linspace(-1.0, 1.0, BINS + 1)[:-1]
-    return np.clip(np.digitize(state_S, edges) - 1, 0, BINS - 1).astype(np.int64)
+    return np.asarray(np.clip(np.digitize(state_S, edges) - 1, 0, BINS - 1), dtype=np.int64)
 
 
 def bin_centres(bins: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class TextTokenizer:
         """Read spelled-out control tokens as characters; the library keeps this setting in no file and no pickle."""
         self.tokenizer.encode_special_tokens = True
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[Tokenizer, Vocabulary]]:
         """Pickle by way of the constructor, for data loader workers."""
         return TextTokenizer, (self.tokenizer, self.vocabulary)
 
@@ -153,17 +153,18 @@ def train_tokenizer(
         raise VlaError(f'text_size {text_size} is below the {len(CONTROL) + len(alphabet)} byte and control tokens.')
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    parts = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
-    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    by_digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_digits, by_bytes] if split_digits else [by_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=text_size, special_tokens=list(CONTROL), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    learned = tokenizer.get_vocab_size()
+    learned, bar = tokenizer.get_vocab_size(), tokenizer.token_to_id('|')
+    assert bar is not None  # a byte, so in the initial alphabet
     tokenizer.add_tokens([AddedToken(f'<loc{i:04d}>', normalized=False, special=False) for i in range(loc_bins)])
-    vocabulary = small_vocabulary(size, learned, tokenizer.token_to_id('|'), loc_bins=loc_bins, action_size=action_size)
+    vocabulary = small_vocabulary(size, learned, bar, loc_bins=loc_bins, action_size=action_size)
     return TextTokenizer(tokenizer, vocabulary)
 
 
