@@ -152,7 +152,10 @@ def language_report(
     if len(texts) < 2 or recipe.loss != 'flow':
         return {'instructions': len(texts)}
     packer = Collator(processor, settings.seed, draws=8)
-    right, swapped, moved, shaken = [], [], [], []
+    right: list[float] = []
+    swapped: list[float] = []
+    moved: list[float] = []
+    shaken: list[float] = []
     for rows in _batches(drawn, settings.batch):
         other = [
             replace(draw, sample=replace(draw.sample, instruction=_other(texts, draw.sample.instruction)))
@@ -327,7 +330,7 @@ def _errors(
 
     def by_step(each: NDArray[Any]) -> list[float]:
         squares_SHN = np.square(each * scale_N) * weights_SH1
-        return np.sqrt(squares_SHN.mean(axis=2).sum(axis=0) / count_H).tolist()
+        return [float(value) for value in np.sqrt(squares_SHN.mean(axis=2).sum(axis=0) / count_H)]
 
     by_column = np.sqrt((np.square(errors_SHN) * weights_SH1).sum(axis=(0, 1)) / max(weights_SH1.sum(), 1.0))
     steps, holds = by_step(errors_SHN), by_step(holds_SHN)

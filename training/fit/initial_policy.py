@@ -157,8 +157,8 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
         config = preset(run.preset, **(sizes | _changes(run)))
     found = {recipe(stage.recipe).configure(config) for stage in run.stages}
     if len(found) > 1:
-        names = ', '.join(stage.recipe for stage in run.stages)
-        raise TrainingError(f'stages: the recipes {names} need models of different structure; train them apart.')
+        recipes = ', '.join(stage.recipe for stage in run.stages)
+        raise TrainingError(f'stages: the recipes {recipes} need models of different structure; train them apart.')
     wanted = found.pop()
     if start is not None and wanted != config:
         raise TrainingError(
@@ -256,7 +256,7 @@ def _codec(
 
 def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Parts) -> ModelConfig:
     """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
-    changes = {}
+    changes: dict[str, Any] = {}
     if 'max_prompt' not in run.model:
         with_state = config.state_repr == 'text'
         texts = [text for robot in robots for text in _prompts(run, *robot, with_state=with_state)]

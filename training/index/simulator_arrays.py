@@ -62,7 +62,7 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
     found = _read(path, contract)
     meta, steps = json.loads(str(found['meta'])), len(found['state'])
     texts = [str(meta['instruction']), *(str(text) for text in found['subtasks'])]
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         'stamps': found['time_ns'].astype(np.int64),
         'state': found['state'].astype(np.float64),
         'actions': found['action'].astype(np.float64),

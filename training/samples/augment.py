@@ -36,7 +36,7 @@ def augment(
         how: how far.
         rng: decides everything; it is drawn from equally, whatever the views are.
     """
-    out = images_VCHW.copy()
+    out: Picture = images_VCHW.copy()
     for view in range(len(images_VCHW)):
         shift, angle, factors = rng.uniform(-1, 1, 2), rng.uniform(-1, 1), rng.uniform(-1, 1, 3)
         if not mask_V[view]:
@@ -54,7 +54,7 @@ def _move(image: Picture, shift: NDArray[np.float64], angle: float, how: Augment
         return image
     height, width = image.shape[:2]
     middle = (0.5 * (width - 1), 0.5 * (height - 1))
-    turn = cv2.getRotationMatrix2D(middle, how.rotate * angle, 1.0 / how.crop)
+    turn = np.asarray(cv2.getRotationMatrix2D(middle, how.rotate * angle, 1.0 / how.crop), dtype=np.float64)
     turn[:, 2] += 0.5 * (1.0 / how.crop - 1.0) * shift * (width, height)
     moved = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     return np.asarray(moved, dtype=np.uint8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ class Collator:
             processor = self.others.get(sample.contract.name, self.processor)
             said = requantised(sample.subtask, processor.tokenizer.vocabulary.loc_bins)
             moment = (sample.images, sample.state_S, sample.instruction)
-            chunk = {'actions': sample.actions_HN, 'steps': sample.action_mask_H}
+            chunk: dict[str, Any] = {'actions': sample.actions_HN, 'steps': sample.action_mask_H}
             says_now = says < self.subtask and bool(said)
             if not processor.processing.subtasks:
                 row = processor.action_sample(*moment, **chunk, text=said if says_now else None)

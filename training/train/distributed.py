@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -90,9 +90,10 @@ def shard(model: KiVla, world: ProcessGroup) -> None:
     model.to(world.device)
     if world.size == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(world.device.type, (world.size,))
     large = sum(parameter.numel() for parameter in model.parameters()) > SMALL
     for stack in (model.vision, model.backbone, model.expert) if large else ():
         for layer in getattr(stack, 'layers', ()):
@@ -127,7 +128,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight on the CPU; on processes but the first it may be empty."""
-    return {name: value.detach().cpu() for name, value in get_model_state_dict(model, options=WHOLE).items()}
+    weights = cast('dict[str, Tensor]', get_model_state_dict(model, options=WHOLE))
+    return {name: value.detach().cpu() for name, value in weights.items()}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
