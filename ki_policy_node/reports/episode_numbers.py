@@ -79,7 +79,7 @@ class _Reader:
     def __init__(self, bag: Bag, contract: Contract) -> None:
         self.bag, self.contract, self.made = bag, contract, Episode()
         self._times: dict[str, list[int]] = defaultdict(list)
-        self._series: dict[str, dict[str, list[tuple[int, float]]]] = {'measured': {}, 'commanded': {}}
+        self._series: dict[str, dict[str, list[tuple[float, float]]]] = {'measured': {}, 'commanded': {}}
         self._last: ActionChunk | None = None
         self._inferred, self._running, self._shown = 0, False, -(10**18)
         self._joints = [name for name in contract.action_names if interface_of(name) == 'position']
