@@ -1,14 +1,15 @@
 """The robot's controllers without ROS: what they accept, what they refuse, and what they command at a moment.
 
-They behave as ros2_controllers' user documentation describes: joint_trajectory_controller (interpolation, replacement,
-stamps in the past, rest and hold at the end, cmd_timeout), forward_command_controller, and a base controller that
-stops when its commands stop. Times are integer ns. A refused command raises SimError and changes nothing.
+They behave as the source of ros2_controllers 4 does: joint_trajectory_controller (interpolation, replacement and the
+spline to the first point, stamps, rest and hold at the end, cmd_timeout), forward_command_controller, and a base
+controller that stops when its commands stop. Times are integer ns. A refused command raises SimError and changes
+nothing. Unlike the real ones they also refuse positions outside their joints' limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,75 +50,114 @@ class _Knot:
 
 
 class JointTrajectoryController:
-    """Follows joint trajectories: linear between positions, cubic with velocities, quintic with accelerations too.
+    """Plays joint trajectories as ros2_controllers' joint_trajectory_controller 4 does, quirks included.
 
-    `timeout_ns` is the documented cmd_timeout: this long after a trajectory's end without a new one, the joints hold
-    where they are measured; 0 holds the last point for ever.
+    Linear between positions, cubic with velocities, quintic with accelerations too. A message replaces the one before
+    at the next update, whatever its stamp; until its first point a spline leads there. With `from_desired`
+    (`interpolate_from_desired_state`) that spline begins at the last command, but at the time of the update that
+    gave it, one period before the command was due: the first update after a splice then advances by two periods.
+    Without, it begins at the measured state. Either is avoided by a first point that is not in the future.
+
+    Args:
+        name: Of the controller.
+        limits: Of its joints, in order.
+        timeout_ns: `cmd_timeout`: this long after a trajectory's end the joints hold where they are measured; 0: never.
+        period_ns: Between two updates.
+        from_desired: `interpolate_from_desired_state`.
     """
 
-    def __init__(self, name: str, limits: Mapping[str, JointLimit], timeout_ns: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: Mapping[str, JointLimit],
+        timeout_ns: int = 0,
+        period_ns: int = 10_000_000,
+        from_desired: bool = True,
+    ) -> None:
         self.name, self.joints, self.timeout_ns = name, tuple(limits), timeout_ns
+        self._period_ns, self._from_desired = period_ns, from_desired
         self._lower = np.array([limit.lower for limit in limits.values()])
         self._upper = np.array([limit.upper for limit in limits.values()])
-        self._knots: list[_Knot] = []
+        self._knots: list[_Knot] = []  # of the message in force; times count from its start
+        self._start_ns: int | None = None  # None: at the next update
+        self._before: _Knot | None = None  # where the spline to the first knot begins; None: at the next update
+        self._commanded = _Knot(0, np.zeros(len(limits)))
+        self._holding = False
         self.timed_out = False
 
-    def hold(self, now_ns: int, measured: npt.ArrayLike) -> None:
-        """Forget what was commanded and stay at a pose."""
-        self._knots = [_Knot(now_ns, np.array(measured, np.float64))]
+    def activate(self, now_ns: int, measured: npt.ArrayLike) -> None:
+        """Forget what was commanded and stay where the joints are."""
+        self._commanded = _Knot(now_ns, np.array(measured, np.float64))
+        self._hold(self._commanded.q)
         self.timed_out = False
 
     def accept(self, trajectory: Trajectory, now_ns: int) -> None:
-        """Replace what is left of the present trajectory by the useful part of a new one.
+        """Take a new trajectory in place of the present one, from the next update on.
 
-        Points not later than now are dropped; when none is left the command is refused and the present one goes on.
-        Until the new trajectory's start the present one is followed.
+        Refused as a whole, and the present one goes on, when it ends in the past or in motion, or names other joints.
         """
         if not self._knots:
             raise SimError(f'{self.name} got a trajectory before it was activated: give it a pose to hold first')
-        knots = self._checked(trajectory, now_ns)
-        useful = [knot for knot in knots if knot.time_ns > now_ns]
-        if not useful:
-            late_ms = (now_ns - knots[-1].time_ns) / 1e6
+        knots = self._checked(trajectory)
+        if trajectory.stamp_ns and trajectory.stamp_ns + knots[-1].time_ns < now_ns:
+            late_ms = (now_ns - trajectory.stamp_ns - knots[-1].time_ns) / 1e6
             raise SimError(
                 f'{self.name} got a trajectory whose last point lies {late_ms:.1f} ms in the past: send points in '
                 'the future, or stamp it 0 to start on arrival'
             )
-        start = trajectory.stamp_ns or now_ns
-        join_ns = max(start, now_ns)
-        kept = [knot for knot in self._knots if knot.time_ns <= now_ns][-1:]
-        kept += [knot for knot in self._knots if now_ns < knot.time_ns < join_ns]
-        if useful[0].time_ns > join_ns:
-            q, v = self._at(join_ns)
-            kept.append(_Knot(join_ns, q, v if useful[0].v is not None else None, _zeros(useful[0].a)))
-        self._knots = kept + useful
-        self.timed_out = False
+        self._knots, self._start_ns, self._before = knots, trajectory.stamp_ns or None, None
+        self._holding = self.timed_out = False
 
-    def sample(self, now_ns: int, measured: npt.ArrayLike) -> Floats:
-        """Desired positions at a time, in the order of `joints`; `measured` is where the joints are now."""
+    def update(self, now_ns: int, measured: npt.ArrayLike, speeds: npt.ArrayLike | None = None) -> Floats:
+        """One cycle: the positions to be at one period after `now_ns`, in the order of `joints`.
+
+        `measured` and `speeds` are the joints' positions and velocities now.
+        """
         if not self._knots:
-            self.hold(now_ns, measured)
-        end = self._knots[-1].time_ns
-        if self.timeout_ns and len(self._knots) > 1 and now_ns - end > self.timeout_ns:
-            self.hold(now_ns, measured)
+            self.activate(now_ns, measured)
+        if self._before is None:
+            self._begin(now_ns, np.array(measured, np.float64), None if speeds is None else np.asarray(speeds, float))
+        assert self._start_ns is not None
+        q, v, a = self._at(now_ns + self._period_ns)
+        since_end_ns = now_ns - self._start_ns - self._knots[-1].time_ns
+        if self.timeout_ns and not self._holding and since_end_ns > self.timeout_ns:
+            self._hold(np.array(measured, np.float64))
             self.timed_out = True
-        return self._at(now_ns)[0]
+        self._commanded = _Knot(now_ns, q, v, a)
+        return q
 
     @property
-    def end_ns(self) -> int:
-        """When the last commanded point is due."""
-        return self._knots[-1].time_ns if self._knots else 0
+    def commanded(self) -> Floats:
+        """The last command, as far as the limits allow a joint to be sent there again."""
+        return np.clip(self._commanded.q, self._lower, self._upper)
 
-    def _at(self, now_ns: int) -> tuple[Floats, Floats]:
-        knots = self._knots
-        if now_ns >= knots[-1].time_ns:
-            return knots[-1].q, np.zeros_like(knots[-1].q)
-        later = next(i for i, knot in enumerate(knots) if knot.time_ns > now_ns)
+    def _hold(self, pose: Floats) -> None:
+        self._knots, self._start_ns, self._before, self._holding = [_Knot(0, pose)], None, None, True
+
+    def _begin(self, now_ns: int, measured: Floats, speeds: Floats | None) -> None:
+        """The first update with a message: fixes its start, and where the spline to its first point begins."""
+        first = self._knots[0]
+        before = self._commanded if self._from_desired else _Knot(now_ns, measured, speeds)
+        v = _zeros(first.v) if before.v is None else before.v
+        a = _zeros(first.a) if before.a is None else before.a
+        self._before = replace(before, v=v, a=a)
+        self._start_ns = now_ns if self._start_ns is None else self._start_ns
+
+    def _at(self, at_ns: int) -> tuple[Floats, Floats, Floats]:
+        assert self._start_ns is not None
+        assert self._before is not None
+        knots, offset_ns = self._knots, at_ns - self._start_ns
+        if offset_ns >= knots[-1].time_ns:
+            last = knots[-1]
+            still = np.zeros_like(last.q)
+            return last.q, still if last.v is None else last.v, still if last.a is None else last.a
+        later = next(i for i, knot in enumerate(knots) if knot.time_ns > offset_ns)
         if later == 0:
-            return knots[0].q, np.zeros_like(knots[0].q)
-        return interpolate(knots[later - 1], knots[later], now_ns)
+            before = replace(self._before, time_ns=self._before.time_ns - self._start_ns)
+            return interpolate(before, knots[0], offset_ns)
+        return interpolate(knots[later - 1], knots[later], offset_ns)
 
-    def _checked(self, trajectory: Trajectory, now_ns: int) -> list[_Knot]:
+    def _checked(self, trajectory: Trajectory) -> list[_Knot]:
         names = tuple(trajectory.joints)
         if sorted(names) != sorted(self.joints):
             raise SimError(
@@ -126,7 +166,7 @@ class JointTrajectoryController:
         if not trajectory.points:
             raise SimError(f'{self.name} got a trajectory without points: send at least one')
         order = [names.index(joint) for joint in self.joints]
-        start, knots, before = trajectory.stamp_ns or now_ns, [], -1
+        knots, before = [], -1
         for i, point in enumerate(trajectory.points):
             if point.time_ns <= before or point.time_ns < 0:
                 raise SimError(f'{self.name} got point {i} at {point.time_ns} ns, not after the one before: sort them')
@@ -135,9 +175,7 @@ class JointTrajectoryController:
             v = self._numbers(point.velocities, f'velocities of point {i}', order)
             a = self._numbers(point.accelerations, f'accelerations of point {i}', order)
             assert q is not None
-            knots.append(
-                _Knot(start + point.time_ns, within(self.name, self.joints, q, self._lower, self._upper), v, a)
-            )
+            knots.append(_Knot(point.time_ns, within(self.name, self.joints, q, self._lower, self._upper), v, a))
         self._check_end(knots[-1])
         return knots
 
@@ -176,22 +214,24 @@ def within(name: str, joints: Sequence[str], q: Floats, lower: Floats, upper: Fl
     return np.clip(q, lower, upper)
 
 
-def interpolate(one: _Knot, two: _Knot, now_ns: int) -> tuple[Floats, Floats]:
-    """Position and velocity between two knots, by the richest spline that both carry."""
-    T, t = (two.time_ns - one.time_ns) * 1e-9, (now_ns - one.time_ns) * 1e-9
+def interpolate(one: _Knot, two: _Knot, at_ns: int) -> tuple[Floats, Floats, Floats]:
+    """Position, velocity and acceleration between two knots, by the richest spline that both carry."""
+    T, t = (two.time_ns - one.time_ns) * 1e-9, (at_ns - one.time_ns) * 1e-9
     d = two.q - one.q
     if one.v is None or two.v is None:
-        return one.q + d * (t / T), d / T
+        return one.q + d * (t / T), d / T, np.zeros_like(d)
     if one.a is None or two.a is None:
         c2 = (3 * d - (2 * one.v + two.v) * T) / T**2
         c3 = (-2 * d + (one.v + two.v) * T) / T**3
-        return one.q + one.v * t + c2 * t**2 + c3 * t**3, one.v + 2 * c2 * t + 3 * c3 * t**2
+        position = one.q + one.v * t + c2 * t**2 + c3 * t**3
+        return position, one.v + 2 * c2 * t + 3 * c3 * t**2, 2 * c2 + 6 * c3 * t
     c2 = one.a / 2
     c3 = (20 * d - (8 * two.v + 12 * one.v) * T - (3 * one.a - two.a) * T**2) / (2 * T**3)
     c4 = (-30 * d + (14 * two.v + 16 * one.v) * T + (3 * one.a - 2 * two.a) * T**2) / (2 * T**4)
     c5 = (12 * d - 6 * (two.v + one.v) * T + (two.a - one.a) * T**2) / (2 * T**5)
     position = one.q + one.v * t + c2 * t**2 + c3 * t**3 + c4 * t**4 + c5 * t**5
-    return position, one.v + 2 * c2 * t + 3 * c3 * t**2 + 4 * c4 * t**3 + 5 * c5 * t**4
+    velocity = one.v + 2 * c2 * t + 3 * c3 * t**2 + 4 * c4 * t**3 + 5 * c5 * t**4
+    return position, velocity, 2 * c2 + 6 * c3 * t + 12 * c4 * t**2 + 20 * c5 * t**3
 
 
 def _zeros(like: Floats | None) -> Floats | None:

@@ -167,7 +167,9 @@ class World:
         if row.shape != (len(COLUMNS),):
             raise SimError(f'an action has {len(COLUMNS)} numbers ({COLUMNS[0]} ... {COLUMNS[-1]}), got {row.size}')
         for offset, side in ((0, 'left'), (7, 'right')):
-            self.command_arm(side, Trajectory(ARM_JOINTS[side], (Point(STEP_NS, row[offset : offset + 6].tolist()),)))
+            # From where the arm is commanded to be: without a point there its controller would lead there too fast.
+            points = (Point(0, self.arms[side].commanded), Point(STEP_NS, row[offset : offset + 6].tolist()))
+            self.command_arm(side, Trajectory(ARM_JOINTS[side], points))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
         self.advance(STEP_NS, each_tick)
@@ -321,7 +323,7 @@ class World:
 
     def _hold(self) -> None:
         for side in SIDES:
-            self.arms[side].hold(self.time_ns, self.data.qpos[self._qpos[side]])
+            self.arms[side].activate(self.time_ns, self.data.qpos[self._qpos[side]])
             self.grippers[side].hold([min(LIMITS[GRIPPERS[side]].upper, self.data.qpos[self._fingers[side]].sum())])
             self.data.ctrl[self._arm_ctrl[side]] = self.data.qpos[self._qpos[side]]
             self.data.ctrl[self._grip_ctrl[side]] = self.grippers[side].command[0]
@@ -337,7 +339,7 @@ class World:
         ctrl, q, dt = self.data.ctrl, self.data.qpos, TICK_NS * 1e-9
         for side in SIDES:
             i = self._arm_ctrl[side]
-            wanted = self.arms[side].sample(self.time_ns, q[self._qpos[side]])
+            wanted = self.arms[side].update(self.time_ns - TICK_NS, q[self._qpos[side]])
             ctrl[i] = rate_limited(ctrl[i], wanted, self._arm_speed[side], dt)
             g = self._grip_ctrl[side]
             ctrl[g] = rate_limited(ctrl[g], self.grippers[side].command[0], LIMITS[GRIPPERS[side]].velocity, dt)

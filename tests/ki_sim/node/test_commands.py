@@ -30,7 +30,7 @@ def output_of(column: str) -> Output:
 
 def commanded(world: World, side: str, after_s: float) -> np.ndarray:
     """What the controller of an arm asks for in a while."""
-    return world.arms[side].sample(world.time_ns + round(after_s * 1e9), np.zeros(6))
+    return world.arms[side].update(world.time_ns + round(after_s * 1e9), np.zeros(6))
 
 
 def test_a_trajectory_moves_the_arm_that_it_is_for_from_its_stamp_on(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,14 +21,30 @@ from ki_sim.world.controllers import (
 from ki_sim.world.robot import JointLimit
 
 MS = 1_000_000
+PERIOD = 10 * MS
 LIMITS = {'a': JointLimit(-1.0, 1.0, 1.0, 1.0), 'b': JointLimit(-2.0, 2.0, 1.0, 1.0)}
 AT = [0.0, 0.0]
 
 
-def controller(timeout_ns: int = 0) -> JointTrajectoryController:
-    made = JointTrajectoryController('arm', LIMITS, timeout_ns)
-    made.hold(0, AT)
-    return made
+class Arm:
+    """A controller of two joints that is updated every 10 ms, and what it has commanded."""
+
+    def __init__(self, timeout_ns: int = 0, from_desired: bool = True, start: Sequence[float] = (0.0, 0.0)) -> None:
+        self.controller = JointTrajectoryController('arm', LIMITS, timeout_ns, PERIOD, from_desired)
+        self.controller.activate(0, start)
+        self.now = 0
+        self.commands: list[np.ndarray] = []
+
+    def accept(self, trajectory: Trajectory) -> None:
+        self.controller.accept(trajectory, self.now)
+
+    def until(self, ms: int, measured: Sequence[float] | None = None, speeds: Sequence[float] | None = None):
+        """What is commanded for a time; joints are where they were sent, unless they are measured elsewhere."""
+        while self.now < ms * MS:
+            here = self.commands[-1] if self.commands else np.zeros(2)
+            self.commands.append(self.controller.update(self.now, here if measured is None else measured, speeds))
+            self.now += PERIOD
+        return self.commands[-1] if self.commands else np.zeros(2)
 
 
 def trajectory(*points: tuple[int, list[float]], stamp_ms: int = 0, joints: tuple[str, ...] = ('a', 'b')) -> Trajectory:
@@ -34,87 +52,124 @@ def trajectory(*points: tuple[int, list[float]], stamp_ms: int = 0, joints: tupl
 
 
 def test_positions_alone_are_joined_by_straight_lines():
-    arm = controller()
-    arm.accept(trajectory((100, [1.0, -1.0]), (200, [0.0, 0.0])), 0)
-    assert np.allclose(arm.sample(50 * MS, AT), [0.5, -0.5])
-    assert np.allclose(arm.sample(150 * MS, AT), [0.5, -0.5])
+    arm = Arm()
+    arm.accept(trajectory((0, AT), (100, [1.0, -1.0]), (200, [0.0, 0.0])))
+    assert np.allclose(arm.until(50), [0.5, -0.5])
+    assert np.allclose(arm.until(150), [0.5, -0.5])
 
 
 def test_velocities_make_a_cubic_that_meets_them():
-    arm = controller()
+    arm = Arm()
     rest = [0.0, 0.0]
-    points = [Point(1000 * MS, [0.9, 0.0], rest), Point(2000 * MS, rest, [0.2, 0.0]), Point(3000 * MS, rest, rest)]
-    arm.accept(Trajectory(('a', 'b'), points), 0)
-    assert np.allclose(arm.sample(500 * MS, AT), [0.45, 0.0])  # half way of a rest-to-rest cubic
-    assert arm.sample(100 * MS, AT)[0] < 0.1  # starts from rest, unlike a straight line
-    before, end = arm.sample(1999 * MS, AT), arm.sample(2000 * MS, AT)
-    assert (end - before)[0] / 1e-3 == pytest.approx(0.2, abs=0.02)
+    points = [Point(0, rest, rest), Point(1000 * MS, [0.9, 0.0], rest)]
+    points += [Point(2000 * MS, rest, [0.2, 0.0]), Point(3000 * MS, rest, rest)]
+    arm.accept(Trajectory(('a', 'b'), points))
+    assert arm.until(100)[0] < 0.1  # starts from rest, unlike a straight line
+    assert np.allclose(arm.until(500), [0.45, 0.0])  # half way of a rest-to-rest cubic
+    end = arm.until(2000)
+    assert (end - arm.commands[-2])[0] / 0.01 == pytest.approx(0.2, abs=0.05)
 
 
 def test_accelerations_make_a_quintic():
-    arm = controller()
-    points = [Point(1000 * MS, [1.0, 0.0], [0.0, 0.0], [0.0, 0.0])]
-    arm.accept(Trajectory(('a', 'b'), points), 0)
+    arm = Arm()
+    points = [Point(at * MS, [goal, 0.0], [0.0, 0.0], [0.0, 0.0]) for at, goal in ((0, 0.0), (1000, 1.0))]
+    arm.accept(Trajectory(('a', 'b'), points))
     s = 0.25
-    assert arm.sample(250 * MS, AT)[0] == pytest.approx(s**3 * (10 - 15 * s + 6 * s * s))
+    assert arm.until(250)[0] == pytest.approx(s**3 * (10 - 15 * s + 6 * s * s))
 
 
 def test_the_last_point_is_held():
-    arm = controller()
-    arm.accept(trajectory((100, [0.7, 0.3])), 0)
-    assert np.allclose(arm.sample(10_000 * MS, AT), [0.7, 0.3])
+    arm = Arm()
+    arm.accept(trajectory((100, [0.7, 0.3])))
+    assert np.allclose(arm.until(10_000), [0.7, 0.3])
 
 
 def test_joints_are_matched_by_name():
-    arm = controller()
-    arm.accept(trajectory((100, [2.0, 1.0]), joints=('b', 'a')), 0)
-    assert np.allclose(arm.sample(100 * MS, AT), [1.0, 2.0])
+    arm = Arm()
+    arm.accept(trajectory((100, [2.0, 1.0]), joints=('b', 'a')))
+    assert np.allclose(arm.until(100), [1.0, 2.0])
 
 
-def test_points_in_the_past_are_dropped_and_later_ones_followed():
-    arm = controller()
-    arm.accept(trajectory((10, [1.0, 0.0]), (200, [0.5, 0.0]), stamp_ms=1000), 1100 * MS)
-    assert np.allclose(arm.sample(1100 * MS, AT), AT)
-    assert np.allclose(arm.sample(1150 * MS, AT), [0.25, 0.0])
-    assert np.allclose(arm.sample(1200 * MS, AT), [0.5, 0.0])
+def test_points_in_the_past_are_passed_over_and_later_ones_followed():
+    arm = Arm()
+    arm.until(1100)
+    arm.accept(trajectory((10, [1.0, 0.0]), (200, [0.5, 0.0]), stamp_ms=1000))
+    assert arm.until(1150)[0] == pytest.approx(1.0 - 0.5 * 140 / 190), 'on the line between its points'
+    assert np.allclose(arm.until(1200), [0.5, 0.0])
 
 
 def test_a_trajectory_all_in_the_past_is_refused_and_the_present_one_goes_on():
-    arm = controller()
-    arm.accept(trajectory((400, [0.8, 0.0])), 0)
+    arm = Arm()
+    arm.accept(trajectory((400, [0.8, 0.0])))
+    arm.until(100)
     with pytest.raises(SimError, match='in the past'):
-        arm.accept(trajectory((10, [-1.0, 0.0]), stamp_ms=50), 100 * MS)
-    assert np.allclose(arm.sample(400 * MS, AT), [0.8, 0.0])
+        arm.accept(trajectory((10, [-1.0, 0.0]), stamp_ms=50))
+    assert np.allclose(arm.until(400), [0.8, 0.0])
 
 
-def test_a_trajectory_with_a_later_start_lets_the_present_one_run_until_then():
-    arm = controller()
-    arm.accept(trajectory((100, [0.4, 0.0]), (300, [0.8, 0.0])), 0)
-    arm.accept(trajectory((100, [0.0, 1.0]), stamp_ms=200), 50 * MS)
-    assert np.allclose(arm.sample(100 * MS, AT), [0.4, 0.0])
-    assert np.allclose(arm.sample(200 * MS, AT), [0.6, 0.0])
-    assert np.allclose(arm.sample(250 * MS, AT), [0.3, 0.5])
-    assert np.allclose(arm.sample(300 * MS, AT), [0.0, 1.0])
-    assert np.allclose(arm.sample(500 * MS, AT), [0.0, 1.0])
+def test_a_trajectory_with_a_later_start_replaces_the_present_one_at_once():
+    arm = Arm()
+    arm.accept(trajectory((0, AT), (100, [0.4, 0.0]), (300, [0.8, 0.0])))
+    arm.until(50)
+    arm.accept(trajectory((100, [0.0, 1.0]), stamp_ms=200))
+    assert arm.until(100)[1] > 0.1, 'a spline leads to its first point from the last command on'
+    assert np.allclose(arm.until(300), [0.0, 1.0])
 
 
-def test_replacement_on_arrival_starts_from_where_the_old_one_had_come():
-    arm = controller()
-    arm.accept(trajectory((100, [1.0, 0.0])), 0)
-    arm.accept(trajectory((100, [0.0, 0.0])), 50 * MS)
-    assert np.allclose(arm.sample(50 * MS, AT), [0.5, 0.0])
-    assert np.allclose(arm.sample(100 * MS, AT), [0.25, 0.0])
+def speeds_of(arm: Arm) -> np.ndarray:
+    return np.diff(np.array(arm.commands)[:, 0]) / 0.01
+
+
+@pytest.mark.parametrize('from_desired', [True, False])
+def test_a_splice_to_a_point_in_the_future_is_a_spike(from_desired):
+    """As with the real one: 2.05 times the speed; a spline from a measured pose that lags runs backwards."""
+    arm = Arm(from_desired=from_desired)
+    for start in range(0, 500, 50):  # a constant 0.5 rad/s, said anew every 50 ms, stamped 0
+        points = [Point(t * MS, [0.5 * (start + t) / 1000, 0.0], [0.5, 0.0]) for t in (100, 200, 299)]
+        points.append(Point(300 * MS, [0.5 * (start + 299.5) / 1000, 0.0], [0.0, 0.0]))
+        arm.accept(Trajectory(('a', 'b'), points))
+        behind = arm.commands[-4] if len(arm.commands) > 3 else AT
+        arm.until(start + 10, behind, [0.5, 0.0])
+        arm.until(start + 50)
+    speeds = speeds_of(arm)[12:]
+    splices = speeds[2::5]
+    usual = np.median(speeds)
+    if from_desired:
+        assert splices / usual == pytest.approx(2.05, abs=0.1)
+    else:
+        assert splices.max() < 0.0
+
+
+@pytest.mark.parametrize('from_desired', [True, False])
+def test_a_splice_to_a_point_in_the_past_runs_on_as_if_there_were_none(from_desired):
+    arm = Arm(from_desired=from_desired)
+    for start in range(0, 500, 50):
+        points = [Point(t * MS, [0.5 * (start + t) / 1000, 0.0], [0.5, 0.0]) for t in (0, 100, 200, 299)]
+        points.append(Point(300 * MS, [0.5 * (start + 299.5) / 1000, 0.0], [0.0, 0.0]))
+        if start == 0:
+            points[0] = Point(0, AT, [0.5, 0.0])
+        arm.accept(Trajectory(('a', 'b'), points, start * MS))
+        arm.until(start + 50, [0.0, 0.0], [0.0, 0.0])
+    assert speeds_of(arm) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_after_the_timeout_the_measured_pose_is_held():
-    arm = controller(timeout_ns=100 * MS)
-    arm.accept(trajectory((100, [1.0, 0.0])), 0)
-    assert np.allclose(arm.sample(200 * MS, [0.9, 0.0]), [1.0, 0.0])
-    assert not arm.timed_out
-    assert np.allclose(arm.sample(201 * MS, [0.9, 0.0]), [0.9, 0.0])
-    assert arm.timed_out
-    arm.accept(trajectory((100, [0.0, 0.0])), 300 * MS)
-    assert not arm.timed_out
+    arm = Arm(timeout_ns=100 * MS)
+    arm.accept(trajectory((100, [1.0, 0.0])))
+    assert np.allclose(arm.until(210, [0.9, 0.0]), [1.0, 0.0])
+    assert not arm.controller.timed_out
+    assert np.allclose(arm.until(230, [0.9, 0.0]), [0.9, 0.0])
+    assert arm.controller.timed_out
+    arm.accept(trajectory((100, [0.0, 0.0])))
+    assert not arm.controller.timed_out
+
+
+def test_a_controller_that_is_activated_again_stays_where_the_joints_are_now():
+    arm = Arm()
+    arm.accept(trajectory((100, [1.0, 0.0])))
+    arm.until(200)
+    arm.controller.activate(arm.now, [0.3, 0.0])
+    assert np.allclose(arm.until(300, [0.3, 0.0]), [0.3, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -135,17 +190,18 @@ def test_after_the_timeout_the_measured_pose_is_held():
     ],
 )
 def test_a_refused_trajectory_says_why_and_changes_nothing(bad, said):
-    arm = controller()
-    arm.accept(trajectory((100, [0.5, 0.5])), 0)
+    arm = Arm()
+    arm.accept(trajectory((100, [0.5, 0.5])))
+    arm.until(10)
     with pytest.raises(SimError, match=said):
-        arm.accept(bad, 10 * MS)
-    assert np.allclose(arm.sample(100 * MS, AT), [0.5, 0.5])
+        arm.accept(bad)
+    assert np.allclose(arm.until(100), [0.5, 0.5])
 
 
 def test_rounding_beyond_a_limit_is_clipped():
-    arm = controller()
-    arm.accept(trajectory((100, [1.0005, 0.0])), 0)
-    assert arm.sample(100 * MS, AT)[0] == 1.0
+    arm = Arm()
+    arm.accept(trajectory((100, [1.0005, 0.0])))
+    assert arm.until(100)[0] == 1.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -155,19 +211,15 @@ def test_rounding_beyond_a_limit_is_clipped():
     )
 )
 def test_replacements_never_jump_and_stay_inside_the_limits(commands):
-    arm = controller()
-    now, before = 0, np.zeros(2)
+    arm = Arm()
     for wait, start, a, b in commands:
-        for _ in range(wait // 10):
-            now += 10 * MS
-            here = arm.sample(now, AT)
-            # Every trajectory gives at least 100 ms for at most the whole range.
-            assert np.all(np.abs(here - before) <= np.array([0.2, 0.4]) + 1e-9)
-            assert -1 <= here[0] <= 1
-            assert -2 <= here[1] <= 2
-            before = here
-        arm.accept(Trajectory(('a', 'b'), [Point(100 * MS, [a, b])], now + start * MS), now)
-        assert np.allclose(arm.sample(now, AT), before, atol=1e-12) or now == 0
+        arm.until(arm.now // MS + wait)
+        arm.accept(Trajectory(('a', 'b'), [Point(100 * MS, [a, b])], arm.now + start * MS))
+    arm.until(arm.now // MS + 500)
+    played = np.array(arm.commands)
+    # Every trajectory gives at least 100 ms for at most the whole range, and two periods' worth at its splice.
+    assert np.all(np.abs(np.diff(played, axis=0)) <= 2 * np.array([0.2, 0.4]) + 1e-9)
+    assert np.all(np.abs(played) <= np.array([1.0, 2.0]) + 1e-12)
 
 
 def test_forwarded_values_stay_until_the_next():
