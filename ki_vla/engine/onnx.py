@@ -1,8 +1,8 @@
 """The ONNX runner: exported graphs in ONNX Runtime, on a CPU, with CUDA or with TensorRT.
 
-The files leave views and prompt slots open; a session is made for each static shape with these fixed, so that nothing
-is left to be worked out at run time. Values go from graph to graph by IO binding: on a GPU, keys and values never
-visit the host.
+The files leave views and prompt slots open (`OPEN_SIZES`); a session is made for each static shape with all of them
+fixed, so that nothing is left to be worked out at run time. Values go from graph to graph by IO binding: on a GPU, keys
+and values never visit the host.
 """
 
 from __future__ import annotations
@@ -38,6 +38,17 @@ INPUTS = {
     'vision': ('images_uint8',),
     'prefix': (TOKENS, 'image_mask', 'prompt_ids', 'prompt_mask', 'state_normal'),
     **{kind: ('noisy_actions', 'row', *names) for kind, names in CARRIED.items()},
+}
+# Open dimensions of inputs and outputs: value -> axis -> name. `context` is prefix and queries together.
+OPEN_SIZES = {
+    'images_uint8': {0: 'views'},
+    TOKENS: {0: 'views'},
+    'image_mask': {0: 'views'},
+    'prompt_ids': {0: 'prompt'},
+    'prompt_mask': {0: 'prompt'},
+    'prefix_keys': {1: 'prefix'},
+    'prefix_values': {1: 'prefix'},
+    'query_bias': {1: 'context'},
 }
 
 
@@ -199,7 +210,9 @@ class OnnxRunner:
         kind = 'plain' if carried is None else carried.kind
         given = [] if carried is None else [self._value(carried.previous_HA), self._value(carried.share_H)]
         # A prefix of another length has another session.
-        session = self._session(kind, {'prefix': _length(prefix[0])})
+        session = self._session(
+            kind, {'prefix': _length(prefix[0]), 'context': _length(prefix[CACHED.index('query_bias')])}
+        )
         binding = session.io_binding()
         wanted = {each.name for each in session.get_inputs()}
         fixed = dict(zip((*CARRIED[kind], *self._cached), (*given, *prefix), strict=True))
@@ -255,6 +268,6 @@ class OnnxRunner:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
 
 
-def _length(k: Any) -> int:
-    """Prefix tokens of keys [Y, S, G, K]."""
-    return int(k.shape()[1])
+def _length(value: Any) -> int:
+    """Prefix tokens of keys [Y, S, G, K]; prefix tokens and queries of a bias [1|Q, S + Q]."""
+    return int(value.shape()[1])

@@ -345,7 +345,14 @@ def pure(step: Step, tensors: tuple[Tensor, ...], symbolic: bool = False) -> nn.
         tensors: example inputs.
         symbolic: keep the number of prefix tokens a symbol.
     """
+    from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode = 'symbolic' if symbolic else 'real'
-    return make_fx(lambda *given: step(*given), tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)
+    traced = make_fx(
+        lambda *given: step(*given),
+        # ONNX has no operator for it: pi0's time MLP.
+        decomposition_table=get_decompositions([torch.ops.aten.silu_backward]),
+        tracing_mode='symbolic' if symbolic else 'real',
+        _allow_non_fake_inputs=True,
+    )
+    return traced(*tensors)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ki_vla.engine.exported import WEIGHTS
 from ki_vla.engine.interface import Shape, example_inputs
-from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, TOKENS
+from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, OPEN_SIZES, TOKENS
 from ki_vla.engine.packing import Rungs
 from ki_vla.engine.stages import KINDS, ActionStage, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
@@ -68,7 +68,7 @@ def export_graphs(
         with one_part(source, 'vision', dtype) as model:
             stage = laid_out(VisionStage(model, Rungs()))
         images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
-        _write(stage, 'vision', (images,), ({0: AUTO},), [TOKENS], {'views': (0, 0)}, weights, info)
+        _write(stage, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
         del stage
         tell('exporting prefix')
         with one_part(source, 'prefix', dtype) as model:
@@ -76,16 +76,7 @@ def export_graphs(
         state_token = stage.state_in is not None
         names = CACHED if state_token else CACHED[:-1]
         dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
-        _write(
-            stage,
-            'prefix',
-            prefix_example(config, dtype),
-            dynamic,
-            names,
-            {'views': (0, 0), 'prompt': (2, 0)},
-            weights,
-            info,
-        )
+        _write(stage, 'prefix', prefix_example(config, dtype), dynamic, names, weights, info)
         del stage
         gc.collect()
         with one_part(source, 'action', dtype) as model:
@@ -95,8 +86,7 @@ def export_graphs(
             tensors, dynamic = step_example(config, dtype, kind, state_token)
             # Traced operation by operation, so that a backward pass becomes operations too.
             step = pure(Step(stage, kind), tensors, symbolic=True)
-            open_size = {'prefix': (len(INPUTS[kind]), 1)}
-            _write(step, kind, tensors, dynamic, [ACTIONS], open_size, weights, info, state_token)
+            _write(step, kind, tensors, dynamic, [ACTIONS], weights, info, state_token)
     weights.close()
     return state_token
 
@@ -140,12 +130,11 @@ def _write(
     tensors: tuple[Tensor, ...],
     dynamic: tuple[Any, ...],
     outputs: Sequence[str],
-    open_sizes: Mapping[str, tuple[int, int]],
     weights: Weights,
     metadata: Mapping[str, str],
     state_token: bool = False,
 ) -> None:
-    """Export one module: `open_sizes` names dimensions as (input, axis)."""
+    """Export one module into the folder of its weights."""
     inputs = list(INPUTS[name])
     if name in KINDS:
         inputs += CACHED if state_token else CACHED[:-1]
@@ -160,8 +149,7 @@ def _write(
         verbose=False,
     )
     model = program.model
-    symbols = {str(model.graph.inputs[i].shape[axis]): size for size, (i, axis) in open_sizes.items()}
-    rename_dimensions(model, symbols)
+    name_dimensions(model)
     forget_origins(model)
     model.metadata_props.update({**metadata, 'graph': name})
     weights.take(model)
@@ -185,25 +173,30 @@ def check(path: Path) -> None:
         raise VlaError(f'{path}: onnx.checker refuses it ({str(error).splitlines()[0]}).') from error
 
 
-def rename_dimensions(model: Any, symbols: Mapping[str, str]) -> None:
-    """Give symbolic dimensions names that mean something, wherever they occur (sums and products included)."""
+def name_dimensions(model: Any) -> None:
+    """Give the exporter's symbols the names of `onnx.OPEN_SIZES`, wherever they occur, and one name to equal sizes.
+
+    A session fixes open dimensions by name: one that is left open stays symbolic behind it, in shapes that are worked
+    out at run time and in TensorRT's profiles.
+    """
     import onnx_ir
 
-    pattern = re.compile('|'.join(rf'\b{re.escape(old)}\b' for old in symbols)) if symbols else None
-
-    def renamed(value: Any) -> None:
-        if value is None or value.shape is None or pattern is None:
-            return
-        value.shape = onnx_ir.Shape(
-            [
-                size if isinstance(size, int) else pattern.sub(lambda found: symbols[found.group()], str(size))
-                for size in value.shape
-            ]
-        )
-
     graph = model.graph
+    whole: dict[str, str] = {}  # a dimension as the exporter wrote it, which may be a sum, -> its name
+    for value in (*graph.inputs, *graph.outputs):
+        for axis, name in OPEN_SIZES.get(value.name, {}).items():
+            whole[str(value.shape[axis])] = name
+    words = {symbol: name for symbol, name in whole.items() if symbol.isidentifier()}
+    pattern = re.compile('|'.join(rf'\b{re.escape(word)}\b' for word in words) or r'(?!)')
+
+    def named(size: Any) -> Any:
+        if isinstance(size, int):
+            return size
+        return whole.get(str(size)) or pattern.sub(lambda found: words[found.group()], str(size))
+
     for value in (*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)):
-        renamed(value)
+        if value is not None and value.shape is not None:
+            value.shape = onnx_ir.Shape([named(size) for size in value.shape])
 
 
 def forget_origins(model: Any) -> None:

@@ -8,16 +8,20 @@ import onnx
 import pytest
 import torch
 
-from ki_vla.engine.exported import Export
-from ki_vla.engine.interface import Choice, Engine, Shape, example_inputs
-from ki_vla.engine.onnx import OnnxRunner
-from ki_vla.engine.torch import MODES, TorchRunner
+from ki_robot.contract.contract import load_contract
+from ki_vla.engine.interface import Carry, Shape, example_inputs
+from ki_vla.engine.onnx import open_session
+from ki_vla.engine.select import open_engine
+from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
-from ki_vla.export.graphs import OPSET, check, export_graphs
+from ki_vla.export.graphs import OPSET, check
 from ki_vla.export.source import PARTS, of_bundle, of_model, of_noise
+from ki_vla.export.write import export_onnx
 from ki_vla.model.config import preset
-from ki_vla.model.kivla import KiVla
-from ki_vla.policy.bundle import Bundle
+from ki_vla.objective.recipes import recipe
+from ki_vla.policy.bundle import Bundle, write_bundle
+from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.untrained import tiny_for, untrained_processor
 
 GRAPHS = ('vision', 'prefix', 'plain', 'trained', 'guided')
 
@@ -52,7 +56,20 @@ def test_open_dimensions_have_names(exported: Bundle) -> None:
     assert dimensions('prefix')['image_tokens'] == ['views', 4, 64]
     assert dimensions('prefix')['prompt_ids'] == ['prompt']
     assert dimensions('plain')['prefix_keys'] == [2, 'prefix', 1, 16]
-    assert dimensions('plain')['query_bias'] == [1, 'prefix + 50']
+    assert dimensions('prefix')['image_mask'] == ['views']
+    assert dimensions('prefix')['prompt_mask'] == ['prompt']
+    assert dimensions('plain')['query_bias'] == [1, 'context']
+
+
+def test_a_session_of_a_static_shape_leaves_no_dimension_open(exported: Bundle) -> None:
+    views, prompt = 3, 48
+    prefix = views * exported.config.vision.tokens + prompt
+    steps = {'prefix': prefix, 'context': prefix + exported.config.horizon}
+    sizes = {'vision': {'views': views}, 'prefix': {'views': views, 'prompt': prompt}, **dict.fromkeys(KINDS, steps)}
+    for name, fixed in sizes.items():
+        session = open_session(exported.folder / 'onnx' / 'fp32' / f'{name}.onnx', sizes=fixed, threads=1)
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            assert all(isinstance(size, int) for size in value.shape), f'{name}: {value.name} {value.shape}'
 
 
 def test_files_say_nothing_of_the_machine_that_made_them(exported: Bundle) -> None:
@@ -90,21 +107,29 @@ def test_noise_is_the_same_whenever_it_is_asked_for() -> None:
     assert not torch.equal(one.expert.action_in.weight, of_noise(config, seed=1).part('action').expert.action_in.weight)
 
 
-def test_pi0_with_its_state_token_is_exported(tmp_path: Path) -> None:
-    tiny = preset('tiny', state_repr='suffix', adaptive=False)
-    config = replace(tiny, backbone=replace(tiny.backbone, depth=1), expert=replace(tiny.expert, depth=1))
-    source = of_noise(config)
-    state_token = export_graphs(source, tmp_path, torch.float32, 3, ('plain',))
-    assert state_token
-    model = KiVla(config)
-    model.load_state_dict(source.state(torch.float32))
-    runners = (
-        OnnxRunner(Export(tmp_path, 'fp32', ('plain',), 3, True, {}, {}), threads=1),
-        TorchRunner(model, 3, MODES['eager']),
+def test_pi0_is_exported_with_every_way_of_denoising(tmp_path: Path) -> None:
+    """Its time MLP stands inside the guided step, whose backward pass has an operator that ONNX does not know."""
+    contract = load_contract('arm_single')
+    tiny = recipe('pi0').configure(tiny_for(contract))
+    config = replace(
+        tiny,
+        vision=replace(tiny.vision, depth=1),
+        backbone=replace(tiny.backbone, depth=1),
+        expert=replace(tiny.expert, depth=1),
     )
-    inputs = example_inputs(config, Shape(3, 40))
-    found, expected = (Engine(each, config, Choice('', '', '', '', '')).infer(inputs) for each in runners)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    processor = untrained_processor(contract, config, Processing(normalisation='zscore'))
+    state = of_noise(config).state(torch.float32)
+    made = write_bundle(tmp_path / 'pi0', name='pi0', weights=state, processor=processor)
+    export = export_onnx(made)
+    assert export.kinds == KINDS
+    assert export.state_token
+    assert set(export.parity) == {'vision', 'prefix', 'chunk', *KINDS}
+    previous = np.random.default_rng(4).standard_normal((config.horizon - 5, config.action_dim), np.float32)
+    inputs = example_inputs(config, Shape(len(contract.cameras), 40))
+    with open_engine(made, 'torch', strict=True, mode='eager') as torch_engine, open_engine(made, 'onnx') as tested:
+        for carry in (None, Carry(previous, 4, 30, 'guided'), Carry(previous, 4, 30, 'trained')):
+            expected = torch_engine.infer(inputs, carry=carry)
+            np.testing.assert_allclose(tested.infer(inputs, carry=carry), expected, atol=1e-4)
 
 
 def test_a_file_that_is_no_graph_does_not_pass_the_checker(tmp_path: Path) -> None:

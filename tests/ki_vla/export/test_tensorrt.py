@@ -136,7 +136,8 @@ def test_every_static_shape_keeps_its_engines_apart(
 
 
 def names(prompt: int) -> list[tuple[str, str]]:
-    return [('prefix', f'prompt{prompt}-views3'), ('plain', f'prefix{3 * 4 + prompt}')]
+    prefix = 3 * 4 + prompt
+    return [('prefix', f'prompt{prompt}-views3'), ('plain', f'context{prefix + 50}-prefix{prefix}')]
 
 
 class OnCpu(OnnxRunner):
