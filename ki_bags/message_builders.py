@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 from ki_bags.errors import BagError
 from ki_bags.types import full_name, known, serialise, typestore
 from ki_bags.writer import BagWriter
-from ki_robot.contract.contract import Contract, Output, StateStream
+from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of, joint_of
+from ki_robot.contract.parts import Output, StateStream
 from ki_robot.messages.arrays import (
     fill_compressed,
     fill_image,

@@ -23,8 +23,9 @@ from trajectory_msgs.msg import JointTrajectory
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters, Setting
 from ki_policy_node.common.streams import joint_columns, message_type
-from ki_robot.contract.contract import Camera, Contract, Output, StateStream, load_contract
+from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import interface_of, joint_of, twist_axis_of
+from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_state, fill_twist, set_time, time_ns
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)

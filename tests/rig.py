@@ -124,7 +124,7 @@ class Rig:
         self.contract_file = folder / 'small.yaml'
         plain = contract or small_robot()
         self.contract_file.write_text(yaml.safe_dump(plain))
-        self.contract = Contract.from_dict(plain)
+        self.contract = Contract.parse(plain)
         self.processes: list[Process] = []
         self._clients: dict[str, Any] = {}
         self.context = rclpy.Context()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -27,13 +28,18 @@ def sentence_of(error: ValidationError, model: type[BaseModel], data: object, wh
         data: What it was to be made of; values are shown as they were given.
         where: The source, usually a file; may be empty.
     """
-    schema = json_schema(model)
+    schema = _schema_of(model)
     details = error.errors(include_url=False)
     details.sort(key=lambda each: each['type'] not in ('extra_forbidden', 'invalid_key'))  # a typo is two errors
     first, *others = (_Refusal(each, schema, data) for each in details)
     rest = list(dict.fromkeys(each.path for each in others if each.path != first.path and not first.explains(each)))
     also = f' Also wrong: {", ".join(rest[:_ALSO])}.' if rest else ''
     return f'{first.sentence(where or model.__name__)}{also}'
+
+
+@cache
+def _schema_of(model: type[BaseModel]) -> Mapping[str, Any]:
+    return json_schema(model)
 
 
 class _Refusal:
@@ -63,7 +69,25 @@ class _Refusal:
         if self._detail['loc'][-1:] == ('[key]',):
             holder = _joined(where, dotted(self.keys[:-1]))
             return f'{holder} has the key {shown(self.keys[-1])}; {rule or "write a word"}.'
-        return f'{_joined(where, self.path)} is {shown(self.value)}; {rule or _advice(self._wanted, self.value)}.'
+        said = 'has no value' if self.value is None else f'is {shown(self.value)}'
+        return f'{_joined(where, self.path)} {said}; {rule or self._advice()}.'
+
+    def _advice(self) -> str:
+        """What to write in place of the value."""
+        value, options = self.value, _options(self._wanted)
+        kinds = {str(each.get('type')) for each in options}
+        noun, ending = _noun(self._wanted), ''
+        if isinstance(value, float) and not math.isfinite(value):
+            noun = noun.replace('a number', 'a finite number')
+        elif isinstance(value, str) and _unquoted(value, kinds):
+            ending = ', without quotes'
+        elif isinstance(value, bool | int | float) and kinds <= {'string', 'null'}:
+            ending = ', in quotes'
+        if 'null' in kinds or (value is None and self.keys and self.keys[-1] not in self._holder.get('required', ())):
+            ending += ', or leave it out'
+        choices = [str(each) for option in options for each in option.get('enum', ())]
+        near = nearest(value, choices) if isinstance(value, str) else None
+        return f'{f"did you mean {near!r}? Write" if near and len(choices) > _MANY else "write"} {noun}{ending}'
 
     def _key_refused(self, kind: str) -> str:
         key = self.keys[-1]
@@ -154,23 +178,6 @@ def _options(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(part.get('anyOf', [part]))
 
 
-def _advice(wanted: Mapping[str, Any], value: object) -> str:
-    """What to write in place of `value`."""
-    options = _options(wanted)
-    kinds = {str(each.get('type')) for each in options}
-    noun, ending = _noun(wanted), ''
-    if isinstance(value, float) and not math.isfinite(value):
-        noun = noun.replace('a number', 'a finite number')
-    elif isinstance(value, str) and _unquoted(value, kinds):
-        ending = ', without quotes'
-    elif isinstance(value, bool | int | float) and kinds <= {'string', 'null'}:
-        ending = ', in quotes'
-    choices = [str(each) for option in options for each in option.get('enum', ())]
-    near = nearest(value, choices) if isinstance(value, str) else None
-    hint = f'did you mean {near!r}? Write' if near and len(choices) > _MANY else 'write'
-    return f'{hint} {noun}{ending}{", or leave it out" if "null" in kinds else ""}'
-
-
 def _unquoted(text: str, kinds: set[str]) -> bool:
     """Whether a word would be one of the wanted kinds if it were not in quotes."""
     if 'boolean' in kinds and text.lower() in ('true', 'false', 'yes', 'no', 'on', 'off'):
@@ -195,12 +202,17 @@ def _kind(wanted: Mapping[str, Any]) -> str:
     if kind in ('number', 'integer'):
         return f'a {"whole number" if kind == "integer" else "number"}{_bounds(wanted, kind)}'
     if kind == 'array':
-        named = (('at least', wanted.get('minItems')), ('at most', wanted.get('maxItems')))
-        words = ' and '.join(f'{word} {count}' for word, count in named if count is not None)
-        return f'a list of {words}' if words else 'a list'
+        return f'a list{_counts(wanted.get("minItems"), wanted.get("maxItems"))}'
     if kind == 'object':
         return 'a mapping of fields' if 'properties' in wanted else 'a mapping'
     return {'boolean': 'true or false', 'string': 'a word', 'null': 'nothing'}.get(str(kind), 'something else')
+
+
+def _counts(least: int | None, most: int | None) -> str:
+    if least is None and most is None:
+        return ''
+    words = f'at most {most}' if least is None else f'at least {least}' if most is None else f'{least} to {most}'
+    return f' of {words} {"entry" if (most or least) == 1 else "entries"}'
 
 
 def _bounds(wanted: Mapping[str, Any], kind: str) -> str:

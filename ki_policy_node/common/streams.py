@@ -7,7 +7,8 @@ from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 
-from ki_robot.contract.contract import Camera, Contract, StateStream
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera, StateStream
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks

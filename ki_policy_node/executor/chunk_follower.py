@@ -19,7 +19,8 @@ from ki_policy_node.executor.state_tracker import Measured
 from ki_robot.actions import guard
 from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.actions.interpolation import interpolate, slopes
-from ki_robot.contract.contract import Contract, Limits
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 WINDOW_NS = 300_000_000
@@ -63,7 +64,7 @@ class Follower:
         self._position_N = self._measured.position_N
         gripped = {column for output in contract.outputs if is_gripper(output) for column in output.columns}
         self._gripper_N = np.array([name in gripped for name in names])
-        linear = {c for o in contract.outputs if o.options.get('interpolation') == 'linear' for c in o.columns}
+        linear = {c for o in contract.outputs if o.options.interpolation == 'linear' for c in o.columns}
         self._linear_N = np.array([name in linear for name in names])
         self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
         self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)

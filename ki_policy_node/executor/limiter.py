@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_robot.actions.chunk import Matrix
-from ki_robot.contract.contract import Limits
 from ki_robot.contract.names import interface_of
+from ki_robot.contract.parts import Limits
 
 ROUNDING = 1e-6
 TELL_SHARE = 0.02  # of a limit: smaller corrections are rounding, not an intervention

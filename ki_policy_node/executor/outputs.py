@@ -17,8 +17,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract
-from ki_robot.contract.contract import Output as OutputSpec
 from ki_robot.contract.names import joint_of
+from ki_robot.contract.parts import MAX_WINDOW_S
+from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
 
 # Only the newest command matters; a late one must not queue behind it.
@@ -103,8 +104,8 @@ class TrajectoryOutput(_Columns):
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, JointTrajectory)
         self._joints = [joint_of(name) for name in spec.columns]
-        self._cubic = spec.options.get('interpolation', 'cubic') == 'cubic'
-        self._window_ns = round(float(spec.options.get('window_s', 0.3)) * 1e9)
+        self._cubic = spec.options.interpolation != 'linear'
+        self._window_ns = round((spec.options.window_s or MAX_WINDOW_S) * 1e9)
         # Two windows before one runs out: a lost message, or a late tick, does not stop the arm.
         self._period_ns = min(contract.step_ns, self._window_ns // 3)
         self._sent_ns = 0
@@ -180,7 +181,7 @@ class GripperTopicOutput(_Columns):
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, Float64MultiArray)
-        self._sender = _OnChange(float(spec.options.get('dead_band', 0.0)), 1_000_000_000)
+        self._sender = _OnChange(spec.options.dead_band or 0.0, 1_000_000_000)
 
     def command(self, plan: Plan, now_ns: int) -> None:
         """Sends the setpoint when it has changed."""
@@ -200,7 +201,7 @@ class GripperActionOutput(_Columns):
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, None)
-        interface = str(spec.options['interface'])
+        interface = spec.options.interface
         try:
             import control_msgs.action
             from rclpy.action import ActionClient
@@ -212,7 +213,7 @@ class GripperActionOutput(_Columns):
         self._parallel = interface == 'parallel_gripper_command'
         self._type = getattr(control_msgs.action, 'ParallelGripperCommand' if self._parallel else 'GripperCommand')
         self._client = ActionClient(node, self._type, spec.topic)
-        self._sender = _OnChange(float(spec.options.get('dead_band', 0.002)), GRIPPER_PERIOD_NS)
+        self._sender = _OnChange(spec.options.dead_band or 0.002, GRIPPER_PERIOD_NS)
         self._sender.repeat_ns = 0
 
     def command(self, plan: Plan, now_ns: int) -> None:
@@ -238,7 +239,7 @@ class GripperActionOutput(_Columns):
         if not self._sender.due(value, now_ns):
             return
         goal = self._type.Goal()
-        effort = float(self.spec.options.get('max_effort', 0.0))
+        effort = self.spec.options.max_effort or 0.0
         if self._parallel:
             goal.command.name = [joint_of(self.spec.columns[0])]
             goal.command.position = [value]
@@ -295,7 +296,7 @@ def make_output(node: Any, spec: OutputSpec, contract: Contract) -> Output:
         return ForwardOutput(node, spec, contract)
     if spec.kind in ('twist', 'twist_stamped'):
         return TwistOutput(node, spec, contract)
-    if str(spec.options.get('interface', 'topic')) == 'topic':
+    if spec.options.interface in (None, 'topic'):
         return GripperTopicOutput(node, spec, contract)
     return GripperActionOutput(node, spec, contract)
 

@@ -39,7 +39,8 @@ from ki_policy_node.policy.run import Run, checked_instruction
 from ki_policy_node.policy.runner import Runner
 from ki_policy_node.policy.status_report import Report
 from ki_robot.actions.chunk import ActionChunk
-from ki_robot.contract.contract import Camera, Contract, load_contract
+from ki_robot.contract.contract import Contract, load_contract
+from ki_robot.contract.parts import Camera
 from ki_robot.messages.arrays import from_chunk, time_ns
 
 Status = PolicyStatus

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ki_bags.reader import Bag
 from ki_bags.topics import find_topic
 from ki_policy_node.errors import NodeError
-from ki_robot.contract.contract import Contract, Output
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Output
 from ki_robot.messages.commands import MESSAGE_TYPES
 
 IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}

@@ -26,7 +26,8 @@ from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
 from ki_policy_node.reports.web_page import table
 from ki_robot.actions.chunk import ActionChunk, Matrix
-from ki_robot.contract.contract import Camera, Contract, StateStream
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.observation.buffer import ObservationBuffer

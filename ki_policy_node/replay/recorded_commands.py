@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ki_robot.actions.chunk import Matrix
-from ki_robot.contract.contract import Contract, Output
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Output
 from ki_robot.messages.commands import Command, command_stamp_ns, read_command, values_in_force
 
 

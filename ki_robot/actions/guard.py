@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_robot.actions.chunk import ActionChunk, Matrix, first_step_due
-from ki_robot.contract.contract import Limits
 from ki_robot.contract.names import interface_of
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 Vector = NDArray[np.float64]

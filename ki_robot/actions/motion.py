@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from ruckig import InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
 from ki_robot.actions.chunk import Matrix
-from ki_robot.contract.contract import Limits
 from ki_robot.contract.names import interface_of
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 Vector = NDArray[np.float64]

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from pydantic import ConfigDict, model_validator
+from typing_extensions import Self
+
+from ki_common.configuration.yaml_reader import read_text, read_yaml
 from ki_common.errors import shown
-from ki_robot.contract.contract import Contract, Limits
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import ContractPart, Limits
 from ki_robot.errors import RobotError
-from ki_robot.fields import Fields, parse_yaml, read_text
 
 JointLimits = dict[str, Limits]  # by joint name: those of its position
 
@@ -44,7 +48,7 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
                 bounds[key] = _number(value, f'{where}: joint {name!r} limit {key}')
         if bounds.get('velocity') == 0.0:
             del bounds['velocity']
-        found[name] = _checked(Limits(**bounds), f'{where}: joint {name!r}')
+        found[name] = Limits.parse(bounds, f'{where}: joint {name!r}')
     return found
 
 
@@ -61,34 +65,70 @@ def limits_from_yaml(data: object, where: str = 'joint_limits') -> JointLimits:
         raise RobotError(f'{where} has no mapping joint_limits; write joint_limits: {{joint1: {{...}}}}.')
     found: JointLimits = {}
     for name, entry in top['joint_limits'].items():
-        fields = Fields(entry, f'{where}: joint_limits.{shown(name)}')
-        bounds: dict[str, float | None] = {}
-        if fields.flag('has_position_limits', False):
-            bounds['lower'], bounds['upper'] = fields.number('min_position'), fields.number('max_position')
-        if fields.flag('has_velocity_limits', False):
-            bounds['velocity'] = fields.number('max_velocity')
-        if fields.flag('has_acceleration_limits', False):
-            bounds['acceleration'] = fields.number('max_acceleration')
-        found[str(name)] = _checked(Limits(**bounds), fields.where)
+        here = f'{where}: joint_limits.{shown(name)}'
+        found[str(name)] = Limits.parse(_JointEntry.parse(entry, here).counted(), here)
     return found
+
+
+class _JointEntry(ContractPart):
+    """One joint of a joint_limits YAML."""
+
+    model_config = ConfigDict(extra='ignore')
+
+    has_position_limits: bool = False
+    """Whether the two bounds count."""
+    min_position: float | None = None
+    """rad or m."""
+    max_position: float | None = None
+    """rad or m."""
+    has_velocity_limits: bool = False
+    """Whether the bound counts."""
+    max_velocity: float | None = None
+    """rad/s or m/s."""
+    has_acceleration_limits: bool = False
+    """Whether the bound counts."""
+    max_acceleration: float | None = None
+    """rad/s^2 or m/s^2."""
+
+    @model_validator(mode='after')
+    def _has_what_it_says(self) -> Self:
+        bounds = {'position': ('min_position', 'max_position')}
+        for what in ('position', 'velocity', 'acceleration'):
+            for name in bounds.get(what, (f'max_{what}',)):
+                if getattr(self, f'has_{what}_limits') and getattr(self, name) is None:
+                    raise ValueError(f'has_{what}_limits is True, but there is no field {name!r}; add it as a number')
+        return self
+
+    def counted(self) -> dict[str, float | None]:
+        """The fields of `Limits`; a bound that does not count is None."""
+        return {
+            'lower': self.min_position if self.has_position_limits else None,
+            'upper': self.max_position if self.has_position_limits else None,
+            'velocity': self.max_velocity if self.has_velocity_limits else None,
+            'acceleration': self.max_acceleration if self.has_acceleration_limits else None,
+        }
 
 
 def read_limits(path: Path) -> JointLimits:
     """Limits from a file: .urdf or .xml is a URDF, anything else a joint_limits YAML."""
-    text = read_text(path)
     if path.suffix in ('.urdf', '.xml'):
-        return limits_from_urdf(text, str(path))
-    return limits_from_yaml(parse_yaml(text, str(path)), str(path))
+        return limits_from_urdf(read_text(path, RobotError), str(path))
+    return limits_from_yaml(read_yaml(path, RobotError), str(path))
 
 
-def tightest(first: Limits, second: Limits) -> Limits:
-    """Bounds that keep both."""
+def tightest(first: Limits, second: Limits, where: str = '') -> Limits:
+    """Bounds that keep both.
+
+    Raises:
+        RobotError: nothing lies between lower and upper; `where` names the limits.
+    """
 
     def pick(name: str, choose: Callable[[list[float]], float]) -> float | None:
         values = [value for value in (getattr(first, name), getattr(second, name)) if value is not None]
         return choose(values) if values else None
 
-    return Limits(pick('lower', max), pick('upper', min), pick('velocity', min), pick('acceleration', min))
+    chosen = {'lower': max, 'upper': min, 'velocity': min, 'acceleration': min}
+    return Limits.parse({name: pick(name, choose) for name, choose in chosen.items()}, where)
 
 
 def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ...]:
@@ -109,7 +149,7 @@ def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ..
             other = source[joint]
             if interface == 'velocity':
                 other = Limits(velocity=other.velocity, acceleration=other.acceleration)
-            limits = _checked(tightest(limits, other), f'{contract.name}: {column.name} together with the file')
+            limits = tightest(limits, other, f'{contract.name}: {column.name} together with the file')
         found.append(limits)
     return tuple(found)
 
@@ -122,13 +162,3 @@ def _number(text: str, where: str) -> float:
     if not math.isfinite(value):
         raise RobotError(f'{where} is {shown(text)}; write a finite number.')
     return value
-
-
-def _checked(limits: Limits, where: str) -> Limits:
-    if limits.lower is not None and limits.upper is not None and limits.lower >= limits.upper:
-        raise RobotError(f'{where} has lower {limits.lower} and upper {limits.upper}; nothing lies between, mend one.')
-    for name in ('velocity', 'acceleration'):
-        value = getattr(limits, name)
-        if value is not None and value <= 0.0:
-            raise RobotError(f'{where} has {name} {value}; it must be above 0.')
-    return limits

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-UNITS = ('rad', 'm', 'rad/s', 'm/s', 'N', 'N*m', '1')
-CAMERA_KINDS = ('scene', 'wrist')
-STREAM_TYPES = ('joint_state', 'odometry')
-STAMPS = ('header', 'receive')
+from ki_common.configuration.types import Matches
+
+Unit = Literal['rad', 'm', 'rad/s', 'm/s', 'N', 'N*m', '1']
+OutputKind = Literal['joint_trajectory', 'forward_command', 'twist_stamped', 'twist', 'gripper']
 
 # The units that the last part of a column's name allows; '1' is a normalised opening, such as a hand's.
 INTERFACE_UNITS = {
@@ -16,39 +18,33 @@ INTERFACE_UNITS = {
     'effort': ('N', 'N*m'),
 }
 
-# Output kind -> its options with the type of each.
-OUTPUT_KINDS: dict[str, dict[str, type]] = {
-    'joint_trajectory': {'window_s': float, 'interpolation': str},
-    # This controller never times out: in velocity or effort mode the last command runs for ever.
-    'forward_command': {'interpolation': str, 'allow_without_timeout': bool},
-    'twist_stamped': {},
-    'twist': {},
-    'gripper': {'interface': str, 'dead_band': float, 'max_effort': float},
-}
-OPTION_CHOICES = {
-    'interpolation': ('linear', 'cubic'),
-    'interface': ('topic', 'gripper_command', 'parallel_gripper_command'),
+# Output kind -> the options that it takes.
+OUTPUT_KINDS: dict[OutputKind, tuple[str, ...]] = {
+    'joint_trajectory': ('window_s', 'interpolation'),
+    'forward_command': ('interpolation', 'allow_without_timeout'),
+    'twist_stamped': (),
+    'twist': (),
+    'gripper': ('interface', 'dead_band', 'max_effort'),
 }
 TWIST_AXES = tuple(f'{part}/{axis}/velocity' for part in ('linear', 'angular') for axis in 'xyz')
 
-_WORD = re.compile(r'[a-z][a-z0-9_]{0,63}')
-_COLUMN = re.compile(r'[A-Za-z_][A-Za-z0-9_.\-]*(/[A-Za-z_][A-Za-z0-9_.\-]*)+')
-_TOPIC = re.compile(r'(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*')
+_PART = r'[A-Za-z_][A-Za-z0-9_.\-]*'
+_COLUMN = rf'{_PART}(/{_PART})+'
+_TOPIC = r'(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*'
 
-
-def is_word(text: str) -> bool:
-    """Lower-case name of at most 64 letters, digits and underscores."""
-    return _WORD.fullmatch(text) is not None
+# A camera, a stream, an output, a robot.
+Name = Annotated[str, Matches(r'[a-z][a-z0-9_]*', 'write a lower-case name such as arm_single', longest=64)]
+# A ros2_control interface: a joint (or base and axis), a slash, the interface.
+ColumnName = Annotated[str, Matches(_COLUMN, 'write a ros2_control interface such as joint1/position')]
+Topic = Annotated[str, Matches(_TOPIC, 'write a ROS topic name, relative unless it is shared by all robots')]
+Frame = Annotated[str, Matches(rf'({_TOPIC})?', 'write a frame such as base_link')]
+# What is put before a joint's name.
+JointPrefix = Annotated[str, Matches(rf'({_PART}/)*({_PART})?', 'write a joint prefix such as left_', longest=250)]
 
 
 def is_column(text: str) -> bool:
-    """Name of a ros2_control interface: a joint (or base and axis), a slash, the interface."""
-    return len(text) <= 256 and _COLUMN.fullmatch(text) is not None
-
-
-def is_topic(text: str) -> bool:
-    """Relative, private or absolute ROS name."""
-    return len(text) <= 256 and _TOPIC.fullmatch(text) is not None
+    """Whether `text` names a ros2_control interface: a joint (or base and axis), a slash, the interface."""
+    return len(text) <= 256 and re.fullmatch(_COLUMN, text) is not None
 
 
 def joint_of(column: str) -> str:
@@ -64,3 +60,14 @@ def interface_of(column: str) -> str:
 def twist_axis_of(column: str) -> str | None:
     """`linear/x/velocity` of `base/linear/x/velocity`; None when the column is not part of a twist."""
     return next((axis for axis in TWIST_AXES if column.endswith(f'/{axis}')), None)
+
+
+def duplicates(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, in order of their second occurrence."""
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        if name in seen:
+            found.append(name)
+        seen.add(name)
+    return found

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_common.errors import shown
-from ki_robot.contract.contract import Camera, Contract, StateStream
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import NS, Vector, joint_values, odometry_values, stamp_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ki_robot.contract.contract import Camera, Contract
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import Vector
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, decode_compressed, decode_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ki_robot.contract.contract import Output
+from ki_robot.contract.parts import Output
 from ki_robot.messages.arrays import stamp_ns, time_ns
 from ki_sim.errors import SimError
 from ki_sim.world.controllers import Point, Trajectory

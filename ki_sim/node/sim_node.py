@@ -37,8 +37,8 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from ki_common.errors import KiError
-from ki_robot.contract.contract import Output as OutputSpec
 from ki_robot.contract.contract import load_contract
+from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import from_chunk, set_time
 from ki_robot.messages.commands import MESSAGE_TYPES
 from ki_sim.errors import SimError

@@ -27,7 +27,6 @@ import yaml
 
 from ki_common.errors import KiError
 from ki_robot.contract.contract import Contract
-from ki_robot.fields import read_yaml
 from ki_robot.transforms import Stats, load_stats, save_stats
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import our_shapes
@@ -221,7 +220,7 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     try:
         model, processing = ModelConfig.from_dict(config['model']), Processing.from_dict(config['processing'])
         serving = Serving.from_dict(config.get('serving'), model.horizon)
-        contract = Contract.from_dict(read_yaml(folder / CONTRACT), str(folder / CONTRACT))
+        contract = Contract.load(folder / CONTRACT)
         codec = load_codec(folder / CODEC) if CODEC in manifest['files'] else None
         state, actions = _read_stats(folder / STATS)
         processor = Processor(contract, state, actions, load_tokenizer(folder / 'tokenizer'), codec, model, processing)

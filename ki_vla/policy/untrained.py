@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ki_robot.contract.contract import ActionColumn, Contract, StateColumn
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import ActionColumn, StateColumn
 from ki_robot.transforms import Stats
 from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.initial_weights import initialise

@@ -16,7 +16,7 @@ def test_another_robots_bundle_is_refused_and_the_robot_stays_still(rig, rigs):
     plain = rigs.small_robot()
     plain['actions'][0], plain['actions'][1] = plain['actions'][1], plain['actions'][0]
     plain['name'] = 'swapped'
-    write_untrained(rig.folder / 'swapped', Contract.from_dict(plain))
+    write_untrained(rig.folder / 'swapped', Contract.parse(plain))
     write_untrained(rig.folder / 'fits', rig.contract)
     rig.start_executor()
     process = rig.start_policy(backend='torch', bundle=rig.folder / 'swapped', instruction='wave')

@@ -116,7 +116,7 @@ class Scribe:
     def __init__(self, bag: BagWriter, without: tuple[str, ...] = ()) -> None:
         self.bag = bag
         self.without = without
-        self.contract = Contract.from_dict(CONTRACT)
+        self.contract = Contract.parse(CONTRACT)
 
     def send(self, topic: str, log_ns: int, value: Any) -> None:
         if topic not in self.without:
@@ -194,7 +194,7 @@ def toy_contract() -> dict[str, Any]:
 
 @pytest.fixture
 def toy() -> Contract:
-    return Contract.from_dict(CONTRACT)
+    return Contract.parse(CONTRACT)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_robots_of_different_bodies_mix_in_one_run(make_bag: MakeBag, toy: Contr
     smaller['state_streams'] = [{**smaller['state_streams'][0], 'extra_joints': 'allow'}]  # type: ignore[index]
     smaller['actions'] = [smaller['actions'][2]]  # type: ignore[index]
     smaller['outputs'] = [smaller['outputs'][1]]  # type: ignore[index]
-    other = Contract.from_dict(smaller)
+    other = Contract.parse(smaller)
     path = make_bag(seconds=1.0)
     parts = [
         Part('whole', EpisodeDataset(index_bags(path, toy, tmp_path / 'one'))),

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ki_robot.contract.contract import Contract, StateColumn
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import StateColumn
 from ki_robot.observation.observation import StreamReport, StreamState
 from ki_robot.transforms import MIN_SPAN, Stats
 from training.fit.stats import ERROR, NOTE, SLOWEST_CAMERA, WARNING, Finding, unit_findings

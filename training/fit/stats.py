@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ki_robot.contract.contract import ActionColumn, Contract, StateColumn
+from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
+from ki_robot.contract.parts import ActionColumn, StateColumn
 from ki_robot.errors import Rejected
 from ki_robot.transforms import MIN_SPAN, Stats, delta_reference, to_delta
 from training.errors import TrainingError

@@ -152,7 +152,7 @@ def index_bags(
 
 def index_one(job: dict[str, Any]) -> dict[str, Any]:
     """Reads one recording; returns its key and the hash of its entry. Never raises for what is wrong with data."""
-    contract, options = Contract.from_dict(job['contract']), Options(**job['options'])
+    contract, options = Contract.parse(job['contract']), Options(**job['options'])
     path, out = Path(job['path']), Path(job['out'])
     try:
         digest = hash_bag(path)
@@ -236,7 +236,7 @@ def load_index(folder: Path) -> Index:
         top = json.loads(path.read_text(encoding='utf-8'))
         if top['format'] != FORMAT:
             raise TrainingError(f'{path} has format {top["format"]}, this is {FORMAT}; run `ki data index` again.')
-        contract = Contract.from_dict(top['contract'], str(path))
+        contract = Contract.parse(top['contract'], str(path))
         entries = tuple(_load_entry(folder / 'bags' / row['key'], row) for row in top['bags'])
         return Index(folder, contract, dict(top['options']), entries)
     except FileNotFoundError as error:
@@ -337,7 +337,7 @@ def _known(out: Path, contract: Contract, options: Options) -> dict[str, dict[st
     try:
         top = json.loads((out / INDEX).read_text(encoding='utf-8'))
         same = top['format'] == FORMAT and top['options'] == options.to_dict()
-        if not same or Contract.from_dict(top['contract']).hash != contract.hash:
+        if not same or Contract.parse(top['contract']).hash != contract.hash:
             return {}
         return {row['path']: row for row in top['bags']}
     except (OSError, ValueError, KeyError, TypeError, KiError):

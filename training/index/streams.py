@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ki_bags.problems import Problems
 from ki_bags.reader import Bag, Topic
 from ki_bags.topics import find_topic
-from ki_robot.contract.contract import Camera, Contract, Output, StateStream
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.messages.commands import MESSAGE_TYPES, command_stamp_ns, read_command

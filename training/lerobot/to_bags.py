@@ -90,7 +90,7 @@ def contract_of(dataset: LerobotDataset) -> Contract:
     """The contract that our own export left behind, or one made from names and extremes, for someone to check."""
     ours = dataset.folder / 'meta' / 'contract.json'
     if ours.is_file():
-        return Contract.from_dict(json.loads(ours.read_text(encoding='utf-8')), str(ours))
+        return Contract.parse(json.loads(ours.read_text(encoding='utf-8')), str(ours))
     first = [dataset.episode(number) for number in dataset.numbers]
     if not first:
         raise TrainingError(f'{dataset.folder} has no episode on disk.')
@@ -109,7 +109,7 @@ def contract_of(dataset: LerobotDataset) -> Contract:
         actions.append({'name': column, 'unit': unit, 'representation': representation, 'limits': limits})
     if not np.isfinite(state).all():
         raise TrainingError(f'{dataset.folder}: the states hold values that are not finite.')
-    return Contract.from_dict(
+    return Contract.parse(
         {
             'name': 'lerobot_dataset',
             'rate_hz': float(dataset.fps),

@@ -32,7 +32,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope='module')
 def small(rigs: ModuleType) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 @pytest.fixture

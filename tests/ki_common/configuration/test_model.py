@@ -34,9 +34,9 @@ class Camera(RoomConfig):
     topic: Annotated[str, AfterValidator(topic_name)]
     """Where its images come from."""
     kind: Literal['scene', 'wrist'] = 'scene'
-    width: int | None = Field(None, ge=1, le=16384)
+    width: int | None = Field(default=None, ge=1, le=16384)
     """Of an image, pixels."""
-    height: int | None = Field(None, ge=1, le=16384)
+    height: int | None = Field(default=None, ge=1, le=16384)
 
     @model_validator(mode='after')
     def _both_sizes(self) -> Self:
@@ -48,14 +48,14 @@ class Camera(RoomConfig):
 class Robot(RoomConfig):
     rate_hz: float = Field(gt=0, le=1000)
     """Steps per second, Hz."""
-    horizon: int = Field(50, ge=1, le=1000)
-    timeout_s: float = Field(1.0, gt=0)
-    workers: int = Field(0, ge=0)
+    horizon: int = Field(default=50, ge=1, le=1000)
+    timeout_s: float = Field(default=1.0, gt=0)
+    workers: int = Field(default=0, ge=0)
     scale: float = 1.0
     dry_run: bool = True
     name: str = 'arm'
-    start_speed: float | None = Field(None, gt=0)
-    cameras: tuple[Camera, ...] = Field((), max_length=3)
+    start_speed: float | None = Field(default=None, gt=0)
+    cameras: tuple[Camera, ...] = Field(default=(), max_length=3)
     main: Camera = Camera(topic='a')
     options: dict[str, bool | float | str] = Field(default_factory=dict)
     mode: Literal['auto'] | float = 'auto'
@@ -109,7 +109,7 @@ def test_it_goes_to_plain_data_and_back() -> None:
 REFUSALS: list[tuple[Any, str]] = [
     ({}, 'r.yaml has no field \'rate_hz\'; add it as a number above 0 and at most 1000 (Steps per second, Hz).'),
     ('text', "r.yaml is 'text'; write a mapping of fields."),
-    (None, 'r.yaml is None; write a mapping of fields.'),
+    (None, 'r.yaml has no value; write a mapping of fields.'),
     ({'rate_hz': 0}, 'r.yaml: rate_hz is 0; write a number above 0 and at most 1000.'),
     ({'rate_hz': '1e-3'}, "r.yaml: rate_hz is '1e-3'; write a number above 0 and at most 1000, without quotes."),
     ({'rate_hz': True}, 'r.yaml: rate_hz is True; write a number above 0 and at most 1000.'),
@@ -130,19 +130,21 @@ REFUSALS: list[tuple[Any, str]] = [
     ({'hroizon': 5}, "r.yaml has the unknown field 'hroizon'; did you mean 'horizon'? Known are rate_hz, horizon, "),
     ({'colour': 5}, "r.yaml has the unknown field 'colour'; known are rate_hz, horizon, "),
     ({5: 5}, 'r.yaml has the unknown field 5; known are rate_hz, horizon, '),
-    ({'cameras': 'head'}, "r.yaml: cameras is 'head'; write a list of at most 3."),
+    ({'cameras': 'head'}, "r.yaml: cameras is 'head'; write a list of at most 3 entries."),
     ({'cameras': ['head']}, "r.yaml: cameras[0] is 'head'; write a mapping of fields."),
     ({'cameras': [{}]}, "r.yaml: cameras[0] has no field 'topic'; add it as a word (Where its images come from)."),
     ({'cameras': [{'topic': 'a b'}]}, "r.yaml: cameras[0].topic is 'a b'; write a ROS topic name."),
     ({'cameras': [{'topic': 'a', 'fps': 3}]}, "r.yaml: cameras[0] has the unknown field 'fps'; known are topic, "),
     ({'cameras': [{'topic': 'a', 'kind': 'scen'}]}, "r.yaml: cameras[0].kind is 'scen'; write one of scene, wrist."),
-    ({'cameras': [{'topic': 'a', 'kind': None}]}, 'r.yaml: cameras[0].kind is None; write one of scene, wrist.'),
+    ({'cameras': [{'topic': 'a', 'kind': None}]}, 'r.yaml: cameras[0].kind has no value; write one of scene, '),
     ({'cameras': [{'topic': 'a', 'width': 3}]}, 'r.yaml: cameras[0].width is 3 and height None; give both or neither.'),
     ({'cameras': [{'topic': 'a'}] * 2}, "r.yaml: cameras has the topics ['a', 'a']; give each its own."),
-    ({'cameras': [{'topic': 'a'}] * 4}, 'write a list of at most 3.'),
+    ({'cameras': [{'topic': 'a'}] * 4}, 'write a list of at most 3 entries.'),
     ({'main': {'topic': 5}}, 'r.yaml: main.topic is 5; write a word, in quotes.'),
+    ({'main': None}, 'r.yaml: main has no value; write a mapping of fields, or leave it out.'),
+    ({'rate_hz': None}, 'r.yaml: rate_hz has no value; write a number above 0 and at most 1000.'),
     ({'main': 3}, 'r.yaml: main is 3; write a mapping of fields.'),
-    ({'options': {'x': None}}, 'r.yaml: options.x is None; write true or false or a number'),
+    ({'options': {'x': None}}, 'r.yaml: options.x has no value; write true or false or a number'),
     ({'options': {5: 1.0}}, 'r.yaml: options has the key 5; write a word.'),
     ({'options': 3}, 'r.yaml: options is 3; write a mapping.'),
     ({'mode': 'fast'}, "r.yaml: mode is 'fast'; write auto or a number, such as 0.5 or 1e-3."),

@@ -61,7 +61,7 @@ class Bench:
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 @pytest.fixture

@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ki_policy_node.executor.limiter import Limiter
-from ki_robot.contract.contract import Limits
+from ki_robot.contract.parts import Limits
 
 DT = 0.01
 NAMES = ('joint/position', 'base/linear/x/velocity')
-LIMITS = (Limits(-1.0, 1.0, 2.0, 10.0), Limits(-0.5, 0.5, 0.5, 5.0))
+LIMITS = (
+    Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0),
+    Limits(lower=-0.5, upper=0.5, velocity=0.5, acceleration=5.0),
+)
 
 
 def follow(targets, speeds=None, start=(0.0, 0.0)):

@@ -49,7 +49,7 @@ def plan(value: float = 0.0) -> Plan:
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 def test_a_window_starts_on_arrival_rises_in_time_and_ends_at_rest(contract):
@@ -76,7 +76,7 @@ def test_windows_are_sent_once_a_step_not_at_every_tick(contract):
 def test_a_shorter_window_and_straight_lines_where_the_contract_says_so(rigs):
     plain = rigs.small_robot()
     plain['outputs'][0]['options'] = {'window_s': 0.15, 'interpolation': 'linear'}
-    arm = output(Contract.from_dict(plain), 'arm')
+    arm = output(Contract.parse(plain), 'arm')
     arm.command(plan(), 10**12)
     [message] = arm.publisher.sent
     assert len(message.points) == 3
@@ -116,7 +116,7 @@ def test_a_base_is_driven_by_stamped_twists_and_holds_by_zero(contract):
 def test_a_plain_twist_has_no_header(rigs):
     plain = rigs.small_robot()
     plain['outputs'][2]['kind'] = 'twist'
-    base = output(Contract.from_dict(plain), 'base')
+    base = output(Contract.parse(plain), 'base')
     base.command(plan(), 1)
     assert base.publisher.sent[0].linear.x == 0.4
 
@@ -124,7 +124,7 @@ def test_a_plain_twist_has_no_header(rigs):
 def test_a_gripper_topic_is_written_on_change_and_once_a_second(rigs):
     plain = rigs.small_robot()
     plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'topic', 'dead_band': 0.01}}
-    hand = output(Contract.from_dict(plain), 'hand')
+    hand = output(Contract.parse(plain), 'hand')
     for tick in range(150):
         hand.command(plan(0.005 if tick < 100 else 0.05), 10**12 + tick * 10 * MS)
     hand.command(plan(0.05), 10**12 + 2_100 * MS)
@@ -139,7 +139,7 @@ def test_a_gripper_action_without_control_msgs_is_refused_by_name(rigs):
         import control_msgs.action  # noqa: F401
     except ImportError:
         with pytest.raises(NodeError, match=r'Output hand of robot small .* control_msgs is not installed'):
-            output(Contract.from_dict(plain), 'hand')
+            output(Contract.parse(plain), 'hand')
     else:
         pytest.skip('control_msgs is installed here')
 
@@ -184,7 +184,7 @@ def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
     monkeypatch.setattr(rclpy.action, 'ActionClient', lambda *_: server)
     plain = rigs.small_robot()
     plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'gripper_command'}}
-    hand = output(Contract.from_dict(plain), 'hand')
+    hand = output(Contract.parse(plain), 'hand')
 
     def command(seconds: float) -> int:
         hand.command(plan(), 10**12 + round(seconds * 1e9))

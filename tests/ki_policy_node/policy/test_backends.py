@@ -16,7 +16,7 @@ START = 10**15
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 def seen(step: int, pose=(0.1, -0.2, 0.3)) -> Observation:
@@ -64,4 +64,4 @@ def test_a_joint_that_is_not_measured_cannot_be_moved(rigs):
     plain = rigs.small_robot()
     del plain['state'][1]
     with pytest.raises(NodeError, match='commands joint2/position but does not measure it'):
-        CommissioningPolicy(Contract.from_dict(plain), Commissioning())
+        CommissioningPolicy(Contract.parse(plain), Commissioning())

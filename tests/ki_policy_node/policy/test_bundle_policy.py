@@ -26,7 +26,7 @@ START = 10**18
 
 @pytest.fixture(scope='module')
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +133,7 @@ def test_another_robot_is_refused_by_field(rigs, bundle):
     plain['cameras'][0]['name'] = 'ceiling'
     plain['rate_hz'] = 25.0
     with pytest.raises(KiError, match=r'does not fit.*rate_hz.*cameras'):
-        opened(bundle, Contract.from_dict(plain))
+        opened(bundle, Contract.parse(plain))
 
 
 @pytest.mark.parametrize(

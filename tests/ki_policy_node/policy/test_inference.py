@@ -46,7 +46,7 @@ class Ramp:
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 def seen(step: int, instruction_id: str = 'a') -> Observation:

@@ -24,7 +24,7 @@ Curve = Callable[[float], float]
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 def replayed(contract: Contract, commanded: Curve, measured: Curve, said: Curve, chunks: int = 4) -> Replay:

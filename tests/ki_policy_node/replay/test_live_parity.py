@@ -31,7 +31,7 @@ TIMING = Timing('latest', execute_steps=5)
 
 @pytest.fixture(scope='module')
 def contract(rigs: ModuleType) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 @pytest.fixture(scope='module')

@@ -47,7 +47,7 @@ def test_without_two_measurements_there_is_no_velocity() -> None:
 
 def test_holding_keeps_positions_stops_velocities_and_does_not_invent(rigs) -> None:
     plain = rigs.small_robot()
-    contract = Contract.from_dict(plain)
+    contract = Contract.parse(plain)
     names = contract.state_names
     state = np.arange(1.0, 1.0 + len(names))
     held = dict(zip(contract.action_names, hold(contract, state), strict=True))
@@ -55,5 +55,5 @@ def test_holding_keeps_positions_stops_velocities_and_does_not_invent(rigs) -> N
         assert held[name] == state[place]
     assert held['base/linear/x/velocity'] == 0.0
     plain['state'] = plain['state'][:2]
-    fewer = Contract.from_dict(plain)
+    fewer = Contract.parse(plain)
     assert np.isnan(hold(fewer, state[:2])[fewer.action_names.index('gripper/position')])

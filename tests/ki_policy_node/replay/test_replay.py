@@ -86,7 +86,7 @@ def write_bag(folder, seconds=3.0, namespace='/robot1', skip=(), gap=(0, 0), spo
 
 @pytest.fixture
 def contract(rigs) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 def run(path, contract, **options):
@@ -143,7 +143,7 @@ def test_a_missing_topic_is_named_with_its_stream_and_the_mend(contract, tmp_pat
 def test_a_remapped_topic_is_found(contract, tmp_path):
     plain = contract.to_dict()
     plain['state_streams'][0]['topic'] = 'joints'
-    other = Contract.from_dict(plain)
+    other = Contract.parse(plain)
     found = run(write_bag(tmp_path / 'bag'), other, remap={'joints': 'joint_states'})
     assert len(found.cycles) > 3
 

@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as hnp
 
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.actions.guard import Accept, GuardPolicy, Kind, Reject, check
-from ki_robot.contract.contract import Limits
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 STEP, T0 = 50_000_000, 1_000_000_000
 DT = STEP * 1e-9
 NAMES = ('arm/position', 'base/linear/x/velocity')
-LIMITS = (Limits(-1.0, 1.0, 2.0, 20.0), Limits(None, None, 0.5, 1.0))
+LIMITS = (Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=20.0), Limits(velocity=0.5, acceleration=1.0))
 
 
 def chunk_of(data: Any) -> ActionChunk:
@@ -118,7 +118,7 @@ def test_an_excess_is_clamped_or_rejected_as_the_policy_says(
     assert (worst.column, worst.step) == (NAMES[column], step)
     assert worst.value == pytest.approx(told)
     assert worst.limit == pytest.approx(limit)
-    assert isinstance(check(clamped.chunk, (Limits(-1.0, 1.0, 2.0), LIMITS[1]), T0), Accept)
+    assert isinstance(check(clamped.chunk, (Limits(lower=-1.0, upper=1.0, velocity=2.0), LIMITS[1]), T0), Accept)
     np.testing.assert_array_equal(clamped.chunk.data_HN[: step - 1], data[: step - 1])
     result = rejected(check(chunk_of(data), LIMITS, T0, policy=GuardPolicy(**{rule: 'reject'})))
     assert (result.reason, result.column, result.step) == (kind, NAMES[column], step)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ki_robot.actions.motion import Motion, Profile, State, hermite
-from ki_robot.contract.contract import Limits
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 DT = 0.01
@@ -31,10 +31,10 @@ class Bounds:
 
 NAMES = ('a/position', 'b/position', 'c/position', 'base/linear/x/velocity', 'base/angular/z/velocity')
 LIMITS = (
-    Limits(-1.0, 1.0, 2.0, 10.0),
+    Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0),
     Bounds(-1.0, 1.0, 2.0, 10.0, 200.0),
-    Limits(-0.5, 2.0, 1.0, None),
-    Limits(-0.5, 0.5, 0.5, 5.0),
+    Limits(lower=-0.5, upper=2.0, velocity=1.0),
+    Limits(lower=-0.5, upper=0.5, velocity=0.5, acceleration=5.0),
     Bounds(-0.5, 0.5, 0.5, 5.0, 50.0),
 )
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_robot.contract.contract import Limits, load_contract
+from ki_robot.contract.contract import load_contract
 from ki_robot.contract.limits import action_limits, limits_from_urdf, limits_from_yaml, read_limits, tightest
+from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 URDF = """<?xml version="1.0"?>
@@ -32,16 +33,19 @@ joint_limits:
 
 def test_a_urdf_gives_the_limits_of_its_moving_joints() -> None:
     assert limits_from_urdf(URDF) == {
-        'joint1': Limits(-1.5, 1.0, 9.0),
+        'joint1': Limits(lower=-1.5, upper=1.0, velocity=9.0),
         'joint2': Limits(velocity=1.0),
-        'joint3': Limits(0.0, 0.3),
+        'joint3': Limits(lower=0.0, upper=0.3),
     }
 
 
 def test_a_joint_limits_file_counts_only_what_it_says_it_has(tmp_path: Path) -> None:
     file = tmp_path / 'joint_limits.yaml'
     file.write_text(YAML)
-    assert read_limits(file) == {'joint1': Limits(-2.0, 0.5, 1.0), 'joint2': Limits(acceleration=4.0)}
+    assert read_limits(file) == {
+        'joint1': Limits(lower=-2.0, upper=0.5, velocity=1.0),
+        'joint2': Limits(acceleration=4.0),
+    }
     (tmp_path / 'arm.urdf').write_text(URDF)
     assert read_limits(tmp_path / 'arm.urdf') == limits_from_urdf(URDF)
     wrapped = {'move_group': {'ros__parameters': {'joint_limits': {'joint1': {}}}}}
@@ -49,18 +53,22 @@ def test_a_joint_limits_file_counts_only_what_it_says_it_has(tmp_path: Path) -> 
 
 
 def test_the_tightest_bound_wins() -> None:
-    assert tightest(Limits(-1, 2, 3, None), Limits(-2, 1, None, 5)) == Limits(-1, 1, 3, 5)
+    assert tightest(Limits(lower=-1, upper=2, velocity=3), Limits(lower=-2, upper=1, acceleration=5)) == Limits(
+        lower=-1, upper=1, velocity=3, acceleration=5
+    )
     contract = load_contract('arm_single')
-    merged = action_limits(contract, limits_from_urdf(URDF), {'joint1': Limits(-2.0, 0.5, 1.0)})
-    assert merged[0] == Limits(-1.5, 0.5, 1.0, 8.0)
-    assert merged[1] == Limits(-1.76, 1.76, 1.0, 8.0)
+    merged = action_limits(contract, limits_from_urdf(URDF), {'joint1': Limits(lower=-2.0, upper=0.5, velocity=1.0)})
+    assert merged[0] == Limits(lower=-1.5, upper=0.5, velocity=1.0, acceleration=8.0)
+    assert merged[1] == Limits(lower=-1.76, upper=1.76, velocity=1.0, acceleration=8.0)
     assert merged[3] == contract.actions[3].limits, 'a joint that no file names keeps the contract'
 
 
 def test_a_velocity_column_takes_the_velocity_of_the_file_and_not_its_position() -> None:
     contract = load_contract('bimanual_mobile')
-    merged = action_limits(contract, {'base/linear/x': Limits(-0.001, 0.001, 0.2, 0.5)})
-    assert merged[14] == Limits(-0.6, 0.6, 0.2, 0.5)
+    merged = action_limits(
+        contract, {'base/linear/x': Limits(lower=-0.001, upper=0.001, velocity=0.2, acceleration=0.5)}
+    )
+    assert merged[14] == Limits(lower=-0.6, upper=0.6, velocity=0.2, acceleration=0.5)
 
 
 def joint(limit: str) -> str:
@@ -76,8 +84,8 @@ def joint(limit: str) -> str:
         ('<!DOCTYPE x [<!ENTITY a "b">]><robot/>', 'document type'),
         (joint('lower="pi" upper="1"'), "joint 'j' limit lower is 'pi'"),
         (joint('lower="nan" upper="1"'), 'finite number'),
-        (joint('lower="2" upper="1"'), 'nothing lies between'),
-        (joint('lower="0" upper="1" velocity="-1"'), 'velocity -1.0'),
+        (joint('lower="2" upper="1"'), 'lower is 2.0, not below upper 1.0; swap or correct them'),
+        (joint('lower="0" upper="1" velocity="-1"'), 'velocity is -1.0; write a number above 0'),
     ],
 )
 def test_a_broken_urdf_is_refused_by_joint(text: str, said: str) -> None:
@@ -94,7 +102,10 @@ def test_a_broken_urdf_is_refused_by_joint(text: str, said: str) -> None:
         ({'joint_limits': {'j': 3}}, 'write a mapping'),
         ({'joint_limits': {'j': {'has_position_limits': 'yes'}}}, 'write true or false'),
         ({'joint_limits': {'j': {'has_position_limits': True, 'min_position': 0.0}}}, "no field 'max_position'"),
-        ({'joint_limits': {'j': {'has_velocity_limits': True, 'max_velocity': 0.0}}}, 'must be above 0'),
+        (
+            {'joint_limits': {'j': {'has_velocity_limits': True, 'max_velocity': 0.0}}},
+            'velocity is 0.0; write',
+        ),
     ],
 )
 def test_a_broken_joint_limits_file_is_refused_by_field(data: object, said: str) -> None:
@@ -104,7 +115,7 @@ def test_a_broken_joint_limits_file_is_refused_by_field(data: object, said: str)
 
 def test_a_file_that_contradicts_the_contract_is_refused_by_column() -> None:
     with pytest.raises(RobotError, match='joint1/position together with the file'):
-        action_limits(load_contract('arm_single'), {'joint1': Limits(3.0, 4.0)})
+        action_limits(load_contract('arm_single'), {'joint1': Limits(lower=3.0, upper=4.0)})
 
 
 @settings(max_examples=60, deadline=None)

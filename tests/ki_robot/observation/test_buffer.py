@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,8 +186,8 @@ def test_without_an_instruction_the_robot_holds(robot: Robot) -> None:
 
 
 def test_a_camera_that_is_not_required_may_be_missing(make: Any, contract: Contract) -> None:
-    cameras = (replace(contract.cameras[0], required=False), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(replace(contract, cameras=cameras), Settings(require_instruction=False)))
+    cameras = (contract.cameras[0].replace(required=False), *contract.cameras[1:])
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
     robot.camera('left_wrist', T0)
     robot.camera('right_wrist', T0)
     robot.joint_states(T0)
@@ -243,8 +242,8 @@ def test_a_message_that_arrives_too_old_is_refused(robot: Robot) -> None:
 
 def test_extra_joints_are_refused_unless_the_contract_allows_them(make: Any, contract: Contract) -> None:
     for rule, taken in (('refuse', False), ('allow', True)):
-        streams = (replace(contract.state_streams[0], extra_joints=rule), contract.state_streams[1])
-        robot = Robot(make, ObservationBuffer(replace(contract, state_streams=streams)))
+        streams = (contract.state_streams[0].replace(extra_joints=rule), contract.state_streams[1])
+        robot = Robot(make, ObservationBuffer(contract.replace(state_streams=streams)))
         robot.joints, robot.pose = [*robot.joints, 'wheel'], np.append(robot.pose, 1.0)
         assert robot.joint_states(T0) is taken
 
@@ -275,8 +274,8 @@ def test_a_frame_that_does_not_decode_is_refused_once_and_named(robot: Robot) ->
 
 
 def test_a_frame_of_another_size_than_the_contract_says_is_refused(make: Any, contract: Contract) -> None:
-    cameras = (replace(contract.cameras[0], width=640, height=480), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(replace(contract, cameras=cameras), Settings(require_instruction=False)))
+    cameras = (contract.cameras[0].replace(width=640, height=480), *contract.cameras[1:])
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
     robot.everything(T0)
     assert 'image is 16 x 12; the contract says 640 x 480' in str(held(robot, T0 + 7 * MS))
 
@@ -350,8 +349,8 @@ def test_an_image_above_the_cap_is_refused_on_arrival(make: Any, contract: Contr
 
 
 def test_a_driver_without_a_clock_is_dated_by_arrival(make: Any, contract: Contract) -> None:
-    cameras = (replace(contract.cameras[0], stamp='receive'), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(replace(contract, cameras=cameras), Settings(require_instruction=False)))
+    cameras = (contract.cameras[0].replace(stamp='receive'), *contract.cameras[1:])
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
     robot.everything(T0)
     assert robot.camera('head', 0, receive=T0 + 8 * MS)
     assert seen(robot, T0 + 9 * MS).image_stamps_ns['head'] == T0 + 8 * MS

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ki_robot.contract.contract import Camera, load_contract
+from ki_robot.contract.contract import load_contract
+from ki_robot.contract.parts import Camera
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.observation.observation import build_observation, decode_camera
 
@@ -43,7 +44,8 @@ def test_a_camera_decodes_by_its_transport_and_size() -> None:
     png = SimpleNamespace(format='png', data=cv2.imencode('.png', pixels)[1])
     raw = SimpleNamespace(height=4, width=6, encoding='rgb8', is_bigendian=0, step=18, data=pixels.reshape(-1))
     for transport, msg in (('compressed', png), ('raw', raw)):
-        assert decode_camera(Camera('head', 'head', transport, 0.1, width=6, height=4), msg).shape == (4, 6, 3)
+        camera = Camera.parse({'name': 'head', 'topic': 'head', 'transport': transport, 'max_age_s': 0.1})
+        assert decode_camera(camera.replace(width=6, height=4), msg).shape == (4, 6, 3)
         with pytest.raises(Rejected, match='image is 6 x 4; the contract says 6 x 5') as caught:
-            decode_camera(Camera('head', 'head', transport, 0.1, width=6, height=5), msg)
+            decode_camera(camera.replace(width=6, height=5), msg)
         assert caught.value.reason is Reason.WRONG_SIZE

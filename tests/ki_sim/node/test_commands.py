@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ki_bags import message_builders
-from ki_robot.contract.contract import Output, load_contract
+from ki_robot.contract.contract import load_contract
+from ki_robot.contract.parts import Output
 from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
 from ki_sim.record.sim_bags import ROBOT

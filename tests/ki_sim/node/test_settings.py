@@ -24,7 +24,7 @@ def changed(path: tuple[Any, ...], value: Any) -> Contract:
     for key in path[:-1]:
         part = part[key]
     part[path[-1]] = value
-    return Contract.from_dict(plain)
+    return Contract.parse(plain)
 
 
 def test_topics_may_be_named_otherwise() -> None:

@@ -16,7 +16,7 @@ from ki_vla.policy.bundle import load_bundle
 from ki_vla.policy.untrained import tiny_for, untrained_processor
 from ki_vla.tokens.fast import fit
 
-CONTRACT = replace(load_contract('arm_single'), horizon=12)
+CONTRACT = load_contract('arm_single').replace(horizon=12)
 
 
 @pytest.fixture(scope='module')

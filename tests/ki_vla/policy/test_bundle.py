@@ -24,7 +24,7 @@ from ki_vla.policy import bundle as bundle_module
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.untrained import untrained_processor, write_untrained
 
-CONTRACT = replace(load_contract('arm_single'), horizon=12)
+CONTRACT = load_contract('arm_single').replace(horizon=12)
 FILES = ['config.json', 'contract.yaml', 'fast.json', 'model.safetensors', 'stats.json', 'tokenizer/tokenizer.json',
          'tokenizer/vocabulary.json']  # fmt: skip
 
@@ -204,10 +204,10 @@ def test_any_value_in_any_field_loads_or_is_refused_with_a_sentence(copy, name):
 
 def test_robots_that_do_not_fit_are_refused_field_by_field(written):
     written.check(CONTRACT)
-    other_topics = tuple(replace(camera, topic='elsewhere/' + camera.topic) for camera in CONTRACT.cameras)
-    written.check(replace(CONTRACT, cameras=other_topics))
+    other_topics = tuple(camera.replace(topic='elsewhere/' + camera.topic) for camera in CONTRACT.cameras)
+    written.check(CONTRACT.replace(cameras=other_topics))
     with pytest.raises(VlaError) as caught:
-        written.check(replace(CONTRACT, rate_hz=30.0, horizon=50, cameras=CONTRACT.cameras[::-1]))
+        written.check(CONTRACT.replace(rate_hz=30.0, horizon=50, cameras=CONTRACT.cameras[::-1]))
     for field in ('rate_hz', 'horizon', 'cameras'):
         assert field in str(caught.value)
     with pytest.raises(VlaError, match='actions'):
@@ -278,7 +278,7 @@ from ki_robot.contract.contract import load_contract
 from ki_vla.policy import bundle
 from ki_vla.policy.untrained import write_untrained
 bundle.sync_tree = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-write_untrained(sys.argv[1], replace(load_contract('arm_single'), horizon=12), seed=5, overwrite=True)
+write_untrained(sys.argv[1], load_contract('arm_single').replace(horizon=12), seed=5, overwrite=True)
 """
 
 

@@ -24,8 +24,8 @@ from ki_vla.policy.untrained import tiny_for, untrained_processor
 from ki_vla.tokens.loc import box_text
 from ki_vla.tokens.naive import NaiveCodec
 
-CONTRACT = replace(load_contract('bimanual_static'), horizon=12)  # one camera is not required
-DELTA = replace(load_contract('arm_single'), horizon=12)  # seven delta columns, an absolute gripper
+CONTRACT = load_contract('bimanual_static').replace(horizon=12)  # one camera is not required
+DELTA = load_contract('arm_single').replace(horizon=12)  # seven delta columns, an absolute gripper
 
 
 @pytest.fixture(scope='module')
@@ -304,7 +304,7 @@ def test_text_samples_need_a_picture_and_an_answer(processor):
 
 def test_parts_that_do_not_fit_are_refused_by_field(processor):
     parts = {
-        'model.horizon and contract.horizon': {'contract': replace(DELTA, horizon=9)},
+        'model.horizon and contract.horizon': {'contract': DELTA.replace(horizon=9)},
         'model.vocab_size and the vocabulary': {'config': replace(processor.config, vocab_size=999)},
         'model.views': {'config': replace(processor.config, views=1)},
         'model.action_dim': {'config': replace(processor.config, action_dim=7)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -18,7 +17,7 @@ HORIZON = 12
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_untrained(tmp_path_factory.mktemp('b') / 'arm', replace(load_contract('arm_single'), horizon=HORIZON))
+    return write_untrained(tmp_path_factory.mktemp('b') / 'arm', load_contract('arm_single').replace(horizon=HORIZON))
 
 
 def rewritten(bundle: Bundle, tmp_path, **about) -> Bundle:

@@ -20,7 +20,7 @@ from ki_vla.policy.processor import Processor
 from ki_vla.policy.subtasks import SubtaskGenerator, say
 from ki_vla.policy.untrained import untrained_processor
 
-CONTRACT = replace(load_contract('arm_single'), horizon=12)
+CONTRACT = load_contract('arm_single').replace(horizon=12)
 SAID = {'pick up the block': 'reach for the block <loc0012><loc0034>', 'wait': 'rest'}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_robot.contract.contract import Contract, StateColumn
+from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import StateColumn
 from ki_robot.errors import Reason, RobotError
 from ki_robot.observation.observation import StreamReport, StreamState
 from ki_robot.transforms import Stats
@@ -21,7 +21,7 @@ from training.index.index import index_bags
 from training.samples.dataset import EpisodeDataset
 
 MakeBag = Callable[..., Path]
-COLUMN = StateColumn('joint1/position', 'rad', 'joint_states')
+COLUMN = StateColumn(name='joint1/position', unit='rad', source='joint_states')
 
 
 def trained_on(values: np.ndarray, name: str = COLUMN.name) -> Stats:
@@ -113,7 +113,7 @@ def test_recordings_are_compared_by_state_and_rate(
 
 
 def test_another_robot_is_told_field_by_field(toy: Contract) -> None:
-    other = replace(toy, rate_hz=10.0)
+    other = toy.replace(rate_hz=10.0)
     [finding] = train_deploy_drift.mismatch_findings(toy, other)
     assert finding.level == 'error'
     assert 'rate' in finding.text

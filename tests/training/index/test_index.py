@@ -54,7 +54,7 @@ def test_an_episode_is_on_the_grid_with_states_held_and_commands_in_force(
 
 
 def test_states_are_interpolated_where_a_column_asks_for_it(make_bag: MakeBag, tmp_path: Path, toy: Contract) -> None:
-    odd = Contract.from_dict({**toy.to_dict(), 'rate_hz': 13.0})  # a grid that falls between the messages
+    odd = Contract.parse({**toy.to_dict(), 'rate_hz': 13.0})  # a grid that falls between the messages
     options = Options(columns={'joint1/position': 'linear'})
     arrays = arrays_of(index_bags(make_bag(), odd, tmp_path / 'index', options))
     seconds = (arrays['stamps'] - START_NS) / 1e9

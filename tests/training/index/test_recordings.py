@@ -28,7 +28,7 @@ def test_bags_are_indexed_where_there_is_no_index_yet(make_bag: MakeBag, toy: Co
 
 def test_an_index_keeps_its_own_contract(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     made = index_bags(make_bag(), toy, tmp_path / 'index')
-    other = Contract.from_dict({**toy.to_dict(), 'name': 'other'})
+    other = Contract.parse({**toy.to_dict(), 'name': 'other'})
     assert open_recordings(made.folder, other).contract == toy
 
 
@@ -59,13 +59,13 @@ def test_a_recording_that_came_later_is_taken_up(make_bag: MakeBag, toy: Contrac
     after = open_recordings(bags, toy)
     assert len(after.entries) == 2
     assert after.options == before.options, 'indexed as the others were'
-    edited = Contract.from_dict({**toy.to_dict(), 'rate_hz': 10.0})
+    edited = Contract.parse({**toy.to_dict(), 'rate_hz': 10.0})
     assert open_recordings(bags, edited).contract == edited
 
 
 def test_an_index_for_another_robot_is_kept_and_said(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     make_bag('one')
     open_recordings(tmp_path / 'bags', toy)
-    other = Contract.from_dict({**toy.to_dict(), 'name': 'other'})
+    other = Contract.parse({**toy.to_dict(), 'name': 'other'})
     with pytest.warns(UserWarning, match='was made for toy, and other is not used'):
         assert open_recordings(tmp_path / 'bags', other).contract == toy

@@ -1,0 +1,267 @@
+"""The parts of a contract: cameras, state streams, columns with limits, outputs. Values are SI, angles in radians."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from ki_common.configuration.model import Config
+from ki_common.errors import shown
+from ki_robot.contract.names import (
+    INTERFACE_UNITS,
+    OUTPUT_KINDS,
+    TWIST_AXES,
+    ColumnName,
+    Frame,
+    JointPrefix,
+    Name,
+    OutputKind,
+    Topic,
+    Unit,
+    duplicates,
+    interface_of,
+    twist_axis_of,
+)
+from ki_robot.errors import RobotError
+
+MAX_AGE_S = 10.0
+MAX_WINDOW_S = 0.3  # a trajectory that outlives its policy must not run longer than this
+
+
+class ContractPart(Config):
+    """The base of contracts and their parts.
+
+    Plain data and hash leave out every field that is at its default, so that a new optional field changes neither the
+    hash of a contract that does not use it nor the bundles that hold it. `always_written` names the defaults that were
+    in the hash from the beginning; add none.
+    """
+
+    raises = RobotError
+    always_written: ClassVar[tuple[str, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` and YAML take back, without fields at their default (but see the class)."""
+        return {
+            name: _plain(getattr(self, name))
+            for name, about in type(self).model_fields.items()
+            if name in self.always_written or getattr(self, name) != about.get_default(call_default_factory=True)
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ContractPart):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 and 0.0 are one limit, and hash as one
+
+
+class Limits(ContractPart):
+    """Bounds of one column. What is left out is unlimited.
+
+    `velocity` and `acceleration` are the first and second derivative of a position; of a velocity they are the absolute
+    value and its first derivative.
+    """
+
+    lower: float | None = None
+    """Least value, in the column's unit."""
+    upper: float | None = None
+    """Greatest value, in the column's unit."""
+    velocity: float | None = Field(default=None, gt=0)
+    """Greatest speed: rad/s or m/s."""
+    acceleration: float | None = Field(default=None, gt=0)
+    """Greatest change of speed: rad/s^2 or m/s^2."""
+
+    @model_validator(mode='after')
+    def _leave_room(self) -> Self:
+        if self.lower is not None and self.upper is not None and self.lower >= self.upper:
+            raise ValueError(f'lower is {self.lower}, not below upper {self.upper}; swap or correct them')
+        return self
+
+
+class Camera(ContractPart):
+    """One view of the model."""
+
+    always_written = ('kind', 'required', 'stamp')
+
+    name: Name
+    """What the model knows it by."""
+    topic: Topic
+    """sensor_msgs/Image or CompressedImage."""
+    transport: Literal['raw', 'compressed']
+    """Which of the two messages the topic carries."""
+    max_age_s: float = Field(gt=0, le=MAX_AGE_S)
+    """An older frame is not shown to the model, seconds."""
+    kind: Literal['scene', 'wrist'] = 'scene'
+    """Whether it stands still or moves with a hand; decides how training augments its images."""
+    required: bool = True
+    """Whether the model must not act without it."""
+    width: int | None = Field(default=None, ge=1, le=16384)
+    """The only width accepted, pixels; left out, any is."""
+    height: int | None = Field(default=None, ge=1, le=16384)
+    """The only height accepted, pixels; left out, any is."""
+    stamp: Literal['header', 'receive'] = 'header'
+    """Which clock dates a frame: the driver's header, or its arrival for a driver without a usable clock."""
+
+    @model_validator(mode='after')
+    def _size_is_whole(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError(
+                f'width is {self.width} and height {self.height}, only one of width and height; give both or neither'
+            )
+        return self
+
+
+class StateStream(ContractPart):
+    """One topic with measured state."""
+
+    always_written = ('prefix', 'extra_joints', 'stamp')
+
+    name: Name
+    """What state columns name as their source."""
+    topic: Topic
+    """sensor_msgs/JointState or nav_msgs/Odometry."""
+    type: Literal['joint_state', 'odometry']
+    """Which of the two messages the topic carries."""
+    max_age_s: float = Field(gt=0, le=MAX_AGE_S)
+    """An older state is not used, seconds."""
+    prefix: JointPrefix = ''
+    """Put before every joint name of its messages, for two arms whose drivers use the same names."""
+    extra_joints: Literal['refuse', 'allow'] = 'refuse'
+    """Whether a message may hold joints that no column wants."""
+    stamp: Literal['header', 'receive'] = 'header'
+    """Which clock dates a state: the driver's header, or its arrival for a driver without a usable clock."""
+
+
+class _Column(ContractPart):
+    """One number of a vector, named by its ros2_control interface."""
+
+    name: ColumnName
+    """ros2_control interface, such as left_joint1/position or base/linear/x/velocity."""
+    unit: Unit
+    """Unit of the value; 1 is a normalised opening, such as a hand's."""
+
+    @model_validator(mode='after')
+    def _unit_fits_the_interface(self) -> Self:
+        interface = interface_of(self.name)
+        units = INTERFACE_UNITS.get(interface)
+        if units is None:
+            known = ', '.join(INTERFACE_UNITS)
+            raise ValueError(f'name is {self.name!r}, whose interface {interface!r} is unknown; end it in {known}')
+        if self.unit not in units:
+            raise ValueError(f'unit is {self.unit!r}; a {interface} is in {" or ".join(units)}')
+        return self
+
+
+class StateColumn(_Column):
+    """One number of the state vector."""
+
+    source: Name
+    """The state stream that it is read from."""
+    limits: Limits = Limits()
+    """What a measured value must stay within to be believed."""
+
+
+class ActionColumn(_Column):
+    """One number of an action."""
+
+    representation: Literal['absolute', 'delta']
+    """What the model predicts: the value itself, or its difference to the state at the chunk's observation."""
+    limits: Limits = Limits()
+    """What a command is kept within; a position needs lower, upper and velocity, a velocity needs velocity."""
+
+    @model_validator(mode='after')
+    def _limits_suffice(self) -> Self:
+        interface = interface_of(self.name)
+        needed = {'position': ('lower', 'upper', 'velocity'), 'velocity': ('velocity',), 'effort': ('lower', 'upper')}
+        for name in needed[interface]:
+            if getattr(self.limits, name) is None:
+                wanted = ', '.join(needed[interface])
+                raise ValueError(f'limits ({self.name}) has no {name}; a {interface} command needs {wanted}')
+        return self
+
+
+class OutputOptions(ContractPart):
+    """How commands are sent; which kind of output takes which option is in `names.OUTPUT_KINDS`."""
+
+    window_s: float | None = Field(default=None, gt=0, le=MAX_WINDOW_S)
+    """How far a trajectory reaches ahead, seconds: what may run on when the policy dies. Left out: 0.3."""
+    interpolation: Literal['linear', 'cubic'] | None = None
+    """Between the steps of a chunk. Left out: cubic."""
+    allow_without_timeout: bool | None = None
+    """Velocity or effort to a controller that never times out: the last command runs on for ever. Left out: refused."""
+    interface: Literal['topic', 'gripper_command', 'parallel_gripper_command'] | None = None
+    """How a gripper is commanded: a Float64MultiArray topic or one of the two actions. Left out: topic."""
+    dead_band: float | None = Field(default=None, gt=0)
+    """A gripper's smaller changes are not sent, in the column's unit. Left out: 0 on a topic, 0.002 for an action."""
+    max_effort: float | None = Field(default=None, gt=0)
+    """Of a gripper action's goals, N. Left out: the controller's own."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class Output(ContractPart):
+    """Which columns go to which controller, and how."""
+
+    always_written = ('frame_id',)
+
+    name: Name
+    """What reports and errors call it."""
+    kind: OutputKind
+    """Which message the controller takes: JointTrajectory, Float64MultiArray, TwistStamped, Twist, or a gripper's."""
+    topic: Topic
+    """The controller's command topic, or the name of a gripper's action."""
+    columns: tuple[ColumnName, ...] = Field(min_length=1)
+    """Action columns, in the order in which the controller takes them."""
+    frame_id: Frame = ''
+    """Frame of a TwistStamped."""
+    options: OutputOptions = OutputOptions()
+    """How commands are sent."""
+
+    @model_validator(mode='after')
+    def _kind_takes_the_columns(self) -> Self:
+        interfaces = {interface_of(column) for column in self.columns}
+        listed = ', '.join(sorted(interfaces))
+        if self.kind == 'joint_trajectory' and interfaces != {'position'}:
+            raise ValueError(f'columns ({self.name}) are of {listed}; a joint_trajectory takes position columns only')
+        if self.kind == 'forward_command' and len(interfaces) > 1:
+            raise ValueError(f'columns ({self.name}) mix {listed}; a forward_command has one interface')
+        if self.kind == 'forward_command' and interfaces != {'position'} and not self.options.allow_without_timeout:
+            raise ValueError(
+                f'columns ({self.name}) send {listed} to a controller without a timeout, which would run on if the '
+                'sender died; use a twist or trajectory controller, or set options.allow_without_timeout: true'
+            )
+        if self.kind == 'gripper' and (len(self.columns) != 1 or interfaces != {'position'}):
+            raise ValueError(
+                f'columns ({self.name}) are {len(self.columns)} of {listed}; a gripper takes one position column'
+            )
+        return self
+
+    @model_validator(mode='after')
+    def _a_twist_takes_each_axis_once(self) -> Self:
+        if self.kind not in ('twist', 'twist_stamped'):
+            return self
+        axes = [twist_axis_of(column) for column in self.columns]
+        if None in axes:
+            strange = self.columns[axes.index(None)]
+            raise ValueError(f'columns ({self.name}) has {strange!r}; a twist takes {", ".join(TWIST_AXES)}')
+        for axis in duplicates(axis for axis in axes if axis):
+            raise ValueError(f'columns ({self.name}) has two for {axis}; keep one')
+        return self
+
+    @model_validator(mode='after')
+    def _kind_takes_the_options(self) -> Self:
+        known = OUTPUT_KINDS[self.kind]
+        for name, value in self.options.given().items():
+            if name not in known:
+                raise ValueError(
+                    f'options.{name} is {shown(value)}; {self.kind} knows {", ".join(known) or "no option"}'
+                )
+        return self
