@@ -103,7 +103,8 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f'{room}.*')]),
     include_package_data=True,
-    package_data={room: ['**/*.xml', '**/*.json', '**/*.yaml', 'py.typed'] for room in ROOMS},
+    package_data={room: ['**/*.xml', '**/*.json', '**/*.yaml', 'py.typed'] for room in ROOMS}
+    | {'ki_policy_node.reports': ['templates/*.html']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +41,19 @@ def ki_data() -> Path:
     if missing:
         pytest.skip(f'KI_DATA ({folder}) has no {", ".join(missing)}: nothing was checked on real data')
     return Path(folder)
+
+
+@pytest.fixture
+def without_plotly() -> Callable[[str], str]:
+    """A report without the plotting library, which must be in it once: what the project itself wrote."""
+
+    def strip(page: str) -> str:
+        from ki_policy_node.reports.charts import plotly_script
+
+        assert page.count(plotly_script()) == 1
+        return page.replace(plotly_script(), '')
+
+    return strip
 
 
 _domains = itertools.count(1)

@@ -282,23 +282,24 @@ def _line(shown: Shown) -> str:
 
 def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) -> None:
     """The report, the film and the numbers."""
-    from ki_policy_node.reports import episode_report
+    from ki_policy_node.reports.episode_numbers import FILM_HZ
+    from ki_policy_node.reports.episode_report import EpisodeOutcome, EpisodeReport
     from ki_robot.contract.contract import load_contract
     from ki_sim.evaluate.closed_loop import rate, write_gif
     from ki_sim.record.sim_bags import ROBOT
 
     console.print('Reading the bags for the report ...')
     done = [each for each in shown if each.bag]
-    told = [
-        episode_report.Told(each.instruction, Path(each.bag), each.success, each.seconds, each.task, each.error)
+    outcomes = [
+        EpisodeOutcome(each.instruction, Path(each.bag), each.success, each.seconds, each.task, each.error)
         for each in done
     ]
     finished = [each for each in done if each.success is not None]
     success = rate(sum(bool(each.success) for each in finished), len(finished))
     notes = [EXPERT_NOTE, TRAIN_NOTE] if bundle is None else []
     driver = 'the scripted expert' if bundle is None else f'the policy {bundle}'
-    report = episode_report.Report(load_contract(ROBOT), told, success, driver, notes)
-    film = write_gif(report.film(), out / 'demo.gif', fps=episode_report.FILM_HZ, colours=192)
+    report = EpisodeReport(load_contract(ROBOT), outcomes, success, driver, notes)
+    film = write_gif(report.film(), out / 'demo.gif', fps=FILM_HZ, colours=192)
     (out / 'report.html').write_text(report.html(film.read_bytes()), encoding='utf-8')
     numbers = report.numbers() | {'bundle': str(bundle or ''), 'outcomes': [asdict(each) for each in shown]}
     (out / NUMBERS).write_text(json.dumps(numbers, indent=1) + '\n', encoding='utf-8')

@@ -12,7 +12,6 @@ sampled.html sampled.json     the same, sampled as the node does
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import os
 import shutil
@@ -265,10 +264,7 @@ def _tell(second: Second, out: Path, console: Any) -> None:
 
 def section(second: Second, out: Path) -> str:
     """What the report of the first part says of the second, as HTML."""
-    kind = '' if second.report else ' class="note"'
-    parts = ['<h2>On recordings of a real robot</h2>']
-    parts += [f'<p{kind}>{html.escape(text)}</p>' for text in second.sentences]
-    if second.report is not None:
-        link = html.escape(str(second.report.relative_to(out)), quote=True)
-        parts.append(f'<p><a href="{link}">Every joint, every horizon, what the camera saw</a></p>')
-    return ''.join(parts)
+    from ki_policy_node.reports.web_page import render
+
+    link = str(second.report.relative_to(out)) if second.report else ''
+    return render('real_part.html', sentences=second.sentences, link=link)

@@ -52,7 +52,8 @@ def compare(found: Replay) -> dict[str, Any]:
     """All errors as plain data; None where nothing can be compared.
 
     `error` over everything; `error_by_column`, `error_by_step` and `error_by_unit`; `error_by_horizon`: for each
-    stretch of a chunk its seconds, the errors over all columns and, under `columns`, those of each.
+    stretch of a chunk its seconds, the errors over all columns and, under `columns`, those of each. `chunks_ahead`: in
+    how many chunks the policy errs less than the better of `TRIVIAL`, and of how many.
     """
     true = truth(found)
     errors = {name: np.abs(values - true) for name, values in guesses(found).items()}
@@ -77,6 +78,7 @@ def compare(found: Replay) -> dict[str, Any]:
             }
             for steps, times_H in _spans(true.shape[1], found.contract.step_ns / 1e9)
         ],
+        'chunks_ahead': _chunks_ahead(errors),
     }
 
 
@@ -138,6 +140,16 @@ def _spans(horizon: int, step_s: float) -> list[tuple[slice, list[float]]]:
     times_H = (np.arange(horizon) * step_s).tolist()
     edges = np.searchsorted(times_H, np.array(SPANS_S) - 1e-9)
     return [(slice(low, high), times_H[low:high]) for low, high in pairwise(edges.tolist()) if low < high]
+
+
+def _chunks_ahead(errors: Mapping[str, Matrix]) -> list[int]:
+    known = {name: error for name in TRIVIAL if (error := _mean(errors[name])) is not None}
+    if not known:
+        return [0, 0]
+    other = errors[min(known, key=lambda name: known[name])]
+    pairs = [(_mean(policy), _mean(trivial)) for policy, trivial in zip(errors[POLICY], other, strict=True)]
+    compared = [(policy, trivial) for policy, trivial in pairs if policy is not None and trivial is not None]
+    return [sum(policy < trivial for policy, trivial in compared), len(compared)]
 
 
 def _by_column(error: Matrix, columns: list[str]) -> dict[str, float | None]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.inference import Planner, Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
-from ki_policy_node.reports.web_page import table
 from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
@@ -234,29 +232,20 @@ def failure(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def section(numbers: Mapping[str, Any]) -> list[str]:
-    """The part of the report, as HTML.
+def page_values(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report of a replay says of the comparison: the values of `live` in its template.
 
     Args:
         numbers: Of `summary`.
     """
     both, tolerance = numbers['both'], numbers['tolerance']
-    said = failure(numbers) or f'all {both} chunks with the same stamps are equal within {tolerance:g}'
-    rows = [(name, f'{value:.3g}') for name, value in numbers['largest_difference_by_column'].items()]
-    counts = [('both', both), ('only live', len(numbers['only_live'])), ('only replay', len(numbers['only_replay']))]
-    return [
-        '<h2>Live node and bag</h2>',
-        f'<p>The bag was played over DDS to a running policy node: {html.escape(said)}.</p>',
-        table(('chunks, by the stamps of their observation', ''), counts),
-        '<p><small>Only live: the view that the node took cannot be made of the bag. Only replay: an '
-        'observation that the replay took at its own pace, and the node did not.</small></p>',
-        _stamps(numbers['only_live']),
-        table(('largest difference', ''), rows),
-    ]
-
-
-def _stamps(only_live: Sequence[int]) -> str:
-    if not only_live:
-        return ''
-    shown = ', '.join(f'{stamp / 1e9:.3f}' for stamp in only_live[:STAMPS_SHOWN])
-    return f'<p><small>Oldest stamps of the chunks that are only live [s]: {shown}.</small></p>'
+    return {
+        'said': failure(numbers) or f'all {both} chunks with the same stamps are equal within {tolerance:g}',
+        'counts': [
+            ('both', both),
+            ('only live', len(numbers['only_live'])),
+            ('only replay', len(numbers['only_replay'])),
+        ],
+        'only_live': [f'{stamp / 1e9:.3f}' for stamp in numbers['only_live'][:STAMPS_SHOWN]],
+        'differences': [(name, f'{value:.3g}') for name, value in numbers['largest_difference_by_column'].items()],
+    }

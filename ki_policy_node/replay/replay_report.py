@@ -1,11 +1,10 @@
-"""The report of a replay: numbers as JSON, and one HTML file that holds its own pictures.
+"""The report of a replay: numbers as JSON, and one HTML file that holds its own pictures and plots.
 
 M chunks, H steps, N columns.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ki_policy_node.replay import live_parity
-from ki_policy_node.replay.comparison import POLICY, compare, gain, least, verdict
-from ki_policy_node.replay.replay import STRIP_FRAMES, Replay
-from ki_policy_node.reports.web_page import figure, page, plot, table
+from ki_policy_node.replay import live_parity, replay_plots
+from ki_policy_node.replay.comparison import compare, gain, least, verdict
+from ki_policy_node.replay.replay import Replay
+from ki_policy_node.reports.charts import plotly_script
+from ki_policy_node.reports.web_page import Verdict, render
 from ki_robot.contract.contract import Contract
-
-LEAST_SPAN = 0.02  # rad, m or their rates
 
 
 def summary(found: Replay) -> dict[str, Any]:
@@ -93,27 +91,59 @@ def write(
 def html_of(found: Replay, numbers: Mapping[str, Any]) -> str:
     """The whole HTML file."""
     result = numbers['result']
-    title = f'Replay of {Path(found.bag).name} with {found.policy_id}'
-    parts = [
-        f'<p>{result["chunks"]} chunks over {result["seconds"]:.1f} s, mode {result["mode"]}, robot '
-        f'{html.escape(result["robot"])}. Instruction: {html.escape("; ".join(result["instructions"]) or "none")}.</p>',
-        '<h2>How far from what was commanded</h2>',
-        *_comparison(result, found.contract),
-        '<h2>Predicted and recorded, column by column</h2>',
-        '<p><small>Black: recorded. Colour: every chunk, from its observation on.</small></p>',
-        plot(_plot_columns(found)),
-        '<h2>What the policy saw</h2>',
-        plot(_plot_strip(found)),
-        '<h2>Seams, times, streams</h2>',
-        table(('', 'p50', 'p95', 'p99', 'max'), _spreads(numbers)),
-        table(('stream', 'received', 'refused'), _streams(result)),
-        table(('not one chunk because of', 'times'), [*result['holds'].items(), *result['dropped'].items()]),
+    live = live_parity.page_values(numbers['live']) if 'live' in numbers else None
+    compared = bool(result['error'])
+    return render(
+        'replay.html',
+        title=f'Replay of {Path(found.bag).name} with {found.policy_id}',
+        plotly=plotly_script(),
+        verdict=_verdict(result, live),
+        result=result,
+        head=(
+            'mean absolute error',
+            *result['error'],
+            'least',
+            'policy against the better of holding and extrapolating',
+        ),
+        by_group=_groups(result) if compared else [],
+        by_column=_columns(result, found.contract) if compared else [],
+        error_chart=replay_plots.errors(result, found.contract.step_ns / 1e9).interactive('errors') if compared else '',
+        gains=replay_plots.gains(result) if compared else '',
+        column_chart=replay_plots.columns(found).interactive('columns'),
+        chunks_shown=replay_plots.chunks_shown(found),
+        strip=replay_plots.strip(found),
+        spreads=_spreads(numbers),
+        streams=_streams(result),
+        missed=[*result['holds'].items(), *result['dropped'].items()],
+        live=live,
+    )
+
+
+def _verdict(result: Mapping[str, Any], live: Mapping[str, Any] | None) -> Verdict:
+    """The top of the page: the policy beside what anybody could have guessed, and what stood in its way."""
+    first, *more = verdict(result)
+    ahead = gain(result['error']) if result['error'] else None
+    said = []
+    if ahead is not None:
+        said.append(f'{"Yes: better" if ahead > 0 else "No: not better"} than holding the pose and extrapolating.')
+    won, compared = result['chunks_ahead']
+    sure = [f'One recording: {result["chunks"]} chunks over {result["seconds"]:.1f} s.']
+    if compared:
+        sure.append(
+            f'The policy errs less in {won} of {compared} chunks. Neighbouring chunks overlap, so this is no interval.'
+        )
+        sure.append('The robot did not follow the policy here: a small error is needed for success, not proof of it.')
+    limited = [
+        f'No chunk, {"once" if count == 1 else f"{count} times"}: {why}.'
+        for why, count in [*result['holds'].items(), *result['dropped'].items()]
     ]
-    if 'live' in numbers:
-        parts += live_parity.section(numbers['live'])
-    if found.problems:
-        parts.append('<h2>The bag</h2>' + ''.join(f'<p>{html.escape(text)}</p>' for text in found.problems))
-    return page(title, parts)
+    limited += [f'{name}: {sum(counts.values())} messages were refused.' for name, counts in result['rejected'].items()]
+    return Verdict(
+        worked=[*said, first, *([f'Live: {live["said"]}.'] if live else [])],
+        sure=sure,
+        limited=[*more, *limited, *result['problems']] or ['Nothing was refused and nothing held the policy back.'],
+        good=None if ahead is None else ahead > 0,
+    )
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -124,32 +154,25 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {'p50': p50, 'p95': p95, 'p99': p99, 'max': float(max(values))}
 
 
-def _comparison(result: Mapping[str, Any], contract: Contract) -> list[str]:
-    """Sentences, tables and pictures: the policy beside what anybody could have guessed."""
-    if not result['error']:
-        return ['<p>The bag holds no commands to compare with.</p>']
-    names = list(result['error'])
-    units = {column.name: column.unit for column in contract.actions}
+def _groups(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of errors: over everything, by unit, by time ahead."""
     groups = {'everything': result['error']}
     if len(result['error_by_unit']) > 1:
         groups |= {f'all in {_unit(unit)}': errors for unit, errors in result['error_by_unit'].items()}
     groups |= {
         f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s ahead': span['error'] for span in result['error_by_horizon']
     }
-    columns = {
-        f'{column} [{_unit(units[column])}]': {name: result['error_by_column'][name][column] for name in names}
-        for column in units
-    }
-    head = (*names, 'least', 'policy against the better of holding and extrapolating')
+    return [_error_row(*each) for each in groups.items()]
+
+
+def _columns(result: Mapping[str, Any], contract: Contract) -> list[tuple[str, ...]]:
+    """Rows of errors, one a column."""
     return [
-        *(f'<p>{html.escape(text)}</p>' for text in verdict(result)),
-        table(('mean absolute error', *head), [_error_row(*each) for each in groups.items()]),
-        plot(_plot_errors(result, contract.step_ns / 1e9)),
-        '<h2>The same, column by column</h2>',
-        table(('mean absolute error', *head), [_error_row(*each) for each in columns.items()]),
-        '<p><small>Blue: the policy errs less than the better of holding and extrapolating; red: more. Columns that '
-        'hardly move are easy to hold.</small></p>',
-        plot(_plot_gains(result)),
+        _error_row(
+            f'{column.name} [{_unit(column.unit)}]',
+            {name: result['error_by_column'][name][column.name] for name in result['error']},
+        )
+        for column in contract.actions
     ]
 
 
@@ -159,7 +182,7 @@ def _error_row(name: str, errors: Mapping[str, float | None]) -> tuple[str, ...]
         name,
         *(_number(error) for error in errors.values()),
         least(errors),
-        '' if share is None else f'{-share:+.0%}',
+        '' if share is None else f'{0.0 - share:+.0%}',
     )
 
 
@@ -186,78 +209,3 @@ def _streams(result: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.4g}'
-
-
-def _plot_errors(result: Mapping[str, Any], step_s: float) -> Any:
-    drawn = figure(9, 3)
-    axes = drawn.subplots()
-    for name, values in result['error_by_step'].items():
-        shown = [np.nan if value is None else value for value in values]
-        axes.plot(np.arange(len(shown)) * step_s, shown, label=name, linewidth=2.2 if name == POLICY else 1.3)
-    axes.set(xlabel='time ahead of the observation [s]', ylabel='mean absolute error', ylim=(0, None))
-    axes.legend(frameon=False)
-    return drawn
-
-
-def _plot_gains(result: Mapping[str, Any]) -> Any:
-    """Column by stretch of the chunk: by what factor the policy errs more or less."""
-    spans = result['error_by_horizon']
-    columns = list(result['error_by_column'][POLICY])
-    shares = [
-        [gain({name: each[column] for name, each in span['columns'].items()}) for span in spans] for column in columns
-    ]
-    # On a scale of factors a third and threefold are as far from 1 as each other.
-    factors = np.array(
-        [[np.nan if share is None else np.log2(max(1.0 - share, 1e-3)) for share in row] for row in shares]
-    )
-    drawn = figure(8, 0.26 * len(columns) + 0.8)
-    axes = drawn.subplots()
-    shown = axes.imshow(factors, aspect='auto', cmap='RdBu_r', vmin=-2, vmax=2)
-    axes.set_yticks(range(len(columns)), columns, fontsize=7)
-    axes.set_xticks(range(len(spans)), [f'{span["from_s"]:.2f} to {span["to_s"]:.2f} s' for span in spans], fontsize=8)
-    for row, each in enumerate(shares):
-        for column, share in enumerate(each):
-            if share is not None:
-                axes.text(column, row, f'{-share:+.0%}', ha='center', va='center', fontsize=7)
-    bar = drawn.colorbar(shown, ticks=[-2, -1, 0, 1, 2])
-    bar.ax.set_yticklabels(['a quarter', 'half', 'the same', 'double', 'fourfold'], fontsize=7)
-    return drawn
-
-
-def _plot_columns(found: Replay) -> Any:
-    assert found.recorded is not None
-    names = found.contract.action_names
-    rows = -(-len(names) // 3)
-    drawn = figure(11, 1.8 * rows)
-    grid = np.atleast_1d(drawn.subplots(rows, 3, sharex=True)).ravel()
-    times = np.linspace(found.begin_ns, found.end_ns, 600).astype(np.int64)
-    values = found.recorded.at(times)
-    for index, name in enumerate(names):
-        for cycle in found.cycles:
-            raw = cycle.planned.raw
-            grid[index].plot((raw.times_ns - found.begin_ns) / 1e9, raw.data_HN[:, index], linewidth=0.7, alpha=0.7)
-        grid[index].plot((times - found.begin_ns) / 1e9, values[:, index], color='black', linewidth=1.0)
-        low, high = grid[index].get_ylim()
-        if high - low < LEAST_SPAN:  # a joint at rest is a line, not noise blown up
-            grid[index].set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
-        grid[index].ticklabel_format(useOffset=False)
-        grid[index].set_title(name, fontsize=8)
-        grid[index].tick_params(labelsize=7)
-    for axes in grid[len(names) :]:
-        axes.axis('off')
-    return drawn
-
-
-def _plot_strip(found: Replay) -> Any:
-    chosen = np.unique(np.linspace(0, len(found.frames) - 1, STRIP_FRAMES).astype(int))
-    cameras = found.contract.camera_names
-    drawn = figure(11, 1.2 * len(cameras) + 0.3)
-    grid = drawn.subplots(len(cameras), len(chosen), squeeze=False)
-    for column, frame in enumerate(chosen):
-        time_ns, images = found.frames[frame]
-        for row, camera in enumerate(cameras):
-            grid[row][column].axis('off')
-            if camera in images:
-                grid[row][column].imshow(images[camera])
-        grid[0][column].set_title(f'{(time_ns - found.begin_ns) / 1e9:.1f} s', fontsize=8)
-    return drawn

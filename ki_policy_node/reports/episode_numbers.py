@@ -28,7 +28,7 @@ APPLIED, CHUNKS, STATUS = 'chunk_executor/applied_command', 'policy_node/action_
 
 
 @dataclass
-class Episode:
+class RecordedEpisode:
     """One recording.
 
     Attributes:
@@ -60,7 +60,7 @@ class Episode:
     lateness_ms: float | None = None
 
 
-def read(path: str | Path, contract: Contract) -> Episode:
+def read_episode(path: str | Path, contract: Contract) -> RecordedEpisode:
     """Reads one bag; topics are found by the end of their names, so that a namespace does no harm.
 
     Raises:
@@ -77,7 +77,7 @@ class _Reader:
     """One pass over a bag."""
 
     def __init__(self, bag: Bag, contract: Contract) -> None:
-        self.bag, self.contract, self.made = bag, contract, Episode()
+        self.bag, self.contract, self.made = bag, contract, RecordedEpisode()
         self._times: dict[str, list[int]] = defaultdict(list)
         self._series: dict[str, dict[str, list[tuple[float, float]]]] = {'measured': {}, 'commanded': {}}
         self._last: ActionChunk | None = None
@@ -107,7 +107,7 @@ class _Reader:
         if camera is not None:
             self._picture(camera, message)
 
-    def finish(self) -> Episode:
+    def finish(self) -> RecordedEpisode:
         """What remains to be counted."""
         made = self.made
         made.seconds = (max(times[-1] for times in self._times.values()) - made.begin_ns) / 1e9 if self._times else 0.0

@@ -1,15 +1,14 @@
-"""The report on episodes that were driven through the node: one HTML file that holds its pictures, and a film.
+"""The report on episodes that were driven through the node: one HTML file that holds its pictures and plots.
 
-It is made from the bags and from what was told of the outcomes. T frames of (H, W, 3) pixels.
+It is made from the bags and from what is known of the outcomes.
 """
 
 from __future__ import annotations
 
-import bisect
-import html
 import importlib.metadata
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +16,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from markupsafe import Markup
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.reports.episode_numbers import FILM_HZ, Episode, read
-from ki_policy_node.reports.web_page import figure, image, page, place, plot, table
+from ki_policy_node.reports.charts import COLOURS, Chart, Curve, Panel, plotly_script
+from ki_policy_node.reports.episode_film import INK, Picture, film
+from ki_policy_node.reports.episode_numbers import RecordedEpisode, read_episode
+from ki_policy_node.reports.web_page import Verdict, image, render
 from ki_robot.contract.contract import Contract
 
-__all__ = ['FILM_HZ', 'Report', 'Told']
-
-Picture = NDArray[np.uint8]
 STRIP_FRAMES, STRIP_PIXELS = 9, 112
-CELL, CAPTION, MOST_COLUMNS = 200, 34, 5
-FILM_SECONDS, LAST_LOOK_S = 30.0, 2.0
-GREEN, RED, GREY, INK = (46, 125, 50), (198, 40, 40), (150, 150, 150), (40, 40, 40)
+REASONS = 4  # of holds, limits and failures each, that the top of the page names
 DISTRIBUTIONS = ('ki_policy_node', 'ros-jazzy-rclpy', 'ros-jazzy-rmw-fastrtps-cpp', 'mujoco', 'torch', 'onnxruntime')
-STYLE = """.note{background:#fff4c2;border-left:6px solid #e0a800;padding:.7em 1em;margin:1em 0}
-.cards{display:flex;flex-wrap:wrap;gap:.8em;margin:1.2em 0}
-.card{background:#f4f6f8;border-radius:8px;padding:.7em 1.1em}
-.card b{display:block;font-size:1.7em;line-height:1.2}.card span{color:#666;font-size:.85em}
-.flow{display:flex;flex-wrap:wrap;align-items:center;gap:.4em;margin:1em 0}
-.flow div{border:1px solid #b8c4ce;border-radius:6px;padding:.35em .7em;text-align:center;background:#fff}
-.flow small{display:block}.episode{border-top:1px solid #ddd;margin-top:1.6em;padding-top:.4em}
-.episode h3{margin:.5em 0 .2em}.badge{border-radius:4px;color:#fff;padding:.1em .5em;font-size:.8em}
-.yes{background:#2e7d32}.no{background:#c62828}.open{background:#888}td:nth-child(2),th:nth-child(2){text-align:left}"""
 
 
 @dataclass(frozen=True)
-class Told:
+class EpisodeOutcome:
     """What is known of an episode beside its bag; `success` None: it did not end."""
 
     instruction: str
@@ -60,12 +47,12 @@ class Told:
         return {True: 'success', False: 'failure', None: 'interrupted'}[self.success]
 
 
-class Report:
+class EpisodeReport:
     """Reads the bags once; then a film, numbers and a page can be had.
 
     Args:
         contract: The robot.
-        told: The episodes.
+        outcomes: Of the episodes.
         success: k, n, low and high of the success rate.
         driver: Who made the chunks, as a noun with its article.
         notes: Sentences that nobody may miss.
@@ -78,60 +65,35 @@ class Report:
     def __init__(
         self,
         contract: Contract,
-        told: Sequence[Told],
+        outcomes: Sequence[EpisodeOutcome],
         success: Mapping[str, Any],
         driver: str,
         notes: Sequence[str] = (),
     ) -> None:
-        self.contract, self.told, self.success, self.driver, self.notes = contract, told, success, driver, notes
-        self.episodes = [read(each.bag, contract) for each in told]
+        self.contract, self.outcomes, self.success = contract, outcomes, success
+        self.driver, self.notes = driver, notes
+        self.episodes = [read_episode(each.bag, contract) for each in outcomes]
         if not any(each.frames for each in self.episodes):
             raise NodeError('No recording holds a picture of the contract: was the recorder started with its topics?')
 
-    # the film -------------------------------------------------------------------------------------------------------
-
     def film(self) -> list[Picture]:
-        """All episodes side by side through the first camera, FILM_HZ frames a second; each waits for the last."""
-        longest_s = max((each.frames[-1][0] - each.frames[0][0]) / 1e9 for each in self.episodes if each.frames)
-        count = round(min(longest_s + LAST_LOOK_S, FILM_SECONDS) * FILM_HZ)
-        columns = min(MOST_COLUMNS, len(self.episodes))
-        rows = -(-len(self.episodes) // columns)
-        frames = []
-        for step in range(count):
-            sheet = np.full((rows * (CELL + CAPTION), columns * CELL, 3), 255, np.uint8)
-            for index, (told, episode) in enumerate(zip(self.told, self.episodes, strict=True)):
-                top, left = index // columns * (CELL + CAPTION), index % columns * CELL
-                sheet[top : top + CELL + CAPTION, left : left + CELL] = self._cell(told, episode, step)
-            frames.append(sheet)
-        return frames
-
-    def _cell(self, told: Told, episode: Episode, step: int) -> Picture:
-        cell = np.full((CELL + CAPTION, CELL, 3), 255, np.uint8)
-        times = [(log_ns - episode.frames[0][0]) / 1e9 for log_ns, _ in episode.frames]
-        place = max(0, bisect.bisect_right(times, step / FILM_HZ) - 1)
-        over = place >= len(times) - 1
-        if episode.frames:
-            seen = episode.frames[place][1].get(self.contract.cameras[0].name)
-            if seen is not None:
-                cell[CAPTION:] = cv2.resize(seen, (CELL, CELL), interpolation=cv2.INTER_CUBIC)
-        colour = GREY if not over or told.success is None else GREEN if told.success else RED
-        for line, text in enumerate(_wrapped(told.instruction, CELL - 8)):
-            cv2.putText(cell, text, (4, 13 + 14 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.38, INK, 1, cv2.LINE_AA)
-        cv2.rectangle(cell, (1, CAPTION), (CELL - 2, CAPTION + CELL - 2), colour, 3 if over else 1)
-        return cell
-
-    # numbers --------------------------------------------------------------------------------------------------------
+        """All episodes side by side through the first camera, FILM_HZ frames a second."""
+        shown = [
+            (outcome.instruction, outcome.success, episode)
+            for outcome, episode in zip(self.outcomes, self.episodes, strict=True)
+        ]
+        return film(shown, self.contract.cameras[0].name)
 
     def numbers(self) -> dict[str, Any]:
         """All that is counted, as plain data."""
         rows = []
-        for told, episode in zip(self.told, self.episodes, strict=True):
+        for outcome, episode in zip(self.outcomes, self.episodes, strict=True):
             rows.append(
                 {
-                    'instruction': told.instruction,
-                    'outcome': told.word,
-                    'seconds': told.seconds,
-                    'bag': str(told.bag),
+                    'instruction': outcome.instruction,
+                    'outcome': outcome.word,
+                    'seconds': outcome.seconds,
+                    'bag': str(outcome.bag),
                     'messages': episode.messages,
                     'chunks': len(episode.ages_ms),
                     'chunk_age_ms': _spread(episode.ages_ms),
@@ -145,41 +107,69 @@ class Report:
             )
         return {'success': dict(self.success), 'driver': self.driver, 'episodes': rows, 'versions': versions()}
 
-    # the page -------------------------------------------------------------------------------------------------------
-
     def html(self, film: bytes) -> str:
         """The whole file; `film` is a GIF."""
-        parts = [
-            *(f'<p class="note">{html.escape(note)}</p>' for note in self.notes),
-            f'<p>A robot with {len(self.contract.cameras)} cameras was told in words what to do, {len(self.told)} '
-            f'times. {html.escape(self.driver.capitalize())} drove it, through ROS 2, at the pace of the clock.</p>',
-            self._cards(),
-            image(film, 'gif', 'the episodes side by side'),
-            place('real'),
-            '<h2>What was running</h2>',
-            self._flow(),
-            '<h2>The episodes</h2>',
-            self._overview(),
-            *(self._episode(index) for index in range(len(self.told))),
-            '<h2>Streams</h2>',
-            self._streams(),
-            '<h2>Go on from here</h2>',
-            self._further(),
-            '<h2>Made with</h2>',
-            table(('', ''), list(versions().items())),
-        ]
-        return page('What the robot was told, and what it did', parts, STYLE)
+        return render(
+            'episodes.html',
+            title='What the robot was told, and what it did',
+            plotly=plotly_script(),
+            verdict=self._verdict(),
+            notes=self.notes,
+            driver=self.driver,
+            cameras=len(self.contract.cameras),
+            film=image(film, 'gif', 'the episodes side by side'),
+            cards=self._cards(),
+            flow=self._flow(),
+            overview=self._overview(),
+            episodes=[self._episode(index) for index in range(len(self.outcomes))],
+            streams=self._streams(),
+            bag=str(self.outcomes[0].bag),
+            versions=list(versions().items()),
+        )
 
-    def _cards(self) -> str:
-        success, ages = self.success, [age for each in self.episodes for age in each.ages_ms]
+    def _verdict(self) -> Verdict:
+        k, n = self.success['k'], self.success['n']
+        if not n:
+            return Verdict(
+                ['No episode ran to its end, so none was judged.'], ['Nothing was measured.'], self._limits()
+            )
+        return Verdict(
+            worked=[f'{k} of {n} instructions were carried out, driven by {self.driver}.'],
+            sure=[
+                f'With {n} episodes the success rate lies between {self.success["low"]:.0%} and '
+                f'{self.success["high"]:.0%} (95 % interval).',
+                'Each outcome was judged by whoever ran the episodes; all other figures are read from the recordings.',
+            ],
+            limited=self._limits(),
+            good=True if k == n else False if k == 0 else None,
+        )
+
+    def _limits(self) -> list[str]:
+        """What kept episodes from succeeding or the robot from moving freely, in sentences."""
+        failed = [each for each in self.outcomes if each.success is False]
+        said = [f'Failed: “{each.instruction}”{f" ({each.error})" if each.error else ""}.' for each in failed[:REASONS]]
+        if len(failed) > REASONS:
+            said.append(f'{len(failed) - REASONS} more failures are listed below.')
+        open_ones = sum(each.success is None for each in self.outcomes)
+        if open_ones:
+            said.append(f'{open_ones} {_plural("episode", open_ones)} interrupted before the end.')
+        holds = Counter(reason for each in self.episodes for _, reason in each.holds)
+        said += [f'Held {_times(count)}: {reason}.' for reason, count in holds.most_common(REASONS)]
+        events: Counter[str] = sum((each.events for each in self.episodes), Counter())
+        said += [f'Limited or refused {_times(count)}: {kind}.' for kind, count in events.most_common(REASONS)]
+        return said or ['Nothing: no failure, no hold, no command that had to be limited.']
+
+    def _cards(self) -> list[tuple[str, str]]:
+        ages = [age for each in self.episodes for age in each.ages_ms]
         seams = [jump for each in self.episodes for jump in each.seams]
         late = [each.lateness_ms for each in self.episodes if each.lateness_ms is not None]
-        cards = [
+        success = self.success
+        return [
             (
                 f'{success["k"]} of {success["n"]}',
                 f'succeeded; 95 % interval {success["low"]:.0%} to {success["high"]:.0%}',
             ),
-            (f'{sum(each.seconds for each in self.told):.0f} s', 'of motion'),
+            (f'{sum(each.seconds for each in self.outcomes):.0f} s', 'of motion'),
             (str(len(ages)), 'chunks of actions'),
             (
                 f'{_percentile(ages, 50):.0f} ms',
@@ -189,61 +179,54 @@ class Report:
             (f'{max(seams, default=0.0):.4f}', 'rad or m: largest jump between two chunks'),
             (str(sum(sum(each.events.values()) for each in self.episodes)), 'commands changed or refused for safety'),
         ]
-        return (
-            f'<div class="cards">{"".join(f"<div class=card><b>{a}</b><span>{b}</span></div>" for a, b in cards)}</div>'
-        )
 
-    def _flow(self) -> str:
-        boxes = [
+    def _flow(self) -> list[tuple[str, str]]:
+        return [
             ('robot', f'{len(self.contract.cameras)} cameras, joints, base'),
             (
-                html.escape(self.driver.removeprefix('the ')),
+                self.driver.removeprefix('the '),
                 f'{self.contract.horizon} steps of {len(self.contract.actions)} numbers a chunk',
             ),
             ('chunk executor', 'times, limits, holds'),
             ('controllers', f'{len(self.contract.outputs)} command topics'),
         ]
-        drawn = ' &rarr; '.join(f'<div>{name}<small>{html.escape(what)}</small></div>' for name, what in boxes)
-        return f'<div class="flow">{drawn}</div><p>The recorder heard all of it: one bag an episode.</p>'
 
-    def _overview(self) -> str:
-        rows = []
-        for index, (told, episode) in enumerate(zip(self.told, self.episodes, strict=True), 1):
-            rows.append(
-                (
-                    index,
-                    told.instruction,
-                    told.word,
-                    f'{told.seconds:.1f} s',
-                    len(episode.ages_ms),
-                    f'{_percentile(episode.ages_ms, 50):.0f} ms',
-                    f'{max(episode.ages_ms, default=0.0):.0f} ms',
-                    sum(episode.events.values()),
-                    len(episode.holds),
-                )
+    def _overview(self) -> list[tuple[object, ...]]:
+        return [
+            (
+                index,
+                outcome.instruction,
+                outcome.word,
+                f'{outcome.seconds:.1f} s',
+                len(episode.ages_ms),
+                f'{_percentile(episode.ages_ms, 50):.0f} ms',
+                f'{max(episode.ages_ms, default=0.0):.0f} ms',
+                sum(episode.events.values()),
+                len(episode.holds),
             )
-        head = ('', 'instruction', 'outcome', 'time', 'chunks', 'age p50', 'age max', 'limited', 'holds')
-        return table(head, rows)
+            for index, (outcome, episode) in enumerate(zip(self.outcomes, self.episodes, strict=True), 1)
+        ]
 
-    def _episode(self, index: int) -> str:
-        told, episode = self.told[index], self.episodes[index]
-        badge = {True: 'yes', False: 'no', None: 'open'}[told.success]
-        facts = [f'{told.seconds:.1f} s', told.task, told.bag.name, told.error]
+    def _episode(self, index: int) -> dict[str, object]:
+        outcome, episode = self.outcomes[index], self.episodes[index]
+        facts = [f'{outcome.seconds:.1f} s', outcome.task, outcome.bag.name, outcome.error]
         facts += [f'{count} x {kind}' for kind, count in episode.events.items()]
         facts += [f'held at {at:.1f} s: {reason}' for at, reason in episode.holds]
         if episode.inference_ms:
             facts.append(f'inference p50 {_percentile(episode.inference_ms, 50):.0f} ms')
-        return (
-            f'<div class="episode"><h3>{index + 1}. &ldquo;{html.escape(told.instruction)}&rdquo; '
-            f'<span class="badge {badge}">{told.word}</span></h3>'
-            f'<p><small>{html.escape(" · ".join(fact for fact in facts if fact))}</small></p>'
-            f'{self._strip(episode)}{plot(self._joints(episode))}</div>'
-        )
+        chart = self._joints(episode)
+        return {
+            'instruction': outcome.instruction,
+            'outcome': outcome.word,
+            'facts': [fact for fact in facts if fact],
+            'strip': self._strip(episode),
+            'chart': chart.interactive(f'joints-{index + 1}') if chart.panels else '',
+        }
 
-    def _strip(self, episode: Episode) -> str:
-        """What the cameras saw from the beginning to the end, a row each."""
+    def _strip(self, episode: RecordedEpisode) -> Markup | str:
+        """What the cameras saw from the beginning to the end, a row each; empty without pictures."""
         if not episode.frames:
-            return '<p>No picture was recorded.</p>'
+            return ''
         size, names = STRIP_PIXELS, self.contract.camera_names
         chosen = np.unique(np.linspace(0, len(episode.frames) - 1, STRIP_FRAMES).round().astype(int))
         sheet = np.full((len(names) * (size + 2) + 16, len(chosen) * (size + 2), 3), 255, np.uint8)
@@ -260,7 +243,7 @@ class Report:
         _, coded = cv2.imencode('.jpg', sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
         return image(coded.tobytes(), 'jpeg', ', '.join(names))
 
-    def _joints(self, episode: Episode) -> Any:
+    def _joints(self, episode: RecordedEpisode) -> Chart:
         """Every commanded joint: where it was sent (dashed) and where it was."""
         groups: dict[str, list[str]] = {}
         for output in self.contract.outputs:
@@ -269,42 +252,24 @@ class Report:
                 unit = next(column.unit for column in self.contract.actions if column.name == known[0])
                 key = 'grippers [m]' if len(output.columns) == 1 else f'{output.name} [{unit}]'
                 groups.setdefault(key, []).extend(known)
+        panels = []
         # The arms beside each other, what is in their hands after them.
-        ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-        drawn = figure(11, 2.3)
-        if not ordered:
-            return drawn
-        for axes, (title, names) in zip(drawn.subplots(1, len(ordered), squeeze=False)[0], ordered, strict=True):
-            for number, name in enumerate(names):
-                for series, style in ((episode.measured, '-'), (episode.commanded, '--')):
-                    rows = series.get(name)
-                    if rows is not None and len(rows):
-                        axes.plot(rows[:, 0], rows[:, 1], style, color=f'C{number}', linewidth=1.0)
-            axes.set_title(title, fontsize=9)
-            axes.set_xlabel('s', fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.plot([], [], '-', color='black', linewidth=1.0, label='measured')
-            axes.plot([], [], '--', color='black', linewidth=1.0, label='sent')
-        axes.legend(fontsize=7, frameon=False)
-        return drawn
+        for title, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+            curves = [
+                Curve(rows[:, 0], rows[:, 1], name.removesuffix('/position'), COLOURS[number % len(COLOURS)], dashed)
+                for number, name in enumerate(names)
+                for series, dashed in ((episode.measured, False), (episode.commanded, True))
+                if (rows := series.get(name)) is not None and len(rows)
+            ]
+            panels.append(Panel(title, tuple(curves), 's'))
+        return Chart(tuple(panels), columns=max(1, len(panels)))
 
-    def _streams(self) -> str:
-        topics = sorted({topic for each in self.episodes for topic in each.rates_hz})
+    def _streams(self) -> list[tuple[str, str, str]]:
         rows = []
-        for topic in topics:
+        for topic in sorted({topic for each in self.episodes for topic in each.rates_hz}):
             rates = [each.rates_hz[topic] for each in self.episodes if topic in each.rates_hz]
             rows.append((topic, f'{np.mean(rates):.1f}', f'{min(rates):.1f}'))
-        return table(('topic', 'messages a second', 'in the worst episode'), rows)
-
-    def _further(self) -> str:
-        bag = html.escape(str(self.told[0].bag))
-        return (
-            f'<p><code>ki bag info {bag}</code> what a recording holds (rosbag2, MCAP: Foxglove opens it)<br>'
-            f'<code>ki replay {bag} --bundle BUNDLE</code> the recording through the policy again<br>'
-            '<code>ki up config/node/synthetic.yaml</code> the nodes without a simulator</p>'
-            '<p><small>Solid lines above: measured; dashed: what the executor sent. &ldquo;Limited&rdquo; counts '
-            'commands that the executor brought within a limit, or refused.</small></p>'
-        )
+        return rows
 
 
 def versions() -> dict[str, str]:
@@ -318,19 +283,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _wrapped(text: str, width: int, lines: int = 2) -> list[str]:
-    """At most `lines` lines of a caption; what does not fit ends in dots."""
-    made = ['']
-    for word in text.split():
-        longer = f'{made[-1]} {word}'.strip()
-        if cv2.getTextSize(longer, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 1)[0][0] <= width:
-            made[-1] = longer
-        elif len(made) == lines:
-            made[-1] += ' ...'
-            break
-        else:
-            made.append(word)
-    return made
+def _plural(noun: str, count: int) -> str:
+    return f'{noun} was' if count == 1 else f'{noun}s were'
+
+
+def _times(count: int) -> str:
+    return 'once' if count == 1 else f'{count} times'
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,37 +1,49 @@
-"""Self-contained HTML pages: one file with its tables, pictures and films, which opens anywhere."""
+"""Self-contained HTML pages from the templates beside this file: one file each, which opens anywhere.
+
+Every value is escaped by the template engine; only `Markup` is taken as HTML. So no name, instruction or error that
+stands in a bag can add anything to a page.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
-import io
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ki_policy_node.errors import NodeError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:1.8em}small{color:#666}"""
-
-
-def page(title: str, parts: Sequence[str], style: str = '') -> str:
-    """A whole file; `parts` are HTML, `style` is CSS beyond STYLE."""
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return '\n'.join([head, f'<style>{STYLE}\n{style}</style><h1>{html.escape(title)}</h1>', *parts]) + '</html>\n'
+TEMPLATES = Path(__file__).parent / 'templates'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Cells are text; nothing without rows."""
-    if not rows:
-        return ''
-    cells = [f'<tr>{"".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)}</tr>' for row in rows]
-    return f'<table><tr>{"".join(f"<th>{html.escape(name)}</th>" for name in head)}</tr>{"".join(cells)}</table>'
+@dataclass(frozen=True)
+class Verdict:
+    """What every report says first, as sentences.
+
+    Attributes:
+        worked: Did it work?
+        sure: How sure is that?
+        limited: What limited it, most important first.
+        good: True or False colours the answer; None where nothing was judged.
+    """
+
+    worked: Sequence[str]
+    sure: Sequence[str]
+    limited: Sequence[str]
+    good: bool | None = None
 
 
-def place(name: str) -> str:
-    """A spot of a page that `fill` finds again."""
-    return f'<!--{name}--><!--/{name}-->'
+def render(template: str, **values: Any) -> str:
+    """Text of `templates/template` with `values`; a value that the template names and does not get is an error."""
+    return _environment().get_template(template).render(**values)
+
+
+def spot(name: str) -> Markup:
+    """A place of a page that `fill` finds again. `name`: letters only."""
+    return Markup(f'<!--{name}--><!--/{name}-->')
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -41,30 +53,20 @@ def fill(text: str, name: str, content: str) -> str:
     return f'{head}{found}{content}{closed}{tail}' if closed else text
 
 
-def figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, in inches.
-
-    Raises:
-        NodeError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NodeError('The report needs matplotlib: pip install matplotlib.') from error
-    made = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(made)
-    return made
-
-
-def plot(drawn: Any) -> str:
-    """A figure as an image of the page."""
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format='png', dpi=100, metadata={'Software': None})
-    return image(buffer.getvalue(), 'png')
-
-
-def image(data: bytes, kind: str, alt: str = '') -> str:
+def image(data: bytes, kind: str, alt: str = '') -> Markup:
     """The bytes of a png, jpeg or gif as an image of the page."""
     coded = base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/{kind};base64,{coded}">'
+    return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(alt, kind, coded)
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals['spot'] = spot
+    return made

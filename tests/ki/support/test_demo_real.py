@@ -20,7 +20,7 @@ from ki.commands import demo
 from ki.support import demo_real
 from ki.support.demo_real import EPISODES, PLACE, ROBOT, Second, find, show
 from ki_common.errors import KiError
-from ki_policy_node.reports.web_page import page, place
+from ki_policy_node.reports.web_page import spot
 from ki_robot.contract.contract import load_contract
 from training.lerobot.video import VideoWriter
 
@@ -85,7 +85,7 @@ def dataset() -> MakeDataset:
 def first_part(out: Path) -> Path:
     """What the first part leaves: a page with a spot for the second."""
     out.mkdir()
-    (out / 'report.html').write_text(page('What the robot was told', ['<p>ten of ten</p>', place(PLACE)]))
+    (out / 'report.html').write_text(f'<p>ten of ten</p>{spot(PLACE)}')
     return out
 
 

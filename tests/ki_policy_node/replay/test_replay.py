@@ -156,7 +156,7 @@ def test_a_bag_without_commands_is_replayed_without_a_comparison(contract, tmp_p
     assert 'no recorded commands' in replay_report.failure(numbers, 1.0)
 
 
-def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs, tmp_path):
+def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs, tmp_path, without_plotly):
     import yaml
 
     robot = tmp_path / 'small.yaml'
@@ -170,10 +170,13 @@ def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs
     failed = CliRunner().invoke(app, [*words, '--fail-above', '0.001'])
     assert failed.exit_code == 1
     assert 'above 0.001' in failed.output
-    page = (tmp_path / 'out' / 'replay.html').read_text()
+    page = without_plotly((tmp_path / 'out' / 'replay.html').read_text())
     assert page.count('data:image/png;base64,') == 4
+    assert page.count('Plotly.newPlot(') == 2
     assert 'linear extrapolation' in page
     assert 'http' not in page
+    assert page.index('Did it work?') < page.index('How sure is that?') < page.index('What limited it?')
+    assert page.index('What limited it?') < page.index('How far from what was commanded')
     numbers = json.loads((tmp_path / 'out' / 'replay.json').read_text())
     assert numbers['result']['chunks'] >= 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from ki_bags import message_builders
 from ki_bags.writer import BagWriter
 from ki_policy_node.errors import NodeError
-from ki_policy_node.reports.episode_numbers import FILM_HZ, read
-from ki_policy_node.reports.episode_report import Report, Told
+from ki_policy_node.reports.episode_numbers import FILM_HZ, read_episode
+from ki_policy_node.reports.episode_report import EpisodeOutcome, EpisodeReport
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import joint_of
@@ -72,7 +73,7 @@ def bag(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_bag_holds_is_what_is_counted(bag: Path, contract: Contract) -> None:
-    episode = read(bag, contract)
+    episode = read_episode(bag, contract)
     assert episode.seconds == pytest.approx(SECONDS, abs=0.1)
     assert episode.ages_ms == pytest.approx([DELAY_MS] * 4)
     assert episode.seams == pytest.approx([JUMP] * 3)
@@ -87,20 +88,22 @@ def test_what_the_bag_holds_is_what_is_counted(bag: Path, contract: Contract) ->
 
 
 def test_a_hold_counts_once_the_robot_has_moved(bag: Path, contract: Contract) -> None:
-    ((at, reason),) = read(bag, contract).holds
+    ((at, reason),) = read_episode(bag, contract).holds
     assert at == pytest.approx(2.5, abs=0.01)
     assert reason == 'joint_states is stale'
 
 
-def test_the_page_tells_every_outcome_and_needs_nothing_from_outside(bag: Path, contract: Contract) -> None:
+def test_the_page_tells_every_outcome_and_needs_nothing_from_outside(
+    bag: Path, contract: Contract, without_plotly: Callable[[str], str]
+) -> None:
     told = [
-        Told('put <it> away', bag, True, 3.5, 'demo'),
-        Told('wave', bag, False, 4.0, 'demo', 'the ball rolled off'),
-        Told('stay', bag, None, 1.0),
+        EpisodeOutcome('put <it> away', bag, True, 3.5, 'demo'),
+        EpisodeOutcome('wave', bag, False, 4.0, 'demo', 'the ball rolled off'),
+        EpisodeOutcome('stay', bag, None, 1.0),
     ]
     rate = {'k': 1, 'n': 2, 'rate': 0.5, 'low': 0.09, 'high': 0.91}
-    report = Report(contract, told, rate, 'the policy P', ['Nobody may miss this.'])
-    page = report.html(b'GIF89a')
+    report = EpisodeReport(contract, told, rate, 'the policy P', ['Nobody may miss this.'])
+    page = without_plotly(report.html(b'GIF89a'))
     assert 'put &lt;it&gt; away' in page
     assert '<it>' not in page
     assert [page.count(f'>{word}</span>') for word in ('success', 'failure', 'interrupted')] == [1, 1, 1]
@@ -110,6 +113,7 @@ def test_the_page_tells_every_outcome_and_needs_nothing_from_outside(bag: Path, 
     assert 'the ball rolled off' in page
     assert 'held at 2.5 s: joint_states is stale' in page
     assert page.count('src="data:image/') == 1 + 2 * len(told)
+    assert page.count('Plotly.newPlot(') == len(told)
     assert 'src="http' not in page
     numbers = report.numbers()
     assert [each['outcome'] for each in numbers['episodes']] == ['success', 'failure', 'interrupted']
@@ -117,8 +121,8 @@ def test_the_page_tells_every_outcome_and_needs_nothing_from_outside(bag: Path, 
 
 
 def test_the_film_shows_all_episodes_to_their_end(bag: Path, contract: Contract) -> None:
-    told = [Told('one', bag, True, 4.0), Told('two', bag, False, 4.0)]
-    film = Report(contract, told, {'k': 1, 'n': 2, 'rate': 0.5, 'low': 0.0, 'high': 1.0}, 'nobody').film()
+    told = [EpisodeOutcome('one', bag, True, 4.0), EpisodeOutcome('two', bag, False, 4.0)]
+    film = EpisodeReport(contract, told, {'k': 1, 'n': 2, 'rate': 0.5, 'low': 0.0, 'high': 1.0}, 'nobody').film()
     assert len({frame.shape for frame in film}) == 1
     assert len(film) / FILM_HZ == pytest.approx(SECONDS + 2.0, abs=0.5)
     last = film[-1]
@@ -131,4 +135,37 @@ def test_a_bag_without_pictures_is_one_sentence(tmp_path: Path, contract: Contra
     with BagWriter(tmp_path / 'blind') as writer:
         message_builders.put(writer, 'words', START, words('dark'))
     with pytest.raises(NodeError, match='No recording holds a picture'):
-        Report(contract, [Told('look', tmp_path / 'blind', True, 1.0)], {}, 'nobody')
+        EpisodeReport(contract, [EpisodeOutcome('look', tmp_path / 'blind', True, 1.0)], {}, 'nobody')
+
+
+def test_the_page_says_first_whether_it_worked_how_sure_and_what_limited_it(bag: Path, contract: Contract) -> None:
+    outcomes = [
+        EpisodeOutcome('wave', bag, False, 4.0, 'demo', 'the ball rolled off'),
+        EpisodeOutcome('stay', bag, None, 1.0),
+    ]
+    rate = {'k': 0, 'n': 1, 'rate': 0.0, 'low': 0.0, 'high': 0.79}
+    page = EpisodeReport(contract, outcomes, rate, 'the policy P').html(b'GIF89a')
+    top = page[page.index('Did it work?') : page.index('What was running')]
+    for sentence in (
+        '0 of 1 instructions were carried out, driven by the policy P.',
+        'between 0% and 79% (95 % interval)',
+        'Failed: “wave” (the ball rolled off).',
+        '1 episode was interrupted before the end.',
+        'Held 2 times: joint_states is stale.',
+        'Limited or refused 2 times: velocity limit.',
+    ):
+        assert sentence in top
+
+
+def test_no_word_of_a_bag_can_add_anything_to_the_page(bag: Path, contract: Contract) -> None:
+    bad = '<script>alert(1)</script><!--real-->"\'&'
+    rate = {'k': 0, 'n': 1, 'rate': 0.0, 'low': 0.0, 'high': 1.0}
+    plain = EpisodeReport(contract, [EpisodeOutcome('x', bag, None, 3.0)], rate, 'x', ['x']).html(b'GIF89a')
+    report = EpisodeReport(contract, [EpisodeOutcome(bad, bag, None, 3.0, bad, bad)], rate, bad, [bad])
+    episode = report.episodes[0]
+    episode.events[bad], episode.rates_hz[bad] = 3, 3.0
+    episode.holds.append((1.0, bad))
+    page = report.html(b'GIF89a')
+    assert 'alert(1)' in page
+    for tag in ('<script', '</script', '<!--real-->'):
+        assert page.count(tag) == plain.count(tag)
