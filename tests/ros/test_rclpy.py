@@ -62,6 +62,18 @@ def test_a_service_answers(node: Any) -> None:
     assert (answer.success, answer.message) == (False, 'server')
 
 
+def test_nodes_find_each_other_without_waiting_for_the_periodic_announcement(server: object) -> None:
+    from std_srvs.srv import SetBool
+
+    from ki_policy_node.common import ros
+
+    with ros.node('first') as first:
+        assert first.create_client(SetBool, 'negate').wait_for_service(15.0), 'the server does not start'
+    for number in range(8):
+        with ros.node(f'client_{number}') as node:
+            assert node.create_client(SetBool, 'negate').wait_for_service(2.5), f'client {number}'
+
+
 def test_an_action_reports_feedback_and_a_result(node: Any) -> None:
     from action_msgs.msg import GoalStatus
     from rclpy.action import ActionClient
