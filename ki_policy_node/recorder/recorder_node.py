@@ -15,6 +15,7 @@ begins, so its first messages are there; latched ones (`/tf_static`, instruction
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import time
@@ -120,9 +121,10 @@ class Recorder(Node):
         )
         self._goal: Any = None
         self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
-        if self.get_parameter('use_sim_time').value:
+        self._in_sim_time = bool(self.get_parameter('use_sim_time').value)
+        if self._in_sim_time:
             qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-            self.create_subscription(ClockMessage, '/clock', with_time(self._on_clock), qos)
+            self.create_subscription(ClockMessage, '/clock', with_times(self._on_clock), qos)
         # On its own clock: where simulated time stands still, topics are to be found all the same.
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
@@ -163,24 +165,29 @@ class Recorder(Node):
         kept = LATCHED_KEPT if name.endswith('tf_static') else len(offers)
         stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
 
-        self.create_subscription(cls, name, with_time(lambda data, ns: self._store(stream, data, ns)), qos, raw=True)
+        store = functools.partial(self._store, stream)
+        self.create_subscription(cls, name, with_times(store), qos, raw=True)
 
-    def _store(self, stream: Stream, data: bytes, sent_ns: int) -> None:
+    def _store(self, stream: Stream, data: bytes, sent_ns: int, heard_ns: int) -> None:
         stream.received += 1
         stream.arrivals.append(time.monotonic())
         if stream.latched is not None:
             stream.latched.append((data, sent_ns))
-        if self.episode and not self.episode.writer.write(stream.channel, self._log_ns(sent_ns), data, sent_ns):
-            stream.dropped += 1
+        if self.episode:
+            log_ns = self._log_ns(sent_ns, heard_ns)
+            stream.dropped += not self.episode.writer.write(stream.channel, log_ns, data, sent_ns)
 
-    def _on_clock(self, message: ClockMessage, sent_ns: int) -> None:
+    def _on_clock(self, message: ClockMessage, sent_ns: int, _heard_ns: int) -> None:
         self._clock_history.append((sent_ns, message.clock.sec * 10**9 + message.clock.nanosec))
 
-    def _log_ns(self, sent_ns: int) -> int:
-        """When a message counts as logged: now; in simulated time, what the clock said when it was sent.
+    def _log_ns(self, sent_ns: int, heard_ns: int) -> int:
+        """When a message counts as logged: when it arrived; in simulated time, what the clock said when it was sent.
 
+        Not when this thread came to it: what waited in a queue while the process stalled would all have one time.
         Simulated time may run at several times the wall clock, and a few milliseconds in a queue are steps then.
         """
+        if not self._in_sim_time:
+            return heard_ns
         said = next((time_ns for told_ns, time_ns in reversed(self._clock_history) if told_ns <= sent_ns), None)
         return self.get_clock().now().nanoseconds if said is None else said
 
@@ -312,14 +319,16 @@ class Recorder(Node):
             goal.publish_feedback(feedback)
 
 
-def with_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:
-    """A subscription's callback that passes a message with the wall time at which it was sent [ns].
+def with_times(callback: Callable[[Any, int, int], None]) -> Callable[..., None]:
+    """A subscription's callback that passes a message with the wall times at which it was sent and arrived [ns].
 
-    Humble does not tell it; there the time of arrival stands for it.
+    Humble tells neither; there the time of this call stands for both. A middleware may leave out the arrival.
     """
     if hasattr(Subscription, 'CallbackType'):
-        return lambda message, info: callback(message, info['source_timestamp'])
-    return lambda message: callback(message, time.time_ns())
+        return lambda message, info: callback(
+            message, info['source_timestamp'], info['received_timestamp'] or time.time_ns()
+        )
+    return lambda message: callback(message, time.time_ns(), time.time_ns())
 
 
 def next_index(folder: Path, prefix: str) -> int:

@@ -124,6 +124,29 @@ def test_an_episode_holds_every_message_byte_for_byte_between_its_markers(
     assert found['/episode'][0].log_ns <= times[0] <= times[-1] <= found['/episode'][1].log_ns
 
 
+def test_what_waited_for_a_recorder_that_stalled_keeps_the_time_it_arrived_at(tmp_path: Path) -> None:
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+    from ki_policy_node.recorder.recorder_node import Recorder
+
+    with ros.node('talker') as node:
+        publisher = node.create_publisher(String, 'words', 10)
+        recorder = Recorder()
+        try:
+            assert ros.spin_until(recorder, publisher.get_subscription_count, 10.0), 'the recorder does not listen'
+            recorder.start('listen', path=tmp_path / 'bag')
+            for number in range(5):
+                publisher.publish(String(data=str(number)))
+                time.sleep(0.05)
+            assert ros.spin_until(recorder, lambda: recorder.streams['/words'].received == 5, 10.0)
+            recorder.stop()
+        finally:
+            recorder.destroy_node()
+    times = [message.log_ns for message in read(tmp_path / 'bag')['/words']]
+    assert times[-1] - times[0] > 0.1e9, 'sent over 0.2 s'
+
+
 def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[..., Any]) -> None:
     """`rosbags` reads it with metadata, definitions and QoS, as rosbag2 would."""
     from ki_msgs.srv import StartRecording, StopRecording
