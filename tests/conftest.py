@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,10 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'dds' / 'loopback.xml'))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+# A shell without a terminal starts what runs in its background with Ctrl-C ignored, and all that is started there, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
@@ -56,29 +63,50 @@ def without_plotly() -> Callable[[str], str]:
     return strip
 
 
-_domains = itertools.count(1)
+# ROS domain ids, from one that differs between processes on. Up to 101: above, the ports of a domain lie among those
+# that Linux gives to any program.
+_domains = (1 + number % 101 for number in itertools.count(17 * os.getpid()))
+
+
+@contextlib.contextmanager
+def claimed_domain() -> Iterator[int]:
+    """A domain id that no other test and nothing else on this machine uses, for the length of a `with` block.
+
+    Domain d owns the UDP ports from 7400 + 250 d on. Fast DDS takes number 10 for its first participant and leaves
+    number 9 alone: whoever holds that one has claimed the domain, and the system frees it when the process ends.
+    """
+    for domain in itertools.islice(_domains, 101):
+        ports = 7400 + 250 * domain
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(('127.0.0.1', ports + 9))
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
+                    participant.bind(('127.0.0.1', ports + 10))
+            except OSError:
+                continue
+            yield domain
+            return
+    pytest.fail('every ROS domain from 1 to 101 is in use on this machine')
 
 
 @pytest.fixture(autouse=True)
-def ros_domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
-    """A domain id that no other test of this run uses, for every test marked `ros`.
-
-    The process id is mixed in, so that two runs side by side rarely meet; ids stay below 102,
-    which is what the default port range of Linux leaves to Fast DDS. 91 to 100 are left to `shared_domain`.
-    """
+def ros_domain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int | None]:
+    """A domain id of its own for every test marked `ros`."""
     if request.node.get_closest_marker('ros') is None:
-        return None
+        yield None
+        return
     if importlib.util.find_spec('rclpy') is None:
         pytest.skip('rclpy is not installed: `make setup` installs it. NOTHING of ROS 2 was checked here')
-    domain = 1 + (next(_domains) * 7 + os.getpid()) % 90
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
-    return domain
+    with claimed_domain() as domain:
+        monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+        yield domain
 
 
-@pytest.fixture(scope='session')
-def shared_domain() -> int:
-    """A domain id for what several tests share while each has its own besides; for one file at a time."""
-    return 91 + os.getpid() % 10
+@pytest.fixture(scope='module')
+def shared_domain() -> Iterator[int]:
+    """A domain id for what the tests of a file share while each has its own besides."""
+    with claimed_domain() as domain:
+        yield domain
 
 
 @pytest.fixture(scope='session')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -12,7 +14,7 @@ from ki_policy_node.common import ros
 
 
 class Talker(Node):
-    """Two topics, one timer."""
+    """Two topics, one timer. Words are followed by their number and the time they were sent at [ns]."""
 
     def __init__(self) -> None:
         """Declares its parameters."""
@@ -27,7 +29,7 @@ class Talker(Node):
 
     def tick(self) -> None:
         """Says both."""
-        self.words.publish(String(data=f'{self.word} {self.ticks}'))
+        self.words.publish(String(data=f'{self.word} {self.ticks} {time.time_ns()}'))
         self.states.publish(JointState(name=[f'joint{number}' for number in range(20)], position=[0.5] * 20))
         self.ticks += 1
         if self.ticks == self.count:

@@ -16,8 +16,8 @@ from ki_common.errors import KiError
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_help_lists_every_file_and_no_helper(ki: Ki, root: Path) -> None:
-    done = ki('--help')
+def test_help_lists_every_file_and_no_helper(ki_process: Ki, root: Path) -> None:
+    done = ki_process('--help')
     assert done.returncode == 0
     files = {path.stem.replace('_', '-') for path in (root / 'ki' / 'commands').glob('[a-z]*.py')}
     listed = {line.split()[0] for line in done.stdout.split('Commands:')[1].splitlines() if line.strip()}

@@ -39,13 +39,13 @@ def left_over(out: Path) -> list[str]:
 
 @pytest.mark.ros
 def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
-    ki: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plotly: Callable[[str], str]
+    ki_process: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plotly: Callable[[str], str]
 ) -> None:
     from ki_sim.evaluate.demo_episodes import choose
 
     out = tmp_path / 'shown'
     monkeypatch.setenv('DEMO_TEST', str(out))
-    done = ki('demo', '--episodes', 1, '--seed', SEED, '--out', out, *SMALL, timeout=90.0)
+    done = ki_process('demo', '--episodes', 1, '--seed', SEED, '--out', out, *SMALL, timeout=90.0)
     assert done.returncode == 0, done.stdout + done.stderr
     (choice,) = choose(1, ['demo'], SEED)
     assert choice.instruction in done.stdout
@@ -78,11 +78,13 @@ def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
 
 
 @pytest.mark.ros
-def test_the_shipped_policy_drives_through_its_node(ki: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_policy_drives_through_its_node(
+    ki_process: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / 'shown'
     monkeypatch.setenv('DEMO_TEST', str(out))
     policy = Path(__file__).resolve().parents[3] / 'bundles' / 'demo'
-    done = ki('demo', '--bundle', policy, '--episodes', 1, '--out', out, '--no-real', timeout=120.0)
+    done = ki_process('demo', '--bundle', policy, '--episodes', 1, '--out', out, '--no-real', timeout=120.0)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f'driven by the policy {policy}' in ' '.join(done.stdout.split())
     numbers = json.loads((out / 'demo.json').read_text())
@@ -115,11 +117,11 @@ def test_ctrl_c_ends_every_process_and_leaves_what_was_written(tmp_path: Path, m
 
 
 @pytest.mark.ros
-def test_a_domain_with_another_stack_in_it_is_left_alone(ki: Ki, tmp_path: Path) -> None:
+def test_a_domain_with_another_stack_in_it_is_left_alone(ki_process: Ki, tmp_path: Path) -> None:
     from ki_policy_node.common import ros
 
     with ros.node('chunk_executor'):
-        done = ki('demo', '--episodes', 1, '--out', tmp_path / 'shown', *SMALL, timeout=60.0)
+        done = ki_process('demo', '--episodes', 1, '--out', tmp_path / 'shown', *SMALL, timeout=60.0)
     assert done.returncode == 2
     assert 'is busy: chunk_executor is running there' in done.stderr
     assert 'ROS_DOMAIN_ID' in done.stderr
@@ -127,10 +129,10 @@ def test_a_domain_with_another_stack_in_it_is_left_alone(ki: Ki, tmp_path: Path)
 
 
 def test_where_nothing_can_be_drawn_one_sentence_says_so(
-    ki: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ki_process: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('MUJOCO_GL', 'off')
-    done = ki('demo', '--out', tmp_path / 'shown')
+    done = ki_process('demo', '--out', tmp_path / 'shown')
     assert done.returncode == 2
     assert done.stderr.startswith('ki: MUJOCO_GL=off switches rendering off')
     assert 'Traceback' not in done.stderr

@@ -15,8 +15,8 @@ Ki = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.ros
-def test_this_machine_has_what_the_other_tests_use(ki: Ki) -> None:
-    done = ki('doctor', '--json')
+def test_this_machine_has_what_the_other_tests_use(ki_process: Ki) -> None:
+    done = ki_process('doctor', '--json')
     findings = {entry['what']: entry for entry in json.loads(done.stdout)}
     for name in ('Python', 'torch', 'ONNX Runtime', 'ROS 2', 'ki_msgs', 'DDS profile', 'round trip'):
         assert findings[name]['state'] == 'ok', findings[name]

@@ -17,8 +17,8 @@ Ki = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.ros
-def test_echo_prints_messages_as_yaml_and_cuts_long_arrays(ki: Ki, talker: object) -> None:
-    done = ki('topic', 'echo', 'joint_states', '-n', 2, '--wait', 15)
+def test_echo_prints_messages_as_yaml_and_cuts_long_arrays(ki_process: Ki, talker: object) -> None:
+    done = ki_process('topic', 'echo', 'joint_states', '-n', 2, '--wait', 15)
     assert done.returncode == 0, done.stderr
     first, second, rest = yaml.safe_load_all(done.stdout)
     assert first == second

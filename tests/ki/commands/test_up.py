@@ -64,9 +64,9 @@ def test_parameters_names_and_remapping_reach_the_nodes_and_ctrl_c_ends_them_cle
 
 
 @pytest.mark.ros
-def test_when_one_dies_all_end_and_its_status_is_ours(ki: Ki, tmp_path: Path) -> None:
+def test_when_one_dies_all_end_and_its_status_is_ours(ki_process: Ki, tmp_path: Path) -> None:
     nodes = {'short': {'command': TALKER, 'parameters': {'count': 5}}, 'long': {'command': TALKER}}
-    done = ki('up', write(tmp_path / 'up.yaml', nodes=nodes))
+    done = ki_process('up', write(tmp_path / 'up.yaml', nodes=nodes))
     assert done.returncode == 3
     assert 'short ended with status 3: ending the others' in done.stdout
     assert 'long 0' in done.stdout

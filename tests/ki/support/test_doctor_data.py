@@ -149,7 +149,7 @@ def test_a_live_robot_is_compared_with_its_recordings(rig: Any, trained: Path) -
 
 @pytest.mark.ros
 def test_a_robot_that_is_not_there_is_serious(ki: Ki, trained: Path) -> None:
-    done = ki('doctor', 'data', trained, '--live', '--wait', 0.5, timeout=60.0)
+    done = ki('doctor', 'data', trained, '--live', '--wait', 0.5)
     assert done.returncode == 1, done.stderr
     assert 'joint_states: nothing came on joint_states; is its driver running' in done.stdout
     assert done.stdout.splitlines()[-1].startswith('Seriously wrong')
