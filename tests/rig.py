@@ -26,6 +26,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
 from ki_common.nodes import NODES
+from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract.contract import Contract
 
@@ -126,7 +127,6 @@ class Rig:
         self.contract_file.write_text(yaml.safe_dump(plain))
         self.contract = Contract.parse(plain)
         self.processes: list[Process] = []
-        self._clients: dict[str, Any] = {}
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         overrides = [Parameter('width', value=64), Parameter('height', value=48)]
@@ -152,6 +152,7 @@ class Rig:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+        self._calls = ServiceCalls(self.node, lambda: time.sleep(0.02))
 
     def _hear(self, kind: Any, topic: str, kept: list[Any], qos: QoSProfile) -> None:
         self.node.create_subscription(kind, topic, lambda message: kept.append((time.monotonic_ns(), message)), qos)
@@ -213,12 +214,7 @@ class Rig:
 
     def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:
         """Calls a service."""
-        # One client a service: on a busy machine the answer to one that was made just now can get lost.
-        client = self._clients.get(name) or self._clients.setdefault(name, self.node.create_client(kind, name))
-        self.until(f'service {name}', client.service_is_ready, seconds)
-        future = client.call_async(request or kind.Request())
-        self.until(f'an answer of {name}', future.done, seconds)
-        return future.result()
+        return self._calls.call(kind, name, request or kind.Request(), seconds)
 
     def close(self) -> None:
         """Ends everything."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ def running(programs: list[Program], log: Path, domain: int | None = None) -> It
     with log.open('w', encoding='utf-8') as stream:
         processes = Processes(programs, os.environ, stream, quiet=True)
         try:
-            with node('referee') as made:
+            with node('episode_runner') as made:
                 yield Port(made, processes, log)
         finally:
             processes.end()
@@ -166,12 +166,25 @@ class Port:
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from std_msgs.msg import String
 
+        from ki_policy_node.common.service_calls import ServiceCalls
+
         self.node, self._processes, self._log = node, processes, log
-        self._clients: dict[str, Any] = {}
+        self._calls = ServiceCalls(node, self._receive, f'{log} says what the nodes are doing.')
         self._said: dict[str, str] = {}
+        self._runs = False
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._hear(String, 'chunk_executor/state', lambda message: message.data, latched)
-        self._hear(PolicyStatus, 'policy_node/status', lambda message: message.message or 'no reason', latched)
+        self._hear(PolicyStatus, 'policy_node/status', self._on_status, latched)
+
+    def _on_status(self, message: Any) -> str:
+        self._runs = message.state in (message.STATE_RUNNING, message.STATE_DRY_RUN, message.STATE_HOLDING)
+        return message.message or 'no reason'
+
+    def _receive(self) -> None:
+        import rclpy
+
+        self.check()
+        rclpy.spin_once(self.node, timeout_sec=0.05)
 
     def _hear(self, kind: type, topic: str, text: Any, qos: Any) -> None:
         def keep(message: Any) -> None:
@@ -185,6 +198,13 @@ class Port:
 
         answer = self._call(Trigger, service, Trigger.Request())
         return answer.success, answer.message
+
+    def start_policy(self) -> tuple[bool, str]:
+        """Begins a run of the policy node, or finds that it runs: a second start is refused by the node."""
+        from std_srvs.srv import Trigger
+
+        answer = self._call(Trigger, 'policy_node/start', Trigger.Request(), lambda: self._runs)
+        return (True, 'running') if answer is None else (answer.success, answer.message)
 
     def switch(self, service: str, on: bool) -> tuple[bool, str]:
         """Calls a std_srvs/SetBool."""
@@ -208,19 +228,21 @@ class Port:
         """Begins a recording; the folder it will be in."""
         from ki_msgs.srv import StartRecording
 
-        request = StartRecording.Request(task=task, policy_id=policy_id)
+        request = StartRecording.Request(task=task, policy_id=policy_id, request_id=uuid.uuid4().hex)
         answer = self._call(StartRecording, 'recorder/start_recording', request)
         if not answer.success:
             raise KiError(answer.message)
         return str(answer.uri)
 
-    def stop_recording(self, outcome: int) -> None:
-        """Ends it."""
+    def stop_recording(self, outcome: int) -> str:
+        """Ends it; the folder of its bag, empty when it was discarded."""
         from ki_msgs.srv import StopRecording
 
-        answer = self._call(StopRecording, 'recorder/stop_recording', StopRecording.Request(outcome=outcome))
+        request = StopRecording.Request(outcome=outcome, request_id=uuid.uuid4().hex)
+        answer = self._call(StopRecording, 'recorder/stop_recording', request)
         if not answer.success:
             raise KiError(answer.message)
+        return str(answer.uri)
 
     def complaint(self) -> str:
         """What the executor and the policy node say of themselves."""
@@ -238,22 +260,5 @@ class Port:
         """The process of a node."""
         return self._processes.running[name].pid
 
-    def _call(self, kind: Any, name: str, request: Any) -> Any:
-        import rclpy
-
-        client = self._clients.get(name)
-        if client is None:
-            client = self._clients[name] = self.node.create_client(kind, name)
-        end = time.monotonic() + START_S
-        while not client.service_is_ready():
-            self.check()
-            if time.monotonic() > end:
-                raise KiError(f'No {name} within {START_S:g} s; {self._log} says what the nodes are doing.')
-            rclpy.spin_once(self.node, timeout_sec=0.05)
-        future = client.call_async(request)
-        while not future.done():
-            self.check()
-            if time.monotonic() > end:
-                raise KiError(f'{name} does not answer; {self._log} says what the nodes are doing.')
-            rclpy.spin_once(self.node, timeout_sec=0.05)
-        return future.result()
+    def _call(self, kind: Any, name: str, request: Any, done: Callable[[], bool] = lambda: False) -> Any:
+        return self._calls.call(kind, name, request, START_S, done=done)

@@ -32,25 +32,31 @@ class ServiceCalls:
         self._node, self._receive, self._hint = node, receive, f' {hint}' if hint else ''
         self._clients: dict[str, Any] = {}
 
-    def call(self, kind: Any, name: str, request: Any, timeout_s: float, repeat_s: float = REPEAT_S) -> Any:
-        """The answer of a service.
+    def call(
+        self,
+        kind: Any,
+        name: str,
+        request: Any,
+        timeout_s: float,
+        *,
+        done: Callable[[], bool] = lambda: False,
+        repeat_s: float = REPEAT_S,
+    ) -> Any:
+        """The answer of a service; None where it was lost, and `done` says that the work is done.
 
         Args:
             kind: Service type.
             name: Of the service; absolute, or in the node's namespace.
             request: Sent as it is, again and again.
             timeout_s: For the whole call [s].
+            done: Asked before a repeat: can the effect be seen? For a service that would refuse a second request.
             repeat_s: Without an answer for so long, the request is sent again [s].
 
         Raises:
             NodeError: nobody offers the service, or it does not answer in time.
         """
-        client = self.client(kind, name)
         end = time.monotonic() + timeout_s
-        while not client.service_is_ready():
-            if time.monotonic() > end:
-                raise NodeError(f'Nobody offers the service {name} within {timeout_s:g} s.{self._hint}')
-            self._receive()
+        client = self.client(kind, name, timeout_s)
         asked = [client.call_async(request)]
         sent = time.monotonic()
         while not any(future.done() for future in asked):
@@ -59,6 +65,9 @@ class ServiceCalls:
                 self._forget(client, asked)
                 raise NodeError(f'{name} gave no answer within {timeout_s:g} s, asked {len(asked)} times.{self._hint}')
             if now > sent + repeat_s:
+                if done():
+                    self._forget(client, asked)
+                    return None
                 asked.append(client.call_async(request))
                 sent = now
             self._receive()
@@ -68,11 +77,20 @@ class ServiceCalls:
         self._forget(client, asked)
         return next(future for future in asked if future.done()).result()
 
-    def client(self, kind: Any, name: str) -> Any:
-        """The one client of a service."""
+    def client(self, kind: Any, name: str, timeout_s: float) -> Any:
+        """The one client of a service, once somebody offers it.
+
+        Raises:
+            NodeError: nobody does within `timeout_s` [s].
+        """
         if name not in self._clients:
             self._clients[name] = self._node.create_client(kind, name)
-        return self._clients[name]
+        client, end = self._clients[name], time.monotonic() + timeout_s
+        while not client.service_is_ready():
+            if time.monotonic() > end:
+                raise NodeError(f'Nobody offers the service {name} within {timeout_s:g} s.{self._hint}')
+            self._receive()
+        return client
 
     @staticmethod
     def _forget(client: Any, asked: list[Any]) -> None:

@@ -50,6 +50,7 @@ DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
 DEPTH = 1000  # of every subscription: a stall of this process must not cost messages
 LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
+ANSWERS_KEPT = 16  # of services, for requests that are repeated because their answer was lost
 
 
 @dataclass
@@ -108,8 +109,8 @@ class Recorder(Node):
             qos_text([latched]),
             *definition_of('ki_msgs/msg/EpisodeMarker'),
         )
-        self.create_service(StartRecording, '~/start_recording', self._on_start)
-        self.create_service(StopRecording, '~/stop_recording', self._on_stop)
+        self.create_service(StartRecording, '~/start_recording', self._once(self._on_start))
+        self.create_service(StopRecording, '~/stop_recording', self._once(self._on_stop))
         self.create_service(Trigger, '~/discard_episode', self._on_discard)
         self._action = ActionServer(
             self,
@@ -120,6 +121,7 @@ class Recorder(Node):
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
         self._goal: Any = None
+        self._answers: deque[tuple[str, Any]] = deque(maxlen=ANSWERS_KEPT)
         self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
         self._in_sim_time = bool(self.get_parameter('use_sim_time').value)
         if self._in_sim_time:
@@ -246,6 +248,19 @@ class Recorder(Node):
         self.episode.writer.write(self._marker_channel, now.nanoseconds, serialize_message(marker))
 
     # -- services and the action
+
+    def _once(self, serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A service that answers a request with a known `request_id` as it did before: its answer was lost."""
+
+        def answer(request: Any, response: Any) -> Any:
+            known = next((before for name, before in self._answers if name and name == request.request_id), None)
+            if known is not None:
+                return known
+            response = serve(request, response)
+            self._answers.append((request.request_id, response))
+            return response
+
+        return answer
 
     def _on_start(self, request: StartRecording.Request, response: StartRecording.Response) -> StartRecording.Response:
         try:

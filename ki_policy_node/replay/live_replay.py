@@ -11,6 +11,7 @@ from typing import Any
 
 from ki_bags.reader import Bag, open_bag
 from ki_policy_node.common import ros
+from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.errors import NodeError
 from ki_policy_node.replay import player
 from ki_policy_node.replay.bag_topics import match_topics
@@ -95,7 +96,7 @@ class _Session:
         self._chunks: list[ActionChunk] = []
         self._words: dict[str, str] = {}
         self._refused = ''
-        self._clients: dict[str, Any] = {}
+        self._calls = ServiceCalls(node, self._receive)
         self._states = PolicyStatus
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(PolicyStatus, f'{name}/status', self._on_status, latched)
@@ -192,7 +193,7 @@ class _Session:
             if not answer.success:
                 raise NodeError(answer.message)
         else:
-            self._client(SetInstruction, 'set_instruction').call_async(request)
+            self._calls.client(SetInstruction, self._full('set_instruction'), ANSWER_S).call_async(request)
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
@@ -201,8 +202,8 @@ class _Session:
 
         starts = self._status.state == self._states.STATE_READY
         if starts:
-            answer = self._call(Trigger, 'start', Trigger.Request())
-            if not answer.success:
+            answer = self._call(Trigger, 'start', Trigger.Request(), self._runs)
+            if answer is not None and not answer.success:
                 raise NodeError(answer.message)
         self._chunks.clear()
         try:
@@ -229,16 +230,20 @@ class _Session:
         last_word = self._refused or (self._status.message if self._status is not None else '')
         return Heard(tuple(self._chunks), dict(self._words), last_word)
 
-    def _client(self, kind: Any, name: str) -> Any:
-        if name not in self._clients:
-            self._clients[name] = self._node.create_client(kind, f'{self._name}/{name}')
-        self.wait(f'the service {name}', self._clients[name].service_is_ready, ANSWER_S)
-        return self._clients[name]
+    def _runs(self) -> bool:
+        states = self._states
+        return self._status.state in (states.STATE_RUNNING, states.STATE_DRY_RUN, states.STATE_HOLDING)
 
-    def _call(self, kind: Any, name: str, request: Any) -> Any:
-        future = self._client(kind, name).call_async(request)
-        self.wait(f'an answer of {name}', future.done, ANSWER_S)
-        return future.result()
+    def _full(self, service: str) -> str:
+        return f'{self._name}/{service}'
+
+    def _receive(self) -> None:
+        if why := self._ended():
+            raise NodeError(why)
+        time.sleep(0.02)
+
+    def _call(self, kind: Any, name: str, request: Any, done: Callable[[], bool] = lambda: False) -> Any:
+        return self._calls.call(kind, self._full(name), request, ANSWER_S, done=done)
 
     def _on_status(self, message: Any) -> None:
         self._status = message

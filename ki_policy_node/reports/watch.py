@@ -49,7 +49,7 @@ class Watch:
     def __init__(self, node: Any) -> None:
         self._node = node
         self.seen = Seen()
-        self._handle: Any = None
+        self._recording = False
         node.create_subscription(ActionChunk, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         node.create_subscription(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
         node.create_subscription(SafetyEvent, 'chunk_executor/safety_event', self._on_event, QoSProfile(depth=100))
@@ -72,29 +72,27 @@ class Watch:
         sent = self._recorder.send_goal_async(goal, self._on_feedback)
         wanted = {self._node.resolve_topic_name(topic) for topic in topics}
         end = time.monotonic() + PATIENCE_S
-        while not sent.done() or not wanted <= set(self.seen.rates_hz):
+        # Feedback of the goal says that it was accepted, also where that answer was lost on the way.
+        while not wanted <= set(self.seen.rates_hz):
             if sent.done() and not sent.result().accepted:
                 raise NodeError('The recorder refuses: another episode is being recorded, stop that one first.')
             if time.monotonic() > end:
                 missing = ', '.join(sorted(wanted - set(self.seen.rates_hz))) or 'the recorder'
                 raise NodeError(f'Nothing was heard of {missing} within {PATIENCE_S:g} s.')
             rclpy.spin_once(self._node, timeout_sec=0.05)
-        self._handle = sent.result()
+        self._recording = True
 
     def stop(self, port: Any, outcome: int) -> str:
         """Ends the recording with an EpisodeMarker outcome; the folder of its bag, empty when there is none.
 
         Args:
-            port: Has `stop_recording(outcome)`.
+            port: Has `stop_recording(outcome)`, which returns the folder.
             outcome: EpisodeMarker.OUTCOME_*.
         """
-        handle, self._handle = self._handle, None
-        if handle is None:
+        if not self._recording:
             return ''
-        result = handle.get_result_async()
-        port.stop_recording(outcome)
-        rclpy.spin_until_future_complete(self._node, result, timeout_sec=PATIENCE_S)
-        return str(result.result().result.uri) if result.done() else ''
+        self._recording = False
+        return str(port.stop_recording(outcome))
 
     def topic(self, name: str) -> str:
         """The full name of a relative topic, as `Seen.rates_hz` has it."""

@@ -46,6 +46,10 @@ class Port(Protocol):
         """Calls a std_srvs/SetBool."""
         ...
 
+    def start_policy(self) -> tuple[bool, str]:
+        """Begins a run of the policy node."""
+        ...
+
     def set(self, node: str, **values: Any) -> None:
         """Sets parameters, all or none; raises SimError when one is refused."""
         ...
@@ -54,8 +58,8 @@ class Port(Protocol):
         """Begins a recording; the folder it will be in."""
         ...
 
-    def stop_recording(self, outcome: int) -> None:
-        """Ends it."""
+    def stop_recording(self, outcome: int) -> str:
+        """Ends it; the folder of its bag, empty when it was discarded."""
         ...
 
     def complaint(self) -> str:
@@ -142,7 +146,7 @@ def play(
         need(port.switch(f'{SIM}/operate', True))
     else:
         port.trigger(f'{POLICY}/reset_fault')  # a fault of the last episode is told in its outcome
-        need(port.trigger(f'{POLICY}/start'))
+        need(port.start_policy())
     try:
         return outcome_of(_until_ended(port, match.wall_limit_s, watch))
     finally:

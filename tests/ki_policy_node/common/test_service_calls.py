@@ -68,7 +68,7 @@ def ends(ros_domain: int) -> Iterator[tuple[Any, ServiceCalls]]:
 @pytest.mark.parametrize('lost', [0, 1, 3])
 def test_a_lost_answer_is_asked_for_again(ends: tuple[Any, ServiceCalls], lost: int) -> None:
     far, calls = ends
-    server = Server(far, lost)
+    Server(far, lost)
     answer = calls.call(Trigger, 'work', Trigger.Request(), timeout_s=20.0, repeat_s=0.3)
     assert (answer.success, answer.message) == (True, f'call {lost + 1}')
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,27 @@ def call(node: Any, kind: Any, name: str, **fields: Any) -> Any:
     """Calls a service of the recorder."""
     import rclpy
 
-    # One client a service: on a busy machine the answer to one that was made just now can get lost.
-    known = {client.srv_name.rpartition('/')[2]: client for client in node.clients}
-    client = known.get(name) or node.create_client(kind, f'recorder/{name}')
-    assert client.wait_for_service(15.0), f'the recorder offers no {name}'
-    future = client.call_async(kind.Request(**fields))
-    rclpy.spin_until_future_complete(node, future, timeout_sec=10.0)
-    return future.result()
+    from ki_policy_node.common.service_calls import ServiceCalls
+
+    if 'request_id' in kind.Request.get_fields_and_field_types():
+        fields = {'request_id': uuid.uuid4().hex} | fields
+    calls = vars(node).setdefault('calls', ServiceCalls(node, lambda: rclpy.spin_once(node, timeout_sec=0.02)))
+    return calls.call(kind, f'recorder/{name}', kind.Request(**fields), 30.0)
+
+
+def test_a_repeated_request_gets_the_same_answer_and_does_nothing(node: Any, start_recorder: Any) -> None:
+    from ki_msgs.srv import StartRecording, StopRecording
+
+    start_recorder()
+    first = call(node, StartRecording, 'start_recording', task='wave', request_id='a')
+    again = call(node, StartRecording, 'start_recording', task='wave', request_id='a')
+    assert first.success
+    assert again == first
+    assert not call(node, StartRecording, 'start_recording', task='wave', request_id='b').success
+    ended = call(node, StopRecording, 'stop_recording', request_id='c')
+    assert ended.success
+    assert call(node, StopRecording, 'stop_recording', request_id='c') == ended
+    assert not call(node, StopRecording, 'stop_recording', request_id='d').success
 
 
 def talk(node: Any, publisher: Any, messages: list[Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ki_policy_node.common.service_calls import ServiceCalls
 from ki_sim.record.record import jpeg
 from ki_sim.world.robot import CAMERAS, POSITION_JOINTS
 from ki_sim.world.world import World
@@ -58,6 +59,7 @@ class Bench:
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node('bench', context=self.context)
+        self.calls = ServiceCalls(self.node, lambda: time.sleep(0.01))
         self.heard: dict[str, list[tuple[float, Any]]] = {}
         deep, latched = QoSProfile(depth=200), QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         kinds = {
@@ -142,11 +144,7 @@ class Bench:
         self.send('base_controller/cmd_vel', message)
 
     def call(self, kind: Any, service: str, **fields: Any) -> Any:
-        client = self.node.create_client(kind, service)
-        self.until(f'service {service}', client.service_is_ready)
-        future = client.call_async(kind.Request(**fields))
-        self.until(f'an answer of {service}', future.done, 20.0)
-        return future.result()
+        return self.calls.call(kind, service, kind.Request(**fields), 30.0)
 
     def set(self, **values: Any) -> Any:
         from rcl_interfaces.srv import SetParametersAtomically
