@@ -89,8 +89,7 @@ def bounds_of(names: Sequence[str], limits: Sequence[Limits], period_s: float) -
         return np.array([missing if getattr(each, name) is None else getattr(each, name) for each in limits], float)
 
     is_position_N = np.array([interface_of(name) == 'position' for name in names], bool)
-    velocity_N, acceleration_N = column('velocity', np.inf), column('acceleration', np.inf)
-    jerk_N = np.array([getattr(each, 'jerk', None) or np.inf for each in limits], float)
+    velocity_N, acceleration_N, jerk_N = (column(name, np.inf) for name in ('velocity', 'acceleration', 'jerk'))
     own_N = np.where(is_position_N, np.inf, velocity_N)  # the velocity limit of a velocity column bounds its value
     lower_N = np.maximum(column('lower', -np.inf), -own_N)
     upper_N = np.minimum(column('upper', np.inf), own_N)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -29,6 +30,7 @@ class Contract(ContractPart):
     """Everything that policy and robot must agree on; an existing one is sound."""
 
     always_written = ('image_size', 'sync_tolerance_s', 'outputs')
+    unhashed = ('on_far_start', 'start_speed')
 
     name: Name
     """Of the robot."""
@@ -50,6 +52,10 @@ class Contract(ContractPart):
     """The numbers of an action, in order."""
     outputs: tuple[Output, ...] = Field(default=(), max_length=MAX_ENTRIES)
     """Which controllers the actions go to; left out, the contract serves training and replay only."""
+    on_far_start: Literal['refuse', 'approach'] = 'refuse'
+    """What to do about a first command far from the robot: refuse the chunk, or go there at start_speed."""
+    start_speed: float = Field(default=0.1, gt=0, le=1)
+    """Of an approach, as a share of each column's velocity limit."""
 
     @model_validator(mode='after')
     def _parts_fit_together(self) -> Self:
@@ -85,7 +91,7 @@ class Contract(ContractPart):
     @cached_property
     def hash(self) -> str:
         """sha256 (hex) of the canonical JSON: independent of the order and layout of the YAML."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(',', ':'), allow_nan=False)
+        text = json.dumps(self.hashed(), sort_keys=True, separators=(',', ':'), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def mismatches(self, other: Contract) -> list[str]:

@@ -89,11 +89,15 @@ class _JointEntry(ContractPart):
     """Whether the bound counts."""
     max_acceleration: float | None = None
     """rad/s^2 or m/s^2."""
+    has_jerk_limits: bool = False
+    """Whether the bound counts."""
+    max_jerk: float | None = None
+    """rad/s^3 or m/s^3."""
 
     @model_validator(mode='after')
     def _has_what_it_says(self) -> Self:
         bounds = {'position': ('min_position', 'max_position')}
-        for what in ('position', 'velocity', 'acceleration'):
+        for what in ('position', 'velocity', 'acceleration', 'jerk'):
             for name in bounds.get(what, (f'max_{what}',)):
                 if getattr(self, f'has_{what}_limits') and getattr(self, name) is None:
                     raise ValueError(f'has_{what}_limits is True, but there is no field {name!r}; add it as a number')
@@ -106,6 +110,7 @@ class _JointEntry(ContractPart):
             'upper': self.max_position if self.has_position_limits else None,
             'velocity': self.max_velocity if self.has_velocity_limits else None,
             'acceleration': self.max_acceleration if self.has_acceleration_limits else None,
+            'jerk': self.max_jerk if self.has_jerk_limits else None,
         }
 
 
@@ -127,7 +132,7 @@ def tightest(first: Limits, second: Limits, where: str = '') -> Limits:
         values = [value for value in (getattr(first, name), getattr(second, name)) if value is not None]
         return choose(values) if values else None
 
-    chosen = {'lower': max, 'upper': min, 'velocity': min, 'acceleration': min}
+    chosen = {'lower': max, 'upper': min, 'velocity': min, 'acceleration': min, 'jerk': min}
     return Limits.parse({name: pick(name, choose) for name, choose in chosen.items()}, where)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -36,28 +36,38 @@ class ContractPart(Config):
 
     Plain data and hash leave out every field that is at its default, so that a new optional field changes neither the
     hash of a contract that does not use it nor the bundles that hold it. `always_written` names the defaults that were
-    in the hash from the beginning; add none.
+    in the hash from the beginning; add none. `unhashed` names what only the executor goes by, and no policy or
+    recording depends on.
     """
 
     raises = RobotError
     always_written: ClassVar[tuple[str, ...]] = ()
+    unhashed: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` and YAML take back, without fields at their default (but see the class)."""
+        return self._written(type(self).model_fields)
+
+    def hashed(self) -> dict[str, Any]:
+        """The same without the fields of `unhashed`."""
+        return self._written([name for name in type(self).model_fields if name not in self.unhashed], hashed=True)
+
+    def _written(self, names: Iterable[str], hashed: bool = False) -> dict[str, Any]:
+        fields = type(self).model_fields
         return {
-            name: _plain(getattr(self, name))
-            for name, about in type(self).model_fields.items()
-            if name in self.always_written or getattr(self, name) != about.get_default(call_default_factory=True)
+            name: _plain(getattr(self, name), hashed)
+            for name in names
+            if name in self.always_written or getattr(self, name) != fields[name].get_default(call_default_factory=True)
         }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, hashed: bool) -> Any:
     if isinstance(value, ContractPart):
-        return value.to_dict()
+        return value.hashed() if hashed else value.to_dict()
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(each, hashed) for each in value]
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(each, hashed) for key, each in value.items()}
     return value + 0.0 if isinstance(value, float) else value  # -0.0 and 0.0 are one limit, and hash as one
 
 
@@ -76,6 +86,9 @@ class Limits(ContractPart):
     """Greatest speed: rad/s or m/s."""
     acceleration: float | None = Field(default=None, gt=0)
     """Greatest change of speed: rad/s^2 or m/s^2."""
+    jerk: float | None = Field(default=None, gt=0)
+    """Greatest change of acceleration: rad/s^3 or m/s^3. A limit rounds every motion, and makes it later by
+    acceleration / jerk."""
 
     @model_validator(mode='after')
     def _leave_room(self) -> Self:
@@ -170,10 +183,15 @@ class StateColumn(_Column):
 class ActionColumn(_Column):
     """One number of an action."""
 
+    unhashed = ('tolerance',)
+
     representation: Literal['absolute', 'delta']
     """What the model predicts: the value itself, or its difference to the state at the chunk's observation."""
     limits: Limits = Limits()
     """What a command is kept within; a position needs lower, upper and velocity, a velocity needs velocity."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """How far from its command the column may be measured, in its unit, for longer than half a second; beyond it
+    the robot brakes and is in fault. Left out: the executor's max_tracking_error. Not held for a gripper."""
 
     @model_validator(mode='after')
     def _limits_suffice(self) -> Self:
@@ -211,6 +229,7 @@ class Output(ContractPart):
     """Which columns go to which controller, and how."""
 
     always_written = ('frame_id',)
+    unhashed = ('role', 'on_hold')
 
     name: Name
     """What reports and errors call it."""
@@ -222,6 +241,12 @@ class Output(ContractPart):
     """Action columns, in the order in which the controller takes them."""
     frame_id: Frame = ''
     """Frame of a TwistStamped."""
+    role: Literal['gripper'] | None = None
+    """What the columns are: a gripper or hand grips things, so that it may stand far from its command, and goes on from
+    its command when a new run begins. Left out: a gripper for the kind gripper, else nothing special."""
+    on_hold: Literal['brake', 'keep_force'] = 'brake'
+    """What a hold does: brake within limits (positions to rest at the command, velocities and efforts to zero), or keep
+    the commanded effort, such as a hand's that must not let go."""
     options: OutputOptions = OutputOptions()
     """How commands are sent."""
 
@@ -241,6 +266,16 @@ class Output(ContractPart):
         if self.kind == 'gripper' and (len(self.columns) != 1 or interfaces != {'position'}):
             raise ValueError(
                 f'columns ({self.name}) are {len(self.columns)} of {listed}; a gripper takes one position column'
+            )
+        return self
+
+    @model_validator(mode='after')
+    def _force_is_an_effort(self) -> Self:
+        interfaces = {interface_of(column) for column in self.columns}
+        if self.on_hold == 'keep_force' and interfaces != {'effort'}:
+            listed = ', '.join(sorted(interfaces))
+            raise ValueError(
+                f'on_hold ({self.name}) is keep_force for {listed}; only an effort is a force, leave it out'
             )
         return self
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,24 +16,13 @@ PERIOD = 10_000_000
 ROOM = 1.0 + 1e-6
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Limits with a jerk."""
-
-    lower: float | None
-    upper: float | None
-    velocity: float | None
-    acceleration: float | None
-    jerk: float | None = None
-
-
 NAMES = ('a/position', 'b/position', 'c/position', 'base/linear/x/velocity', 'base/angular/z/velocity')
 LIMITS = (
     Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0),
-    Bounds(-1.0, 1.0, 2.0, 10.0, 200.0),
+    Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0, jerk=200.0),
     Limits(lower=-0.5, upper=2.0, velocity=1.0),
     Limits(lower=-0.5, upper=0.5, velocity=0.5, acceleration=5.0),
-    Bounds(-0.5, 0.5, 0.5, 5.0, 50.0),
+    Limits(lower=-0.5, upper=0.5, velocity=0.5, acceleration=5.0, jerk=50.0),
 )
 
 
@@ -232,4 +219,4 @@ def test_limits_that_leave_a_column_without_a_speed_are_refused_by_name():
     with pytest.raises(RobotError, match='c/position has neither a range nor a limit of its speed'):
         motion(('c/position',), (Limits(),))
     with pytest.raises(RobotError, match=r'jerk limit of a/position would spread .* raise it'):
-        motion(('a/position',), (Bounds(-1.0, 1.0, 2.0, 10.0, 0.5),))
+        motion(('a/position',), (Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0, jerk=0.5),))

@@ -78,21 +78,37 @@ def test_the_hash_of_a_shipped_contract_stays_what_bundles_on_disk_hold(name: st
 
 
 def test_the_shipped_bundle_holds_the_contract_of_the_simulated_robot() -> None:
-    assert load_contract(ROOT / 'bundles/demo/contract.yaml') == load_contract('bimanual_mobile')
+    assert load_contract(ROOT / 'bundles/demo/contract.yaml').hash == load_contract('bimanual_mobile').hash
 
 
 class LaterContract(Contract):
     """A contract of a later version, with one optional field more."""
 
-    start_speed: float | None = None
+    reach: float | None = None
     tool: str = ''
 
 
 def test_a_new_optional_field_changes_no_hash_until_it_is_used() -> None:
     later = LaterContract.parse(plain())
     assert later.hash == HASHES['bimanual_mobile']
-    assert later.replace(start_speed=0.5).hash != later.hash
+    assert later.replace(reach=0.5).hash != later.hash
     assert later.replace(tool='hook').to_dict()['tool'] == 'hook'
+
+
+def test_what_only_the_executor_goes_by_changes_no_hash_and_is_written() -> None:
+    contract = load_contract('bimanual_mobile')
+    other = contract.replace(on_far_start='approach', start_speed=0.2)
+    assert other.hash == contract.hash
+    assert Contract.parse(other.to_dict()) == other
+    gripper = next(output for output in contract.outputs if output.name == 'left_gripper')
+    assert gripper.role == 'gripper'
+
+
+def test_only_an_effort_can_be_kept_in_a_hold() -> None:
+    data = plain()
+    data['outputs'][0]['on_hold'] = 'keep_force'
+    with pytest.raises(RobotError, match=r'on_hold .left_arm. is keep_force for position; only an effort is a force'):
+        Contract.parse(data)
 
 
 def test_minus_zero_hashes_as_zero() -> None:
@@ -153,7 +169,8 @@ REFUSALS = [
     (edit('actions.0.limits.velocity', 0.0), 'limits.velocity is 0.0'),
     (edit('actions.0.limits.lower', 9.0), 'limits.lower is 9.0, not below upper 2.4'),
     (edit('actions.0.limits.lower', 'low'), "limits.lower is 'low'"),
-    (edit('actions.0.limits.jerk', 1.0), "unknown field 'jerk'"),
+    (edit('actions.0.limits.snap', 1.0), "unknown field 'snap'"),
+    (edit('actions.0.limits.jerk', 0.0), 'limits.jerk is 0.0'),
     (edit('actions.0.name', 'elbow/position'), 'no state column has that name'),
     (edit('actions.0.unit', 'm'), "but the state column left_joint1/position is in 'rad'"),
     (edit('outputs.0.columns.0', 'elbow/position'), "names 'elbow/position', which is no action column"),
