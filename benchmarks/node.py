@@ -90,12 +90,18 @@ def robot_file(folder: Path, transport: str) -> Path:
     return path
 
 
-def case(transport: str, latency: float, load: str, seconds: float) -> dict[str, Any]:
+def case(transport: str, latency: float, latency_kind: str, seconds: float) -> dict[str, Any]:
     """One run of robot, node and executor."""
     with tempfile.TemporaryDirectory() as name:
         robot = robot_file(Path(name), transport)
-        policy = {'backend': 'commissioning', 'motion': 'sine', 'amplitude': 0.2, 'latency': latency, 'load': load}
-        policy |= {'dry_run': False, 'run_on_activate': True, 'execute_steps': EXECUTE_STEPS, 'robot': robot}
+        policy = {'backend': 'commissioning', 'motion': 'sine', 'amplitude': 0.2, 'latency': latency}
+        policy |= {
+            'latency_kind': latency_kind,
+            'dry_run': False,
+            'run_on_activate': True,
+            'execute_steps': EXECUTE_STEPS,
+            'robot': robot,
+        }
         programs = {
             'synthetic_robot': start('synthetic_robot', {'robot': robot}),
             'policy_node': start('policy_node', policy),
@@ -117,7 +123,7 @@ def case(transport: str, latency: float, load: str, seconds: float) -> dict[str,
     ]
     return {
         'cameras': f'3 x 640x480 {transport}',
-        'engine': f'{latency * 1e3:g} ms, {load}',
+        'engine': f'{latency * 1e3:g} ms, {latency_kind}',
         **{name: float(values[name]) for name in wanted},
         'state of the executor': values.get('state', ''),
         'cpu share of one core': shares,

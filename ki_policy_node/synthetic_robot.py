@@ -21,8 +21,9 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from ki_policy_node.common import process
-from ki_policy_node.common.parameters import Parameters, Setting
+from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import joint_columns, message_type
+from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import interface_of, joint_of, twist_axis_of
 from ki_robot.contract.parts import Camera, Output, StateStream
@@ -31,13 +32,6 @@ from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_sta
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 FRAMES = 8
-SETTINGS = (
-    Setting('robot', 'bimanual_mobile', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
-    Setting('camera_rate', 30.0, 'Frames a second of every camera [Hz].', 0.1, 1000.0),
-    Setting('state_rate', 100.0, 'Joint states a second [Hz].', 1.0, 1000.0),
-    Setting('width', 640, 'Of the pictures.', 16, 4096),
-    Setting('height', 480, 'Of the pictures.', 16, 4096),
-)
 
 
 class SyntheticRobot(Node):
@@ -52,8 +46,8 @@ class SyntheticRobot(Node):
 
     def __init__(self, contract: Contract | None = None, **options: Any) -> None:
         super().__init__('synthetic_robot', automatically_declare_parameters_from_overrides=True, **options)
-        self.parameters = Parameters(self, SETTINGS, lambda: False)
-        self.contract = contract or load_contract(self.parameters['robot'])
+        settings = Parameters(self, SyntheticRobotSettings).values
+        self.contract = contract or load_contract(settings.robot)
         self.silent: set[str] = set()
         self.frozen: set[str] = set()
         self.spoil: Callable[[Any], Any] = lambda message: message
@@ -64,7 +58,7 @@ class SyntheticRobot(Node):
         self.velocities: dict[str, float] = defaultdict(float)
         self._targets: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._count = 0
-        size = (self.parameters['height'], self.parameters['width'])
+        size = (settings.height, settings.width)
         self._pictures = [picture(size, index) for index in range(FRAMES)]
         self._messages = {camera.name: self._frames(camera) for camera in self.contract.cameras}
         self._sensors = {
@@ -80,8 +74,8 @@ class SyntheticRobot(Node):
         }
         for output in self.contract.outputs:
             self.create_subscription(kinds[output.kind], output.topic, self._receive(output), COMMAND_QOS)
-        self.create_timer(1.0 / self.parameters['camera_rate'], self.send_cameras)
-        self.create_timer(1.0 / self.parameters['state_rate'], self.send_states)
+        self.create_timer(1.0 / settings.camera_rate, self.send_cameras)
+        self.create_timer(1.0 / settings.state_rate, self.send_states)
 
     def autostart(self) -> bool:
         """It has no lifecycle."""

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     'ki_bags': {'ki_common', 'ki_robot'},
     'training': {'ki_common', 'ki_vla', 'ki_robot', 'ki_bags'},
     'ki_policy_node': {'ki_common', 'ki_vla', 'ki_robot', 'ki_msgs', 'ki_bags'},
-    'ki_sim': {'ki_common', 'ki_robot', 'ki_msgs', 'ki_bags'},
+    'ki_sim': {'ki_common', 'ki_robot', 'ki_msgs', 'ki_bags', 'ki_policy_node'},
     'ki': ROOMS - {'tests', 'benchmarks'},
 }
 # room -> heavy libraries it must never import.
@@ -95,9 +95,35 @@ def test_only_the_simulators_node_speaks_ros() -> None:
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / 'ki_sim').rglob('*.py'))
         for _, name in imports_of(path)
-        if name.split('.')[0] in {'rclpy', 'ki_msgs'} and path.name != 'sim_node.py'
+        if name.split('.')[0] in {'rclpy', 'ki_msgs', 'ki_policy_node'} and path.name != 'sim_node.py'
     ]
-    assert not wrong, f'only ki_sim/node/sim_node.py may import rclpy or ki_msgs: {wrong}'
+    assert not wrong, f'only ki_sim/node/sim_node.py may import rclpy, ki_msgs or ki_policy_node: {wrong}'
+
+
+def test_the_simulators_node_takes_only_the_ros_tools_of_the_other_nodes() -> None:
+    names = [name for _, name in imports_of(ROOT / 'ki_sim' / 'node' / 'sim_node.py')]
+    wrong = [
+        name for name in names if name.startswith('ki_policy_node') and not name.startswith('ki_policy_node.common.')
+    ]
+    assert not wrong, wrong
+
+
+# what launch files, `ki up` and the docs read without ROS 2 and without a simulator
+SETTINGS_MODULES = [
+    'ki_policy_node.policy.settings',
+    'ki_policy_node.executor.settings',
+    'ki_policy_node.recorder.settings',
+    'ki_policy_node.synthetic_settings',
+    'ki_sim.node.settings',
+]
+
+
+def test_the_settings_of_the_nodes_are_read_without_ros_and_without_a_simulator() -> None:
+    heavy = '{"rclpy", "ki_msgs", "torch", "mujoco", "cv2"}'
+    code = f'import sys, {", ".join(SETTINGS_MODULES)}; print(sorted({heavy} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'
 
 
 def test_commands_import_their_rooms_lazily() -> None:

@@ -123,10 +123,10 @@ def evaluate_live(
 ) -> Iterator[Any]:
     """Reports of tasks, each also as JSON in `out`, from episodes played by the whole stack."""
     from ki_sim.evaluate.episode_runner import Match, evaluate
-    from ki_sim.node.settings import check
+    from ki_sim.node.settings import SimRobotSettings
 
     for name in tasks:
-        check('task', name)
+        SimRobotSettings.parse({'task': name}, 'episodes')
     with running(stack.programs(), out / 'nodes.log', private_domain()) as port:
         for name in tasks:
             with progress(name, len(seeds) * (2 if paired else 1)) as line:

@@ -23,12 +23,13 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from ki_policy_node.common import diagnostics, process
-from ki_policy_node.common.parameters import Parameters, Setting
+from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
 from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.chunk_follower import Follower, Hold
 from ki_policy_node.executor.outputs import Output, Plan, in_the_way, make_output
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
+from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.limits import action_limits, read_limits
 from ki_robot.contract.names import interface_of
@@ -40,23 +41,6 @@ DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their
 LOOKING = 'looks for its controllers'
 FOLLOWED = (PolicyStatus.STATE_RUNNING,)
 ENDED = (PolicyStatus.STATE_READY, PolicyStatus.STATE_DRY_RUN, PolicyStatus.STATE_UNCONFIGURED)
-
-SETTINGS = (
-    Setting('robot', '', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
-    Setting('rate', 100.0, 'Control rate [Hz].', 1.0, 1000.0),
-    Setting('enabled', False, 'Whether to command the robot from the start; else call ~/enable.'),
-    Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
-    Setting('state_timeout', 0.2, 'Age of the measured state [s] at which to hold.', 0.01, 10.0),
-    Setting('status_timeout', 0.25, 'Silence of the policy node [s] at which to hold; 0: do not watch it.', 0.0, 10.0),
-    Setting('chunk_timeout', 0.0, 'Time without a new chunk [s] at which to hold; 0: the end of the chunk.', 0.0, 60.0),
-    Setting('start_jump', 0.3, 'Farthest command of a new chunk: what full speed covers in this time [s].', 0.01, 10.0),
-    Setting('max_observation_age', 2.0, 'Of the observation behind a new chunk [s].', 0.05, 60.0),
-    Setting('on_limit', 'clamp', 'What to do with a chunk beyond a limit.', choices=('clamp', 'reject')),
-    Setting('limits_file', '', 'URDF or joint_limits YAML of the robot; the tighter of its limits and the contract.'),
-    Setting('max_tracking_error', 0.5, 'Setpoint to measured pose [rad or m]; 0: do not watch.', 0.0, 10.0),
-    Setting('require_controllers', True, 'Hold while nobody subscribes to a command topic.'),
-    Setting('exclusive', True, 'Hold while somebody else publishes on a command topic.'),
-)
 
 
 class ChunkExecutor(LifecycleNode):
@@ -75,7 +59,7 @@ class ChunkExecutor(LifecycleNode):
         self._begin_s = 0.0
         self._said = ''
         self._jump: Any = None
-        self.parameters = Parameters(self, SETTINGS, lambda: self._follower is not None)
+        self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
         self._state_pub = self.create_publisher(String, '~/state', LATCHED)
         self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
         self._applied_pub = self.create_publisher(JointState, '~/applied_command', NEWEST)
@@ -88,7 +72,7 @@ class ChunkExecutor(LifecycleNode):
 
     def autostart(self) -> bool:
         """Whether to configure and activate without being asked."""
-        return bool(self.parameters['autostart'])
+        return self.parameters.values.autostart
 
     # Lifecycle.
 
@@ -100,9 +84,10 @@ class ChunkExecutor(LifecycleNode):
         return done
 
     def _configure(self, state: LifecycleState) -> None:
-        contract = load_contract(self.parameters['robot'])
-        files = [read_limits(Path(name)) for name in (self.parameters['limits_file'],) if name]
-        limits, rules = action_limits(contract, *files), rules_of(self.parameters)
+        settings = self.parameters.values
+        contract = load_contract(settings.robot)
+        files = [read_limits(Path(name)) for name in (settings.limits_file,) if name]
+        limits, rules = action_limits(contract, *files), rules_of(settings)
         measured = set(contract.state_names)
         for column in contract.actions:
             if interface_of(column.name) == 'position' and column.name not in measured:
@@ -112,7 +97,7 @@ class ChunkExecutor(LifecycleNode):
                 )
         for spec in contract.outputs:
             self._outputs.append(make_output(self, spec, contract))
-        self._follower = Follower(contract, limits, rules, round(1e9 / self.parameters['rate']))
+        self._follower = Follower(contract, limits, rules, round(1e9 / settings.rate))
         for stream in contract.state_streams:
             columns = joint_columns(contract, stream)
             kind = JointState if stream.type == 'joint_state' else Odometry
@@ -129,7 +114,7 @@ class ChunkExecutor(LifecycleNode):
 
     def _activate(self, state: LifecycleState) -> None:
         assert self._follower is not None
-        if self.parameters['enabled']:
+        if self.parameters.values.enabled:
             self._follower.enable(True, time.monotonic_ns())
         self._stopping.clear()
         # Nothing is commanded before the first look has found every controller.
@@ -264,8 +249,9 @@ class ChunkExecutor(LifecycleNode):
 
     def _run(self) -> None:
         """The dispatch thread: one tick a period on the steady clock, a missed one is not made up for."""
-        period_ns = round(1e9 / self.parameters['rate'])
-        applied_every = max(1, round(self.parameters['rate'] / 20.0))
+        rate = self.parameters.values.rate
+        period_ns = round(1e9 / rate)
+        applied_every = max(1, round(rate / 20.0))
         due_ns, count = time.monotonic_ns(), 0
         while not self._stopping.is_set():
             due_ns += period_ns
@@ -347,9 +333,8 @@ class ChunkExecutor(LifecycleNode):
         """Controllers that do not listen, and strangers that command the same topic."""
         if self._follower is None or self._dispatch is None:
             return
-        blocked, strangers = in_the_way(
-            self, self._outputs, self.parameters['exclusive'], self.parameters['require_controllers']
-        )
+        settings = self.parameters.values
+        blocked, strangers = in_the_way(self, self._outputs, settings.exclusive, settings.require_controllers)
         settling = time.monotonic() - self._begin_s < DISCOVERY_S
         if blocked and settling:
             blocked = LOOKING
@@ -376,7 +361,7 @@ class ChunkExecutor(LifecycleNode):
             'lateness max [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(100)),
         }
         name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
-        line = diagnostics.status(level, name, self._blocked or self._said, self.parameters['robot'], values)
+        line = diagnostics.status(level, name, self._blocked or self._said, self.parameters.values.robot, values)
         self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
+from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.actions.guard import GuardPolicy, Kind
 
 __all__ = ['Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'rules_of']
@@ -77,13 +77,13 @@ class Rules:
     guard: GuardPolicy = field(default_factory=GuardPolicy)
 
 
-def rules_of(parameters: Any) -> Rules:
+def rules_of(settings: ChunkExecutorSettings) -> Rules:
     """The rules as the parameters of the executor say: seconds there, nanoseconds here."""
-
-    def ns(name: str) -> int:
-        return round(parameters[name] * 1e9)
-
-    excess = parameters['on_limit']
-    guard = GuardPolicy(excess, excess, excess, jump_s=parameters['start_jump'], max_age_ns=ns('max_observation_age'))
-    times = {name + '_ns': ns(name) for name in ('state_timeout', 'status_timeout', 'chunk_timeout')}
-    return Rules(**times, max_tracking_error=parameters['max_tracking_error'], guard=guard)
+    excess, age_ns = settings.on_limit, round(settings.max_observation_age * 1e9)
+    return Rules(
+        state_timeout_ns=round(settings.state_timeout * 1e9),
+        status_timeout_ns=round(settings.status_timeout * 1e9),
+        chunk_timeout_ns=round(settings.chunk_timeout * 1e9),
+        max_tracking_error=settings.max_tracking_error,
+        guard=GuardPolicy(excess, excess, excess, jump_s=settings.start_jump, max_age_ns=age_ns),
+    )

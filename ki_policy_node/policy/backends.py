@@ -11,16 +11,13 @@ import numpy as np
 
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.inference import Inferred, Policy, Timing
+from ki_policy_node.policy.settings import BACKENDS
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.observation.observation import Observation
 
 COMMISSIONING = 'commissioning'
-# With 'auto' the bundle's own order decides; the others name one engine.
-BACKENDS = ('auto', 'torch', 'onnx', 'tensorrt', COMMISSIONING)
-MOTIONS = ('hold', 'sine')
-LOADS = ('wait', 'compute')
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses
 
 
@@ -29,14 +26,14 @@ class Commissioning:
     """How the policy without a model behaves: it holds the measured pose, or swings every joint about it.
 
     `amplitude` [rad or m] is cut to what the limits of a column allow, `period_s` is one swing, `latency_s` is how
-    long an inference takes, and `load` whether it waits meanwhile, as for a GPU, or computes on a core.
+    long an inference takes, and `latency_kind` whether it waits meanwhile, as for a GPU, or computes on a core.
     """
 
     motion: str = 'hold'
     amplitude: float = 0.05
     period_s: float = 4.0
     latency_s: float = 0.0
-    load: str = 'wait'
+    latency_kind: str = 'wait'
 
 
 class CommissioningPolicy:
@@ -101,7 +98,7 @@ class CommissioningPolicy:
 
     def _spend(self, until_ns: int) -> None:
         """Lets an inference take its time."""
-        if self._settings.load == 'wait':
+        if self._settings.latency_kind == 'wait':
             time.sleep(max(0, until_ns - time.perf_counter_ns()) / 1e9)
             return
         block = np.ones((256, 256), np.float32)
@@ -116,9 +113,10 @@ class CommissioningPolicy:
 class Wanted:
     """Which policy, as the parameters of the node say.
 
-    `backend` is one of `BACKENDS`; `bundle` a folder, not read for the commissioning backend, which `commissioning`
-    describes. `strict` refuses another backend than the one asked for; `threads` (0: the engine's choice), `seed` and
-    `denoise_steps` (0: what the graphs were exported for, else 10) are the engine's.
+    `backend` is one of `BACKENDS`: with 'auto' the bundle's own order decides, the others name one engine. `bundle` is
+    a folder, not read for the commissioning backend, which `commissioning` describes. `strict` refuses another backend
+    than the one asked for; `threads` (0: the engine's choice), `seed` and `denoise_steps` (0: what the graphs were
+    exported for, else 10) are the engine's.
     """
 
     backend: str = 'auto'

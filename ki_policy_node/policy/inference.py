@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.settings import MODES
 from ki_robot.actions.chunk import ActionChunk, Matrix, enqueue, ensemble, rows_at, slice_steps, splice
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Hold, Observation
 
-MODES = ('latest', 'queue', 'temporal_ensemble', 'rtc')
 LATENCIES = 10  # the delay is the largest of the last so many
 ENSEMBLE_CHUNKS = 8
 STARVED_NS = 300_000_000  # how long a due chunk may wait for inputs that agree in time

@@ -21,22 +21,14 @@ from std_srvs.srv import Trigger
 
 from ki_common.errors import KiError
 from ki_policy_node.common import process
-from ki_policy_node.common.parameters import Parameters, Setting
+from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.backends import (
-    BACKENDS,
-    COMMISSIONING,
-    LOADS,
-    MOTIONS,
-    Commissioning,
-    Wanted,
-    check_fits,
-    open_policy,
-)
-from ki_policy_node.policy.inference import MODES, Planner, Timing
+from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
+from ki_policy_node.policy.inference import Planner, Timing
 from ki_policy_node.policy.run import Run, checked_instruction
 from ki_policy_node.policy.runner import Runner
+from ki_policy_node.policy.settings import PolicyNodeSettings
 from ki_policy_node.policy.status_report import Report
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
@@ -45,35 +37,6 @@ from ki_robot.messages.arrays import from_chunk, time_ns
 
 Status = PolicyStatus
 Result = RunPolicy.Result
-
-SETTINGS = (
-    Setting('robot', '', 'Robot contract: a name of config/robots, or the path of a YAML file.'),
-    Setting('bundle', '', 'Folder of the policy bundle; not read with backend commissioning.'),
-    Setting('backend', 'auto', 'What computes.', choices=BACKENDS),
-    Setting(
-        'dry_run', True, 'Infer, and publish on ~/dry_run_chunk only; nothing that moves listens there.', live=True
-    ),
-    Setting('instruction', '', 'What to do until told otherwise.'),
-    Setting('mode', 'rtc', 'How chunks follow each other.', choices=MODES),
-    Setting('execute_steps', 25, 'Steps of a chunk after which the next is planned.', 1, 999),
-    Setting('ensemble_coefficient', 0.01, 'Of mode temporal_ensemble: exp(-c i), from the oldest on.', 0.0, 10.0),
-    Setting('frame_wait', 0.05, 'How long a due inference waits for a fresh frame of every camera [s].', 0.0, 1.0),
-    Setting('inference_timeout', 5.0, 'An inference longer than this [s] is a fault.', 0.1, 600.0),
-    Setting(
-        'status_rate', 20.0, 'How often ~/status is sent [Hz]; the executor holds when it falls silent.', 1.0, 100.0
-    ),
-    Setting('strict_backend', False, 'Refuse to run when the backend asked for cannot be had.'),
-    Setting('threads', 0, 'Of an engine on the CPU; 0: its own choice.', 0, 256),
-    Setting('seed', 0, 'Of the noise that flow matching starts from.', 0, 2**31 - 1),
-    Setting('denoise_steps', 0, 'From noise to actions; 0: as the bundle was exported, else 10.', 0, 100),
-    Setting('autostart', True, 'Configure and activate without a lifecycle manager.'),
-    Setting('run_on_activate', False, 'Start a run as soon as the node is active.'),
-    Setting('motion', 'hold', 'Of backend commissioning.', choices=MOTIONS),
-    Setting('amplitude', 0.05, 'Of backend commissioning: swing [rad or m].', 0.0, 3.0),
-    Setting('period', 4.0, 'Of backend commissioning: one swing [s].', 0.1, 600.0),
-    Setting('latency', 0.0, 'Of backend commissioning: time of an inference [s].', 0.0, 60.0),
-    Setting('load', 'wait', 'Of backend commissioning: what it does in that time.', choices=LOADS),
-)
 
 
 class PolicyNode(LifecycleNode):
@@ -86,7 +49,7 @@ class PolicyNode(LifecycleNode):
         self._result: Any = None
         self._report = Report(self)
         self._runner = Runner(self, self._report)
-        self.parameters = Parameters(self, SETTINGS, lambda: self._runner.contract is not None)
+        self.parameters = Parameters(self, PolicyNodeSettings, lambda: self._runner.contract is not None)
         self._chunk_pub = self.create_publisher(ActionChunkMessage, '~/action_chunk', NEWEST)
         self._dry_pub = self.create_publisher(ActionChunkMessage, '~/dry_run_chunk', NEWEST)
         self._status_pub = self.create_publisher(PolicyStatus, '~/status', LATCHED)
@@ -106,13 +69,13 @@ class PolicyNode(LifecycleNode):
             handle_accepted_callback=self._on_accepted,
             cancel_callback=self._on_cancel,
         )
-        self.create_timer(1.0 / self.parameters['status_rate'], self._watch, clock=process.STEADY)
+        self.create_timer(1.0 / self.parameters.values.status_rate, self._watch, clock=process.STEADY)
         self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self.publish_status()
 
     def autostart(self) -> bool:
         """Whether to configure and activate without being asked."""
-        return bool(self.parameters['autostart'])
+        return self.parameters.values.autostart
 
     # Lifecycle.
 
@@ -126,12 +89,13 @@ class PolicyNode(LifecycleNode):
         return done
 
     def _configure(self, state: LifecycleState) -> None:
-        contract = load_contract(self.parameters['robot'])
-        if self.parameters['instruction']:
-            self._runner.instruction = checked_instruction(self.parameters['instruction'], 'parameter')
-        planner = self._load(contract, self.parameters['bundle'])
-        needs_words = self.parameters['backend'] != COMMISSIONING
-        self._runner.configure(contract, planner, needs_words, round(self.parameters['frame_wait'] * 1e9))
+        settings = self.parameters.values
+        contract = load_contract(settings.robot)
+        if settings.instruction:
+            self._runner.instruction = checked_instruction(settings.instruction, 'parameter')
+        planner = self._load(contract, settings.bundle)
+        needs_words = settings.backend != COMMISSIONING
+        self._runner.configure(contract, planner, needs_words, round(settings.frame_wait * 1e9))
         for stream in contract.streams:
             self._inputs.append(
                 self.create_subscription(
@@ -147,14 +111,11 @@ class PolicyNode(LifecycleNode):
 
     def _load(self, contract: Contract, bundle: str, validate_only: bool = False) -> Planner:
         """A checked, warm policy. The engine is made and run by the one thread that will use it."""
+        settings = self.parameters.values
         self._report.state = Status.STATE_LOADING
-        self._report.say(f'loading {bundle or self.parameters["backend"]}')
+        self._report.say(f'loading {bundle or settings.backend}')
         self.publish_status()
-        value = self.parameters
-        motion = Commissioning(*(value[name] for name in ('motion', 'amplitude', 'period', 'latency', 'load')))
-        engine = (value['strict_backend'], value['threads'], value['seed'], value['denoise_steps'])
-        wanted = Wanted(value['backend'], bundle, motion, *engine)
-        timing = Timing(*(value[name] for name in ('mode', 'execute_steps', 'ensemble_coefficient')))
+        wanted, timing = wanted_by(settings, bundle), timing_of(settings)
 
         def load() -> Planner:
             policy = open_policy(wanted, contract, timing)
@@ -174,7 +135,7 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> Any:
         """Ready to run; runs at once when asked to."""
         self._runner.active = True
-        if self.parameters['run_on_activate']:
+        if self.parameters.values.run_on_activate:
             try:
                 self._runner.begin(Run(dry_run=False))
             except KiError as error:  # in fault: the node is active, and waits for the reset
@@ -218,7 +179,7 @@ class PolicyNode(LifecycleNode):
         self._runner.worker.close()
 
     def _timeout_ns(self) -> int:
-        return round(self.parameters['inference_timeout'] * 1e9)
+        return round(self.parameters.values.inference_timeout * 1e9)
 
     def _forget(self) -> None:
         for subscription in self._inputs:
@@ -262,8 +223,8 @@ class PolicyNode(LifecycleNode):
             if reason := self._runner.stuck(self._timeout_ns()) or self._runner.fault():
                 response.success, response.message = False, reason
                 return response
-            contract = self._runner.contract or load_contract(self.parameters['robot'])
-            made = self._load(contract, request.path or self.parameters['bundle'], request.validate_only)
+            contract = self._runner.contract or load_contract(self.parameters.values.robot)
+            made = self._load(contract, request.path or self.parameters.values.bundle, request.validate_only)
             response.success, response.policy_id = True, made.policy.policy_id
             self._runner.replace(made, request.validate_only or self._runner.contract is None)
         except KiError as error:
@@ -284,7 +245,7 @@ class PolicyNode(LifecycleNode):
         try:
             self._runner.begin(Run(dry_run=False))
             response.success = True
-            response.message = 'dry run: parameter dry_run is true' if self.parameters['dry_run'] else 'running'
+            response.message = 'dry run: parameter dry_run is true' if self.parameters.values.dry_run else 'running'
         except KiError as error:
             response.success, response.message = False, str(error)
         return response
@@ -375,11 +336,29 @@ class PolicyNode(LifecycleNode):
 
     def dry_run(self) -> bool:
         """Whether chunks must not reach the robot, whatever a run asks for."""
-        return bool(self.parameters['dry_run'])
+        return self.parameters.values.dry_run
 
     def now_ns(self) -> int:
         """ROS time."""
         return int(self.get_clock().now().nanoseconds)
+
+
+def wanted_by(settings: PolicyNodeSettings, bundle: str) -> Wanted:
+    """The policy that the parameters ask for, from `bundle`."""
+    return Wanted(
+        settings.backend,
+        bundle,
+        Commissioning(settings.motion, settings.amplitude, settings.period, settings.latency, settings.latency_kind),
+        strict=settings.strict_backend,
+        threads=settings.threads,
+        seed=settings.seed,
+        denoise_steps=settings.denoise_steps,
+    )
+
+
+def timing_of(settings: PolicyNodeSettings) -> Timing:
+    """How chunks follow each other, as the parameters say."""
+    return Timing(settings.mode, settings.execute_steps, settings.ensemble_coefficient)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,8 +9,7 @@ begins, so its first messages are there; latched ones (`/tf_static`, instruction
              ~/discard_episode   Trigger
     topic    episode             EpisodeMarker, latched; also written into the bag
 
-    parameters: folder (bags), prefix (episode), topics ([]: all that are not hidden), compression (none | lz4 | zstd),
-                cache_mib (256), task (when set, an episode of this task begins at once)
+Its parameters are in `settings`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from ki_msgs.srv import StartRecording, StopRecording
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from rclpy.subscription import Subscription
@@ -43,8 +41,10 @@ from std_srvs.srv import Trigger
 from ki_bags.errors import BagError
 from ki_common.errors import KiError
 from ki_policy_node.common import process, ros
+from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.errors import NodeError
 from ki_policy_node.recorder.episode_writer import Channel, EpisodeWriter, definition_of, qos_text
+from ki_policy_node.recorder.settings import RecorderSettings
 
 DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
@@ -92,12 +92,9 @@ class Recorder(Node):
 
     def __init__(self, **options: Any) -> None:
         """Declares parameters, services and the action, and begins to listen."""
-        super().__init__('recorder', **options)
-        self.folder = Path(self.declare_parameter('folder', 'bags').value).expanduser()
-        self.prefix = str(self.declare_parameter('prefix', 'episode').value)
-        self.topics = list(self.declare_parameter('topics', Parameter.Type.STRING_ARRAY).value or [])
-        self.compression = str(self.declare_parameter('compression', 'none').value)
-        self.cache_bytes = int(self.declare_parameter('cache_mib', 256).value) << 20
+        super().__init__('recorder', automatically_declare_parameters_from_overrides=True, **options)
+        self.settings = Parameters(self, RecorderSettings).values
+        self.folder = Path(self.settings.folder).expanduser()
         self.episode: Episode | None = None
         self.streams: dict[str, Stream] = {}
         self._unrecordable: set[str] = set()
@@ -131,8 +128,8 @@ class Recorder(Node):
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
         self.discover()
-        if task := str(self.declare_parameter('task', '').value):
-            self.start(task)
+        if self.settings.task:
+            self.start(self.settings.task)
 
     # -- listening
 
@@ -140,8 +137,8 @@ class Recorder(Node):
         """Whether a topic is to be recorded: listed, or any that is not hidden where none is listed."""
         if name == self._markers.topic_name:
             return False
-        if self.topics:
-            return name in {self.resolve_topic_name(topic) for topic in self.topics}
+        if self.settings.topics:
+            return name in {self.resolve_topic_name(topic) for topic in self.settings.topics}
         return '/_' not in name and name not in {'/rosout', '/parameter_events'}
 
     def discover(self) -> None:
@@ -205,8 +202,10 @@ class Recorder(Node):
         if self.episode:
             raise NodeError(f'Episode {self.episode.index} is being recorded; stop it first.')
         self.discover()
-        index = next_index(self.folder, self.prefix)
-        writer = EpisodeWriter(path or self.folder / f'{self.prefix}_{index:04d}', self.compression, self.cache_bytes)
+        settings = self.settings
+        index = next_index(self.folder, settings.prefix)
+        path = path or self.folder / f'{settings.prefix}_{index:04d}'
+        writer = EpisodeWriter(path, settings.compression, settings.cache_mib << 20)
         start_ns = self.get_clock().now().nanoseconds
         for stream in self.streams.values():
             stream.received = stream.dropped = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ki_sim.node.settings import check
+from ki_sim.node.settings import SimRobotSettings
 from ki_sim.tasks import tasks
 
 # Short ones, so that ten episodes take two minutes; one of each kind before the first kind comes again.
@@ -30,8 +30,7 @@ def choose(count: int, names: Sequence[str] = TASKS, first_seed: int = FIRST_SEE
         SimError: an unknown task, or a negative seed.
     """
     for name in names:
-        check('task', name)
-    check('seed', first_seed)
+        SimRobotSettings.parse({'task': name, 'seed': first_seed}, 'episodes')
     found: list[Choice] = []
     seed = first_seed
     for index in range(count):

@@ -5,69 +5,58 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from typing import Any
+from typing import ClassVar, Literal
 
+from ki_common.errors import KiError
+from ki_common.node_settings import Change, NodeSettings, setting
 from ki_robot.contract.contract import Contract
 from ki_sim.errors import SimError
-from ki_sim.tasks.tasks import TASKS
 from ki_sim.world.robot import ARM_JOINTS, BASE_COLUMNS, CAMERAS, COLUMNS, GRIPPERS, SIDES
 
 KINDS_OF_REFUSAL = 50  # told apart; a sender of ever new nonsense must not fill the memory
 SENTENCE = 400  # characters of one that are shown
 
-OPERATORS = ('none', 'expert', 'plan')
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    'robot': ('bimanual_mobile', 'Robot contract whose topics are served.'),
-    'task': ('demo', f'Task of the next reset: one of {", ".join(TASKS)}.'),
-    'seed': (0, 'Scene of the next reset.'),
-    'goal': (-1, 'Instruction of the next reset, apart from the scene; -1: from the seed.'),
-    'split': ('train', 'Things of the next reset: train or heldout.'),
-    'camera_rate': (20.0, 'Pictures a second of every camera.'),
-    'width': (96, 'Of the pictures.'),
-    'height': (96, 'Of the pictures.'),
-    'quality': (92, 'Of the JPEGs, 1 to 100.'),
-    'clock': (False, 'Publish /clock; stamps are then simulated time.'),
-    'speed': (1.0, 'Real-time factor aimed at; 0: as fast as it goes, with clock only.'),
-    'lock_step': (False, 'Let time wait for commands, with clock only.'),
-    'operator': ('none', 'Who drives after ~/operate: none, expert (command topics), or plan (as a policy node).'),
-}
-EPISODE = ('task', 'seed', 'goal', 'split')
+TaskName = Literal['demo', 'put_in_bin', 'stack', 'next_to', 'bus_table', 'hand_over', 'fetch']
+Split = Literal['train', 'heldout']
+Operator = Literal['none', 'expert', 'plan']
 
 
-def typed(name: str, value: Any) -> Any:
-    """The value of a parameter as its default's type; of one that is not ours, as it is.
+class SimRobotSettings(NodeSettings):
+    """Parameters of sim_robot."""
 
-    Raises:
-        SimError: it is of another type.
-    """
-    if name not in PARAMETERS:
-        return value
-    kind = type(PARAMETERS[name][0])
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}
-        raise SimError(f'{name} is {value!r}: write {words[kind]}')
-    return value
+    raises: ClassVar[type[KiError]] = SimError
 
+    robot: str = setting('bimanual_mobile')
+    """Robot contract whose topics are served: a name of config/robots, or the path of a YAML file."""
+    task: TaskName = setting('demo', change=Change.LIVE)
+    """Task of the next ~/reset."""
+    seed: int = setting(0, ge=0, change=Change.LIVE)
+    """Scene of the next ~/reset."""
+    goal: int = setting(-1, ge=-1, change=Change.LIVE)
+    """Instruction of the next ~/reset, apart from the scene; -1 draws it from the seed."""
+    split: Split = setting('train', change=Change.LIVE)
+    """Objects of the next ~/reset; heldout takes ones that no action data shows."""
+    camera_rate: float = setting(20.0, unit='Hz', ge=1.0, le=100.0)
+    """Pictures a second of every camera."""
+    width: int = setting(96, unit='pixels', ge=8, le=2048)
+    """Width of the pictures."""
+    height: int = setting(96, unit='pixels', ge=8, le=2048)
+    """Height of the pictures."""
+    quality: int = setting(92, ge=1, le=100)
+    """Quality of the JPEGs."""
+    clock: bool = setting(False)
+    """Publish /clock; stamps are then simulated time, and the other nodes need use_sim_time."""
+    speed: float = setting(1.0, ge=0.0, le=100.0)
+    """Real-time factor; 0 is as fast as it goes. Anything but 1 needs clock."""
+    lock_step: bool = setting(False)
+    """Let time wait for commands; needs clock."""
+    operator: Operator = setting('none')
+    """Who drives after ~/operate: the scripted expert by the command topics, or its plan as a policy node."""
 
-def check(name: str, value: Any) -> None:
-    """Whether a parameter may have a value.
-
-    Raises:
-        SimError: no, and what would do.
-    """
-    value = typed(name, value)
-    if name == 'task' and value not in TASKS:
-        raise SimError(f"task '{value}' is not known: use one of {', '.join(TASKS)}")
-    if name == 'split' and value not in ('train', 'heldout'):
-        raise SimError(f"split '{value}' is not known: use train or heldout")
-    if name == 'seed' and value < 0:
-        raise SimError(f'seed is {value}: seeds count from 0')
-    if name == 'quality' and not 1 <= value <= 100:
-        raise SimError(f'quality is {value}: give 1 to 100')
-    if name == 'operator' and value not in OPERATORS:
-        raise SimError(f"operator '{value}' is not known: use one of {', '.join(OPERATORS)}")
+    @property
+    def episode(self) -> tuple[str, int, int | None, str]:
+        """Task, seed, goal (None: from the seed) and split of the next reset."""
+        return self.task, self.seed, None if self.goal < 0 else self.goal, self.split
 
 
 class Refusals:

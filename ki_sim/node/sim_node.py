@@ -26,7 +26,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import TwistStamped
 from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
 from nav_msgs.msg import Odometry
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -37,6 +36,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from ki_common.errors import KiError
+from ki_policy_node.common.parameters import Parameters
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import from_chunk, set_time
@@ -45,7 +45,7 @@ from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
 from ki_sim.node.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.node.realtime import Live, Settings
-from ki_sim.node.settings import EPISODE, PARAMETERS, SENTENCE, Refusals, check, servable, typed
+from ki_sim.node.settings import SENTENCE, Refusals, SimRobotSettings, servable
 from ki_sim.record.record import Tick, jpeg
 from ki_sim.record.sim_bags import EPOCH_NS, INSTRUCTION, SUBTASK, Sender
 from ki_sim.world.camera_thread import Images
@@ -93,26 +93,21 @@ class SimRobot(Node):
     """Wiring; what happens in the world is in `live`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__('sim_robot', **options)
-        for name, (value, description) in PARAMETERS.items():
-            fixed = name not in EPISODE
-            # YAML and the command line read `30` as a whole number, also where a rate is meant.
-            about = ParameterDescriptor(description=description, read_only=fixed, dynamic_typing=True)
-            self.declare_parameter(name, value, about)
-        self.contract = servable(load_contract(self._get('robot')))
+        super().__init__('sim_robot', automatically_declare_parameters_from_overrides=True, **options)
+        self.parameters = Parameters(self, SimRobotSettings)
+        settings = self.parameters.values
+        self.contract = servable(load_contract(settings.robot))
         self.ended = threading.Event()
         self._refusals = Refusals()
         self._conflicts: dict[str, str] = {}
-        for name in PARAMETERS:
-            check(name, self._get(name))
-        self._quality, self._mode = int(self._get('quality')), self._get('operator')
+        self._quality, self._mode = settings.quality, settings.operator
         commands = {'/' + output.topic for output in self.contract.outputs}
         cameras = {'/' + camera.topic for camera in self.contract.cameras}
         streams = {'/' + stream.topic for stream in self.contract.state_streams}
         self._own = commands
         self._topics = [Topics(self, (streams | cameras | {INSTRUCTION}).__contains__)]
         self._sensors = Sender(self._topics[0], self.contract)
-        self._clock_pub = self.create_publisher(Clock, '/clock', SENSOR_QOS) if self._get('clock') else None
+        self._clock_pub = self.create_publisher(Clock, '/clock', SENSOR_QOS) if settings.clock else None
         self._clock_message = Clock()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._factor = self.create_publisher(Float32, '~/real_time_factor', 10)
@@ -126,7 +121,7 @@ class SimRobot(Node):
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
             self._chunks = self._operator_node.create_publisher(ActionChunk, '~/action_chunk', newest)
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
-        self.live = Live(self._settings(), self, tuple(output.topic for output in self.contract.outputs))
+        self.live = Live(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
         for output in self.contract.outputs:
             kind = CLASSES[MESSAGE_TYPES[output.kind][0]]
             self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
@@ -135,7 +130,6 @@ class SimRobot(Node):
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(Trigger, '~/success', self._on_success)
         self.create_service(SetBool, '~/operate', self._on_operate)
-        self.add_on_set_parameters_callback(self._check)
         self._seen = (0, 0, time.monotonic())
         self.create_timer(WATCH_S, self._watch)
         self.create_timer(1.0, self._diagnose)
@@ -154,36 +148,6 @@ class SimRobot(Node):
     def _another(self, name: str) -> Node:
         # A name given to this process on the command line is meant for the robot alone.
         return rclpy.create_node(name, context=self.context, namespace=self.get_namespace(), use_global_arguments=False)
-
-    def _get(self, name: str) -> Any:
-        return typed(name, self.get_parameter(name).value)
-
-    def _settings(self) -> Settings:
-        task, seed, goal, split = self._episode()
-        return Settings(
-            task,
-            seed,
-            goal,
-            split,
-            (self._get('height'), self._get('width')),
-            self._get('camera_rate'),
-            self._get('speed'),
-            self._get('clock'),
-            self._get('lock_step'),
-            self._mode == 'expert',
-        )
-
-    def _episode(self) -> tuple[str, int, int | None, str]:
-        goal = int(self._get('goal'))
-        return self._get('task'), int(self._get('seed')), None if goal < 0 else goal, self._get('split')
-
-    def _check(self, changes: list[Any]) -> SetParametersResult:
-        try:
-            for change in changes:
-                check(change.name, change.value)
-        except SimError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        return SetParametersResult(successful=True)
 
     # what the world gives ---------------------------------------------------------------------------------------
 
@@ -235,7 +199,7 @@ class SimRobot(Node):
     # services ---------------------------------------------------------------------------------------------------
 
     def _on_reset(self, request: Any, response: Any) -> Any:
-        task, seed, goal, split = self._episode()
+        task, seed, goal, split = self.parameters.values.episode
         try:
             response.message = self.live.call(lambda: self.live.reset(seed, task, goal, split))
             response.success = True
@@ -339,6 +303,19 @@ class SimRobot(Node):
         array = DiagnosticArray(status=[line])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+
+def simulated(settings: SimRobotSettings) -> Settings:
+    """What is simulated and how fast, as the parameters say."""
+    return Settings(
+        *settings.episode,
+        image_size=(settings.height, settings.width),
+        camera_hz=settings.camera_rate,
+        speed=settings.speed,
+        clock=settings.clock,
+        lock_step=settings.lock_step,
+        operated=settings.operator == 'expert',
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

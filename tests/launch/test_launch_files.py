@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ki.support.node_parameters import settings_models
 from ki_common.nodes import NODES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +38,7 @@ def keywords(tree: ast.Module, name: str) -> list[str]:
 
 def settings(node: str) -> set[str]:
     """The parameters that a node declares."""
-    tree = ast.parse(ROOT.joinpath(*NODES[node].split('.')).with_suffix('.py').read_text())
-    return set(words(tree, 'Setting'))
+    return set(settings_models()[node].specs())
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)

@@ -54,9 +54,9 @@ def test_a_swing_keeps_position_and_half_of_the_velocity_limits(contract):
     assert np.abs(np.diff(data[:, :3], axis=0)).max() <= 0.5 * 2.0 * 0.05 + 1e-6
 
 
-@pytest.mark.parametrize('load', ['wait', 'compute'])
-def test_an_inference_takes_its_time(contract, load):
-    policy = CommissioningPolicy(contract, Commissioning(latency_s=0.03, load=load))
+@pytest.mark.parametrize('kind', ['wait', 'compute'])
+def test_an_inference_takes_its_time(contract, kind):
+    policy = CommissioningPolicy(contract, Commissioning(latency_s=0.03, latency_kind=kind))
     assert policy.infer(seen(0), None, 0, 0).inference_ns >= 30_000_000
 
 

@@ -196,7 +196,8 @@ def test_parameters_are_described_ranged_and_frozen_while_configured(rig):
     ready(rig)
     request = DescribeParameters.Request(names=['mode', 'execute_steps', 'dry_run'])
     mode, steps, dry = rig.call(DescribeParameters, 'policy_node/describe_parameters', request).descriptors
-    assert mode.additional_constraints == 'one of latest, queue, temporal_ensemble, rtc'
+    choices = 'one of latest, queue, temporal_ensemble, rtc'
+    assert mode.additional_constraints == f'{choices}; read when the node is configured'
     assert (steps.integer_range[0].from_value, steps.integer_range[0].to_value) == (1, 999)
     assert dry.description
 
@@ -211,10 +212,10 @@ def test_parameters_are_described_ranged_and_frozen_while_configured(rig):
 @pytest.mark.parametrize(
     ('parameters', 'words'),
     [
-        ({'mode': 'fastest'}, 'Parameter mode is'),
+        ({'mode': 'fastest'}, "parameters: mode is 'fastest'; write one of latest, queue"),
         ({'exectue_steps': 5}, 'Unknown parameter exectue_steps'),
         ({'execute_steps': 'many'}, 'write a whole number'),
-        ({'latency': -1.0}, 'write a number from 0 to 60'),
+        ({'latency': -1.0}, 'latency is -1.0; write a number from 0 to 60'),
     ],
 )
 def test_a_parameter_that_cannot_be_is_one_sentence_and_status_2(rig, parameters, words):

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from ki_common.node_settings import Change
 from ki_robot.contract.contract import Contract, load_contract
 from ki_sim.errors import SimError
-from ki_sim.node.settings import KINDS_OF_REFUSAL, PARAMETERS, Refusals, check, servable, typed
+from ki_sim.node.settings import KINDS_OF_REFUSAL, Refusals, SimRobotSettings, servable
 from ki_sim.record.sim_bags import ROBOT
+from ki_sim.tasks.tasks import SPLITS, TASKS
+from ki_sim.world.render import MAX_SIZE
 
 
 def test_the_contract_of_the_simulated_robot_is_served() -> None:
@@ -42,33 +45,35 @@ def test_another_robot_is_refused_by_what_is_missing(robot: str) -> None:
         servable(load_contract(robot))
 
 
-def test_the_defaults_of_all_parameters_may_be() -> None:
-    for name, (value, description) in PARAMETERS.items():
-        check(name, value)
-        assert description.endswith('.')
+def test_the_parameters_offer_the_tasks_splits_and_cameras_that_there_are() -> None:
+    specs = SimRobotSettings.specs()
+    assert specs['task'].choices == tuple(TASKS)
+    assert specs['split'].choices == SPLITS
+    assert specs['width'].high == specs['height'].high == MAX_SIZE
+
+
+def test_the_episode_of_the_next_reset_is_the_only_thing_that_changes_while_it_runs() -> None:
+    live = [spec.name for spec in SimRobotSettings.specs().values() if spec.change is not Change.READ_ONLY]
+    assert live == ['task', 'seed', 'goal', 'split']
+    assert SimRobotSettings(task='stack', seed=3).episode == ('stack', 3, None, 'train')
+    assert SimRobotSettings(goal=0).episode == ('demo', 0, 0, 'train')
 
 
 @pytest.mark.parametrize(
     ('name', 'value', 'words'),
     [
-        ('task', 'juggle', 'use one of demo, put_in_bin'),
-        ('split', 'test', 'use train or heldout'),
-        ('seed', -1, 'seeds count from 0'),
-        ('quality', 0, 'give 1 to 100'),
-        ('operator', 'me', 'use one of none, expert, plan'),
+        ('task', 'juggle', "task is 'juggle'; write one of demo, put_in_bin"),
+        ('split', 'test', "split is 'test'; write one of train, heldout"),
+        ('seed', -1, 'seed is -1; write a whole number of at least 0'),
+        ('goal', -2, 'goal is -2; write a whole number of at least -1'),
+        ('quality', 0, 'quality is 0; write a whole number from 1 to 100'),
+        ('camera_rate', 'fast', "camera_rate is 'fast'; write a number from 1 to 100"),
+        ('operator', 'me', "operator is 'me'; write one of none, expert, plan"),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused(name: str, value: Any, words: str) -> None:
     with pytest.raises(SimError, match=words):
-        check(name, value)
-
-
-def test_a_whole_number_will_do_for_a_rate_and_a_word_will_not() -> None:
-    assert typed('camera_rate', 30) == 30.0
-    assert type(typed('camera_rate', 30)) is float
-    assert typed('use_sim_time', True) is True
-    with pytest.raises(SimError, match=r"camera_rate is 'fast': write a number"):
-        check('camera_rate', 'fast')
+        SimRobotSettings.parse({name: value}, 'parameters')
 
 
 def test_refusals_are_one_kind_whatever_their_numbers() -> None:

@@ -358,8 +358,8 @@ def test_a_seed_gives_the_same_joint_states_and_first_pictures(bench: Bench) -> 
 def test_what_cannot_be_had_is_refused_with_a_sentence(bench: Bench) -> None:
     from std_srvs.srv import SetBool
 
-    assert "task 'juggle' is not known: use one of demo" in bench.set(task='juggle').reason
-    assert 'seeds count from 0' in bench.set(seed=-1).reason
+    assert "task is 'juggle'; write one of demo" in bench.set(task='juggle').reason
+    assert 'Parameter seed out of range. Min: 0' in bench.set(seed=-1).reason
     assert bench.set(camera_rate=5.0).successful is False
     answer = bench.call(SetBool, 'sim_robot/operate', data=True)
     assert not answer.success
@@ -405,7 +405,7 @@ def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ('arguments', 'environment', 'words'),
     [
-        (('-p', 'task:=juggle'), {}, "task 'juggle' is not known: use one of demo"),
+        (('-p', 'task:=juggle'), {}, "task is 'juggle'; write one of demo"),
         (('-p', 'robot:=arm_single'), {}, 'robot arm_single cannot be simulated: there is no camera'),
         ((), {'MUJOCO_GL': 'off'}, 'switches rendering off, and this needs cameras: unset it'),
     ],
