@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ki_vla.engine.onnx import CACHED, open_session
-from ki_vla.engine.packing import Rungs
+from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Loop, Step
 from ki_vla.export.graphs import OPSET, laid_out, quiet, step_example
 from ki_vla.export.source import of_noise
@@ -64,7 +64,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.manual_seed(0)
     config = preset(given.preset)
-    stage = laid_out(ActionStage(of_noise(config).part('action'), STEPS, Rungs()))
+    stage = laid_out(ActionStage(of_noise(config).part('action'), STEPS, Fusions()))
     (_, row, k, _, cos, sin, _), _ = step_example(config, torch.float32, 'plain', False)
     shape = (k.shape[0], PREFIX, *k.shape[2:])
     cached = (torch.randn(shape), torch.randn(shape), cos, sin, torch.zeros(1, PREFIX + config.horizon))

@@ -46,10 +46,10 @@ from ki_vla.model.summary import parameters_by_part, skeleton
 RESULTS = Path(__file__).resolve().parent.parent / 'results'
 # Cumulative, in the order in which they are climbed.
 LADDER = {
-    'eager': TorchMode(rungs=None),
-    'stages': TorchMode(rungs=PLAIN),
-    'compiled': TorchMode(rungs=PLAIN, compiled=True),
-    'graphs': TorchMode(rungs=PLAIN, graphs=True),
+    'eager': TorchMode(fusions=None),
+    'stages': TorchMode(fusions=PLAIN),
+    'compiled': TorchMode(fusions=PLAIN, compiled=True),
+    'graphs': TorchMode(fusions=PLAIN, graphs=True),
     'packed graphs': TorchMode(graphs=True),
     'packed graphs, sdpa': TorchMode(graphs=True, attend='sdpa'),
     'packed compiled graphs': TorchMode(compiled=True, graphs=True),

@@ -1,6 +1,8 @@
-"""The model's layers as an engine wants them: fewer, larger matrix products, nothing that could be computed before.
+"""The model's layers for inference: fewer, larger matrix products, and nothing that could be computed before.
 
-`Rungs` names the changes that are made to the weights; each leaves the function as it is and is tested alone:
+What a layer does is written in `ki_vla.model.gemma.DecoderLayer` and `ki_vla.model.siglip.EncoderLayer`; here is the
+second way to hold its matrices. `Fusions` names the changes that are made to the weights; each leaves the function as
+it is, and tests/ki_vla/engine/test_stages.py holds each alone, and all together, to the numbers of `KiVla`:
     packed   q, k and v are one product, gate and up are another
     folded   weights of a norm (Gemma's 1 + w, SigLIP's scale and shift) move into the product that follows it
     pixels   uint8 -> [-1, 1] moves into the patch projection, which becomes a matrix product
@@ -13,26 +15,23 @@ width, P pixels of a patch, T times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ki_vla.model.expert import AdaptiveNorm, Expert
+from ki_vla.model.expert import Expert
 from ki_vla.model.flow import time_features
-from ki_vla.model.gemma import GemmaLayer, RMSNorm, add, rms, rotate
-from ki_vla.model.siglip import EPS, VisionLayer
+from ki_vla.model.gemma import AdaptiveNorm, DecoderLayer, GemmaLayer, RMSNorm, Rope, rms, rotate
+from ki_vla.model.siglip import EPS, EncoderLayer, VisionLayer
 
-Rope = tuple[Tensor, Tensor]
 Rows = tuple[Tensor, Tensor, Tensor]
-# (q [Q, N, K], k [Q, G, K], v [Q, G, K]) -> mixed values [Q, N * K]
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Rungs:
+class Fusions:
     """Which of the changes above are made."""
 
     packed: bool = True
@@ -40,7 +39,7 @@ class Rungs:
     pixels: bool = True
 
 
-PLAIN = Rungs(packed=False, folded=False, pixels=False)
+PLAIN = Fusions(packed=False, folded=False, pixels=False)
 
 
 class Product(nn.Module):
@@ -86,7 +85,7 @@ def _joined(layers: Sequence[nn.Linear], scale: Tensor | None, shift: Tensor | N
     return weight.t(), bias
 
 
-class Norm(nn.Module):
+class PackedNorm(nn.Module):
     """RMS norm: with its own scale, without one (folded), or with rows of a table."""
 
     def __init__(self, scale: Tensor | None = None) -> None:
@@ -101,49 +100,49 @@ class Norm(nn.Module):
         return (rms(x) if self.scale is None else rms(x) * self.scale).to(x.dtype), None
 
 
-def norm_of(norm: RMSNorm | AdaptiveNorm, rungs: Rungs) -> tuple[Norm, Tensor | None]:
+def norm_of(norm: RMSNorm | AdaptiveNorm, fusions: Fusions) -> tuple[PackedNorm, Tensor | None]:
     """The norm, and the scale that the product behind it takes over."""
     if isinstance(norm, AdaptiveNorm):
-        return Norm(), None
+        return PackedNorm(), None
     scale = 1.0 + norm.weight.detach().float()
-    return (Norm(), scale) if rungs.folded else (Norm(scale), None)
+    return (PackedNorm(), scale) if fusions.folded else (PackedNorm(scale), None)
 
 
-class Layer(nn.Module):
-    """A `GemmaLayer` of backbone or expert."""
+class PackedLayer(DecoderLayer):
+    """A `GemmaLayer` of backbone or expert for x [S, D]; `cond` is a pair of `Rows` (see `PackedNorm`), or None."""
 
-    def __init__(self, layer: GemmaLayer, rungs: Rungs) -> None:
+    def __init__(self, layer: GemmaLayer, fusions: Fusions) -> None:
         super().__init__()
         K = self.head_dim = layer.head_dim
         self.heads, self.kv_heads = layer.q.out_features // K, layer.k.out_features // K
-        self.norm_in, scale_in = norm_of(layer.input_norm, rungs)
-        self.norm_mlp, scale_mlp = norm_of(layer.mlp_norm, rungs)
-        self.qkv = Product([layer.q, layer.k, layer.v], rungs.packed, scale_in)
-        self.out = Product([layer.o], True)
-        self.gate_up = Product([layer.gate, layer.up], rungs.packed, scale_mlp)
+        self.input_norm, scale_in = norm_of(layer.input_norm, fusions)
+        self.mlp_norm, scale_mlp = norm_of(layer.mlp_norm, fusions)
+        self.qkv = Product([layer.q, layer.k, layer.v], fusions.packed, scale_in)
+        self.o = Product([layer.o], True)
+        self.gate_up = Product([layer.gate, layer.up], fusions.packed, scale_mlp)
         self.down = Product([layer.down], True)
 
-    def forward(self, x: Tensor, rope: Rope, mix: Mix, rows: tuple[Rows, Rows] | None = None) -> Tensor:
-        """X [S, D] -> output [S, D]; `rows`: what the two norms take from a table (see `Norm`)."""
-        rows_in, rows_mlp = rows or (None, None)
-        h, gate = self.norm_in(x, rows_in)
+    def heads_of(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer.heads_of`; queries and keys are rotated together."""
         N, G, K = self.heads, self.kv_heads, self.head_dim
         qk, v = self.qkv(h).unflatten(-1, (N + 2 * G, K)).split([N + G, G], dim=1)
         q, k = rotate(qk, rope).split([N, G], dim=1)
-        x = add(x, self.out(mix(q * K**-0.5, k, v)), gate)
-        h, gate = self.norm_mlp(x, rows_mlp)
-        gate_h, up_h = self.gate_up(h).split(self.gate_up.widths, dim=-1)
-        return add(x, self.down(F.gelu(gate_h, approximate='tanh') * up_h), gate)
+        return q, k, v
+
+    def gate_and_up(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DecoderLayer.gate_and_up`."""
+        gate, up = self.gate_up(h).split(self.gate_up.widths, dim=-1)
+        return gate, up
 
 
-class LastLayer(nn.Module):
+class PackedLastLayer(nn.Module):
     """The last layer of a prefix, of which nobody reads more than keys and values."""
 
-    def __init__(self, layer: GemmaLayer, rungs: Rungs) -> None:
+    def __init__(self, layer: GemmaLayer, fusions: Fusions) -> None:
         super().__init__()
         self.head_dim, self.kv_heads = layer.head_dim, layer.k.out_features // layer.head_dim
-        self.norm_in, scale = norm_of(layer.input_norm, rungs)
-        self.kv = Product([layer.k, layer.v], rungs.packed, scale)
+        self.norm_in, scale = norm_of(layer.input_norm, fusions)
+        self.kv = Product([layer.k, layer.v], fusions.packed, scale)
 
     def forward(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """X [S, D] -> keys and values [S, G, K]."""
@@ -152,30 +151,28 @@ class LastLayer(nn.Module):
         return rotate(k, rope), v
 
 
-class ImageLayer(nn.Module):
-    """A `VisionLayer`; all views go through at once."""
+class PackedVisionLayer(EncoderLayer):
+    """A `VisionLayer`; the views of one observation go through at once."""
 
-    def __init__(self, layer: VisionLayer, rungs: Rungs) -> None:
+    def __init__(self, layer: VisionLayer, fusions: Fusions) -> None:
         super().__init__()
         self.heads, self.width = layer.heads, layer.q.in_features
-        self.norm1, scale1, shift1 = _layer_norm(layer.norm1, rungs)
-        self.norm2, scale2, shift2 = _layer_norm(layer.norm2, rungs)
-        self.qkv = Product([layer.q, layer.k, layer.v], rungs.packed, scale1, shift1)
+        self.norm1, scale1, shift1 = _layer_norm(layer.norm1, fusions)
+        self.norm2, scale2, shift2 = _layer_norm(layer.norm2, fusions)
+        self.qkv = Product([layer.q, layer.k, layer.v], fusions.packed, scale1, shift1)
         self.out = Product([layer.out], True)
-        self.up = Product([layer.fc1], True, scale2, shift2)
-        self.down = Product([layer.fc2], True)
+        self.fc1 = Product([layer.fc1], True, scale2, shift2)
+        self.fc2 = Product([layer.fc2], True)
 
-    def forward(self, x_VND: Tensor) -> Tensor:
-        """[V, N, D] -> [V, N, D]."""
-        heads = self.qkv(self.norm1(x_VND)).unflatten(-1, (3, self.heads, self.width // self.heads))
+    def heads_of(self, h_IND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `EncoderLayer.heads_of`."""
+        heads = self.qkv(h_IND).unflatten(-1, (3, self.heads, self.width // self.heads))
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_VEND = F.scaled_dot_product_attention(q, k, v)
-        x_VND = x_VND + self.out(mixed_VEND.transpose(1, 2).flatten(2))
-        return x_VND + self.down(F.gelu(self.up(self.norm2(x_VND)), approximate='tanh'))
+        return q, k, v
 
 
-def _layer_norm(norm: nn.LayerNorm, rungs: Rungs) -> tuple[nn.LayerNorm, Tensor | None, Tensor | None]:
-    if not rungs.folded:
+def _layer_norm(norm: nn.LayerNorm, fusions: Fusions) -> tuple[nn.LayerNorm, Tensor | None, Tensor | None]:
+    if not fusions.folded:
         return norm, None, None
     bare = nn.LayerNorm(norm.normalized_shape, eps=EPS, elementwise_affine=False)
     return bare, norm.weight, norm.bias
@@ -184,9 +181,9 @@ def _layer_norm(norm: nn.LayerNorm, rungs: Rungs) -> tuple[nn.LayerNorm, Tensor 
 class Patches(nn.Module):
     """The patch projection as a matrix product over cut-out pixels, with or without uint8 -> [-1, 1] folded in."""
 
-    def __init__(self, patch: nn.Conv2d, position_ND: Tensor, rungs: Rungs) -> None:
+    def __init__(self, patch: nn.Conv2d, position_ND: Tensor, fusions: Fusions) -> None:
         super().__init__()
-        self.size, self.folded = patch.stride[0], rungs.pixels
+        self.size, self.folded = patch.stride[0], fusions.pixels
         # Colours last, as cameras give them.
         weight_DP = patch.weight.detach().float().permute(0, 2, 3, 1).flatten(1)
         bias_D = patch.bias.detach().float()

@@ -1,8 +1,9 @@
 """The three stages of inference as modules of pure tensor functions: images, prefix, actions.
 
 They compute what `KiVla.prefill`, `KiVla.denoise` and `rtc` do, from packed layers (see `packing`) and without a
-batch. One definition serves torch in all its modes and the exported graphs. Views and prompt slots are static for an
-engine and symbolic for an exporter.
+batch, which is what speed asks for: a robot wants one chunk at a time. One definition serves torch in all its modes and
+the exported graphs. Views and prompt slots are static for an engine and symbolic for an exporter.
+tests/ki_vla/engine/test_stages.py holds every stage to the numbers of `KiVla`, in every structure and way of denoising.
 
 Shape legend: V views, N tokens a view, L prompt slots, S prefix tokens, Y layers, G key/value heads, K head dim, D
 width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
@@ -10,18 +11,30 @@ width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ki_vla.engine.packing import ImageLayer, LastLayer, Layer, Mix, Patches, Product, Rows, Rungs, Times, norm_of
+from ki_vla.engine.packing import (
+    Fusions,
+    PackedLastLayer,
+    PackedLayer,
+    PackedVisionLayer,
+    Patches,
+    Product,
+    Rows,
+    Times,
+    norm_of,
+)
 from ki_vla.errors import VlaError
 from ki_vla.model import flow, masks
 from ki_vla.model.expert import Expert
-from ki_vla.model.gemma import rope_table
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.gemma import Attend, GemmaLayer, rope_table, run_layers
+from ki_vla.model.kivla import KiVla, prefix_inputs
+from ki_vla.model.siglip import VisionLayer
 from ki_vla.policy import rtc
 
 LEAST = torch.finfo(torch.float32).min
@@ -77,12 +90,12 @@ ATTENTIONS = {'matmul': attention, 'sdpa': attention_sdpa}
 class VisionStage(nn.Module):
     """Camera views, uint8 [V, H, W, 3] -> backbone inputs [V, N, D]."""
 
-    def __init__(self, model: KiVla, rungs: Rungs) -> None:
+    def __init__(self, model: KiVla, fusions: Fusions) -> None:
         super().__init__()
         vision = model.vision
-        self.patches = Patches(vision.patch, vision.position, rungs)
-        self.layers = nn.ModuleList(ImageLayer(layer, rungs) for layer in vision.layers)
-        if rungs.folded:
+        self.patches = Patches(vision.patch, vision.position, fusions)
+        self.layers = nn.ModuleList(PackedVisionLayer(cast(VisionLayer, layer), fusions) for layer in vision.layers)
+        if fusions.folded:
             self.norm = nn.LayerNorm(vision.norm.normalized_shape, eps=vision.norm.eps, elementwise_affine=False)
             self.projector = Product([model.projector], True, vision.norm.weight, vision.norm.bias)
         else:
@@ -119,22 +132,20 @@ class PrefixStage(nn.Module):
 
     Args:
         model: whose backbone.
-        rungs: changes to the layers.
+        fusions: changes to the layers.
         attend: see `ATTENTIONS`.
         consume: take the layers out of the model as they are packed, so that memory never holds both.
     """
 
-    def __init__(self, model: KiVla, rungs: Rungs, attend: str = 'matmul', consume: bool = False) -> None:
+    def __init__(self, model: KiVla, fusions: Fusions, attend: str = 'matmul', consume: bool = False) -> None:
         super().__init__()
-        check_head(model)
         self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
-        self.horizon, self.state_in = model.config.horizon, model.expert.state_in
-        self.scale = model.config.backbone.width**0.5
+        self.horizon, self.state_in = model.config.horizon, expert_of(model).state_in
         self.attend = ATTENTIONS[attend]
         self.layers = nn.ModuleList()
         for index, layer in enumerate(model.backbone.layers):
-            last = index == len(model.backbone.layers) - 1
-            self.layers.append((LastLayer if last else Layer)(layer, rungs))
+            kind = PackedLastLayer if index == len(model.backbone.layers) - 1 else PackedLayer
+            self.layers.append(kind(cast(GemmaLayer, layer), fusions))
             if consume:
                 model.backbone.layers[index] = nn.Identity()
 
@@ -142,25 +153,18 @@ class PrefixStage(nn.Module):
         self, tokens_VND: Tensor, image_mask_V: Tensor, prompt_L: Tensor, prompt_mask_L: Tensor, state_S: Tensor
     ) -> Cached:
         """`state_S` is the normalised state; only a state token reads it."""
-        parts = [tokens_VND.flatten(0, 1), (self.embed(prompt_L) * self.scale).to(tokens_VND.dtype)]
-        if self.state_proj is not None:
-            parts.append(self.state_proj(state_S[None].to(self.state_proj.weight.dtype)).to(tokens_VND.dtype))
         mask_BS = masks.prefix_mask(
             image_mask_V[None], tokens_VND.shape[1], prompt_mask_L[None], self.state_proj is not None
         )
         rope = rope_table(masks.positions(mask_BS)[0], self.head_dim)
         bias_1S = bias_of(mask_BS)
-        x_SD = torch.cat(parts)
-        keys, values = [], []
 
-        def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.append(k)
-            values.append(v)
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(q, k, v, bias_1S)
 
+        x_SD = prefix_inputs(self.embed, self.state_proj, tokens_VND.flatten(0, 1), prompt_L, state_S)
         *layers, last = self.layers
-        for layer in layers:
-            x_SD = layer(x_SD, rope, mix)
+        x_SD, keys, values = run_layers(layers, x_SD, rope, lambda index: attend)
         k, v = last(x_SD, rope)
         return Cached(torch.stack([*keys, k]), torch.stack([*values, v]), *self._queries(mask_BS, state_S))
 
@@ -180,8 +184,8 @@ def bias_of(mask: Tensor) -> Tensor:
     return torch.where(mask, 0.0, LEAST)
 
 
-def check_head(model: KiVla) -> None:
-    """Packed stages exist for the action expert.
+def expert_of(model: KiVla) -> Expert:
+    """The action expert of a model, for which alone there are packed stages.
 
     Raises:
         VlaError: another head.
@@ -191,6 +195,7 @@ def check_head(model: KiVla) -> None:
             f"model.head: {model.config.head!r} cannot be packed or exported, only 'expert' can; "
             "run it with backend 'torch', mode 'eager'."
         )
+    return model.expert
 
 
 class ActionStage(nn.Module):
@@ -202,15 +207,16 @@ class ActionStage(nn.Module):
     Args:
         model: with head 'expert'.
         steps: Euler steps.
-        rungs: changes to the layers.
+        fusions: changes to the layers.
         attend: see `ATTENTIONS`.
         consume: see `PrefixStage`.
     """
 
-    def __init__(self, model: KiVla, steps: int, rungs: Rungs, attend: str = 'matmul', consume: bool = False) -> None:
+    def __init__(
+        self, model: KiVla, steps: int, fusions: Fusions, attend: str = 'matmul', consume: bool = False
+    ) -> None:
         super().__init__()
-        check_head(model)
-        expert = model.expert
+        expert = expert_of(model)
         self.steps, self.attend = steps, ATTENTIONS[attend]
         device = expert.action_in.weight.device
         tau_T = torch.cat([flow.step_times(steps, device), torch.ones(1, device=device)])
@@ -221,10 +227,10 @@ class ActionStage(nn.Module):
         self.time_out = None if expert.adaptive else Product([expert.time_out], True)
         self.layers = nn.ModuleList()
         for index, layer in enumerate(expert.layers):
-            self.layers.append(Layer(layer, rungs))
+            self.layers.append(PackedLayer(cast(GemmaLayer, layer), fusions))
             if consume:
                 expert.layers[index] = nn.Identity()
-        self.norm, scale = norm_of(expert.norm, rungs)
+        self.norm, scale = norm_of(expert.norm, fusions)
         self.action_out = Product([expert.action_out], True, scale)
 
     def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
@@ -238,9 +244,13 @@ class ActionStage(nn.Module):
             if isinstance(row, Tensor) and len(row) > 1:
                 # The state is clean: its own tau is 1.
                 row = torch.cat([torch.full_like(row[:1], self.steps), row])
-        rope = cached.cos, cached.sin
-        for index, layer in enumerate(self.layers):
-            x_QD = layer(x_QD, rope, self._mix(cached, index), self._rows(row, 2 * index, 2 * index + 1))
+        x_QD, _, _ = run_layers(
+            self.layers,
+            x_QD,
+            (cached.cos, cached.sin),
+            partial(self._attend_at, cached),
+            lambda index: self._rows(row, 2 * index, 2 * index + 1),
+        )
         rows = self._rows(row, 2 * len(self.layers))
         x_QD, _ = self.norm(x_QD, rows and rows[0])
         return self.action_out(x_QD[-H:]).float()
@@ -248,12 +258,12 @@ class ActionStage(nn.Module):
     def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
         return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None
 
-    def _mix(self, cached: Cached, layer: int) -> Mix:
-        def mix(q_QNK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> Tensor:
+    def _attend_at(self, cached: Cached, layer: int) -> Attend:
+        def attend(q_QNK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> Tensor:
             k, v = torch.cat([cached.k[layer], k_QGK]), torch.cat([cached.v[layer], v_QGK])
             return self.attend(q_QNK, k, v, cached.bias)
 
-        return mix
+        return attend
 
     def plain(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
         """One Euler step."""
@@ -270,15 +280,15 @@ class ActionStage(nn.Module):
     def guided(
         self, cached: Cached, noisy_HA: Tensor, row: int | Tensor, previous_HA: Tensor, weights_H: Tensor
     ) -> Tensor:
-        """One step, pulled towards the old chunk by the true vector-Jacobian product (see `rtc.guide`)."""
-        tau_1 = self.tau_T[row].reshape(1)
-        with torch.enable_grad():
-            point_HA = noisy_HA.detach().requires_grad_()
-            value_HA = self.field(cached, point_HA, row)
-            estimate_HA = flow.clean_estimate(point_HA, value_HA, tau_1)
-            error_HA = (previous_HA - estimate_HA.detach()) * weights_H[:, None]
-            (correction_HA,) = torch.autograd.grad(estimate_HA, point_HA, error_HA)
-        field_HA = value_HA.detach() - self.strength_T[row] * correction_HA
+        """One step, pulled towards the old chunk (see `rtc.guided_field`)."""
+        field_HA = rtc.guided_field(
+            lambda point_HA: self.field(cached, point_HA, row),
+            noisy_HA,
+            self.tau_T[row].reshape(1),
+            self.strength_T[row],
+            previous_HA,
+            weights_H,
+        )
         return flow.step(noisy_HA, field_HA, 1.0 / self.steps)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ki_vla.engine.graphs import Capture, Fixed, capture_cuda
 from ki_vla.engine.interface import Carried, Shape
-from ki_vla.engine.packing import Rungs
+from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
@@ -40,25 +40,25 @@ class TorchMode:
     """How a model is run.
 
     Attributes:
-        rungs: which changes are made to its layers; None runs `KiVla` itself.
+        fusions: which changes are made to its layers; None runs `KiVla` itself.
         compiled: through torch.compile.
         graphs: as CUDA graphs.
         attend: how the packed stages attend, see `stages.ATTENTIONS`.
     """
 
-    rungs: Rungs | None = field(default_factory=Rungs)
+    fusions: Fusions | None = field(default_factory=Fusions)
     compiled: bool = False
     graphs: bool = False
     attend: str = 'matmul'
 
     def __post_init__(self) -> None:
         """Graphs and compiling are for stages."""
-        if self.rungs is None and (self.compiled or self.graphs):
-            raise VlaError('mode: compiling and CUDA graphs need packed stages (rungs), not the model as it is.')
+        if self.fusions is None and (self.compiled or self.graphs):
+            raise VlaError('mode: compiling and CUDA graphs need packed stages (fusions), not the model as it is.')
 
 
 MODES = {
-    'eager': TorchMode(rungs=None),
+    'eager': TorchMode(fusions=None),
     'packed': TorchMode(),
     'compiled': TorchMode(compiled=True),
     'graphs': TorchMode(graphs=True),
@@ -127,13 +127,13 @@ class TorchRunner:
         self._graphs: dict[Any, Fixed] = {}
         self._pinned: dict[Any, Tensor] = {}
         self._sent: torch.cuda.Event | None = None  # after the last prefill's copies
-        if mode.rungs is None:
+        if mode.fusions is None:
             self._plain = _Plain(model, steps)
             return
         with torch.no_grad():
-            self._vision = VisionStage(model, mode.rungs)
-            self._prefix = PrefixStage(model, mode.rungs, mode.attend)
-            self._stage = ActionStage(model, steps, mode.rungs, mode.attend)
+            self._vision = VisionStage(model, mode.fusions)
+            self._prefix = PrefixStage(model, mode.fusions, mode.attend)
+            self._stage = ActionStage(model, steps, mode.fusions, mode.attend)
         if mode.compiled:
             self._vision, self._prefix = (_compiled(each) for each in (self._vision, self._prefix))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ki_vla.engine.exported import WEIGHTS
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, OPEN_SIZES, TOKENS
-from ki_vla.engine.packing import Rungs
+from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import KINDS, ActionStage, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
 from ki_vla.export.source import Source, one_part
@@ -66,13 +66,13 @@ def export_graphs(
     with quiet(), torch.no_grad():
         tell('exporting vision')
         with one_part(source, 'vision', dtype) as model:
-            stage = laid_out(VisionStage(model, Rungs()))
+            stage = laid_out(VisionStage(model, Fusions()))
         images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
         _write(stage, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
         del stage
         tell('exporting prefix')
         with one_part(source, 'prefix', dtype) as model:
-            stage = laid_out(PrefixStage(model, Rungs(), consume=True))
+            stage = laid_out(PrefixStage(model, Fusions(), consume=True))
         state_token = stage.state_in is not None
         names = CACHED if state_token else CACHED[:-1]
         dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
@@ -80,7 +80,7 @@ def export_graphs(
         del stage
         gc.collect()
         with one_part(source, 'action', dtype) as model:
-            stage = laid_out(ActionStage(model, steps, Rungs(), consume=True))
+            stage = laid_out(ActionStage(model, steps, Fusions(), consume=True))
         for kind in kinds:
             tell(f'exporting {kind} step')
             tensors, dynamic = step_example(config, dtype, kind, state_token)

@@ -10,6 +10,8 @@ of cond.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,25 +19,10 @@ from torch import Tensor, nn
 from ki_vla.model import masks
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.flow import time_features
-from ki_vla.model.gemma import Context, GemmaLayer, RMSNorm, reader, rms, rope_table, run
+from ki_vla.model.gemma import AdaptiveNorm, Context, GemmaLayer, RMSNorm, reader, rope_table, run_layers
 
-
-class AdaptiveNorm(nn.Module):
-    """RMS norm whose scale, shift and gate are computed from a condition: y = rms(x) * (1 + scale) + shift.
-
-    `dense` starts at zero, so that every gated branch starts closed and the layer is the identity.
-    """
-
-    def __init__(self, width: int, cond_width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.dense = nn.Linear(cond_width, 3 * width)
-
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """X [..., Q, D]; cond [..., 1|Q, C], or what `dense` makes of it, tabled beforehand [..., 1|Q, 3D]."""
-        tabled = cond.shape[-1] == 3 * self.width
-        scale, shift, gate = (cond if tabled else self.dense(cond)).float().chunk(3, dim=-1)
-        return (rms(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+# What the adaptive norms read: `condition(tau)`, or `modulations(tau)` tabled beforehand.
+Cond = Tensor | list[Tensor | tuple[Tensor, Tensor]]
 
 
 class Expert(nn.Module):
@@ -79,7 +66,7 @@ class Expert(nn.Module):
         positions_BQ: Tensor,
         state_BS: Tensor | None = None,
         insulate: bool = True,
-        cond: Tensor | list | None = None,
+        cond: Cond | None = None,
         checkpointing: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The flow field omega - a at the noisy actions.
@@ -101,19 +88,20 @@ class Expert(nn.Module):
         Q = x_BRQD.shape[2]
         own = masks.everyone if self.state_in is None else masks.state_then_actions
         sees_own = own(Q, noisy_BRHA.device)
-        rope = rope_table(positions_BQ[:, None], self.head_dim)
-        keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            layer_cond = cond[index] if isinstance(cond, list) else cond
-            x_BRQD, k, v = run(
-                layer, checkpointing, x_BRQD, rope, reader(context, index, sees_own, insulate), cond=layer_cond
-            )
-            keys.append(k)
-            values.append(v)
+        x_BRQD, keys, values = run_layers(
+            self.layers,
+            x_BRQD,
+            rope_table(positions_BQ[:, None], self.head_dim),
+            partial(reader, context, sees_own, insulate),
+            lambda index: cond[index] if isinstance(cond, list) else cond,
+            checkpointing,
+        )
         x_BRQD, _ = self.norm(x_BRQD, cond[-1] if isinstance(cond, list) else cond)
-        return self.action_out(x_BRQD[:, :, -noisy_BRHA.shape[2] :]), tuple(keys), tuple(values)
+        return self.action_out(x_BRQD[:, :, -noisy_BRHA.shape[2] :]), keys, values
 
-    def _embed(self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None, cond: Tensor | list | None):
+    def _embed(
+        self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None, cond: Cond | None
+    ) -> tuple[Tensor, Cond | None]:
         x_BRQD = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
         if self.adaptive:
             cond = self.condition(tau) if cond is None else cond

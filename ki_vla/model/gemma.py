@@ -1,5 +1,9 @@
 """Gemma: the layer that backbone and action expert share, and the backbone.
 
+`DecoderLayer` is the layer's function, written once. `GemmaLayer` holds its matrices one by one, as they are trained
+and saved; `ki_vla.engine.packing.PackedLayer` holds fewer and larger ones, for speed;
+tests/ki_vla/engine/test_stages.py holds both to the same numbers.
+
 The backbone is run in segments. `prefix` reads images and prompt, all of it seeing all of it, and hands on the keys and
 values of every layer. `segment` reads what comes after (target tokens, or actions in the recipes that give them to the
 backbone), looking at that context. One cached prefix therefore serves training, decoding and the action expert.
@@ -9,7 +13,8 @@ Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +27,9 @@ from ki_vla.model.insulation import attend
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
+Rope = tuple[Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor]  # output, keys, values
+# (q [..., S, N, K], k [..., S, G, K], v [..., S, G, K]) -> mixed values [..., S, N * K]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -47,7 +55,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """RMS norm times (1 + weight), in float32. Returns no gate: see `expert.AdaptiveNorm`, which has the same call."""
+    """RMS norm times (1 + weight), in float32. Returns no gate: see `AdaptiveNorm`, which has the same call."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,14 +66,32 @@ class RMSNorm(nn.Module):
         return (rms(x) * (1.0 + self.weight.float())).to(x.dtype), None
 
 
-def rope_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+class AdaptiveNorm(nn.Module):
+    """RMS norm whose scale, shift and gate are computed from a condition: y = rms(x) * (1 + scale) + shift.
+
+    `dense` starts at zero, so that every gated branch starts closed and the layer is the identity.
+    """
+
+    def __init__(self, width: int, cond_width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.dense = nn.Linear(cond_width, 3 * width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """X [..., Q, D]; cond [..., 1|Q, C], or what `dense` makes of it, tabled beforehand [..., 1|Q, 3D]."""
+        tabled = cond.shape[-1] == 3 * self.width
+        scale, shift, gate = (cond if tabled else self.dense(cond)).float().chunk(3, dim=-1)
+        return (rms(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+
+
+def rope_table(positions: Tensor, head_dim: int) -> Rope:
     """Cosine and sine of the rotary angles, float32 [..., 1, K/2]; the 1 is for the heads."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angle = positions[..., None].float() * ROPE_BASE**-exponent
     return angle.cos()[..., None, :], angle.sin()[..., None, :]
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turn the two halves of every head by the angles of `rope_table` (half-split layout)."""
     cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)
@@ -77,10 +103,52 @@ def add(x: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
     return x + out if gate is None else x + out * gate
 
 
-class GemmaLayer(nn.Module):
-    """Norm, grouped-query attention, norm, tanh-GELU gated MLP. Any leading dimensions, then a sequence, then D."""
+class DecoderLayer(nn.Module):
+    """Norm, grouped-query attention, norm, tanh-GELU gated MLP, whatever way the matrices are held.
 
-    def __init__(self, config: GemmaConfig, norm: Callable[[int], nn.Module] = RMSNorm) -> None:
+    A subclass has the norms `input_norm` and `mlp_norm`, each (x, cond) -> (normed, gate or None), and the projections
+    `o` and `down`. Any leading dimensions, then a sequence, then D.
+    """
+
+    head_dim: int
+
+    def heads_of(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed inputs [..., S, D] -> rotated queries [..., S, N, K], rotated keys and values [..., S, G, K]."""
+        raise NotImplementedError
+
+    def gate_and_up(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed inputs [..., S, D] -> the two halves of the gated MLP's hidden layer [..., S, M]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, cond: Any = None) -> Outputs:
+        """One layer.
+
+        Args:
+            x: [..., S, D].
+            rope: from `rope_table` for the positions of x.
+            attend: (q, k, v), each [..., S, heads, K] and rotated, q scaled -> mixed values [..., S, N * K].
+            cond: what the norms are conditioned on; None for plain norms. A pair is one for each of the two norms.
+
+        Returns:
+            Output [..., S, D], keys and values [..., S, G, K].
+        """
+        cond_in, cond_mlp = cond if isinstance(cond, tuple) else (cond, cond)
+        h, gate = self.input_norm(x, cond_in)
+        q, k, v = self.heads_of(h, rope)
+        return self.after_attention(x, attend(q * self.head_dim**-0.5, k, v), gate, cond_mlp), k, v
+
+    def after_attention(self, x: Tensor, mixed: Tensor, gate: Tensor | None, cond: Any = None) -> Tensor:
+        """The rest of the layer: both residual connections and the MLP."""
+        x = add(x, self.o(mixed), gate)
+        h, gate = self.mlp_norm(x, cond)
+        gate_h, up_h = self.gate_and_up(h)
+        return add(x, self.down(F.gelu(gate_h, approximate='tanh') * up_h), gate)
+
+
+class GemmaLayer(DecoderLayer):
+    """The layer as it is trained and saved."""
+
+    def __init__(self, config: GemmaConfig, norm: Callable[[int], RMSNorm | AdaptiveNorm] = RMSNorm) -> None:
         super().__init__()
         D, K = config.width, config.head_dim
         self.head_dim = K
@@ -94,35 +162,64 @@ class GemmaLayer(nn.Module):
         self.down = nn.Linear(config.mlp, D, bias=False)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, cond: Any = None, rows: Tensor | None = None
+        self, x: Tensor, rope: Rope, attend: Attend, cond: Any = None, rows: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """One layer.
+        """As `DecoderLayer.forward`, for all rows of x or only for some.
 
-        Args:
-            x: [..., S, D].
-            rope: from `rope_table` for the positions of x.
-            attend: (q, k, v), each [..., S, heads, K] and rotated, q scaled -> mixed values like q.
-            cond: what the norms are conditioned on; None for plain norms. A pair is one for each of the two norms.
-            rows: int64 [B, n], only for x [B, S, D]: the rows whose output is wanted (n = 0: keys and values only).
-
-        Returns:
-            Output [..., S, D] (or [B, n, D], or None for n = 0), keys and values [..., S, G, K].
+        With `rows`, int64 [B, n], for x [B, S, D] and plain norms: the output of these rows alone, [B, n, D], or None
+        for n = 0. Keys and values are those of all rows.
         """
-        cond_in, cond_mlp = cond if isinstance(cond, tuple) else (cond, cond)
-        h, gate = self.input_norm(x, cond_in)
-        k, v = rotate(self._heads(self.k(h)), rope), self._heads(self.v(h))
-        if rows is not None:
-            if rows.shape[1] == 0:
-                return None, k, v
-            x, h = (torch.take_along_dim(t, rows[..., None], dim=1) for t in (x, h))
-            rope = tuple(torch.take_along_dim(t, rows[..., None, None], dim=1) for t in rope)
-        q = rotate(self._heads(self.q(h)), rope) * self.head_dim**-0.5
-        x = add(x, self.o(attend(q, k, v).flatten(-2)), gate)
-        h, gate = self.mlp_norm(x, cond_mlp)
-        return add(x, self.down(F.gelu(self.gate(h), approximate='tanh') * self.up(h)), gate), k, v
+        if rows is None:
+            return super().forward(x, rope, attend, cond)
+        h, gate = self.input_norm(x)
+        k, v = self._keys_values(h, rope)
+        if rows.shape[1] == 0:
+            return None, k, v
+        x, h = (torch.take_along_dim(t, rows[..., None], dim=1) for t in (x, h))
+        cos, sin = (torch.take_along_dim(t, rows[..., None, None], dim=1) for t in rope)
+        q = rotate(self._split(self.q(h)), (cos, sin)) * self.head_dim**-0.5
+        return self.after_attention(x, attend(q, k, v), gate), k, v
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads_of(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer.heads_of`."""
+        k, v = self._keys_values(h, rope)
+        return rotate(self._split(self.q(h)), rope), k, v
+
+    def gate_and_up(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DecoderLayer.gate_and_up`."""
+        return self.gate(h), self.up(h)
+
+    def _keys_values(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        return rotate(self._split(self.k(h)), rope), self._split(self.v(h))
+
+    def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
+
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    rope: Rope,
+    attend_at: Callable[[int], Attend],
+    cond_at: Callable[[int], Any] = lambda index: None,
+    checkpointing: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Layers one after the other: output [..., S, D], and every layer's keys and values [..., S, G, K].
+
+    Args:
+        layers: of `DecoderLayer`.
+        x: [..., S, D].
+        rope: see `DecoderLayer.forward`.
+        attend_at: the attention of a layer, by its number.
+        cond_at: what its norms are conditioned on, by its number.
+        checkpointing: see `run`.
+    """
+    keys, values = [], []
+    for index, layer in enumerate(layers):
+        x, k, v = run(layer, checkpointing, x, rope, attend_at(index), cond=cond_at(index))
+        keys.append(k)
+        values.append(v)
+    return x, tuple(keys), tuple(values)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -138,14 +235,14 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, 
 
 
 def attend_prefix(q_BSNK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BS: Tensor) -> Tensor:
-    """Every query sees every valid key; the first row of equation 5."""
+    """Every query sees every valid key, mixed values [B, S, N * K]; the first row of equation 5."""
     B, S, G, K = k_BSGK.shape
     group = q_BSNK.shape[2] // G
     k, v = (
         t[:, :, :, None].expand(B, S, G, group, K).reshape(B, S, G * group, K).transpose(1, 2) for t in (k_BSGK, v_BSGK)
     )
     mixed = full_attention(q_BSNK.transpose(1, 2), k, v, mask_BS[:, None, None, :], scale=1.0)
-    return mixed.transpose(1, 2)
+    return mixed.transpose(1, 2).flatten(-2)
 
 
 class Backbone(nn.Module):
@@ -166,34 +263,31 @@ class Backbone(nn.Module):
         where it is asked for.
         """
         rope = rope_table(positions_BS, self.head_dim)
-        keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            rows = rows_Bn if index == len(self.layers) - 1 else None
-            x_BSD, k, v = run(
-                layer, checkpointing, x_BSD, rope, lambda q, k, v: attend_prefix(q, k, v, mask_BS), rows=rows
-            )
-            keys.append(k)
-            values.append(v)
-        return tuple(keys), tuple(values), None if x_BSD is None else self.norm(x_BSD)[0]
+
+        def seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend_prefix(q, k, v, mask_BS)
+
+        *layers, last = self.layers
+        x_BSD, keys, values = run_layers(layers, x_BSD, rope, lambda index: seen, checkpointing=checkpointing)
+        out_BnD, k, v = run(last, checkpointing, x_BSD, rope, seen, rows=rows_Bn)
+        return (*keys, k), (*values, v), None if out_BnD is None else self.norm(out_BnD)[0]
 
     def segment(
         self, x_BRQD: Tensor, positions_BQ: Tensor, context: Context, sees_own: Tensor, checkpointing: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Tokens that follow a context: normed output [B, R, Q, D], and their own keys and values [B, R, Q, G, K]."""
         rope = rope_table(positions_BQ[:, None], self.head_dim)
-        keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            x_BRQD, k, v = run(layer, checkpointing, x_BRQD, rope, reader(context, index, sees_own, insulate=False))
-            keys.append(k)
-            values.append(v)
-        return self.norm(x_BRQD)[0], tuple(keys), tuple(values)
+        x_BRQD, keys, values = run_layers(
+            self.layers, x_BRQD, rope, partial(reader, context, sees_own, False), checkpointing=checkpointing
+        )
+        return self.norm(x_BRQD)[0], keys, values
 
 
-def reader(context: Context, layer: int, sees_own: Tensor, insulate: bool) -> Attend:
-    """The attention of one layer of a segment: its context and itself, as `GemmaLayer` wants it."""
+def reader(context: Context, sees_own: Tensor, insulate: bool, layer: int) -> Attend:
+    """The attention of one layer of a segment: its context and itself, as `DecoderLayer` wants it."""
     k_BSGK, v_BSGK = context.k[layer], context.v[layer]
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, k_BSGK, v_BSGK, context.sees_BQS, sees_own, insulate)
+        return attend(q, k, v, k_BSGK, v_BSGK, context.sees_BQS, sees_own, insulate).flatten(-2)
 
     return attention

@@ -56,6 +56,25 @@ class Prefix:
         return Context(self.k, self.v, self.mask_BS[:, None, :])
 
 
+def embedded(embed: nn.Embedding, ids: Tensor) -> Tensor:
+    """Token ids [...] -> backbone inputs [..., D]; text is scaled by sqrt(D), image tokens are not (Gemma)."""
+    return embed(ids) * embed.embedding_dim**0.5
+
+
+def prefix_inputs(
+    embed: nn.Embedding, state_proj: nn.Linear | None, image_tokens: Tensor, prompt: Tensor, state: Tensor
+) -> Tensor:
+    """What the backbone reads: image tokens [..., P, D], the embedded prompt [..., L], a state token if there is one.
+
+    The result [..., S, D] has the dtype of the image tokens; `masks.prefix_mask` is its validity.
+    """
+    dtype = image_tokens.dtype
+    parts = [image_tokens, embedded(embed, prompt).to(dtype)]
+    if state_proj is not None:
+        parts.append(state_proj(state.to(state_proj.weight.dtype))[..., None, :].to(dtype))
+    return torch.cat(parts, dim=-2)
+
+
 class KiVla(nn.Module):
     """The model. Build it on the meta device to look at it without memory; `initialise` it to train from scratch."""
 
@@ -85,7 +104,7 @@ class KiVla(nn.Module):
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> backbone inputs [..., D]; text is scaled by sqrt(D), image tokens are not."""
-        return self.embed(ids) * self.config.backbone.width**0.5
+        return embedded(self.embed, ids)
 
     def prefix(
         self,
@@ -106,9 +125,7 @@ class KiVla(nn.Module):
             state_BS: normalised state; read by the continuous and suffix representations only.
             hidden: also compute the output at the last valid token, for tokens to be predicted.
         """
-        parts = [image_tokens_BPD, self.embed_tokens(prompt_BL).to(image_tokens_BPD.dtype)]
-        if self.state_proj is not None:
-            parts.append(self.state_proj(state_BS.to(self.state_proj.weight.dtype))[:, None].to(image_tokens_BPD.dtype))
+        x_BSD = prefix_inputs(self.embed, self.state_proj, image_tokens_BPD, prompt_BL, state_BS)
         mask_BS = masks.prefix_mask(
             image_mask_BV, self.config.vision.tokens, prompt_mask_BL, self.state_proj is not None
         )
@@ -116,9 +133,7 @@ class KiVla(nn.Module):
         rows_Bn = (
             masks.last_valid(mask_BS)[:, None] if hidden else mask_BS.new_zeros(len(mask_BS), 0, dtype=torch.int64)
         )
-        k, v, hidden_BnD = self.backbone.prefix(
-            torch.cat(parts, dim=1), mask_BS, positions_BS, rows_Bn, self.checkpointing
-        )
+        k, v, hidden_BnD = self.backbone.prefix(x_BSD, mask_BS, positions_BS, rows_Bn, self.checkpointing)
         return Prefix(k, v, mask_BS, None if hidden_BnD is None else hidden_BnD[:, 0], state_BS)
 
     @torch.no_grad()

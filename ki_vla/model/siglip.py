@@ -1,5 +1,9 @@
 """The SigLIP vision tower: an image becomes a row of tokens, without a class token and without pooling.
 
+`EncoderLayer` is the layer's function, written once. `VisionLayer` holds its matrices as they are trained and saved,
+`ki_vla.engine.packing.PackedVisionLayer` holds fewer and larger ones; tests/ki_vla/engine/test_stages.py holds them to
+the same numbers.
+
 Shape legend: I images (batch times views), C colours, H W pixels, N tokens, D width, E heads, K head dim.
 """
 
@@ -15,8 +19,25 @@ from ki_vla.model.gemma import full_attention, run
 EPS = 1e-6
 
 
-class VisionLayer(nn.Module):
-    """A pre-norm transformer layer with biases, full attention and a tanh-GELU MLP."""
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer with biases, full attention and a tanh-GELU MLP, whatever way the matrices are held.
+
+    A subclass has the norms `norm1` and `norm2` and the projections `out`, `fc1` and `fc2`.
+    """
+
+    def heads_of(self, h_IND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed inputs -> queries, keys and values [I, E, N, K]."""
+        raise NotImplementedError
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        """[I, N, D] -> [I, N, D]."""
+        mixed_IENK = full_attention(*self.heads_of(self.norm1(x_IND)))
+        x_IND = x_IND + self.out(mixed_IENK.transpose(1, 2).flatten(2))
+        return x_IND + self.fc2(F.gelu(self.fc1(self.norm2(x_IND)), approximate='tanh'))
+
+
+class VisionLayer(EncoderLayer):
+    """The layer as it is trained and saved."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -26,13 +47,10 @@ class VisionLayer(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(D, D) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(D, config.mlp), nn.Linear(config.mlp, D)
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        """[I, N, D] -> [I, N, D]."""
-        h_IND = self.norm1(x_IND)
+    def heads_of(self, h_IND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `EncoderLayer.heads_of`."""
         q, k, v = (layer(h_IND).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed_IENK = full_attention(q, k, v)
-        x_IND = x_IND + self.out(mixed_IENK.transpose(1, 2).flatten(2))
-        return x_IND + self.fc2(F.gelu(self.fc1(self.norm2(x_IND)), approximate='tanh'))
+        return q, k, v
 
 
 class Vision(nn.Module):

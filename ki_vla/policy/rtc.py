@@ -13,6 +13,7 @@ Shape legend: B batch, H horizon, P rows left of the old chunk (P <= H), A actio
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,22 +65,43 @@ def guidance_strength(tau: Tensor, g_max: float = G_MAX) -> Tensor:
     return torch.nan_to_num(strength, nan=g_max, posinf=g_max).clamp(max=g_max)
 
 
-def guide(field: Field, previous_BHA: Tensor, weights_BH: Tensor, g_max: float = G_MAX) -> Field:
-    """A field that is pulled towards the old chunk.
+def guided_field(
+    field: Callable[[Tensor], Tensor],
+    noisy: Tensor,
+    tau: Tensor,
+    strength: Tensor,
+    previous: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """The field at one point, pulled towards the old chunk (arXiv 2506.07339, equation 2 and algorithm 1).
 
     With the clean estimate x1(x) = x - (1 - tau) f(x), the correction is  J^T [(previous - x1) * weights]  with
     J = dx1/dx, all of it and not the identity in its place. The network's inputs must allow gradients (no
     `torch.inference_mode`).
+
+    Args:
+        field: noisy actions -> field at this tau.
+        noisy: [..., H, A].
+        tau: [..., 1].
+        strength: of `guidance_strength`, broadcast over actions.
+        previous: the old chunk at full length, like `noisy`.
+        weights: of `prefix_weights`, [..., H].
     """
+    with torch.enable_grad():
+        point = noisy.detach().requires_grad_()
+        value = field(point)
+        estimate = flow.clean_estimate(point, value, tau)
+        error = (previous - estimate.detach()) * weights[..., None]
+        (correction,) = torch.autograd.grad(estimate, point, error)
+    return value.detach() - strength * correction
+
+
+def guide(field: Field, previous_BHA: Tensor, weights_BH: Tensor, g_max: float = G_MAX) -> Field:
+    """A field that is pulled towards the old chunk wherever it is asked; see `guided_field`."""
 
     def guided(noisy: Tensor, tau: Tensor) -> Tensor:
-        with torch.enable_grad():
-            point = noisy.detach().requires_grad_()
-            value = field(point, tau)
-            estimate = flow.clean_estimate(point, value, tau)
-            error = (previous_BHA - estimate.detach()) * weights_BH[..., None]
-            (correction,) = torch.autograd.grad(estimate, point, error)
-        return value.detach() - guidance_strength(tau, g_max)[..., None] * correction
+        strength = guidance_strength(tau, g_max)[..., None]
+        return guided_field(lambda point: field(point, tau), noisy, tau, strength, previous_BHA, weights_BH)
 
     return guided
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ki_vla.engine.interface import Shape, example_inputs
-from ki_vla.engine.packing import PLAIN, Rungs
+from ki_vla.engine.packing import PLAIN, Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
 from ki_vla.model.config import preset
@@ -22,12 +22,12 @@ STRUCTURES = {
     'suffix and adaptive': {'state_repr': 'suffix'},
     'plain norms': {'adaptive': False},
 }
-RUNGS = {
+FUSIONS = {
     'none': PLAIN,
-    'packed': Rungs(packed=True, folded=False, pixels=False),
-    'folded': Rungs(packed=False, folded=True, pixels=False),
-    'pixels': Rungs(packed=False, folded=False, pixels=True),
-    'all': Rungs(),
+    'packed': Fusions(packed=True, folded=False, pixels=False),
+    'folded': Fusions(packed=False, folded=True, pixels=False),
+    'pixels': Fusions(packed=False, folded=False, pixels=True),
+    'all': Fusions(),
 }
 
 
@@ -64,10 +64,10 @@ class Compared:
     def carried(self, kind: str) -> tuple[torch.Tensor, ...]:
         return {'plain': (), 'trained': (self.previous, self.given), 'guided': (self.previous, self.weights)}[kind]
 
-    def cached(self, rungs: Rungs, attend: str) -> list[torch.Tensor]:
+    def cached(self, fusions: Fusions, attend: str) -> list[torch.Tensor]:
         with torch.no_grad():
-            tokens = VisionStage(self.model, rungs)(self.images)
-            prefix = PrefixStage(self.model, rungs, attend)
+            tokens = VisionStage(self.model, fusions)(self.images)
+            prefix = PrefixStage(self.model, fusions, attend)
             found = prefix(tokens, self.image_mask, self.prompt, self.prompt_mask, self.state)
         return [each for each in found if each is not None]
 
@@ -76,14 +76,14 @@ def build(make_model: Any, structure: str, **changes: Any) -> Compared:
     return Compared(make_model(config=preset('tiny', **STRUCTURES[structure], **changes)))
 
 
-@pytest.mark.parametrize('rungs', RUNGS)
+@pytest.mark.parametrize('fusions', FUSIONS)
 @pytest.mark.parametrize('structure', STRUCTURES)
-def test_every_rung_alone_gives_the_numbers_of_the_model(make_model: Any, structure: str, rungs: str) -> None:
+def test_every_fusion_alone_gives_the_numbers_of_the_model(make_model: Any, structure: str, fusions: str) -> None:
     case = build(make_model, structure)
-    cached = case.cached(RUNGS[rungs], 'matmul')
+    cached = case.cached(FUSIONS[fusions], 'matmul')
     valid = case.prefix.mask_BS[0]
     torch.testing.assert_close(cached[0][:, valid], case.prefix.k[:, 0][:, valid], atol=2e-5, rtol=1e-5)
-    stage = ActionStage(case.model, STEPS, RUNGS[rungs])
+    stage = ActionStage(case.model, STEPS, FUSIONS[fusions])
     for kind in ('plain', 'trained', 'guided'):
         with torch.no_grad():
             actions = Loop(stage, kind)(case.noise, *case.carried(kind), *cached)
@@ -98,17 +98,17 @@ def test_both_attentions_serve_shared_and_grouped_heads(make_model: Any, kv_head
     tiny = preset('tiny')
     heads = {name: replace(getattr(tiny, name), kv_heads=kv_heads) for name in ('backbone', 'expert')}
     case = build(make_model, 'pi0', **heads)
-    cached = case.cached(Rungs(), attend)
+    cached = case.cached(Fusions(), attend)
     with torch.no_grad():
-        actions = Loop(ActionStage(case.model, STEPS, Rungs(), attend))(case.noise, *cached)
+        actions = Loop(ActionStage(case.model, STEPS, Fusions(), attend))(case.noise, *cached)
     torch.testing.assert_close(actions, case.expected('plain'), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['plain', 'trained', 'guided'])
 def test_single_steps_make_the_same_chunk_as_the_loop(make_model: Any, kind: str) -> None:
     case = build(make_model, 'text')
-    cached = case.cached(Rungs(), 'matmul')
-    step = Step(ActionStage(case.model, STEPS, Rungs()), kind)
+    cached = case.cached(Fusions(), 'matmul')
+    step = Step(ActionStage(case.model, STEPS, Fusions()), kind)
     actions = case.noise
     with torch.no_grad():
         for row in range(STEPS):
@@ -118,8 +118,8 @@ def test_single_steps_make_the_same_chunk_as_the_loop(make_model: Any, kind: str
 
 def test_a_guided_step_written_out_needs_no_autograd(make_model: Any) -> None:
     case = build(make_model, 'text')
-    cached = case.cached(Rungs(), 'matmul')
-    step = Step(ActionStage(case.model, STEPS, Rungs()), 'guided')
+    cached = case.cached(Fusions(), 'matmul')
+    step = Step(ActionStage(case.model, STEPS, Fusions()), 'guided')
     tensors = (case.noise, torch.tensor([0]), *case.carried('guided'), *cached)
     with torch.no_grad():
         written_out = pure(step, tensors)
@@ -134,10 +134,10 @@ def test_a_guided_step_written_out_needs_no_autograd(make_model: Any) -> None:
 
 def test_padding_and_missing_cameras_are_not_read(make_model: Any) -> None:
     case = build(make_model, 'text')
-    before = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *case.cached(Rungs(), 'matmul'))
+    before = Loop(ActionStage(case.model, STEPS, Fusions()))(case.noise, *case.cached(Fusions(), 'matmul'))
     case.images[1] = 255 - case.images[1]
     case.prompt[~case.prompt_mask] = 7
-    after = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *case.cached(Rungs(), 'matmul'))
+    after = Loop(ActionStage(case.model, STEPS, Fusions()))(case.noise, *case.cached(Fusions(), 'matmul'))
     torch.testing.assert_close(after, before)
 
 
@@ -146,13 +146,13 @@ def test_half_precision_stays_close(make_model: Any, dtype: torch.dtype) -> None
     case = build(make_model, 'text')
     expected = case.expected('plain')
     case.model.to(dtype)
-    cached = case.cached(Rungs(), 'matmul')
+    cached = case.cached(Fusions(), 'matmul')
     assert Cached(*cached).k.dtype == dtype
     with torch.no_grad():
-        actions = Loop(ActionStage(case.model, STEPS, Rungs()))(case.noise, *cached)
+        actions = Loop(ActionStage(case.model, STEPS, Fusions()))(case.noise, *cached)
     assert torch.nn.functional.cosine_similarity(actions.flatten(), expected.flatten(), dim=0) > 0.999
 
 
 def test_a_model_without_an_action_expert_is_refused(make_model: Any) -> None:
     with pytest.raises(VlaError, match="'parallel' cannot be packed or exported"):
-        PrefixStage(KiVla(preset('tiny', head='parallel')), Rungs())
+        PrefixStage(KiVla(preset('tiny', head='parallel')), Fusions())

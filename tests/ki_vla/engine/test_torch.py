@@ -9,7 +9,7 @@ import torch
 
 from ki_vla.engine.graphs import Fixed, capture_cuda, capture_nothing
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, is_out_of_memory, prompt_buckets
-from ki_vla.engine.packing import Rungs
+from ki_vla.engine.packing import Fusions
 from ki_vla.engine.torch import MODES, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
 from ki_vla.model.config import preset
@@ -217,8 +217,8 @@ def test_cuda_graphs_without_cuda_say_what_to_take(make_model: Any) -> None:
     with pytest.raises(VlaError, match="need a CUDA device and there is none; take mode 'packed'"):
         runner.prefill(Shape(3, 48), example_inputs(model.config, Shape(3, 48)))
     with pytest.raises(VlaError, match='need packed stages'):
-        TorchMode(rungs=None, graphs=True)
-    assert TorchMode(rungs=Rungs()).compiled is False
+        TorchMode(fusions=None, graphs=True)
+    assert TorchMode(fusions=Fusions()).compiled is False
 
 
 def test_cuda_graphs_refuse_buffers_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
