@@ -10,26 +10,20 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-ARGUMENTS = {
-    'folder': ('bags', 'Where episodes are written, one bag each.'),
-    'prefix': ('episode', 'What the bags are called.'),
-    'task': ('', 'Record one episode of this task at once; empty waits for the service or the action.'),
-    'namespace': ('', 'Namespace of the robot.'),
-    'use_sim_time': ('false', 'Take the time from /clock.'),
-}
+from ki_policy_node.common.launch_arguments import arguments_for, launch_arguments
+
+RECORD = launch_arguments('record')
 
 
 def generate_launch_description() -> LaunchDescription:
     """One node."""
-    given = [DeclareLaunchArgument(n, default_value=v, description=d) for n, (v, d) in ARGUMENTS.items()]
-    words = {name: ParameterValue(LaunchConfiguration(name), value_type=str) for name in ('folder', 'prefix', 'task')}
-    sim_time = {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
+    given = arguments_for(RECORD, 'recorder')
     recorder = Node(
         package='ki_policy_node',
         executable='recorder',
         name='recorder',
         namespace=LaunchConfiguration('namespace'),
         output='screen',
-        parameters=[words | sim_time],
+        parameters=[{a.name: ParameterValue(LaunchConfiguration(a.name), value_type=a.kind) for a in given}],
     )
-    return LaunchDescription([*given, recorder])
+    return LaunchDescription([*(DeclareLaunchArgument(a.name, **a.declaration()) for a in RECORD.values()), recorder])

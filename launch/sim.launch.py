@@ -11,30 +11,27 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-ARGUMENTS = {
-    'robot': ('bimanual_mobile', 'Robot contract that the simulator serves.'),
-    'bundle': ('', 'Folder of the policy bundle.'),
-    'backend': ('commissioning', 'auto, torch, onnx, tensorrt, or commissioning to move without a model.'),
-    'instruction': ('', 'What to do.'),
-    'namespace': ('', 'Namespace of the robot.'),
-}
+from ki_policy_node.common.launch_arguments import arguments_for, launch_arguments
+
+SIM = launch_arguments('sim')
 
 
 def generate_launch_description() -> LaunchDescription:
     """The simulator, and the policy of policy.launch.py enabled: here nothing can be hurt."""
-    given = [DeclareLaunchArgument(n, default_value=v, description=d) for n, (v, d) in ARGUMENTS.items()]
     path = PathJoinSubstitution([FindPackageShare('ki_policy_node'), 'launch', 'policy.launch.py'])
     fixed = {'dry_run': 'false', 'enabled': 'true'}
     policy = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(path),
-        launch_arguments=[*((name, LaunchConfiguration(name)) for name in ARGUMENTS), *fixed.items()],
+        launch_arguments=[*((name, LaunchConfiguration(name)) for name in SIM), *fixed.items()],
     )
+    given = arguments_for(SIM, 'sim_robot')
     simulator = Node(
         package='ki_policy_node',
         executable='sim_robot',
         name='sim_robot',
         namespace=LaunchConfiguration('namespace'),
         output='screen',
-        parameters=[{'robot': ParameterValue(LaunchConfiguration('robot'), value_type=str)}],
+        parameters=[{a.name: ParameterValue(LaunchConfiguration(a.name), value_type=a.kind) for a in given}],
     )
-    return LaunchDescription([*given, simulator, policy])
+    declared = (DeclareLaunchArgument(a.name, **a.declaration()) for a in SIM.values())
+    return LaunchDescription([*declared, simulator, policy])

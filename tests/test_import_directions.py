@@ -108,6 +108,18 @@ def test_the_simulators_node_takes_only_the_ros_tools_of_the_other_nodes() -> No
     assert not wrong, wrong
 
 
+def test_a_launch_file_imports_launch_and_its_table_of_arguments_alone() -> None:
+    """`ros2 launch` runs in the system's Python, where what our rooms need is not installed."""
+    allowed = ('subprocess', 'ki_policy_node.common.launch_arguments')
+    wrong = [
+        f'{path.name}:{line} imports {name}'
+        for path in sorted((ROOT / 'launch').glob('*.py'))
+        for line, name in imports_of(path)
+        if name not in allowed and name.split('.')[0] not in ('launch', 'launch_ros')
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
 # what launch files, `ki up` and the docs read without ROS 2 and without a simulator
 SETTINGS_MODULES = [
     'ki_policy_node.policy.settings',

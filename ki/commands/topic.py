@@ -64,6 +64,20 @@ def _graph(node: Any) -> dict[str, tuple[int, int]]:
 
 
 @app.command()
+def inputs(
+    robot: str = typer.Argument(..., help='Robot contract: a name of config/robots, or the path of a YAML file.'),
+    namespace: str = typer.Option('', help='Namespace of the robot.'),
+) -> None:
+    """The topics that a policy for a robot reads, one a line: cameras, state, instruction."""
+    from ki_robot.contract.contract import load_contract
+
+    contract = load_contract(robot)
+    prefix = f'/{namespace.strip("/")}/' if namespace.strip('/') else '/'
+    for name in (*(stream.topic for stream in contract.streams), 'instruction'):
+        print(name if name.startswith('/') else prefix + name)
+
+
+@app.command()
 def echo(
     topic: str,
     count: int = typer.Option(0, '--count', '-n', help='Messages to print; 0: until interrupted.'),

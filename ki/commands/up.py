@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
 import time
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import typer
 
 from ki.support.policy_stack import PolicyStack
-from ki.support.processes import Plan, Processes, read_plan
+from ki.support.processes import Plan, Processes
 from ki_common.errors import KiError
 
 app = typer.Typer(help='Start the nodes of a robot, or of a YAML file, with one log; all end together.')
@@ -42,31 +43,43 @@ nodes:
 """
 
 
+def launch_options() -> list[inspect.Parameter]:
+    """The arguments of policy.launch.py as options."""
+    from ki_policy_node.common.launch_arguments import launch_arguments
+
+    options = []
+    for argument in launch_arguments('policy').values():
+        choices = f' One of {", ".join(argument.choices)}.' if argument.choices else ''
+        default = '' if argument.name == 'robot' else argument.default  # here, a robot must be named
+        option = typer.Option(default, help=argument.description + choices)
+        options.append(
+            inspect.Parameter(argument.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=argument.kind)
+        )
+    return options
+
+
+def with_launch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with its `**arguments` spelled out: Typer offers those of policy.launch.py as options."""
+    own = inspect.signature(command, eval_str=True)
+    named = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = own.replace(parameters=[*named, *launch_options()])  # type: ignore[attr-defined]
+    return command
+
+
 @app.command(help=HELP)
+@with_launch_options
 def up(
     context: typer.Context,
     file: Path = typer.Argument(None, help='What to start; without one, the nodes of --robot.', show_default=False),
     log: Path = typer.Option(None, help='Write the common log here too.'),
     seconds: float = typer.Option(0.0, help='End after this time; 0: when a node ends, or at Ctrl-C.'),
-    robot: str = typer.Option('', help='Robot contract: a name of config/robots, or the path of a YAML file.'),
-    bundle: str = typer.Option('', help='Folder of the policy bundle.'),
-    backend: str = typer.Option('auto', help='auto, torch, onnx, tensorrt, or commissioning: without a model.'),
-    instruction: str = typer.Option('', help='What to do; empty waits for the service, the action or the topic.'),
-    dry_run: bool = typer.Option(True, help='Infer, and command nothing.'),
-    enabled: bool = typer.Option(False, help='Whether the executor may command from the start.'),
-    run_on_activate: bool = typer.Option(True, help='Start a run at once; else call policy_node/start.'),
-    autostart: bool = typer.Option(True, help='Configure and activate both nodes.'),
-    namespace: str = typer.Option('', help='Of the robot: every topic is relative to it.'),
-    use_sim_time: bool = typer.Option(False, help='Take the time from /clock.'),
-    log_level: str = typer.Option('info', help='debug, info, warn, error or fatal.'),
-    params_file: str = typer.Option('', help='Parameters of both nodes; else config/node/policy.yaml.'),
     record: str = typer.Option('', help='Record into this folder: at once with --instruction, else when told to.'),
+    **arguments: Any,
 ) -> None:
     """Starts the nodes of a robot or of a file and waits for their end."""
     from ki_policy_node.common.ros import use_dds_profile
 
-    stack = PolicyStack(**{each.name: context.params[each.name] for each in fields(PolicyStack)})
-    plan = plan_of(file, stack, given(context, {each.name for each in fields(PolicyStack)}))
+    plan = plan_of(file, PolicyStack(record, **arguments), given(context, {'record', *arguments}))
     environment = dict(os.environ)
     use_dds_profile(plan.dds, environment)
     # `command: [ki, ...]` is this ki, whether or not its environment is activated.
@@ -100,6 +113,8 @@ def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> Plan:
     Raises:
         KiError: both forms at once, or a mistake in either.
     """
+    from ki.support.up_file import read_plan
+
     if file is None:
         stack.check()
         return Plan(stack.programs())

@@ -21,8 +21,6 @@ from ki_common.errors import KiError
 
 # How long a process may take to end after each signal before the next, stronger one.
 PATIENCE_S = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0))
-NODE_KEYS = {'module', 'command', 'arguments', 'parameters', 'parameters_file', 'remap', 'namespace', 'environment'}
-FILE_KEYS = {'dds', 'domain', 'namespace', 'nodes'}
 
 
 @dataclass(frozen=True)
@@ -55,78 +53,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a YAML file of `ki up` says."""
+    """What `ki up` starts."""
 
     programs: tuple[Program, ...]
-    dds: str = ''
-    domain: int | None = None
-
-
-def read_plan(path: Path) -> Plan:
-    """Reads and checks a YAML file of `ki up`.
-
-    Raises:
-        KiError: the file, with the key that is unknown, missing or of the wrong kind.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not isinstance(content.get('nodes'), dict) or not content['nodes']:
-        raise KiError(f'{path}: nodes: must list at least one node by name.')
-    refuse_unknown(path, '', content, FILE_KEYS)
-    namespace = str(content.get('namespace', ''))
-    programs = tuple(read_program(path, name, entry or {}, namespace) for name, entry in content['nodes'].items())
-    domain = content.get('domain')
-    from ki_policy_node.common.ros import DOMAINS
-
-    if domain is not None and not (str(domain).isdecimal() and int(domain) <= DOMAINS):
-        raise KiError(f'{path}: domain: is {domain!r}; write a whole number from 0 to {DOMAINS}.')
-    return Plan(programs, str(content.get('dds', '')), None if domain is None else int(domain))
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        KiError: it is not there, or no YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise KiError(f'There is no file {path}.') from None
-    except UnicodeDecodeError as error:
-        raise KiError(f'{path} is no text in UTF-8 (byte {error.start}); write it as such.') from error
-    except yaml.YAMLError as error:
-        raise KiError(f'{path} is no YAML: {error}') from error
-
-
-def read_program(path: Path, name: str, entry: Any, namespace: str) -> Program:
-    """One entry below nodes: of a plan."""
-    where = f'nodes.{name}'
-    if not isinstance(entry, dict):
-        raise KiError(f'{path}: {where} must be a mapping with module: or command:.')
-    refuse_unknown(path, f'{where}.', entry, NODE_KEYS)
-    if ('module' in entry) == ('command' in entry):
-        raise KiError(f'{path}: {where} needs either module: (a Python module) or command: (a list).')
-    if 'module' in entry:
-        command = [sys.executable, '-m', entry['module']]
-    else:
-        command = entry['command'] if isinstance(entry['command'], list) else [entry['command']]
-    inner = str(entry.get('namespace', ''))
-    return Program(
-        name,
-        tuple(str(part) for part in [*command, *entry.get('arguments', [])]),
-        entry.get('parameters', {}),
-        str(entry.get('parameters_file', '')),
-        entry.get('remap', {}),
-        '/'.join(part.strip('/') for part in (namespace, inner) if part),
-        {key: str(value) for key, value in entry.get('environment', {}).items()},
-    )
-
-
-def refuse_unknown(path: Path, where: str, entry: Mapping[str, Any], known: set[str]) -> None:
-    """A misspelt key is an error and not a default."""
-    unknown = sorted(set(entry) - known)
-    if unknown:
-        raise KiError(f'{path}: unknown key {where}{unknown[0]}; known are {", ".join(sorted(known))}.')
+    dds: str = ''  # a profile of config/dds; empty: what KI_DDS says, else loopback
+    domain: int | None = None  # ROS_DOMAIN_ID; None: that of the environment
 
 
 class Processes:

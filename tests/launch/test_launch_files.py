@@ -1,97 +1,80 @@
-"""Launch files: they compile, hold no logic, and name only executables, arguments and parameters that exist."""
+"""Launch files: what they offer, and what their nodes get, made by launch itself where it is installed."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
-from ki.support.node_parameters import settings_models
+from ki.support.node_parameters import check_parameter_file, check_parameters, settings_models
+from ki.support.policy_stack import PolicyStack
+from ki.support.processes import Program
 from ki_common.nodes import NODES
+from ki_policy_node.common.launch_arguments import FILE, STACK, launch_arguments
+from ki_policy_node.common.launch_table import table_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
+NAMES = [path.name.partition('.')[0] for path in FILES]
 
 
-def arguments(tree: ast.Module) -> dict[str, tuple[str | None, str]]:
-    """The table ARGUMENTS of a launch file."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'ARGUMENTS':
-            return ast.literal_eval(node.value)
-    raise AssertionError('no ARGUMENTS')
+def test_the_table_is_what_the_settings_of_the_nodes_say() -> None:
+    fix = 'run: python -m ki_policy_node.common.launch_table'
+    assert FILE.read_text(encoding='utf-8') == table_text(), fix
 
 
-def words(tree: ast.Module, function: str) -> list[str]:
-    """The first argument of every call of `function` that is a word."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == function]
-    return [call.args[0].value for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
+@pytest.mark.parametrize('name', NAMES)
+def test_an_argument_that_is_a_parameter_is_one_of_each_node_that_gets_it(name: str) -> None:
+    for argument in launch_arguments(name).values():
+        for node in argument.nodes:
+            spec = settings_models()[node].specs().get(argument.name)
+            if spec is None:
+                assert argument.name == 'use_sim_time'
+            else:
+                assert (argument.kind, argument.choices) == (spec.kind, spec.choices)
+                check_parameters(node, {argument.name: argument.default}, 'default')
 
 
-def keywords(tree: ast.Module, name: str) -> list[str]:
-    """The values of every keyword argument of that name that is a word."""
-    found = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name]
-    return [value.value for value in found if isinstance(value, ast.Constant)]
+def test_launch_files_read_their_table_in_a_python_without_our_dependencies() -> None:
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom ki_policy_node.common.launch_arguments import *\n'
+    code += 'print(*launch_arguments("policy"))'
+    done = subprocess.run([sys.executable, '-I', '-S', '-c', code], capture_output=True, text=True)
+    assert done.stdout.split() == list(launch_arguments('policy')), done.stderr
 
 
-def settings(node: str) -> set[str]:
-    """The parameters that a node declares."""
-    return set(settings_models()[node].specs())
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
-def test_a_launch_file_compiles_and_describes_every_argument(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree)
-    for name, (default, description) in arguments(tree).items():
-        assert default is None or isinstance(default, str), name
-        assert description.endswith('.'), name
-    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.If, ast.While, ast.Try))], 'logic'
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
-def test_a_launch_file_uses_only_what_exists(path):
-    tree = ast.parse(path.read_text())
-    declared = {*arguments(tree), 'params_file'}
-    assert set(words(tree, 'LaunchConfiguration')) <= declared
-    assert set(keywords(tree, 'executable')) <= set(NODES)
-    assert set(words(tree, 'text')) | set(words(tree, 'flag')) <= declared
-
-
-def test_every_argument_of_the_policy_is_a_parameter_of_a_node():
-    tree = ast.parse((ROOT / 'launch' / 'policy.launch.py').read_text())
-    known = settings('policy_node') | settings('chunk_executor') | {'use_sim_time'}
-    assert set(arguments(tree)) - {'namespace', 'log_level'} <= known
-
-
-@pytest.mark.parametrize('name', ['policy_node', 'chunk_executor', 'recorder'])
-def test_an_executable_is_a_module_with_a_main(name):
+@pytest.mark.parametrize('name', NODES)
+def test_an_executable_is_a_module_with_a_main(name: str) -> None:
     spec = importlib.util.find_spec(NODES[name])
     assert spec is not None
     assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text())
-    assert 'main' in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert '\ndef main(' in Path(spec.origin).read_text()
 
 
-def test_the_parameter_file_names_only_parameters_that_exist_with_values_that_fit():
-    content = yaml.safe_load((ROOT / 'config' / 'node' / 'policy.yaml').read_text())
-    assert set(content) == {'/**/policy_node', '/**/chunk_executor'}
-    for node, entry in content.items():
-        assert set(entry['ros__parameters']) <= settings(node.rpartition('/')[2])
+def test_the_parameter_files_fit_the_nodes_that_they_are_for() -> None:
+    for name, nodes in (('policy', STACK), ('sim_robot', ('sim_robot',))):
+        file = ROOT / 'config' / 'node' / f'{name}.yaml'
+        check_parameter_file(file, yaml.safe_load(file.read_text()), '', nodes)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'config' / 'node').glob('*.yaml')), ids=lambda path: path.name)
-def test_the_files_of_ki_up_name_modules_and_parameters_that_exist(path):
-    content = yaml.safe_load(path.read_text())
-    for name, entry in content.get('nodes', {}).items():
-        assert importlib.util.find_spec(entry['module']), name
-        assert set(entry['parameters']) <= settings({module: node for node, module in NODES.items()}[entry['module']])
+@pytest.mark.parametrize('name', ['commissioning', 'synthetic'])
+def test_the_files_of_ki_up_are_taken(name: str) -> None:
+    from ki.support.up_file import read_plan
+
+    assert {program.name for program in read_plan(ROOT / 'config' / 'node' / f'{name}.yaml').programs} >= set(STACK)
 
 
 @pytest.mark.parametrize('robot', ['arm_single', 'bimanual_mobile', 'bimanual_static'])
-def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot):
+def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot: str) -> None:
     from ki_robot.contract.contract import load_contract
     from ki_robot.contract.names import joint_of
 
@@ -108,12 +91,209 @@ def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot):
             assert given['allow_nonzero_velocity_at_trajectory_end'] is False
 
 
-def test_the_launch_descriptions_can_be_made_where_launch_is_installed():
-    pytest.importorskip('launch_ros', reason='ROS 2 launch is not installed: the descriptions were NOT made')
-    for path in FILES:
-        spec = importlib.util.spec_from_file_location(path.stem.replace('.', '_'), path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert module.generate_launch_description().entities
+# With ROS 2 launch, where it is installed: the launch files are run.
+
+LAUNCH = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+arguments = [tuple(word.split(':=', 1)) for word in sys.argv[2:]]
+service = LaunchService()
+source = PythonLaunchDescriptionSource(sys.argv[1])
+service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)]))
+sys.exit(service.run())
+"""
+# Stands for a program: writes what it was started with, and ends.
+NOTE = """#!{python}
+import json, os, pathlib, sys, yaml
+name, words = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+files = [yaml.safe_load(pathlib.Path(words[i + 1]).read_text()) for i, w in enumerate(words) if w == '--params-file']
+pathlib.Path({notes!r}, name + '.json').write_text(json.dumps([words, files]))
+"""
+
+
+class Prefix:
+    """This tree as an installed package that launch finds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.notes, self.programs = folder / 'notes', folder / 'lib' / 'ki_policy_node'
+        index = folder / 'share' / 'ament_index' / 'resource_index' / 'packages'
+        self.share = folder / 'share' / 'ki_policy_node'
+        for made in (self.notes, self.programs, index, self.share):
+            made.mkdir(parents=True)
+        (index / 'ki_policy_node').touch()
+        for name in ('config', 'launch'):
+            (self.share / name).symlink_to(ROOT / name)
+        self.environment = os.environ | {
+            'AMENT_PREFIX_PATH': f'{folder}{os.pathsep}{os.environ.get("AMENT_PREFIX_PATH", "")}',
+            'PATH': f'{self.programs}{os.pathsep}{os.environ["PATH"]}',
+            'ROS_LOG_DIR': str(folder / 'log'),
+        }
+
+    def program(self, name: str, text: str) -> None:
+        """A program that `Node(executable=name)` starts."""
+        (self.programs / name).write_text(text)
+        (self.programs / name).chmod(0o755)
+
+    def only_note(self) -> None:
+        """Has every node, and ros2, write down what it was started with, and end."""
+        for name in (*NODES, 'ros2'):
+            self.program(name, NOTE.format(python=sys.executable, notes=str(self.notes)))
+
+    def command(self, name: str, **arguments: str) -> list[str]:
+        """What `ros2 launch ki_policy_node NAME.launch.py` does."""
+        words = [f'{argument}:={value}' for argument, value in arguments.items()]
+        return [sys.executable, '-c', LAUNCH, str(self.share / 'launch' / f'{name}.launch.py'), *words]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Prefix:
+    """The package with its real programs."""
+    if importlib.util.find_spec('launch_ros') is None:
+        pytest.skip('ROS 2 launch is not installed: the launch files were NOT run')
+    made = Prefix(tmp_path)
+    for name, module in {**NODES, 'ki': 'ki.main'}.items():
+        made.program(name, f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+    return made
+
+
+@pytest.fixture
+def launched(prefix: Prefix) -> Callable[..., dict[str, Program]]:
+    """Runs a launch file whose nodes only write down what they get: the programs by name."""
+
+    def run(name: str, **arguments: str) -> dict[str, Program]:
+        prefix.only_note()
+        command = prefix.command(name, **arguments)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=prefix.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {path.stem: noted(path) for path in sorted(prefix.notes.iterdir())}
+
+    return run
+
+
+def noted(path: Path) -> Program:
+    """What a node was started with, as a program of `ki up`: the file of parameters, and the others above it."""
+    words, files = json.loads(path.read_text())
+    named = dict(word.split(':=', 1) for word in words if word.startswith('__'))
+    parameters: dict[str, Any] = {}
+    for content in files:
+        for key, section in content.items():
+            if key == '/**' or key.rpartition('/')[2] == path.stem:
+                parameters |= section['ros__parameters']
+    return Program(path.stem, tuple(words), parameters, namespace=named.get('__ns', ''))
+
+
+def usual(node: str) -> dict[str, Any]:
+    """The parameters of a node in config/node/policy.yaml."""
+    content = yaml.safe_load((ROOT / 'config' / 'node' / 'policy.yaml').read_text())
+    return dict(content[f'/**/{node}']['ros__parameters'])
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_every_node_gets_the_same_from_the_launch_file_and_from_ki_up(launched: Any, turned: bool) -> None:
+    values: dict[str, Any] = {name: argument.default for name, argument in launch_arguments('policy').items()}
+    if turned:
+        values = {name: not value if isinstance(value, bool) else value for name, value in values.items()}
+        values |= {
+            'robot': 'arm_single',
+            'bundle': '1',
+            'backend': 'onnx',
+            'instruction': 'yes: wave',
+            'namespace': 'r1',
+        }
+        values |= {'log_level': 'debug'}
+    given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    given.pop('params_file')
+    found = launched('policy', **(given if turned else {}))
+    for program in PolicyStack(**values).programs():
+        started = found[program.name]
+        assert started.parameters == usual(program.name) | dict(program.parameters)
+        assert started.namespace.strip('/') == program.namespace
+        assert started.command[started.command.index('--log-level') + 1] == values['log_level']
+
+
+def test_the_recorder_gets_the_same_from_the_launch_file_and_from_ki_up(launched: Any) -> None:
+    started = launched('record', folder='bags', task='wave', namespace='robot1')['recorder']
+    program = PolicyStack('bags', robot='arm_single', instruction='wave', namespace='robot1').programs()[-1]
+    assert started.parameters == program.parameters
+    assert started.namespace == '/robot1'
+
+
+def test_the_simulator_is_driven_at_once_and_without_a_model(launched: Any) -> None:
+    found = launched('sim', namespace='robot1')
+    assert set(found) == {'sim_robot', *STACK}
+    assert found['sim_robot'].parameters == {'robot': 'bimanual_mobile'}
+    assert {program.namespace for program in found.values()} == {'/robot1'}
+    assert found['policy_node'].parameters['backend'] == 'commissioning'
+    assert found['policy_node'].parameters['dry_run'] is False
+    assert found['chunk_executor'].parameters['enabled'] is True
+
+
+def test_a_replay_plays_what_the_policy_reads_to_a_policy_that_commands_nothing(launched: Any) -> None:
+    found = launched('replay', bag='a bag', robot='arm_single', rate='2.0', namespace='robot1', backend='torch')
+    words = found['ros2'].command
+    assert words[:8] == ('bag', 'play', 'a bag', '--clock', '--rate', '2.0', '--delay', '10.0')
+    assert '/robot1/joint_states' in words
+    assert words[-1] == '/robot1/instruction'
+    assert not [word for word in words if 'controller' in word]
+    assert found['policy_node'].parameters['dry_run'] is True
+    assert found['policy_node'].parameters['use_sim_time'] is True
+    assert found['chunk_executor'].parameters['enabled'] is False
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'told'),
+    [
+        ('policy', {'backend': 'gpu'}, 'value "gpu" is not valid'),
+        ('policy', {'log_level': 'loud'}, 'value "loud" is not valid'),
+        ('policy', {'dry_run': 'flase'}, 'flase'),
+        ('replay', {}, 'bag'),
+    ],
+)
+def test_an_argument_that_cannot_be_starts_nothing(
+    prefix: Prefix, name: str, arguments: dict[str, str], told: str
+) -> None:
+    prefix.only_note()
+    command = prefix.command(name, **arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=prefix.environment)
+    assert done.returncode == 1
+    assert told in done.stdout + done.stderr
+    assert not list(prefix.notes.iterdir())
+
+
+@pytest.mark.ros
+def test_the_nodes_of_the_launch_file_run_and_end_cleanly_at_ctrl_c(
+    prefix: Prefix, rigs: ModuleType, tmp_path: Path
+) -> None:
+    from ki_msgs.msg import PolicyStatus
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+
+    robot, log = tmp_path / 'small.yaml', tmp_path / 'launch.log'
+    robot.write_text(yaml.safe_dump(rigs.small_robot()))
+    given = {'robot': str(robot), 'backend': 'commissioning', 'namespace': 'robot1'}
+    latched = ros.offered_qos('[{durability: transient_local}]')
+    with (
+        log.open('w') as stream,
+        ros.node('listener') as node,
+        subprocess.Popen(
+            prefix.command('policy', **given), stdout=stream, stderr=subprocess.STDOUT, env=prefix.environment
+        ) as process,
+    ):
+        statuses: list[Any] = []
+        states: list[Any] = []
+        node.create_subscription(PolicyStatus, '/robot1/policy_node/status', statuses.append, latched)
+        node.create_subscription(String, '/robot1/chunk_executor/state', states.append, latched)
+
+        def up() -> bool:
+            return bool(states) and bool(statuses) and statuses[-1].state == PolicyStatus.STATE_HOLDING
+
+        heard = ros.spin_until(node, up, 60.0)
+        process.send_signal(signal.SIGINT)
+        status = process.wait(30)
+    assert heard, log.read_text()
+    assert status == 0, log.read_text()
+    assert 'process has died' not in log.read_text()

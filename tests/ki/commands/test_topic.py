@@ -85,3 +85,11 @@ def test_arrays_of_any_kind_become_lists_of_numbers() -> None:
     assert same(array.array('d', [1, 2])) == same(np.array([1.0, 2.0])) == [1.0, 2.0]
     assert same(b'\x01\x02\x03\x04') == [1, 2, 3, '... 1 more']
     assert yaml.safe_dump(same(np.arange(5, dtype=np.float32)))
+
+
+def test_the_inputs_of_a_policy_are_named_in_the_namespace_of_the_robot() -> None:
+    done = CliRunner().invoke(app, ['inputs', 'arm_single', '--namespace', 'robot1/'])
+    assert done.exit_code == 0
+    names = done.stdout.split()
+    assert '/robot1/joint_states' in names
+    assert names[-1] == '/robot1/instruction'

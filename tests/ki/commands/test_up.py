@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ki.support.processes import Processes, Program, read_plan
+from ki.support.processes import Processes, Program
+from ki.support.up_file import UpFile, read_plan
 from ki_common.errors import KiError
+from ki_common.nodes import NODES
 
 TALKER = [sys.executable, str(Path(__file__).parents[1] / 'talker.py')]
 Ki = Callable[..., subprocess.CompletedProcess[str]]
@@ -93,31 +95,94 @@ def test_a_program_that_does_not_exist_ends_those_already_started() -> None:
 @pytest.mark.parametrize(
     ('content', 'told'),
     [
-        ({}, 'nodes: must list at least one node'),
-        ({'nodes': {'a': {'module': 'x', 'parameter': {}}}}, 'unknown key nodes.a.parameter'),
-        ({'nodes': {'a': {'module': 'x'}}, 'domian': 3}, 'unknown key domian'),
-        ({'nodes': {'a': {}}}, 'nodes.a needs either module: .* or command:'),
-        ({'nodes': {'a': {'module': 'x', 'command': 'y'}}}, 'nodes.a needs either'),
-        ({'nodes': {'a': 'x'}}, 'nodes.a must be a mapping'),
-        ({'nodes': {'a': {'module': 'x'}}, 'domain': 'x'}, "domain: is 'x'; write a whole number from 0 to 232"),
-        ({'nodes': {'a': {'module': 'x'}}, 'domain': 233}, 'domain: is 233; write'),
+        ({}, "has no field 'nodes'; add it as a mapping"),
+        ({'nodes': {}}, 'nodes is {}; write'),
+        ({'nodes': {'a': {'module': 'x', 'parameter': {}}}}, "nodes.a has the unknown field 'parameter'; did you mean"),
+        ({'nodes': {'a': {'module': 'x'}}, 'domian': 3}, "has the unknown field 'domian'; did you mean 'domain'"),
+        ({'nodes': {'a': {}}}, r'nodes\.a\.module or command is needed, one of them; write'),
+        ({'nodes': {'a': {'module': 'x', 'command': 'y'}}}, 'module or command is needed, one of them'),
+        ({'nodes': {'a': 'x'}}, "nodes.a is 'x'; write a mapping of fields"),
+        ({'nodes': {'a': {'module': 'x'}}, 'domain': 'x'}, "domain is 'x'; write a whole number from 0 to 232"),
+        ({'nodes': {'a': {'module': 'x'}}, 'domain': 233}, 'domain is 233; write a whole number from 0 to 232'),
+        ({'nodes': {'a': {'module': 'x'}}, 'dds': 'wan'}, "dds is 'wan'; write one of loopback, lan, none"),
+        ({'nodes': {'a': {'module': 'x', 'remap': ['b:=c']}}}, 'nodes.a.remap is .*; write a mapping'),
+        ({'nodes': {'a': {'module': 'x', 'remap': {'b': 3}}}}, r'nodes\.a\.remap\.b is 3; write a word, in quotes'),
+        ({'nodes': {'a': {'module': 'x', 'environment': {'B': True}}}}, r'nodes\.a\.environment\.B is True; write'),
+        ({'nodes': {'a': {'command': []}}}, 'module or command is needed, one of them'),
+        ({'nodes': {'a': {'command': 5}}}, r'nodes\.a\.command is 5; write a word or a list'),
+        ({'nodes': {'a': {'module': 'x', 'parameters': 3}}}, r'nodes\.a\.parameters is 3; write a mapping'),
+        ({'nodes': {'a': {'module': 'x'}}}, r"nodes\.a\.module is 'x', which is not installed; write"),
+        (
+            {'nodes': {'a': {'module': 'ki_policy_node.policy_node'}}},
+            r'not installed; did you mean ki_policy_node.policy.policy_node\?',
+        ),
+        (
+            {'nodes': {'a': {'module': NODES['policy_node'], 'parameters': {'mdoe': 'rtc'}}}},
+            r"nodes\.a\.parameters has the unknown field 'mdoe'; did you mean 'mode'\?",
+        ),
+        (
+            {'nodes': {'a': {'module': NODES['recorder'], 'parameters': {'compression': 'zip'}}}},
+            r"nodes\.a\.parameters: compression is 'zip'; write one of none, lz4, zstd",
+        ),
     ],
 )
-def test_a_mistake_in_the_file_is_named_with_its_key(tmp_path: Path, content: dict[str, object], told: str) -> None:
-    with pytest.raises(KiError, match=told):
+def test_a_mistake_in_the_file_is_named_with_its_field_and_what_to_write(
+    tmp_path: Path, content: dict[str, object], told: str
+) -> None:
+    with pytest.raises(KiError, match=f'up.yaml.*{told}'):
         read_plan(write(tmp_path / 'up.yaml', **content))
 
 
-def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / 'up.yaml').write_bytes('nodes: {ä: {}}'.encode('latin-1'))
-    with pytest.raises(KiError, match=r'up\.yaml is no text in UTF-8'):
-        read_plan(tmp_path / 'up.yaml')
+def test_what_the_file_says_reaches_the_programs(tmp_path: Path) -> None:
+    node = {
+        'command': ['talk', 3],
+        'arguments': ['--rate', 0.5],
+        'parameters': {'topics': ['a', 'b'], 'use_sim_time': True},
+        'parameters_file': 'mine.yaml',
+        'remap': {'words': 'loud'},
+        'namespace': '/left/',
+        'environment': {'OMP_NUM_THREADS': 1},
+    }
+    file = write(
+        tmp_path / 'up.yaml', namespace='robot1', domain=7, dds='lan', nodes={'a': node, 'b': {'command': 'x'}}
+    )
+    plan = read_plan(file)
+    first, second = plan.programs
+    assert (plan.dds, plan.domain, first.name, second.command) == ('lan', 7, 'a', ('x',))
+    assert first.command == ('talk', '3', '--rate', '0.5')
+    assert (first.namespace, second.namespace) == ('robot1/left', 'robot1')
+    assert (first.environment, first.remap) == ({'OMP_NUM_THREADS': '1'}, {'words': 'loud'})
+    line = first.command_line(tmp_path)
+    given = yaml.safe_load(Path(line[-1]).read_text())['/**']['ros__parameters']
+    assert given == {'topics': ['a', 'b'], 'use_sim_time': True}
+    assert line[line.index('--params-file') + 1] == 'mine.yaml'
 
 
-def test_no_file_and_no_yaml_are_one_sentence(ki: Ki, tmp_path: Path) -> None:
-    (tmp_path / 'bad.yaml').write_text('nodes: [')
-    for name, told in (('none.yaml', 'There is no file none.yaml.'), ('bad.yaml', 'bad.yaml is no YAML')):
-        done = ki('up', name)
-        assert done.returncode == 2
-        assert told in done.stderr
-        assert 'Traceback' not in done.stderr
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / 'up.yaml'
+    with pytest.raises(KiError, match=r'up\.yaml cannot be read: there is no such file'):
+        read_plan(file)
+    file.write_text('nodes: [')
+    with pytest.raises(KiError, match=r'up\.yaml, line 1: '):
+        read_plan(file)
+    file.write_text('nodes: {a: {command: x}, a: {command: y}}')
+    with pytest.raises(KiError, match="the key 'a' is given twice"):
+        read_plan(file)
+    file.write_bytes('nodes: {ä: {}}'.encode('latin-1'))
+    with pytest.raises(KiError, match=r'up\.yaml cannot be read: byte 8 is no UTF-8'):
+        read_plan(file)
+
+
+def test_a_mistake_of_a_user_is_told_without_a_traceback(ki: Ki) -> None:
+    done = ki('up', 'none.yaml')
+    assert done.returncode == 2
+    assert 'none.yaml cannot be read' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_the_domains_of_a_file_are_those_of_ros() -> None:
+    from ki_policy_node.common.ros import DDS_PROFILES, DOMAINS
+
+    schema = UpFile.model_json_schema()['properties']
+    assert schema['dds']['anyOf'][0]['enum'] == list(DDS_PROFILES)
+    assert schema['domain']['anyOf'][0]['maximum'] == DOMAINS

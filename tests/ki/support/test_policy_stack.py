@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,91 +16,54 @@ import yaml
 from ki.support.policy_stack import PolicyStack
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
+from ki_policy_node.common.launch_arguments import STACK, arguments_for, launch_arguments
 
 ROOT = Path(__file__).resolve().parents[3]
 Ki = Callable[..., subprocess.CompletedProcess[str]]
 
 
-class Launch:
-    """A launch file, read and not run: its arguments, and for each node the parameters that they become."""
-
-    def __init__(self, name: str) -> None:
-        tree = ast.parse((ROOT / 'launch' / name).read_text())
-        assigned = [(node.targets[0], node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-        self.assigned = {target.id: value for target, value in assigned if isinstance(target, ast.Name)}
-        self.arguments: dict[str, tuple[str, str]] = ast.literal_eval(self.assigned['ARGUMENTS'])
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        self.nodes = [
-            {each.arg: each.value for each in call.keywords} for call in calls if getattr(call.func, 'id', '') == 'Node'
-        ]
-
-    def programs(self, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Node name -> parameters, for some values of the arguments; the file of parameters comes first of all."""
-        found = {}
-        for node in self.nodes:
-            file, *plain = (self.evaluate(each, values) for each in node['parameters'].elts)
-            assert file == 'params_file'
-            found[node['name'].value] = {name: value for each in plain for name, value in each.items()}
-            assert node['executable'].value == node['name'].value
-        return found
-
-    def evaluate(self, node: ast.expr, values: dict[str, Any]) -> Any:
-        """A dict of `text(...)` and `flag(...)`, by name or in place."""
-        if isinstance(node, ast.Name):
-            return self.evaluate(self.assigned[node.id], values)
-        if isinstance(node, ast.Dict):
-            keys = [ast.literal_eval(key) for key in node.keys if key is not None]
-            return dict(zip(keys, (self.evaluate(value, values) for value in node.values), strict=True))
-        assert isinstance(node, ast.Call)
-        kind, [argument, *_] = node.func.id, node.args
-        if kind == 'ParameterFile':
-            return argument.args[0].value
-        return {'text': str, 'flag': bool}[kind](values[argument.value])
+def started(values: dict[str, Any], node: str) -> dict[str, Any]:
+    """The parameters that a node gets where the arguments of the launch file have these values."""
+    return {argument.name: values[argument.name] for argument in arguments_for(launch_arguments('policy'), node)}
 
 
-@pytest.fixture(scope='module')
-def launch() -> Launch:
-    return Launch('policy.launch.py')
-
-
-def default(text: str) -> Any:
-    return {'true': True, 'false': False}.get(text, text)
-
-
-def test_the_options_are_the_arguments_of_the_launch_file_with_the_same_defaults(launch: Launch) -> None:
-    ours = {each.name: each.default for each in fields(PolicyStack) if each.name not in ('robot', 'record')}
-    theirs = {name: default(value) for name, (value, _) in launch.arguments.items() if name != 'robot'}
-    assert ours == theirs | {'params_file': ''}
-
-
-def test_the_command_has_the_same_defaults_as_the_stack() -> None:
+def test_the_command_has_the_arguments_of_the_launch_file_as_options_with_the_same_defaults() -> None:
     import typer
 
     from ki.commands.up import app
 
-    options = {option.name: option.default for option in typer.main.get_command(app).params}
-    for each in fields(PolicyStack):
-        assert options[each.name] == ('' if each.name == 'robot' else each.default), each.name
+    options = {str(option.name): option for option in typer.main.get_command(app).params}
+    own = {'file', 'log', 'seconds', 'record', 'install_completion', 'show_completion'}
+    table = launch_arguments('policy')
+    assert set(options) - own == set(table)
+    for name, argument in table.items():
+        assert options[name].default == ('' if name == 'robot' else argument.default), name
+        assert argument.description in str(getattr(options[name], 'help', '')), name
+
+
+def test_an_argument_that_the_launch_file_does_not_have_is_no_argument() -> None:
+    with pytest.raises(TypeError, match='no argument robbot'):
+        PolicyStack(robbot='arm_single')
 
 
 @pytest.mark.parametrize('turned', [False, True])
-def test_every_node_gets_the_parameters_of_the_launch_file(launch: Launch, turned: bool) -> None:
-    values = {name: default(value) for name, (value, _) in launch.arguments.items()}
+def test_every_node_gets_its_parameters(turned: bool) -> None:
+    values: dict[str, Any] = {name: argument.default for name, argument in launch_arguments('policy').items()}
     if turned:
         values = {name: not value if isinstance(value, bool) else f'a {name}' for name, value in values.items()}
     stack = PolicyStack(**values)
-    wanted = launch.programs(values)
-    assert [program.name for program in stack.programs()] == list(wanted) == ['policy_node', 'chunk_executor']
+    assert [program.name for program in stack.programs()] == list(STACK) == ['policy_node', 'chunk_executor']
     for program in stack.programs():
-        assert program.parameters == wanted[program.name]
+        assert program.parameters == started(values, program.name)
         assert program.namespace == values['namespace']
         assert program.command[1:3] == ('-m', NODES[program.name])
         assert program.command[-2:] == ('--log-level', values['log_level'])
-        assert Path(program.parameters_file) == ROOT / 'config' / 'node' / 'policy.yaml'
+        usual = str(ROOT / 'config' / 'node' / 'policy.yaml')
+        assert program.parameters_file == (values['params_file'] or usual)
 
 
 def test_the_file_of_parameters_comes_before_the_options(tmp_path: Path) -> None:
-    line = PolicyStack('arm_single', params_file='mine.yaml').programs()[0].command_line(tmp_path)
+    line = PolicyStack(robot='arm_single', params_file='mine.yaml').programs()[0].command_line(tmp_path)
     files = [line[place + 1] for place, word in enumerate(line) if word == '--params-file']
     assert files[0] == 'mine.yaml'
     assert yaml.safe_load(Path(files[1]).read_text())['/**']['ros__parameters']['robot'] == 'arm_single'
@@ -112,16 +73,17 @@ def test_the_file_of_parameters_comes_before_the_options(tmp_path: Path) -> None
     'content',
     [
         (ROOT / 'config' / 'node' / 'policy.yaml').read_text(),
-        '{/**: {ros__parameters: {rate: 50.0}}}',
+        '{/**: {ros__parameters: {autostart: false}}}',
+        '{/**: {ros__parameters: {use_sim_time: true}}}',
         '{/robot1/policy_node: {ros__parameters: {mode: rtc}}}',
-        '{robot1: {chunk_executor: {ros__parameters: {rate: 50.0}}}}',
+        '{robot1: {chunk_executor: {ros__parameters: {rate: 50}}}}',
         '{/*/policy_node: {ros__parameters: {mode: rtc}}}',
     ],
 )
 def test_a_file_with_parameters_for_a_started_node_is_taken(tmp_path: Path, content: str) -> None:
     file = tmp_path / 'mine.yaml'
     file.write_text(content)
-    PolicyStack('arm_single', backend='commissioning', namespace='/robot1', params_file=str(file)).check()
+    PolicyStack(robot='arm_single', backend='commissioning', namespace='/robot1', params_file=str(file)).check()
 
 
 @pytest.mark.parametrize(
@@ -137,16 +99,40 @@ def test_a_file_with_parameters_for_a_started_node_is_taken(tmp_path: Path, cont
 def test_a_file_without_parameters_for_a_started_node_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / 'mine.yaml'
     file.write_text(content)
-    stack = PolicyStack('arm_single', backend='commissioning', namespace='robot1', params_file=str(file))
+    stack = PolicyStack(robot='arm_single', backend='commissioning', namespace='robot1', params_file=str(file))
     with pytest.raises(KiError, match='no parameters for robot1/policy_node or robot1/chunk_executor; write'):
         stack.check()
 
 
+@pytest.mark.parametrize(
+    ('content', 'told'),
+    [
+        ('{/**: {ros__parameters: {rate: 50.0}}}', r"/\*\* has the unknown field 'rate'"),
+        (
+            '{/**/policy_node: {ros__parameters: {mod: rtc}}}',
+            "policy_node has the unknown field 'mod'; did you mean 'mode'",
+        ),
+        ('{robot1: {policy_node: {ros__parameters: {mode: rct}}}}', "robot1/policy_node: mode is 'rct'; write one of"),
+        (
+            '{/**/chunk_executor: {ros__parameters: {rate: 0}}}',
+            'chunk_executor: rate is 0; write a number from 1 to 1000',
+        ),
+    ],
+)
+def test_a_parameter_that_its_node_would_refuse_is_refused_with_file_and_section(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    file = tmp_path / 'mine.yaml'
+    file.write_text(content)
+    stack = PolicyStack(robot='arm_single', backend='commissioning', namespace='robot1', params_file=str(file))
+    with pytest.raises(KiError, match=f'mine.yaml: .*{told}'):
+        stack.check()
+
+
 def test_recording_starts_what_record_launch_starts() -> None:
-    stack = PolicyStack('arm_single', record='bags', instruction='wave', namespace='robot1')
+    stack = PolicyStack('bags', robot='arm_single', instruction='wave', namespace='robot1')
     recorder = stack.programs()[-1]
-    arguments = Launch('record.launch.py').arguments
-    assert set(recorder.parameters) == set(arguments) - {'namespace'}
+    assert set(recorder.parameters) == set(launch_arguments('record')) - {'namespace'}
     assert recorder.parameters == {'folder': 'bags', 'prefix': 'episode', 'task': 'wave', 'use_sim_time': False}
     assert (recorder.name, recorder.namespace) == ('recorder', 'robot1')
 
