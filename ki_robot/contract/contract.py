@@ -21,6 +21,7 @@ from ki_common.share import share_folders
 from ki_robot.contract.names import Name
 from ki_robot.contract.parts import MAX_AGE_S, ActionColumn, Camera, ContractPart, Output, StateColumn, StateStream
 from ki_robot.contract.rules import broken_rules
+from ki_robot.contract.space import Space
 from ki_robot.errors import RobotError
 
 MAX_ENTRIES = 512  # of each list
@@ -30,7 +31,7 @@ class Contract(ContractPart):
     """Everything that policy and robot must agree on; an existing one is sound."""
 
     always_written = ('image_size', 'sync_tolerance_s', 'outputs')
-    unhashed = ('on_far_start', 'start_speed')
+    unhashed = ('on_far_start', 'start_speed', 'space')
 
     name: Name
     """Of the robot."""
@@ -56,6 +57,8 @@ class Contract(ContractPart):
     """What to do about a first command far from the robot: refuse the chunk, or go there at start_speed."""
     start_speed: float = Field(default=0.1, gt=0, le=1)
     """Of an approach, as a share of each column's velocity limit."""
+    space: Space | None = None
+    """Which links must not touch, and which boxes they must not leave; left out, only columns are checked."""
 
     @model_validator(mode='after')
     def _parts_fit_together(self) -> Self:
@@ -130,10 +133,19 @@ def load_contract(name_or_path: str | Path) -> Contract:
     Raises:
         RobotError: No such robot (with the names that exist), or a contract that does not hold.
     """
+    return Contract.load(contract_file(name_or_path))
+
+
+def contract_file(name_or_path: str | Path) -> Path:
+    """The file that `load_contract` reads; the paths in a contract are relative to its folder.
+
+    Raises:
+        RobotError: No such robot.
+    """
     path = Path(name_or_path)
     if path.suffix not in ('.yaml', '.yml') and not path.is_file():
-        path = _find(str(name_or_path))
-    return Contract.load(path)
+        return _find(str(name_or_path))
+    return path
 
 
 def robot_folders() -> list[Path]:
