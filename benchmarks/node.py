@@ -177,9 +177,11 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
     from ki_policy_node.executor.chunk_follower import Follower
     from ki_policy_node.executor.outputs import Plan
     from ki_policy_node.executor.safety import Rules
-    from ki_policy_node.policy.inference import Inferred, Planner, Timing
+    from ki_policy_node.policy.cadence import due_after
+    from ki_policy_node.policy.continuation import Planner, Timing
     from ki_robot.contract.contract import load_contract
     from ki_robot.observation.observation import Observation
+    from ki_vla.policy.inferred import Inferred
 
     contract = load_contract('bimanual_mobile')
     names = contract.action_names
@@ -213,7 +215,8 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
         streams = {column.source for column in contract.state}
         for stream in streams:
             follower.on_state(stream, dict(zip(names, pose.tolist(), strict=True)), now, now)
-        if now >= planner.due_ns() and not waiting:
+        due_ns = due_after(planner.current, planner.timing, planner.latency.expected_ns) if planner.current else 0
+        if now >= due_ns and not waiting:
             planned = planner.plan(Observation(now, {}, {}, pose, now), 0, lambda at=now: at + late_ns)
             waiting.append((now + late_ns, planned))
         if waiting and now >= waiting[0][0]:

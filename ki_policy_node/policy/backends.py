@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.inference import Inferred, Policy, Timing
+from ki_policy_node.policy.continuation import Timing
+from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.policy.settings import BACKENDS
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.observation.observation import Observation
+from ki_vla.policy.inferred import Inferred
 
 COMMISSIONING = 'commissioning'
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses

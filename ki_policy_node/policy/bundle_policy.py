@@ -7,13 +7,14 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from ki_policy_node.policy.inference import Inferred, Timing
+from ki_policy_node.policy.continuation import Timing
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.engine.interface import Carry, Engine
 from ki_vla.engine.select import open_engine
 from ki_vla.policy.bundle import Bundle, load_bundle
+from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.subtasks import SubtaskGenerator
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The policy node: cameras, joint states and an instruction in, chunks of timed commands out.
 
-The IO thread stores messages, answers services and tells how things are; the inference thread owns the engine. What is
-computed is in `inference`, what is observed in `ki_robot.observation`, when a chunk is made and when not in `runner`:
-this file connects them to ROS.
+The IO thread stores messages, answers services and tells how things are; the inference thread owns the engine. When
+a chunk is made and when not is in `cycle`, how it joins the one before in `continuation`, what is observed in
+`ki_robot.observation`, what a run is in `runner`: this file connects them to ROS.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
-from ki_policy_node.policy.inference import Planner, Timing
-from ki_policy_node.policy.run import Run, checked_instruction
+from ki_policy_node.policy.continuation import Planner, Timing
+from ki_policy_node.policy.instruction import checked_instruction
+from ki_policy_node.policy.run import Run
 from ki_policy_node.policy.runner import Runner
 from ki_policy_node.policy.settings import PolicyNodeSettings
 from ki_policy_node.policy.status_report import Report
@@ -129,8 +130,7 @@ class PolicyNode(LifecycleNode):
                 raise
             return planner
 
-        made: Planner = self._runner.worker.call(load)
-        return made
+        return self._runner.worker.call(load)
 
     def on_activate(self, state: LifecycleState) -> Any:
         """Ready to run; runs at once when asked to."""

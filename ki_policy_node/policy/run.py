@@ -1,19 +1,16 @@
-"""One run of a policy: what was asked, what came of it, and the instruction it follows."""
+"""One run of a policy: what was asked, and what came of it."""
 
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 from ki_msgs.action import RunPolicy
 
 from ki_policy_node.common.diagnostics import Durations
-from ki_policy_node.errors import NodeError
 from ki_robot.messages.arrays import set_time
 
-MAX_INSTRUCTION = 500
 Result = RunPolicy.Result
 
 
@@ -48,20 +45,3 @@ class Run:
         set_time(made.inference_time_p50, self.inference.percentile_ns(50))
         set_time(made.inference_time_p99, self.inference.percentile_ns(99))
         return made
-
-
-def checked_instruction(text: str, instruction_id: str) -> tuple[str, str]:
-    """An instruction as the policy may get it, with an id.
-
-    Raises:
-        NodeError: empty, too long, or with characters that are no text.
-    """
-    text = text.strip()
-    if not text:
-        raise NodeError('The instruction is empty; say what to do, such as "put the red cup in the bowl".')
-    if len(text) > MAX_INSTRUCTION:
-        raise NodeError(f'The instruction has {len(text)} characters; say it in at most {MAX_INSTRUCTION}.')
-    if not text.isprintable():
-        strange = next(character for character in text if not character.isprintable())
-        raise NodeError(f'The instruction contains {strange!r}, which is no text; write it in plain words on one line.')
-    return text, instruction_id or uuid.uuid4().hex[:12]

@@ -1,7 +1,7 @@
-"""Runs of a policy: when the next chunk is due, when none may be made, and when a run is over.
+"""Runs of a policy in the node: the policy cycle on ROS time, between two threads.
 
-The inference thread calls `Runner.cycle`; the IO thread stores messages, begins and ends runs, and watches. Both meet
-under `Runner.lock`. Nothing here is published: the host does that.
+The inference thread looks, plans and commits (`Runner.turn`); the IO thread stores messages, begins and ends runs, and
+watches. Both meet under `Runner.lock`. Nothing here is published: the host does that.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from ki_msgs.action import RunPolicy
 from ki_msgs.msg import PolicyStatus
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.inference import Cadence, InferenceThread, InvalidActionError, Planned, Planner, TooLateError
-from ki_policy_node.policy.run import Run, checked_instruction
-from ki_policy_node.policy.status_report import Report, hold_code
+from ki_policy_node.policy.continuation import Planned, Planner
+from ki_policy_node.policy.cycle import FOREVER_NS, Dropped, Held, PolicyCycle, Ready, Wait, WakeOn
+from ki_policy_node.policy.hold_reasons import HoldReason
+from ki_policy_node.policy.inference_thread import IDLE_S, InferenceThread
+from ki_policy_node.policy.instruction import checked_instruction
+from ki_policy_node.policy.run import Run
+from ki_policy_node.policy.status_report import Report
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.buffer import ObservationBuffer, Settings
-from ki_robot.observation.observation import Hold, NotReady
 
-FAILURE_LIMIT = 3  # inferences in a row that fail before the fault is latched
-IDLE_S = 0.05
-RETRY_S = 0.01
 Status = PolicyStatus
 Result = RunPolicy.Result
+AT_ANY_MESSAGE = Wait(FOREVER_NS, WakeOn.MESSAGE)
 
 
 class Host(Protocol):
@@ -70,70 +71,77 @@ class Runner:
         self.lock = threading.RLock()
         self.contract: Contract | None = None
         self.buffer: ObservationBuffer | None = None
-        self.planner: Planner | None = None
+        self.cycle: PolicyCycle | None = None
         self.run: Run | None = None
         self.active = False
         self.instruction = ('', '')
         self.busy_since_ns: int | None = None
         self.finish: tuple[int, str] | None = None  # an end that the IO thread must bring about
-        self._epoch = self._buffer_epoch = 0
-        self._hurry = False
-        self._failures = 0
-        self._cadence: Cadence | None = None
-        self.worker = InferenceThread(self.cycle)
+        self._frame_wait_ns = 0
+        self._wait = AT_ANY_MESSAGE
+        self.worker = InferenceThread(self.turn)
+
+    @property
+    def planner(self) -> Planner | None:
+        """The planner of the policy that is loaded."""
+        return self.cycle.planner if self.cycle is not None else None
 
     def configure(self, contract: Contract, planner: Planner, needs_words: bool, frame_wait_ns: int) -> None:
         """Takes a warm policy and the robot that it is for."""
-        self.planner = planner
         self.buffer = ObservationBuffer(contract, Settings(require_instruction=needs_words))
-        self.buffer.set_instruction(*self.instruction)
-        self._buffer_epoch = self.buffer.epoch
-        self._cadence = Cadence(contract, frame_wait_ns)
-        self.contract = contract
+        self.contract, self._frame_wait_ns = contract, frame_wait_ns
+        self._use(planner)
 
     def forget(self) -> None:
         """Frees the engine."""
-        planner, self.planner = self.planner, None
+        planner, self.cycle = self.planner, None
         self.contract, self.buffer = None, None
         if planner is not None:
             self.worker.call(planner.policy.close)
 
     def replace(self, made: Planner, only_tried: bool) -> None:
         """Takes another policy and frees the one before; frees the new one where it was only tried."""
-        old, self.planner = (made, self.planner) if only_tried else (self.planner, made)
+        old = made if only_tried else self.planner
+        if not only_tried:
+            self._use(made)
         if old is not None:
             self.worker.call(old.policy.close)
+
+    def _use(self, planner: Planner) -> None:
+        assert self.contract is not None
+        assert self.buffer is not None
+        with self.lock:
+            self.cycle = PolicyCycle(self.contract, self.buffer, planner, self._frame_wait_ns)
+            self.cycle.take_instruction(*self.instruction, self._host.now_ns())
 
     # What arrives.
 
     def store(self, name: str, camera: bool, message: Any) -> None:
         """Keeps a message of one stream."""
-        buffer = self.buffer
-        if buffer is None:
+        buffer, cycle = self.buffer, self.cycle
+        if buffer is None or cycle is None:
             return
-        buffer.push(name, message, self._host.now_ns())
+        now_ns = self._host.now_ns()
+        buffer.push(name, message, now_ns)
         if camera:
-            if self._cadence is not None:
-                self._cadence.on_frame(name)
-            self.worker.on_message()
+            cycle.on_frame(name, now_ns)
+        if self._wait.ends_with(camera, now_ns):
+            self.worker.wake()
 
     def on_clock_jump(self, seconds: float) -> None:
         """Nothing that was stored has a meaning any more."""
         with self.lock:
-            if self.buffer is not None:
-                self.buffer.flush()
+            if self.cycle is not None:
+                self.cycle.on_clock_jump(self._host.now_ns())
             self._report.say(f'ROS time jumped by {seconds:.3f} s')
 
     def take_instruction(self, text: str, instruction_id: str) -> str:
         """From now on this is what to do; a chunk for the old words that is still being made is dropped."""
         text, instruction_id = checked_instruction(text, instruction_id)
         with self.lock:
-            if text != self.instruction[0]:
-                self._epoch += 1
-                self._hurry = True
             self.instruction = (text, instruction_id)
-            if self.buffer is not None:
-                self.buffer.set_instruction(text, instruction_id)
+            if self.cycle is not None:
+                self.cycle.take_instruction(text, instruction_id, self._host.now_ns())
         self.worker.wake()
         self._host.get_logger().info(f'instruction {instruction_id}: {text}')
         return instruction_id
@@ -142,7 +150,7 @@ class Runner:
 
     def may_begin(self) -> None:
         """Raises NodeError with the reason why no run may begin."""
-        if not self.active or self.planner is None:
+        if not self.active or self.cycle is None:
             raise NodeError(f'The node is not active: {self._report.message or "configure and activate it first"}.')
         if self.run is not None:
             raise NodeError('A run is on already; stop it first.')
@@ -165,11 +173,9 @@ class Runner:
         """Starts a run, or raises NodeError."""
         with self.lock:
             self.may_begin()
-            assert self.planner is not None
-            self._epoch += 1
-            self.planner.restart()
-            self._hurry, self._failures, self.finish = False, 0, None
-            self.run = run
+            assert self.cycle is not None
+            self.cycle.begin(self._host.now_ns())
+            self.finish, self.run = None, run
             self._report.begin(run, run.dry_run or self._host.dry_run())
             self.worker.active = True
         self.worker.wake()
@@ -180,8 +186,9 @@ class Runner:
         with self.lock:
             run, self.run = self.run, None
             self.finish = None
-            self._epoch += 1
             self.worker.active = False
+            if self.cycle is not None:
+                self.cycle.end()
             if run is None:
                 return
             if self._report.state != Status.STATE_FAULT and self.planner is not None:
@@ -195,109 +202,71 @@ class Runner:
         if stuck := self.stuck():
             return stuck
         with self.lock:
-            self._failures = 0
-            if self._report.state == Status.STATE_FAULT and self.planner is not None:
-                self._report.ready(self.planner.policy)
+            if self.cycle is not None:
+                self.cycle.reset_fault(self._host.now_ns())
+                if self._report.state == Status.STATE_FAULT:
+                    self._report.ready(self.cycle.planner.policy)
         self._host.publish_status()
         return ''
 
     # The inference thread.
 
-    def cycle(self) -> float:
-        """One look: is a chunk due, is the view complete, may it be made? Returns how long to sleep [s]."""
-        with self.lock:
-            run, planner, buffer, epoch = self.run, self.planner, self.buffer, self._epoch
-            cadence = self._cadence
-            if run is None or planner is None or buffer is None or cadence is None:
-                return IDLE_S
-            if self._report.state == Status.STATE_FAULT:
-                return IDLE_S
-            if buffer.epoch != self._buffer_epoch:
-                self._buffer_epoch = buffer.epoch
-                self._epoch = epoch = epoch + 1
-                planner.reset()
-            due_ns = 0 if self._hurry else planner.due_ns()
-        now_ns = self._host.now_ns()
-        if now_ns < due_ns:
-            self.worker.wants_messages = False
-            cadence.reset()
-            return min((due_ns - now_ns) / 1e9, IDLE_S)
-        self.worker.wants_messages = True
-        wait_ns = cadence.wait(time.monotonic_ns())
-        if wait_ns:
-            buffer.decode(cadence.seen)  # so that only the last camera's frame is still to be decoded when it comes
-            return wait_ns / 1e9
-        begin_ns = time.perf_counter_ns()
-        observation = buffer.sample(now_ns)
-        if isinstance(observation, NotReady):
-            if planner.current is not None and cadence.forgives(observation.hold, time.monotonic_ns()):
-                return RETRY_S
-            self._hold(hold_code(observation.hold), str(observation))
+    def turn(self) -> float:
+        """One look, and the inference it asks for. Returns how long to sleep until the next [s]."""
+        run, cycle = self.run, self.cycle
+        if run is None or cycle is None:
             return IDLE_S
-        self.worker.wants_messages = False
-        cadence.reset()
-        with self.lock:
-            if epoch == self._epoch:  # else new words have come meanwhile, and still want a chunk at once
-                self._hurry = False
+        self._wait = AT_ANY_MESSAGE  # what comes during this look may be what it waits for
+        begin_ns, now_ns = time.perf_counter_ns(), self._host.now_ns()
+        found = cycle.look(now_ns)
+        if isinstance(found, Ready):
+            self._infer(cycle, found, run, begin_ns)
+            return 0.0
+        if isinstance(found, Held):
+            self._tell(found)
+            return IDLE_S
+        self._wait = found
+        return min(max(0.0, (found.until_ns - now_ns) / 1e9), IDLE_S)
+
+    def _infer(self, cycle: PolicyCycle, ready: Ready, run: Run, begin_ns: int) -> None:
         self.busy_since_ns = time.monotonic_ns()
-        try:
-            planned = planner.plan(observation, epoch, self._host.now_ns)
-        except TooLateError as error:
-            run.dropped += 1
-            self._hold(Status.HOLD_INFERENCE_LATE, str(error))
-        except InvalidActionError as error:
-            self._failed(Status.HOLD_INVALID_ACTION, str(error), run)
-        except Exception as error:
-            self._host.get_logger().error(f'The inference failed: {type(error).__name__}: {error}')
-            self._failed(Status.HOLD_INVALID_ACTION, f'The inference failed: {type(error).__name__}: {error}', run)
-        else:
-            self._deliver(planned, run, begin_ns)
-        finally:
-            self.busy_since_ns = None
-        return 0.0
+        made = cycle.plan(ready, self._host.now_ns)
+        self.busy_since_ns = None
+        with self.lock:
+            end = cycle.commit(made, self._host.now_ns()) if run is self.run else Dropped()
+            if not isinstance(end, Planned):
+                run.dropped += 1
+            else:
+                self._deliver(end, run, begin_ns)
+        if isinstance(end, Held):
+            self._tell(end)
+        self._host.publish_status()
 
     def _deliver(self, planned: Planned, run: Run, begin_ns: int) -> None:
-        """Sends the chunk, unless the world has moved on while it was made."""
+        dry = run.dry_run or self._host.dry_run()
+        self._host.publish_chunk(planned.chunk, dry)
+        run.published += 1
+        run.inference.add(planned.inferred.inference_ns)
+        age_ns = self._host.now_ns() - planned.chunk.observation_ns
+        self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns, age_ns)
+
+    def _tell(self, held: Held) -> None:
+        """The status says why there is no chunk, and the executor holds."""
         with self.lock:
-            if run is not self.run or planned.epoch != self._epoch or self.planner is None:
-                run.dropped += 1
+            if self.run is None:
                 return
-            self.planner.commit(planned)
-            dry = run.dry_run or self._host.dry_run()
-            self._host.publish_chunk(planned.chunk, dry)
-            run.published += 1
-            run.inference.add(planned.inferred.inference_ns)
-            self._failures = 0
-            age_ns = self._host.now_ns() - planned.chunk.observation_ns
-            self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns, age_ns)
-        self._host.publish_status()
-
-    def _hold(self, code: int, message: str) -> None:
-        """No chunk may be made now; what was being executed is void, the executor stands still."""
-        with self.lock:
-            if self.planner is not None:
-                self.planner.reset()
-            changed = self._report.hold(code, message)
-            if changed and code not in (Status.HOLD_INFERENCE_LATE, Status.HOLD_INVALID_ACTION):
-                self._epoch += 1  # a chunk that is being made saw the world before this
-        if changed:
-            self._host.get_logger().warning(f'holding: {message}')
+            if held.fault:
+                self._report.fault(held.reason, held.message)
+                self.finish = (Result.TERMINATION_ERROR, held.message)
+                news = True
+            else:
+                news = self._report.hold(held.reason, held.message)
+        if held.fault:
+            self._host.get_logger().error(f'fault: {held.message}')
+        elif news:
+            self._host.get_logger().warning(f'holding: {held.message}')
+        if news:
             self._host.publish_status()
-
-    def _failed(self, code: int, message: str, run: Run) -> None:
-        run.dropped += 1
-        self._failures += 1
-        if self._failures < FAILURE_LIMIT:
-            self._hold(code, message)
-        else:
-            self._fault(f'{message} ({self._failures} times in a row)', code)
-
-    def _fault(self, message: str, code: int) -> None:
-        with self.lock:
-            self._report.fault(code, message)
-            self.finish = (Result.TERMINATION_ERROR, message)
-        self._host.get_logger().error(f'fault: {message}')
-        self._host.publish_status()
 
     # The IO thread.
 
@@ -307,25 +276,21 @@ class Runner:
         Args:
             timeout_ns: An inference longer than this is a fault.
         """
-        run, buffer, planner = self.run, self.buffer, self.planner
-        if run is None or buffer is None or planner is None:
+        run, cycle = self.run, self.cycle
+        if run is None or cycle is None:
             return False
         now_ns = self._host.now_ns()
         if self._report.shows(run.dry_run or self._host.dry_run()):
             # Switched in mid-run: what was sent under the other rule is void, and the executor must read so at once.
             with self.lock:
-                self._epoch += 1
-                planner.reset()
+                cycle.start_over(now_ns)
             self._host.publish_status()
-        # Whether inputs agree in time matters when an observation is taken, not at every moment between.
-        problems = [each for each in buffer.problems(now_ns) if each.hold is not Hold.UNSYNCHRONIZED]
-        if problems and self._report.state in (Status.STATE_RUNNING, Status.STATE_DRY_RUN):
-            self._hold(hold_code(problems[0].hold), ' '.join(problem.message for problem in problems))
-        current = planner.current
-        if current is not None and now_ns >= current.end_ns:
-            self._hold(Status.HOLD_INFERENCE_LATE, 'The last chunk has run out and the next is not ready.')
-        if self.stuck(timeout_ns) and self._report.state != Status.STATE_FAULT:
-            self._fault(f'An inference has not returned for {timeout_ns / 1e9:g} s.', Status.HOLD_INFERENCE_LATE)
+        held = cycle.watch(now_ns)
+        if held is not None:
+            self._tell(held)
+        if self.stuck(timeout_ns) and not cycle.fault:
+            message = f'An inference has not returned for {timeout_ns / 1e9:g} s.'
+            self._tell(cycle.fail(HoldReason.INFERENCE_LATE, message))
         if self.finish is not None:
             self.end(*self.finish)
         elif run.out_of_time:

@@ -7,13 +7,12 @@ from typing import ClassVar, Literal, get_args
 from ki_common.errors import KiError
 from ki_common.node_settings import Change, LifecycleSettings, setting
 from ki_policy_node.errors import NodeError
+from ki_vla.policy.serving import Mode
 
 Backend = Literal['auto', 'torch', 'onnx', 'tensorrt', 'commissioning']
-Mode = Literal['latest', 'queue', 'temporal_ensemble', 'rtc']
 Motion = Literal['hold', 'sine']
 LatencyKind = Literal['wait', 'compute']
 BACKENDS: tuple[str, ...] = get_args(Backend)
-MODES: tuple[str, ...] = get_args(Mode)
 
 
 class PolicyNodeSettings(LifecycleSettings):

@@ -7,16 +7,24 @@ from typing import Any
 from ki_msgs.msg import PolicyStatus, StreamHealth
 
 from ki_policy_node.common import diagnostics
-from ki_policy_node.policy.inference import Planned, Planner, Policy
+from ki_policy_node.policy.continuation import Planned, Planner
+from ki_policy_node.policy.hold_reasons import HoldReason
+from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.policy.run import Run
 from ki_robot.messages.arrays import set_time
 from ki_robot.observation.buffer import ObservationBuffer
-from ki_robot.observation.observation import Hold, StreamReport, StreamState
+from ki_robot.observation.observation import StreamReport, StreamState
 
 _CODES = {
-    Hold.UNSYNCHRONIZED: PolicyStatus.HOLD_UNSYNCHRONIZED,
-    Hold.CLOCK_JUMP: PolicyStatus.HOLD_CLOCK_JUMP,
-    Hold.NO_INSTRUCTION: PolicyStatus.HOLD_NO_INSTRUCTION,
+    HoldReason.NEVER_RECEIVED: PolicyStatus.HOLD_STALE_OBSERVATION,
+    HoldReason.STALE: PolicyStatus.HOLD_STALE_OBSERVATION,
+    HoldReason.INVALID: PolicyStatus.HOLD_STALE_OBSERVATION,
+    HoldReason.FROZEN: PolicyStatus.HOLD_STALE_OBSERVATION,
+    HoldReason.UNSYNCHRONIZED: PolicyStatus.HOLD_UNSYNCHRONIZED,
+    HoldReason.CLOCK_JUMP: PolicyStatus.HOLD_CLOCK_JUMP,
+    HoldReason.NO_INSTRUCTION: PolicyStatus.HOLD_NO_INSTRUCTION,
+    HoldReason.INFERENCE_LATE: PolicyStatus.HOLD_INFERENCE_LATE,
+    HoldReason.INVALID_ACTION: PolicyStatus.HOLD_INVALID_ACTION,
 }
 _STREAM_LEVELS = {StreamState.OK: diagnostics.OK, StreamState.STALE: diagnostics.STALE}
 _STATES = {
@@ -24,11 +32,6 @@ _STATES = {
     for name, value in vars(PolicyStatus).items()
     if name.startswith('STATE_') and isinstance(value, int)
 }
-
-
-def hold_code(hold: Hold) -> int:
-    """The reason of an observation buffer as PolicyStatus has it."""
-    return int(_CODES.get(hold, PolicyStatus.HOLD_STALE_OBSERVATION))
 
 
 class Report:
@@ -84,17 +87,18 @@ class Report:
         self._age.add(age_ns - planned.inferred.inference_ns)
         self._go('dry run' if dry else '')
 
-    def hold(self, code: int, message: str) -> bool:
+    def hold(self, reason: HoldReason, message: str) -> bool:
         """A run is on and makes no chunks; True when that is news."""
         if self.state == PolicyStatus.STATE_FAULT:
             return False
+        code = _CODES[reason]
         news = self.state != PolicyStatus.STATE_HOLDING or self.hold_reason != code
         self.state, self.hold_reason, self.message = PolicyStatus.STATE_HOLDING, code, message
         return news
 
-    def fault(self, code: int, message: str) -> None:
+    def fault(self, reason: HoldReason, message: str) -> None:
         """Latched until reset."""
-        self.state, self.hold_reason, self.message = PolicyStatus.STATE_FAULT, code, message
+        self.state, self.hold_reason, self.message = PolicyStatus.STATE_FAULT, _CODES[reason], message
 
     def _go(self, message: str) -> None:
         self.state = PolicyStatus.STATE_DRY_RUN if self._dry else PolicyStatus.STATE_RUNNING
@@ -139,7 +143,7 @@ class Report:
         }.get(self.state, diagnostics.OK)
         if self.state == PolicyStatus.STATE_UNCONFIGURED and self.message:
             level = diagnostics.ERROR
-        expected_ns = planner.expected_latency_ns if planner is not None else 0
+        expected_ns = planner.latency.expected_ns if planner is not None else 0
         values: dict[str, object] = {
             'policy': self._policy[0],
             'backend': self._policy[1],

@@ -24,7 +24,7 @@ WORST = 3  # columns that the verdict names
 def truth(found: Replay) -> Matrix:
     """The recorded commands at every step of every chunk: (M, H, N), NaN where nothing was recorded."""
     assert found.recorded is not None
-    times_MH = np.array([cycle.planned.raw.times_ns for cycle in found.cycles])
+    times_MH = np.array([made.planned.raw.times_ns for made in found.chunks])
     values = np.array([found.recorded.at(times_H) for times_H in times_MH])
     return np.where((times_MH <= found.end_ns)[:, :, None], values, np.nan)
 
@@ -36,14 +36,14 @@ def guesses(found: Replay) -> dict[str, Matrix]:
     behind its command.
     """
     assert found.recorded is not None
-    raw = np.array([cycle.planned.raw.data_HN for cycle in found.cycles])
+    raw = np.array([made.planned.raw.data_HN for made in found.chunks])
     steps, step_s = raw.shape[1], found.contract.step_ns / 1e9
-    before_M = np.array([cycle.planned.raw.start_ns - 1 for cycle in found.cycles])
+    before_M = np.array([made.planned.raw.start_ns - 1 for made in found.chunks])
     last_MN = found.recorded.at(before_M)
     return {
         POLICY: raw,
-        HOLD: np.array([np.tile(cycle.hold_N, (steps, 1)) for cycle in found.cycles]),
-        TREND: np.array([extrapolate(cycle.hold_N, cycle.trend_N, steps, step_s) for cycle in found.cycles]),
+        HOLD: np.array([np.tile(made.hold_N, (steps, 1)) for made in found.chunks]),
+        TREND: np.array([extrapolate(made.hold_N, made.trend_N, steps, step_s) for made in found.chunks]),
         LAST: np.repeat(last_MN[:, None], steps, axis=1),
     }
 

@@ -20,7 +20,8 @@ import numpy as np
 from ki_bags.reader import open_bag
 from ki_policy_node.common.streams import joint_columns
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.inference import Planner, Policy
+from ki_policy_node.policy.continuation import Planner
+from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
 from ki_robot.actions.chunk import ActionChunk, Matrix
@@ -97,7 +98,7 @@ def compare(found: Replay, heard: Heard, policy: Policy) -> Parity:
             'receive carry the time of their arrival, and never agree.'
         )
     taken = {key_of(chunk)[:2] for chunk in heard.chunks}
-    own = [cycle.planned.raw for cycle in found.cycles]
+    own = [made.planned.raw for made in found.chunks]
     return Parity(
         found.contract.action_names,
         pairs,

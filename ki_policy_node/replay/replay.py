@@ -1,7 +1,7 @@
 """A recorded bag through the code of the live node: what would the policy have done, and how far from what was done?
 
-Messages, observations, cadence, inference and joining of chunks are those of the node; only the clock is the bag's, and
-an inference takes a stated time of it. The same bag, policy and seed give the same chunks. Letters: H steps, N columns.
+The cycle is the node's own (`ki_policy_node.policy.cycle`); only the clock is the bag's, and an inference takes a
+stated time of it. The same bag, policy and seed give the same chunks. Letters: H steps, N columns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import numpy as np
 from ki_bags.reader import Bag, open_bag
 from ki_policy_node.common.streams import joint_columns
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.inference import Cadence, InvalidActionError, Planned, Planner, Policy, Timing, TooLateError
+from ki_policy_node.policy.continuation import Planned, Planner, Timing
+from ki_policy_node.policy.cycle import FOREVER_NS, FRAME_WAIT_NS, Dropped, Held, Made, PolicyCycle, Ready, Wait, WakeOn
+from ki_policy_node.policy.instruction import checked_instruction
+from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded
@@ -26,30 +29,27 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.errors import Rejected
 from ki_robot.messages.arrays import joint_values, stamp_ns
+from ki_robot.messages.images import Image
 from ki_robot.observation.buffer import ObservationBuffer, Settings
-from ki_robot.observation.observation import NotReady, Observation
+from ki_robot.observation.observation import Observation
 
 STRIP_FRAMES = 8
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a bag is replayed.
-
-    latency_ns: what an inference takes on the bag's clock. instruction: instead of the recorded one. remap: topic of
-    the contract -> topic of the bag. max_chunks: end after so many, 0 for all. frame_wait_ns: as the node's parameter.
-    """
+    """How a bag is replayed."""
 
     timing: Timing = field(default_factory=Timing)
-    latency_ns: int = 100_000_000
-    frame_wait_ns: int = 50_000_000
-    instruction: str = ''
-    remap: Mapping[str, str] = field(default_factory=dict)
-    max_chunks: int = 0
+    latency_ns: int = 100_000_000  # what an inference takes on the bag's clock
+    frame_wait_ns: int = FRAME_WAIT_NS  # as the node's parameter frame_wait
+    instruction: str = ''  # instead of the recorded ones
+    remap: Mapping[str, str] = field(default_factory=dict)  # topic of the contract -> topic of the bag
+    max_chunks: int = 0  # end after so many; 0: all
 
 
 @dataclass(frozen=True, eq=False)
-class Cycle:
+class ReplayedChunk:
     """One chunk: what it was made from, and the guesses it competes with."""
 
     planned: Planned
@@ -69,13 +69,13 @@ class Replay:
     policy_id: str
     backend: str
     options: Options
-    cycles: list[Cycle] = field(default_factory=list)
+    chunks: list[ReplayedChunk] = field(default_factory=list)
     recorded: Recorded | None = None
     received: Counter[str] = field(default_factory=Counter)
     rejected: dict[str, Counter[str]] = field(default_factory=dict)
-    holds: Counter[str] = field(default_factory=Counter)
+    holds: Counter[str] = field(default_factory=Counter)  # how often each reason began
     dropped: Counter[str] = field(default_factory=Counter)
-    frames: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    frames: list[tuple[int, dict[str, Image]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     begin_ns: int = 0
     end_ns: int = 0
@@ -95,7 +95,7 @@ def replay(path: str | Path, contract: Contract, policy: Policy, options: Option
         BagError: the bag cannot be read.
     """
     bag = open_bag(path)
-    run = _Run(bag, contract, policy, options)
+    run = ReplayRun(bag, contract, policy, options)
     for message in bag.messages(run.wanted):
         try:
             decoded = bag.decode(message)
@@ -103,97 +103,180 @@ def replay(path: str | Path, contract: Contract, policy: Policy, options: Option
             run.found.rejected.setdefault(message.topic, Counter())[f'cdr: {type(error).__name__}'] += 1
             continue
         run.take(message.topic, decoded, message.log_ns)
-        if options.max_chunks and len(run.found.cycles) >= options.max_chunks:
+        if run.cycle.fault or (options.max_chunks and len(run.found.chunks) >= options.max_chunks):
             break
     return run.finish()
 
 
-class _Run:
-    """The node's cycle on a bag's clock."""
+@dataclass(frozen=True, eq=False)
+class _Inference:
+    """An inference in progress."""
+
+    made: Made
+    observation: Observation
+    begin_ns: int
+    arrival_ns: int
+
+
+class ReplayRun:
+    """Drives the policy cycle on a bag's clock, one message after the other.
+
+    Between two messages the node's own moments pass: a wait that ends, an inference that does.
+
+    Args:
+        bag: Where the messages come from.
+        contract: The robot.
+        policy: Warm.
+        options: How.
+    """
 
     def __init__(self, bag: Bag, contract: Contract, policy: Policy, options: Options) -> None:
         self.found = Replay(str(bag.path), contract, policy.policy_id, policy.backend, options)
         self.found.recorded = Recorded(contract)
         self._bag, self._contract, self._options = bag, contract, options
         self._buffer = ObservationBuffer(contract, Settings(require_instruction=policy.backend != 'commissioning'))
-        self._buffer.set_instruction(options.instruction, 'option' if options.instruction else '')
-        self._planner = Planner(policy, options.timing)
-        self._cadence = Cadence(contract, options.frame_wait_ns)
-        self._busy_until_ns = 0
-        self._epoch = self._buffer_epoch = 0
-        self._instruction = options.instruction
+        self.cycle = PolicyCycle(
+            contract, self._buffer, Planner(policy, options.timing), frame_wait_ns=options.frame_wait_ns
+        )
+        if options.instruction:
+            self.cycle.take_instruction(options.instruction, 'option', 0)
+        self._wait = Wait(FOREVER_NS, WakeOn.MESSAGE)
+        self._inference: _Inference | None = None
+        self._now_ns = 0
         self._topics = match_topics(bag, contract, options.remap)
         self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts}
         self._cameras = {camera.name for camera in contract.cameras}
         self._past: dict[str, deque[tuple[int, Matrix]]] = defaultdict(lambda: deque(maxlen=500))
 
     def take(self, topic: str, message: Any, log_ns: int) -> None:
-        """One message of the bag, and whatever the node would do now."""
-        self.found.begin_ns = self.found.begin_ns or log_ns
+        """One message of the bag, and whatever the node does until then and then."""
+        if not self.found.begin_ns:
+            self.found.begin_ns = log_ns
+            self.cycle.begin(log_ns)
+        self.advance(log_ns)
         self.found.end_ns = max(self.found.end_ns, log_ns)
-        if topic in self._topics.texts:
-            self._hear(message)
-        elif topic in self._topics.outputs:
+        if topic in self._topics.outputs:
             self._command(topic, message, log_ns)
+        looks = topic in self._topics.texts and self._hear(message, log_ns)
         if topic in self._topics.streams:
-            name = self._topics.streams[topic]
-            usable = self._buffer.push(name, message, log_ns)
-            if name in self._cameras:
-                self._cadence.on_frame(name)
-            elif usable:
-                self._remember(name, message, log_ns)
-        if log_ns >= self._busy_until_ns:
-            self._cycle(log_ns)
+            looks |= self._store(self._topics.streams[topic], message, log_ns)
+        self._watch(log_ns)
+        if looks:
+            self._look(log_ns)
+
+    def next_ns(self) -> int:
+        """When the node does something by itself: the inference ends, or a wait does."""
+        return self._wait.until_ns if self._inference is None else self._inference.arrival_ns
+
+    def advance(self, now_ns: int) -> None:
+        """Whatever the node does by itself until `now_ns`."""
+        if now_ns < self._now_ns - self._buffer.settings.jump_ns:
+            self.cycle.on_clock_jump(now_ns)
+            self._arrive(now_ns)
+        self._now_ns = now_ns
+        while (moment_ns := self.next_ns()) <= now_ns:
+            self._watch(moment_ns)
+            self._arrive(moment_ns)
+            self._look(moment_ns)
 
     def finish(self) -> Replay:
         """The result, once the bag is at its end."""
         found = self.found
+        if self._inference is not None:
+            self._arrive(self._inference.arrival_ns)
         for each in self._buffer.health(found.end_ns):
             found.received[each.name] = each.received
             if each.rejected:
                 found.rejected[each.name] = Counter({str(reason): n for reason, n in each.rejected.items()})
         found.problems = [str(problem) for problem in self._bag.problems]
-        if not found.cycles:
+        if self.cycle.fault:
+            found.problems.append(f'The node would end the run in fault here: {self.cycle.fault}')
+        if not found.chunks:
             why = ', '.join(f'{reason} ({count}x)' for reason, count in found.holds.most_common(3))
             why = why or ', '.join(found.dropped) or 'it holds no messages'
             raise NodeError(f'{found.bag} gave not one chunk: {why}.')
         return found
 
-    def _cycle(self, now_ns: int) -> None:
-        if self._buffer.epoch != self._buffer_epoch:
-            self._buffer_epoch = self._buffer.epoch
-            self._epoch += 1
-            self._planner.reset()
-        if now_ns < self._planner.due_ns():
-            self._cadence.reset()
-            return
-        if self._cadence.wait(now_ns):
-            return
-        observation = self._buffer.sample(now_ns)
-        if isinstance(observation, NotReady):
-            self.found.holds[str(observation.hold)] += 1
-            if self._planner.current is None or not self._cadence.forgives(observation.hold, now_ns):
-                self._planner.reset()
-            return
-        self._cadence.reset()
-        self._plan(observation, now_ns)
+    # The cycle.
 
-    def _plan(self, observation: Observation, now_ns: int) -> None:
-        arrival_ns = now_ns + self._options.latency_ns
-        try:
-            planned = self._planner.plan(observation, self._epoch, lambda: arrival_ns)
-        except (InvalidActionError, TooLateError) as error:
-            self.found.dropped[str(error)] += 1
-            self._planner.reset()
+    def _look(self, now_ns: int) -> None:
+        if self._inference is not None:
             return
-        self._planner.commit(planned)
-        self._busy_until_ns = arrival_ns
-        hold_N = hold(self._contract, observation.state)
-        ages = {name: now_ns - stamp for name, stamp in observation.image_stamps_ns.items()}
-        ages['state'] = now_ns - observation.state_stamp_ns
-        cycle = Cycle(planned, observation.stamp_ns, ages, observation.instruction, hold_N, self._trend(observation))
-        self.found.cycles.append(cycle)
-        self.found.frames.append((now_ns, {name: _small(image) for name, image in observation.images.items()}))
+        found = self.cycle.look(now_ns)
+        self._wait = found if isinstance(found, Wait) else Wait(FOREVER_NS, WakeOn.MESSAGE)
+        if isinstance(found, Held):
+            self._hold(found)
+        elif isinstance(found, Ready):
+            arrival_ns = now_ns + self._options.latency_ns
+            made = self.cycle.plan(found, lambda: arrival_ns)
+            self._inference = _Inference(made, found.observation, now_ns, arrival_ns)
+            if not self._options.latency_ns:
+                self._arrive(now_ns)
+
+    def _arrive(self, now_ns: int) -> None:
+        """The inference in progress, if there is one, ends now."""
+        inference, self._inference = self._inference, None
+        if inference is None:
+            return
+        end = self.cycle.commit(inference.made, now_ns)
+        if isinstance(end, Planned):
+            self._keep(end, inference)
+        elif isinstance(end, Dropped):
+            self.found.dropped[end.message] += 1
+        else:
+            self._hold(end)
+            self.found.dropped[end.message] += 1
+
+    def _watch(self, now_ns: int) -> None:
+        held = self.cycle.watch(now_ns)
+        if held is not None:
+            self._hold(held)
+
+    def _hold(self, held: Held) -> None:
+        if held.news:
+            self.found.holds[str(held.reason)] += 1
+
+    def _keep(self, planned: Planned, inference: _Inference) -> None:
+        seen, now_ns = inference.observation, inference.begin_ns
+        ages = {name: now_ns - stamp for name, stamp in seen.image_stamps_ns.items()}
+        ages['state'] = now_ns - seen.state_stamp_ns
+        hold_N = hold(self._contract, seen.state)
+        self.found.chunks.append(
+            ReplayedChunk(planned, seen.stamp_ns, ages, seen.instruction, hold_N, self._trend(seen))
+        )
+        self.found.frames.append((now_ns, {name: _small(image) for name, image in seen.images.items()}))
+
+    # What arrives.
+
+    def _store(self, name: str, message: Any, log_ns: int) -> bool:
+        """Keeps a message of a stream; whether the node looks at it now."""
+        usable, camera = self._buffer.push(name, message, log_ns), name in self._cameras
+        if camera:
+            self.cycle.on_frame(name, log_ns)
+        elif usable:
+            self._remember(name, message, log_ns)
+        return self._wait.ends_with(camera, log_ns)
+
+    def _hear(self, message: Any, log_ns: int) -> bool:
+        """A recorded instruction, or the task of an episode; whether the node looks at it now."""
+        if self._options.instruction or not words_of(message):
+            return False
+        try:
+            text, _ = checked_instruction(words_of(message), '')
+        except NodeError as error:
+            self.found.dropped[str(error)] += 1
+            return False
+        self.cycle.take_instruction(text, str(getattr(message, 'id', '')), log_ns)
+        return True
+
+    def _command(self, topic: str, message: Any, log_ns: int) -> None:
+        assert self.found.recorded is not None
+        try:
+            self.found.recorded.add(self._topics.outputs[topic], message, log_ns)
+        except Rejected as error:
+            self.found.rejected.setdefault(self._topics.outputs[topic].name, Counter())[str(error.reason)] += 1
+
+    # What a chunk is compared with.
 
     def _trend(self, observation: Observation) -> Matrix:
         """Velocity of the measured positions, (N,); 0 where that is not known."""
@@ -215,28 +298,13 @@ class _Run:
             values = joint_values(message, joint_columns(self._contract, stream), stream.prefix, stream.extra_joints)
             self._past[name].append((stamp_ns(message.header) or log_ns, values))
 
-    def _hear(self, message: Any) -> None:
-        """A recorded instruction, or the task of an episode."""
-        text = words_of(message)
-        if not self._options.instruction and text and text != self._instruction:
-            self._instruction = text
-            self._epoch += 1
-            self._buffer.set_instruction(text, str(getattr(message, 'id', '')))
-
-    def _command(self, topic: str, message: Any, log_ns: int) -> None:
-        assert self.found.recorded is not None
-        try:
-            self.found.recorded.add(self._topics.outputs[topic], message, log_ns)
-        except Rejected as error:
-            self.found.rejected.setdefault(self._topics.outputs[topic].name, Counter())[str(error.reason)] += 1
-
 
 def words_of(message: Any) -> str:
     """What an Instruction or an EpisodeMarker tells the robot to do."""
     return str(getattr(message, 'text', '') or getattr(message, 'task', ''))
 
 
-def _small(image: np.ndarray) -> np.ndarray:
+def _small(image: Image) -> Image:
     """A thumbnail for the strip of the report."""
     import cv2
 

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ki_policy_node.replay.comparison import POLICY, gain
-from ki_policy_node.replay.replay import STRIP_FRAMES, Cycle, Replay
+from ki_policy_node.replay.replay import STRIP_FRAMES, Replay, ReplayedChunk
 from ki_policy_node.reports.charts import COLOURS, Chart, Curve, Panel, figure, joined, png_of
 from ki_policy_node.reports.web_page import image
 
@@ -43,7 +43,7 @@ def columns(found: Replay) -> Chart:
     for index, name in enumerate(found.contract.action_names):
         curves = [
             Curve(
-                *joined([_line(found, cycle, index) for cycle in _shown(found)[group::GROUPS]]),
+                *joined([_line(found, made, index) for made in _shown(found)[group::GROUPS]]),
                 'chunks',
                 COLOURS[group],
                 width=0.9,
@@ -58,7 +58,7 @@ def columns(found: Replay) -> Chart:
 def chunks_shown(found: Replay) -> str:
     """How many chunks `columns` draws, in words."""
     shown = len(_shown(found))
-    return 'every chunk' if shown == len(found.cycles) else f'{shown} of {len(found.cycles)} chunks'
+    return 'every chunk' if shown == len(found.chunks) else f'{shown} of {len(found.chunks)} chunks'
 
 
 def gains(result: Mapping[str, Any]) -> Markup:
@@ -103,10 +103,10 @@ def strip(found: Replay) -> Markup:
     return image(png_of(drawn), 'png', ', '.join(cameras))
 
 
-def _shown(found: Replay) -> list[Cycle]:
-    return found.cycles[:: -(-len(found.cycles) // MOST_CHUNKS) or 1]
+def _shown(found: Replay) -> list[ReplayedChunk]:
+    return found.chunks[:: -(-len(found.chunks) // MOST_CHUNKS) or 1]
 
 
-def _line(found: Replay, cycle: Cycle, index: int) -> tuple[Any, Any]:
-    raw = cycle.planned.raw
+def _line(found: Replay, made: ReplayedChunk, index: int) -> tuple[Any, Any]:
+    raw = made.planned.raw
     return (raw.times_ns - found.begin_ns) / 1e9, raw.data_HN[:, index]

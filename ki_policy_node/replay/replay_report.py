@@ -26,8 +26,8 @@ def summary(found: Replay) -> dict[str, Any]:
     `result` depends on bag, policy and options alone, its errors are those of `comparison.compare`; `timing` was
     measured on this machine.
     """
-    seams = [cycle.planned.seam for cycle in found.cycles if cycle.planned.seam is not None]
-    inferred = [cycle.planned.inferred for cycle in found.cycles]
+    seams = [made.planned.seam for made in found.chunks if made.planned.seam is not None]
+    inferred = [made.planned.inferred for made in found.chunks]
     result: dict[str, Any] = {
         'bag': found.bag,
         'robot': found.contract.name,
@@ -35,15 +35,15 @@ def summary(found: Replay) -> dict[str, Any]:
         'mode': found.options.timing.mode,
         'execute_steps': found.options.timing.execute_steps,
         'latency_ms': found.options.latency_ns / 1e6,
-        'chunks': len(found.cycles),
+        'chunks': len(found.chunks),
         'seconds': (found.end_ns - found.begin_ns) / 1e9,
-        'instructions': sorted({cycle.instruction for cycle in found.cycles}),
+        'instructions': sorted({made.instruction for made in found.chunks}),
         **compare(found),
         'seam_position': _spread([float(np.abs(seam.position_jump_N).max()) for seam in seams]),
         'seam_velocity': _spread([float(np.abs(seam.velocity_jump_N).max()) for seam in seams]),
         'ages_ms': {
-            name: _spread([cycle.ages_ns[name] / 1e6 for cycle in found.cycles if name in cycle.ages_ns])
-            for name in sorted({name for cycle in found.cycles for name in cycle.ages_ns})
+            name: _spread([made.ages_ns[name] / 1e6 for made in found.chunks if name in made.ages_ns])
+            for name in sorted({name for made in found.chunks for name in made.ages_ns})
         },
         'received': dict(found.received),
         'rejected': {name: dict(counts) for name, counts in found.rejected.items()},

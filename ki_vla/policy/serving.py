@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ki_vla.errors import VlaError
 
-MODES = ('latest', 'queue', 'temporal_ensemble', 'rtc')
+Mode = Literal[
+    'latest', 'queue', 'temporal_ensemble', 'rtc'
+]  # each is described in ki_policy_node/policy/continuation.py
+MODES: tuple[str, ...] = get_args(Mode)
 DENOISE_STEPS = 10  # the paper's
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from ki_bags import message_builders
-from ki_policy_node.policy.inference import Inferred, Planned
+from ki_policy_node.policy.continuation import Planned
 from ki_policy_node.replay.comparison import HOLD, LAST, POLICY, TREND, compare, gain, guesses, least, truth, verdict
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded
-from ki_policy_node.replay.replay import Cycle, Options, Replay
+from ki_policy_node.replay.replay import Options, Replay, ReplayedChunk
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
+from ki_vla.policy.inferred import Inferred
 
 BEGIN, STEP = 1_700_000_000_000_000_000, 50_000_000
 Curve = Callable[[float], float]
@@ -49,7 +50,7 @@ def replayed(contract: Contract, commanded: Curve, measured: Curve, said: Curve,
         chunk = ActionChunk(start_ns, STEP, contract.action_names, data, start_ns, number + 1)
         planned = Planned(chunk, chunk, Inferred(data), 0, 0, 0, None)
         trend = np.where(np.isnan(hold(contract, state)), 0.0, speed[0])
-        found.cycles.append(Cycle(planned, start_ns, {}, 'go', hold(contract, state), trend))
+        found.chunks.append(ReplayedChunk(planned, start_ns, {}, 'go', hold(contract, state), trend))
     return found
 
 
@@ -104,8 +105,8 @@ def test_errors_are_told_by_unit_and_by_stretch_of_the_chunk(contract: Contract)
 def test_the_verdict_names_where_the_policy_wins_and_where_it_does_not(contract: Contract) -> None:
     # Off by 0.3 always: worse than holding near the observation, better where the line has gone further than that.
     found = replayed(contract, lambda t: 0.2 * t, lambda t: 0.2 * t, lambda t: 0.2 * t + 0.3)
-    for cycle in found.cycles:
-        cycle.trend_N[:] = -1.0
+    for made in found.chunks:
+        made.trend_N[:] = -1.0
     result = compare(found)
     assert gain(result['error']) == pytest.approx(1.0 - result['error'][POLICY] / result['error'][HOLD])
     first, horizons, columns, last = verdict(result)

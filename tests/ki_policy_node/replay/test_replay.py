@@ -18,7 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 from ki_bags.writer import BagWriter  # noqa: E402
 from ki_policy_node.errors import NodeError  # noqa: E402
 from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy  # noqa: E402
-from ki_policy_node.policy.inference import Timing  # noqa: E402
+from ki_policy_node.policy.continuation import Timing  # noqa: E402
 from ki_policy_node.replay import replay_report  # noqa: E402
 from ki_policy_node.replay.comparison import guesses, truth  # noqa: E402
 from ki_policy_node.replay.replay import Options, replay  # noqa: E402
@@ -97,7 +97,7 @@ def run(path, contract, **options):
 
 def test_every_chunk_is_compared_with_what_was_commanded(contract, tmp_path):
     found = run(write_bag(tmp_path / 'bag'), contract)
-    assert 5 <= len(found.cycles) <= 7, 'one chunk every 10 steps of 50 ms'
+    assert 5 <= len(found.chunks) <= 7, 'one chunk every 10 steps of 50 ms'
     result = replay_report.summary(found)['result']
     # The command is 0.1 s ahead of the measured pose at 0.3 rad/s; the policy keeps the pose it began with.
     joint = contract.action_names.index('joint1/position')
@@ -121,7 +121,7 @@ def test_the_same_bag_gives_the_same_result(contract, tmp_path):
 def test_a_gap_in_a_camera_is_a_hold_and_no_chunk_rests_on_an_old_image(contract, tmp_path):
     found = run(write_bag(tmp_path / 'bag', gap=(100, 200)), contract)
     assert found.holds['stale'] > 0
-    assert all(cycle.ages_ns['scene'] <= 0.5 * NS for cycle in found.cycles)
+    assert all(made.ages_ns['scene'] <= 0.5 * NS for made in found.chunks)
 
 
 def test_refused_messages_are_counted_by_reason(contract, tmp_path):
@@ -145,7 +145,7 @@ def test_a_remapped_topic_is_found(contract, tmp_path):
     plain['state_streams'][0]['topic'] = 'joints'
     other = Contract.parse(plain)
     found = run(write_bag(tmp_path / 'bag'), other, remap={'joints': 'joint_states'})
-    assert len(found.cycles) > 3
+    assert len(found.chunks) > 3
 
 
 def test_a_bag_without_commands_is_replayed_without_a_comparison(contract, tmp_path):
@@ -184,7 +184,7 @@ def test_the_report_is_one_file_with_its_pictures_and_the_exit_status_tells(rigs
 def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path):
     from ki_bags.reader import open_bag
     from ki_policy_node.policy.backends import Wanted, open_policy
-    from ki_policy_node.replay.replay import _Run
+    from ki_policy_node.replay.replay import ReplayRun
     from ki_vla.policy.untrained import write_untrained
 
     write_untrained(tmp_path / 'bundle', contract)
@@ -194,13 +194,13 @@ def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path
     chunks = []
     for live in (False, True):
         policy = open_policy(Wanted('torch', str(tmp_path / 'bundle')), contract, timing)
-        run = _Run(open_bag(bag), contract, policy, options)
+        run = ReplayRun(open_bag(bag), contract, policy, options)
         for message in open_bag(bag).messages(run.wanted):
             kind = TYPES[message.topic.removeprefix('/robot1/')]
             # What a subscription hands to the node, against what the bag's reader makes of the same bytes.
             decoded = rclpy_serialization.deserialize_message(message.data, kind) if live else run._bag.decode(message)
             run.take(message.topic, decoded, message.log_ns)
-        chunks.append([cycle.planned.chunk for cycle in run.finish().cycles])
+        chunks.append([made.planned.chunk for made in run.finish().chunks])
     assert len(chunks[0]) == len(chunks[1]) >= 3
     for recorded, live in zip(*chunks, strict=True):
         assert (recorded.start_ns, recorded.frozen_prefix) == (live.start_ns, live.frozen_prefix)

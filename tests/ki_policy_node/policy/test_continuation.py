@@ -1,24 +1,16 @@
-"""Planning: how chunks join, how delay is measured, what is refused."""
+"""Continuation: how chunks join, how delay is measured, what is refused."""
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 import pytest
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.inference import (
-    Cadence,
-    InferenceThread,
-    Inferred,
-    InvalidActionError,
-    Planner,
-    Timing,
-    TooLateError,
-)
+from ki_policy_node.policy.continuation import Planner, Timing
+from ki_policy_node.policy.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
-from ki_robot.observation.observation import Hold, Observation
+from ki_robot.observation.observation import Observation
+from ki_vla.policy.inferred import Inferred
 
 STEP = 50_000_000
 START = 1_000 * STEP
@@ -73,11 +65,11 @@ def test_the_first_inference_is_cold_and_does_not_count_for_the_delay(contract):
     plan(planner, 0, 30.0)
     assert planner.expected_delay() == 0
     plan(planner, 25, 2.5)
-    assert planner.expected_latency_ns == round(2.5 * STEP)
+    assert planner.latency.expected_ns == round(2.5 * STEP)
     assert planner.expected_delay() == 3
     planner.reset()
     assert planner.expected_delay() == 0, 'nothing is executed, so nothing is bridged'
-    assert planner.expected_latency_ns == round(2.5 * STEP)
+    assert planner.latency.expected_ns == round(2.5 * STEP)
 
 
 def test_latest_takes_over_at_once(contract):
@@ -128,7 +120,6 @@ def test_queue_executes_its_steps_and_then_begins_with_step_0(contract):
     assert second.horizon == 50
     assert second.frozen_prefix == 2, 'steps 8 and 9 of the first chunk are still to come'
     assert second.data_HN[:3, 0] == pytest.approx([0.08, 0.09, 1.0])
-    assert planner.due_ns() == second.start_ns + 12 * STEP - planner.expected_latency_ns
 
 
 def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
@@ -140,13 +131,6 @@ def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
     weights = np.exp([0.0, -0.5])
     assert planned.chunk.data_HN[5, 0] == pytest.approx((weights @ [0.15, 1.05]) / weights.sum())
     assert planned.chunk.data_HN[45, 0] == pytest.approx(1.45), 'only the new chunk reaches there'
-
-
-def test_the_next_chunk_is_due_after_execute_steps(contract):
-    planner = Planner(Ramp(contract), Timing('rtc', execute_steps=10))
-    assert planner.due_ns() == 0
-    plan(planner, 0, 1.0)
-    assert planner.due_ns() == START + 10 * STEP
 
 
 def test_chunks_count_from_one_in_every_run(contract):
@@ -190,35 +174,3 @@ def test_a_chunk_that_is_past_when_it_is_ready_is_refused(contract):
 def test_execute_steps_must_leave_room_in_the_horizon(contract):
     with pytest.raises(NodeError, match='execute_steps is 50'):
         Planner(Ramp(contract), Timing('rtc', execute_steps=50))
-
-
-def test_cadence_waits_for_a_fresh_frame_of_every_camera_but_not_for_ever(contract):
-    cadence = Cadence(contract, 40)
-    cadence.on_frame('scene')
-    assert cadence.wait(100) == 40, 'frames from before it was due are old'
-    cadence.on_frame('scene')
-    assert cadence.wait(110) == 30
-    cadence.on_frame('wrist')
-    assert cadence.wait(111) == 0
-    cadence.reset()
-    assert cadence.wait(200) == 40
-    assert cadence.wait(240) == 0
-
-
-def test_cadence_forgives_inputs_out_of_step_for_a_while_and_nothing_else(contract):
-    cadence = Cadence(contract, 40)
-    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 0), 'nothing is due'
-    cadence.wait(0)
-    assert cadence.forgives(Hold.UNSYNCHRONIZED, 299_000_000)
-    assert not cadence.forgives(Hold.UNSYNCHRONIZED, 300_000_000)
-    assert not cadence.forgives(Hold.STALE, 1)
-
-
-def test_the_inference_thread_runs_calls_and_hands_errors_back():
-    thread = InferenceThread(lambda: 0.01)
-    try:
-        assert thread.call(lambda: threading.current_thread().name) == 'inference'
-        with pytest.raises(ZeroDivisionError):
-            thread.call(lambda: 1 // 0)
-    finally:
-        assert thread.close()

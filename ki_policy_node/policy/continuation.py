@@ -1,0 +1,235 @@
+"""How a new chunk joins the one that is being executed: the modes, and the planner that applies one of them.
+
+Nothing here reads a clock or knows ROS. Letters: H steps of a chunk, N columns, K steps of the old chunk that reach
+into the new one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.delay import DelayEstimate
+from ki_policy_node.policy.policy_types import InvalidActionError, Policy, TooLateError
+from ki_robot.actions.chunk import ActionChunk, Matrix, enqueue, ensemble, rows_at, slice_steps, splice
+from ki_robot.errors import RobotError
+from ki_robot.observation.observation import Observation
+from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import MODES
+
+ENSEMBLE_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How chunks follow each other.
+
+    Raises:
+        NodeError: no such mode, or no step to execute.
+    """
+
+    # latest: the new chunk takes over as soon as it is there, its late part skipped.
+    # queue: `execute_steps` of each chunk are executed, then the next begins with its first step (open loop).
+    # temporal_ensemble: every step is the mean over the chunks that cover it, weighted exp(-coefficient * i) from the
+    #   oldest on (ACT).
+    # rtc: the policy itself continues the old chunk, whose first `delay` steps are fixed.
+    mode: str = 'rtc'
+    execute_steps: int = 25  # of a chunk, after which the next one is due
+    ensemble_coefficient: float = 0.01  # of temporal_ensemble
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise NodeError(f'mode is {self.mode!r}; write one of {", ".join(MODES)}.')
+        if self.execute_steps < 1:
+            raise NodeError(f'execute_steps is {self.execute_steps}; write a number from 1.')
+
+
+@dataclass(frozen=True, eq=False)
+class Seam:
+    """What the step from the old chunk to the new one asks of the robot, per column, N each."""
+
+    position_jump_N: Matrix
+    velocity_jump_N: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One finished inference: the chunk to publish, and how it came about."""
+
+    chunk: ActionChunk  # joined to the one that was being executed
+    raw: ActionChunk  # as the policy made it
+    inferred: Inferred  # the same with its wall times
+    epoch: int  # that it was made for; see PolicyCycle.epoch
+    expected_delay: int  # steps that the policy was told the inference would take
+    delay: int  # steps that it took
+    seam: Seam | None  # None where nothing was being executed
+
+
+class Planner:
+    """Turns observations into chunks that join on to what is being executed.
+
+    Args:
+        policy: Whose chunks.
+        timing: How they join.
+
+    Raises:
+        NodeError: `execute_steps` does not leave room in the policy's horizon.
+    """
+
+    def __init__(self, policy: Policy, timing: Timing) -> None:
+        horizon = policy.contract.horizon
+        if not 0 < timing.execute_steps < horizon:
+            raise NodeError(
+                f'Parameter execute_steps is {timing.execute_steps}; write a number from 1 to {horizon - 1}, '
+                f'below the horizon of {policy.policy_id}.'
+            )
+        self.policy = policy
+        self.timing = timing
+        self.latency = DelayEstimate()
+        self.current: ActionChunk | None = None
+        self._step_ns = policy.contract.step_ns
+        self._recent: deque[ActionChunk] = deque(maxlen=ENSEMBLE_CHUNKS)
+        self._count = 0
+        self._epoch = -1
+
+    def reset(self) -> None:
+        """Forgets what is being executed: after a hold, a stop, a jump of the clock. Latencies are kept."""
+        self.current = None
+        self._recent.clear()
+
+    def restart(self) -> None:
+        """Begins a run: chunks count from 1 again."""
+        self.reset()
+        self._count = 0
+
+    def expected_delay(self) -> int:
+        """Steps that the next inference will take; 0 while nothing is executed."""
+        return self.latency.expected_steps(self._step_ns) if self.current is not None else 0
+
+    def plan(self, observation: Observation, epoch: int, now_ns: Callable[[], int]) -> Planned:
+        """One chunk for one observation; nothing but the delay estimate changes here until it is committed.
+
+        Step 0 belongs to the time of the measured state: that is what deltas are added to, and how a training sample
+        pairs state and actions.
+
+        Args:
+            observation: What to plan on.
+            epoch: Handed to the policy and back.
+            now_ns: The clock that the observation's stamps are on.
+
+        Raises:
+            InvalidActionError: values that are not finite, or of the wrong shape.
+            TooLateError: every step was past when the policy was done.
+        """
+        horizon, start_ns = self.policy.contract.horizon, observation.state_stamp_ns
+        # Another thread may void what is executed while the policy thinks; then this chunk is not committed.
+        current, recent = self.current, tuple(self._recent)
+        old = current if current is not None and current.end_ns > start_ns else None
+        prefix_KN, expected = self._prefix(old, start_ns, epoch)
+        inferred = self.policy.infer(observation, prefix_KN, expected, epoch)
+        raw = self._checked(inferred, observation)
+        arrived_ns = now_ns()
+        self.latency.add(arrived_ns - start_ns)
+        delay = max(0, -(-(arrived_ns - start_ns) // self._step_ns))
+        if delay >= horizon:
+            raise TooLateError(
+                f'The inference took {(arrived_ns - start_ns) / 1e9:.2f} s, longer than the chunk of '
+                f'{horizon * self._step_ns / 1e9:.2f} s lasts.'
+            )
+        chunk = joined(self.timing, old, recent, raw, delay, arrived_ns)
+        seam = seam_between(old, chunk, arrived_ns) if old is not None else None
+        return Planned(chunk, raw, inferred, epoch, expected, delay, seam)
+
+    def commit(self, planned: Planned) -> None:
+        """The chunk goes out: the next one will join on to it."""
+        self._count = planned.chunk.chunk_id
+        self._epoch = planned.epoch
+        self._recent.append(planned.raw)
+        self.current = planned.chunk
+
+    def _prefix(self, old: ActionChunk | None, start_ns: int, epoch: int) -> tuple[Matrix | None, int]:
+        """What the policy is told of the chunk that is executed (K, N), and how many steps it is told it will take."""
+        if old is None:
+            return None, 0
+        horizon = self.policy.contract.horizon
+        expected = min(self.expected_delay(), horizon - 1)
+        prefix_KN = rows_at(old, self.policy.contract.action_names, start_ns, self._step_ns, horizon)
+        if epoch != self._epoch:
+            # What the old instruction wanted later must not pull the new chunk; what is executed meanwhile is fact.
+            prefix_KN = prefix_KN[:expected]
+        return (prefix_KN, expected) if len(prefix_KN) else (None, 0)
+
+    def _checked(self, inferred: Inferred, observation: Observation) -> ActionChunk:
+        contract, shape = self.policy.contract, inferred.data_HN.shape
+        if shape != (contract.horizon, len(contract.actions)):
+            raise InvalidActionError(
+                f'Policy {self.policy.policy_id} returned shape {shape}; '
+                f'robot {contract.name} takes {(contract.horizon, len(contract.actions))}.'
+            )
+        try:
+            return ActionChunk(
+                start_ns=observation.state_stamp_ns,
+                step_ns=self._step_ns,
+                names=contract.action_names,
+                data_HN=np.asarray(inferred.data_HN, dtype=np.float64),
+                observation_ns=observation.stamp_ns,
+                chunk_id=self._count + 1,
+                policy_id=self.policy.policy_id,
+                instruction_id=observation.instruction_id,
+            )
+        except RobotError as error:
+            raise InvalidActionError(f'Policy {self.policy.policy_id}: {error}') from error
+
+
+def joined(
+    timing: Timing,
+    old: ActionChunk | None,
+    recent: Sequence[ActionChunk],
+    raw: ActionChunk,
+    delay: int,
+    now_ns: int,
+) -> ActionChunk:
+    """What is executed from now on: exactly H steps, the late ones as they were executed.
+
+    Args:
+        timing: The mode and its settings.
+        old: What is being executed; None when nothing is.
+        recent: Chunks of this epoch as the policy made them, oldest first.
+        raw: The new one.
+        delay: Steps that it took.
+        now_ns: When it is there.
+    """
+    if timing.mode == 'queue':
+        return _queued(old, raw, timing.execute_steps, now_ns)
+    if timing.mode == 'temporal_ensemble':
+        raw = replace(raw, data_HN=ensemble(recent, raw, timing.ensemble_coefficient).data_HN)
+    if timing.mode == 'latest' or old is None:
+        return raw
+    # Mid-step of the old chunk is where its interpolation has brought the robot: seamless up to the delay.
+    chunk = splice(old, raw, delay)
+    return chunk if chunk.horizon == raw.horizon else raw
+
+
+def _queued(old: ActionChunk | None, raw: ActionChunk, execute_steps: int, now_ns: int) -> ActionChunk:
+    """`raw` behind those steps of `old` that are still to be executed, cut to H steps."""
+    rest = slice_steps(old, 0, old.frozen_prefix + execute_steps) if old is not None else None
+    queued = enqueue(rest, raw, now_ns)
+    frozen = queued.horizon - raw.horizon
+    cut = slice_steps(queued, 0, raw.horizon)
+    assert cut is not None
+    return replace(cut, frozen_prefix=min(frozen, raw.horizon - 1))
+
+
+def seam_between(old: ActionChunk, new: ActionChunk, now_ns: int) -> Seam | None:
+    """Jump of value and of velocity where the robot leaves `old` for `new` at `now_ns`; None past either's end."""
+    step = new.step_ns
+    before = rows_at(old, old.names, now_ns - step, step, 2)
+    after = rows_at(new, old.names, now_ns, step, 2)
+    if len(before) < 2 or len(after) < 2:
+        return None
+    velocity_N = ((after[1] - after[0]) - (before[1] - before[0])) / (step / 1e9)
+    return Seam(after[0] - before[1], velocity_N)

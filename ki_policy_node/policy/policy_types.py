@@ -1,0 +1,48 @@
+"""What a policy is to the node, and what may be wrong with its answer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ki_policy_node.errors import NodeError
+from ki_robot.actions.chunk import Matrix
+from ki_robot.contract.contract import Contract
+from ki_robot.observation.observation import Observation
+from ki_vla.policy.inferred import Inferred
+
+
+class Policy(Protocol):
+    """A policy as the node sees it. All calls come from one thread."""
+
+    policy_id: str
+    backend: str
+    contract: Contract
+
+    def warm_up(self) -> None:
+        """Runs often enough that the next inference is as fast as any."""
+        ...
+
+    def infer(self, observation: Observation, prefix_KN: Matrix | None, delay_steps: int, epoch: int) -> Inferred:
+        """One chunk.
+
+        Args:
+            observation: What the robot sees and where it is.
+            prefix_KN: The chunk that is being executed, absolute, at the times of the new chunk's first K steps; its
+                first `delay_steps` rows will have been executed when the new chunk is there. None when nothing is
+                executed.
+            delay_steps: How many steps the inference is expected to take.
+            epoch: Changes with the instruction, the clock and the run; state kept from another epoch is void.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the engine."""
+        ...
+
+
+class InvalidActionError(NodeError):
+    """The policy returned something that no robot may execute."""
+
+
+class TooLateError(NodeError):
+    """The chunk was past before it was there."""
