@@ -16,7 +16,7 @@ from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
 from ki_common.errors import KiError
@@ -83,7 +83,7 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> Any:
         """Loads the policy, checks it against the robot, warms it up, subscribes."""
         done = process.told(self, self._configure, state, self._report.say)
-        if done != process.TransitionCallbackReturn.SUCCESS:
+        if done != TransitionCallbackReturn.SUCCESS:
             self._report.state = Status.STATE_UNCONFIGURED
             self._forget()
         self.publish_status()
@@ -141,30 +141,30 @@ class PolicyNode(LifecycleNode):
             except KiError as error:  # in fault: the node is active, and waits for the reset
                 self.get_logger().error(str(error))
         self.publish_status()
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> Any:
         """Ends the run."""
         self._runner.active = False
         self._runner.end(Result.TERMINATION_DEACTIVATED, 'the node was deactivated')
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> Any:
         """Frees the engine and the inputs; not while an inference hangs, which still uses them."""
         if stuck := self._runner.stuck(self._timeout_ns()):
             self.get_logger().error(stuck)
-            return process.TransitionCallbackReturn.FAILURE
+            return TransitionCallbackReturn.FAILURE
         self._forget()
         self._report.state = Status.STATE_UNCONFIGURED
         self._report.say('cleaned up')
         self.publish_status()
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> Any:
         """Ends the run."""
         self._runner.active = False
         self._runner.end(Result.TERMINATION_DEACTIVATED, 'the node was shut down')
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
         """The end of the process: the executor reads that the run is over, and holds."""

@@ -92,7 +92,7 @@ class Report:
         if self.state == PolicyStatus.STATE_FAULT:
             return False
         code = _CODES[reason]
-        news = self.state != PolicyStatus.STATE_HOLDING or self.hold_reason != code
+        news = (self.state, self.hold_reason) != (PolicyStatus.STATE_HOLDING, code)
         self.state, self.hold_reason, self.message = PolicyStatus.STATE_HOLDING, code, message
         return news
 

@@ -88,7 +88,7 @@ def advertise(node: Any, bag: Bag, plan: Playback) -> tuple[dict[str, Any], list
 
 def ready(publishers: Mapping[str, Any], count: int) -> bool:
     """Whether so many topics have a subscriber."""
-    return sum(publisher.get_subscription_count() > 0 for publisher in publishers.values()) >= count
+    return sum(bool(publisher.get_subscription_count()) for publisher in publishers.values()) >= count
 
 
 def clock_publisher(node: Any) -> Any:

@@ -310,4 +310,5 @@ def _small(image: Image) -> Image:
 
     height, width = image.shape[:2]
     scale = 160.0 / width
-    return cv2.resize(image, (160, max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (160, max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+    return small.astype(np.uint8, copy=False)

@@ -10,7 +10,7 @@ from ki_vla.errors import VlaError
 
 Mode = Literal[
     'latest', 'queue', 'temporal_ensemble', 'rtc'
-]  # each is described in ki_policy_node/policy/continuation.py
+]  # see ki_policy_node/policy/continuation.py
 MODES: tuple[str, ...] = get_args(Mode)
 DENOISE_STEPS = 10  # the paper's
 

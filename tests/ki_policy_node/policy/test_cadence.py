@@ -20,7 +20,7 @@ RUNNING = ActionChunk(START, STEP, ('joint',), np.zeros((50, 1)), frozen_prefix=
 
 @pytest.fixture
 def contract(rigs: ModuleType) -> Contract:
-    return Contract.from_dict(rigs.small_robot())
+    return Contract.parse(rigs.small_robot())
 
 
 @pytest.mark.parametrize('mode', ['latest', 'temporal_ensemble', 'rtc'])
