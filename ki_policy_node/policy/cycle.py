@@ -259,6 +259,7 @@ class PolicyCycle:
             if isinstance(made, Failed):
                 return self._failed(made, now_ns)
             self.planner.commit(made)
+            self._cadence.taken()  # where the last chunk ran out meanwhile, this is the one that was asked for
             self._failures, self._holding = 0, None
             return made
 

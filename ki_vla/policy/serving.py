@@ -8,9 +8,7 @@ from typing import Any, Literal, get_args
 
 from ki_vla.errors import VlaError
 
-Mode = Literal[
-    'latest', 'queue', 'temporal_ensemble', 'rtc'
-]  # see ki_policy_node/policy/continuation.py
+Mode = Literal['latest', 'queue', 'temporal_ensemble', 'rtc']  # see ki_policy_node/policy/continuation.py
 MODES: tuple[str, ...] = get_args(Mode)
 DENOISE_STEPS = 10  # the paper's
 
@@ -73,9 +71,9 @@ class Serving:
         if not isinstance(data, Mapping) or set(data) != names:
             found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
             raise VlaError(f'serving: needs exactly the fields {sorted(names)}, got {found}.')
-        found = cls(**data)
-        found.check_horizon(horizon)
-        return found
+        serving = cls(**data)
+        serving.check_horizon(horizon)
+        return serving
 
     def check_horizon(self, horizon: int) -> None:
         """Refuse steps that a chunk does not have.
