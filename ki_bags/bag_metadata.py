@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import yaml
 
 from ki_bags.errors import BagError
+from ki_common.files import write_text
 
 METADATA = 'metadata.yaml'
 
@@ -23,11 +23,6 @@ def annotate(bag: str | Path, custom: dict[str, str]) -> None:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
         info = content['rosbag2_bagfile_information']
         info['custom_data'] = {**(info.get('custom_data') or {}), **custom}
-        partial = path.with_name(f'{METADATA}.partial')
-        with partial.open('w', encoding='utf-8') as stream:
-            yaml.safe_dump(content, stream, sort_keys=False, allow_unicode=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise BagError(f'{path} cannot be annotated ({error}); it must be the metadata of a recording.') from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from ki_bags.errors import BagError
 from ki_bags.reader import PARTIAL
 from ki_bags.types import definition as known_definition
 from ki_bags.types import full_name
+from ki_common.files import sync_folder, write_text
 
 # The newest layout in which QoS is still text: Humble, Jazzy and Kilted all read it.
 METADATA_VERSION = 8
@@ -156,12 +156,9 @@ class BagWriter:
             self._end_file()
             info = self._metadata([(each.name, each.first_ns, each.last_ns, each.count) for each in self._done])
             text = yaml.safe_dump({'rosbag2_bagfile_information': info}, sort_keys=False, allow_unicode=True)
-            with (self.partial / 'metadata.yaml').open('w', encoding='utf-8') as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(self.partial, self.path)
-            _sync_folder(self.path.parent)
+            write_text(self.partial / 'metadata.yaml', text)
+            self.partial.replace(self.path)
+            sync_folder(self.path.parent)
         except OSError as error:
             raise BagError(f'{self.partial} cannot be finished: {error}; its messages can still be read.') from error
         return self.path
@@ -260,12 +257,3 @@ class BagWriter:
             'custom_data': self.custom or None,
             'ros_distro': os.environ.get('ROS_DISTRO', 'jazzy'),
         }
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform != 'win32':
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

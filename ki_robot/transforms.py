@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_common.errors import shown
+from ki_common.files import read_json
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.messages.images import Image
@@ -109,12 +110,7 @@ def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
 
 def load_stats(path: Path) -> dict[str, Stats]:
     """Reads what `save_stats` wrote."""
-    try:
-        data = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RobotError(f'{path} cannot be read as JSON: {error}.') from error
-    if not isinstance(data, dict):
-        raise RobotError(f'{path} holds {shown(data)}; a mapping of named statistics is needed.')
+    data = read_json(path, RobotError, 'compute the statistics anew')
     return {name: Stats.from_dict(each, f'{path}: {name}') for name, each in data.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ki.support.progress import progress
+from ki_common.files import read_json, write_text
 
 app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make knowledge data, take pictures.')
 
@@ -113,8 +114,7 @@ def expert(
         row['failed_seeds'] = [outcome.seed for outcome in report.outcomes if not outcome.success]
         table[name] = row
         print(_row(row))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(table, indent=1) + '\n', encoding='utf-8')
+    write_text(out, json.dumps(table, indent=1) + '\n')
 
 
 @app.command()
@@ -177,19 +177,9 @@ def film(
 
 def _table(path: Path) -> dict[str, Any]:
     """The rows that were measured before, by task: those that are not measured now are kept."""
-    import json
-
     from ki_sim.errors import SimError
 
-    if not path.exists():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise SimError(f'{path} is no table of the expert ({error}): give another file with --out') from error
-    if not isinstance(table, dict):
-        raise SimError(f'{path} is no table of the expert (it holds a {type(table).__name__}): give another with --out')
-    return table
+    return read_json(path, SimError, 'give another file with --out') if path.exists() else {}
 
 
 def _check_suffix(path: Path, known: tuple[str, ...]) -> None:

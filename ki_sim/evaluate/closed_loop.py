@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ki_common.files import write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
 from ki_sim.world.robot import CAMERAS, COLUMNS
@@ -109,8 +110,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + '\n', encoding='utf-8')
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + '\n')
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

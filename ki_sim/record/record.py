@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ki_common.files import atomic_file
 from ki_sim.errors import SimError
 from ki_sim.expert.scripted_expert import ScriptedExpert
 from ki_sim.tasks.tasks import Episode
@@ -156,11 +157,8 @@ def arrays(recording: Recording) -> dict[str, npt.NDArray[Any]]:
 def save(recording: Recording, path: str | Path) -> Path:
     """Write a recording as one .npz, whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    with partial.open('wb') as stream:
-        np.savez(stream, **arrays(recording))  # type: ignore[arg-type]
-    partial.replace(path)
+    with atomic_file(path) as file:
+        np.savez(file, **arrays(recording))  # type: ignore[arg-type]
     return path
 
 

@@ -18,6 +18,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
+from ki_common.files import atomic_file, write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks.tasks import DEMO_COLOURS, DEMO_KINDS
 from ki_sim.vqa.boxes import SHARP, Box, box_of, cells_of
@@ -293,13 +294,12 @@ def write(
     for count in parallel(_write_part, work, workers):
         for _ in range(count if progress is not None else 0):
             progress()  # type: ignore[misc]
-    partial, lines = out / f'{split}.jsonl.partial', 0
-    with partial.open('w', encoding='utf-8') as stream:
+    lines = 0
+    with atomic_file(out / f'{split}.jsonl') as file:
         for _, first, last, *_ in work:
-            text = _part(out, split, first, last, image_size, arrangements).read_text(encoding='utf-8')
-            lines += text.count('\n')
-            stream.write(text)
-    partial.replace(out / f'{split}.jsonl')
+            part = _part(out, split, first, last, image_size, arrangements).read_bytes()
+            lines += part.count(b'\n')
+            file.write(part)
     return lines
 
 
@@ -321,13 +321,10 @@ def _write_part(work: tuple[str, int, int, str, int, int]) -> int:
         return last - first
     photographer = Photographer(image_size)
     (out / 'images' / _sized(split, image_size)).mkdir(parents=True, exist_ok=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
     text = []
     for seed in range(first, last):
         for image, lines in scene_lines(seed, split, photographer, arrangements):
             (out / lines[0]['image']).write_bytes(jpeg(image, 92))
             text += [json.dumps(line, sort_keys=True) + '\n' for line in lines]
-    partial = part.with_name(part.name + '.partial')
-    partial.write_text(''.join(text), encoding='utf-8')
-    partial.replace(part)
+    write_text(part, ''.join(text))
     return last - first

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ki_common.files import read_json, sha256_of
 from ki_vla.errors import VlaError
 
 FOLDER, PARITY, WEIGHTS = 'onnx', 'parity.json', 'weights.data'
@@ -63,13 +64,11 @@ def read_parity(bundle: Path) -> dict[str, Any]:
     path = bundle / FOLDER / PARITY
     if not path.is_file():
         return {}
-    try:
-        table = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise VlaError(f'{path}: cannot be read as JSON ({error}); export again.') from error
-    if not isinstance(table, dict) or table.get('format') != FORMAT or not isinstance(table.get('precisions'), dict):
+    table = read_json(path, VlaError, 'export again')
+    found = table.get('precisions')
+    if table.get('format') != FORMAT or not isinstance(found, dict):
         raise VlaError(f'{path}: is of another version; export again.')
-    return table['precisions']
+    return found
 
 
 def find_export(bundle: Path, digest: str, precision: str) -> Export:
@@ -117,12 +116,10 @@ def check_file(path: Path, size: int, digest: str, mend: str) -> None:
     Raises:
         VlaError: it is missing, cut short or changed.
     """
-    from ki_vla.policy.bundle import sha256
-
     if not path.is_file():
         raise VlaError(f'{path}: is missing; {mend}')
     found = path.stat().st_size
     if found != size:
         raise VlaError(f'{path}: has {found} bytes where {size} were written; it was cut short or changed; {mend}')
-    if size <= HASHED_BYTES and sha256(path) != digest:
+    if size <= HASHED_BYTES and sha256_of(path) != digest:
         raise VlaError(f'{path}: is not the file that was checked against torch; {mend}')

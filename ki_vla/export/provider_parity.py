@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ki_common.files import write_text
 from ki_vla.engine.exported import Export
 from ki_vla.engine.interface import Shape, example_inputs, prompt_buckets
 from ki_vla.engine.onnx import OnnxRunner
@@ -97,9 +97,7 @@ def _kept(path: Path, target: dict[str, str]) -> dict[str, dict[str, float]] | N
 
 
 def _keep(path: Path, table: dict[str, object]) -> None:
-    partial = path.with_name(f'.{path.name}.partial-{os.getpid()}')
     try:
-        partial.write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-        partial.replace(path)
+        write_text(path, json.dumps(table, indent=2, sort_keys=True) + '\n')
     except OSError as error:
         log.warning('%s: cannot be written (%s), so the next start checks again', path, error.strerror)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,13 +21,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ki_common.files import atomic_folder, sha256_of
 from ki_vla.engine.exported import PARITY, Export
 from ki_vla.engine.interface import Shape, example_inputs, prompt_buckets, telling_memory
 from ki_vla.engine.onnx import OnnxRunner, check_provider
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.source import of_bundle
-from ki_vla.policy.bundle import Bundle, sha256
+from ki_vla.policy.bundle import Bundle
 
 FOLDER, TABLE = 'engines', 'engine.json'
 
@@ -71,7 +71,7 @@ def target_of(bundle: Bundle, export: Export, machine: tuple[str, str, str]) -> 
     """The target for a bundle's graphs on a machine."""
     graphs = hashlib.sha256()
     for path in sorted(export.folder.glob('*.onnx')):
-        graphs.update(f'{path.name} {sha256(path)}\n'.encode())
+        graphs.update(f'{path.name} {sha256_of(path)}\n'.encode())
     return Target(*machine, bundle.digest, f'{export.precision} {graphs.hexdigest()[:16]}')
 
 
@@ -188,16 +188,13 @@ def build_engine(
     """
     target = target_of(bundle, export, machine or this_machine())
     folder = bundle.folder / FOLDER / target.key
-    partial = folder.parent / f'.{target.key}.partial-{os.getpid()}'
     tell, begin = progress or (lambda line: None), time.perf_counter()
     make = runner or partial(open_runner, export)
     config, views = bundle.config, len(bundle.contract.cameras)
     given = parity.reference(of_bundle(bundle), export.steps, export.kinds, Shape(views, prompt_buckets(config)[0]))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with atomic_folder(folder) as engines:
         with telling_memory('building a TensorRT engine'):
-            running = make(partial)
+            running = make(engines)
             for bucket in prompt_buckets(config):
                 shape = Shape(views, bucket)
                 tell(f'{time.perf_counter() - begin:6.0f} s  building for {views} views, {bucket} prompt slots')
@@ -211,10 +208,6 @@ def build_engine(
             PARITY.split('.')[0]: found,
             'seconds': round(time.perf_counter() - begin, 1),
         }
-        (partial / TABLE).write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (engines / TABLE).write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')
     tell(f'{time.perf_counter() - begin:6.0f} s  engine kept in {folder}')
     return folder

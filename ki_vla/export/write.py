@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import time
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ki_common.files import atomic_folder, sha256_of, write_text
 from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, STAGES, WEIGHTS, Export, find_export, read_parity
 from ki_vla.engine.interface import telling_memory
 from ki_vla.engine.onnx import check_provider
@@ -20,7 +20,7 @@ from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
-from ki_vla.policy.bundle import Bundle, sha256
+from ki_vla.policy.bundle import Bundle
 
 
 def export_onnx(
@@ -59,12 +59,9 @@ def export_onnx(
     if device != 'cpu':
         check_provider(device)
     target = bundle.folder / FOLDER / precision
-    partial = target.parent / f'.{precision}.partial-{os.getpid()}'
     tell = progress or (lambda line: None)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        with telling_memory('exporting'):
+        with atomic_folder(target) as partial, telling_memory('exporting'):
             export, found = _make(
                 source or of_bundle(bundle),
                 partial,
@@ -76,26 +73,24 @@ def export_onnx(
                 _metadata(bundle, precision),
                 _ready(bundle, steps, kinds) if precision == 'int8' else None,
             )
-        entry = {
-            'bundle': bundle.digest,
-            'contract': bundle.contract.hash,
-            'opset': OPSET,
-            'steps': steps,
-            'kinds': list(kinds),
-            'state_token': export.state_token,
-            'device': device,
-            'tolerance': parity.said(precision),
-            'parity': found,
-            'made_with': _versions(),
-            'files': {
-                path.name: {'bytes': path.stat().st_size, 'sha256': sha256(path)} for path in sorted(partial.iterdir())
-            },
-        }
-        _put_in_place(partial, target, entry, bundle.folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if not any(target.parent.iterdir()):
             target.parent.rmdir()
+    files = {path.name: {'bytes': path.stat().st_size, 'sha256': sha256_of(path)} for path in sorted(target.iterdir())}
+    entry = {
+        'bundle': bundle.digest,
+        'contract': bundle.contract.hash,
+        'opset': OPSET,
+        'steps': steps,
+        'kinds': list(kinds),
+        'state_token': export.state_token,
+        'device': device,
+        'tolerance': parity.said(precision),
+        'parity': found,
+        'made_with': _versions(),
+        'files': files,
+    }
+    _enter(bundle.folder, precision, entry)
     return find_export(bundle.folder, bundle.digest, precision)
 
 
@@ -188,20 +183,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _put_in_place(partial: Path, target: Path, entry: dict[str, Any], bundle: Path) -> None:
-    """Rename into place; the table is written last, so that it never speaks of files that are not there yet."""
-    old = target.parent / f'.{target.name}.old-{os.getpid()}'
+def _enter(bundle: Path, precision: str, entry: dict[str, Any]) -> None:
+    """Enter an export into the table: last, so that the table never names files that are not there yet."""
     try:
         table = read_parity(bundle)
     except VlaError:  # an unreadable table speaks for nothing
         table = {}
-    if target.exists():
-        target.replace(old)
-    partial.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
-    table[target.name] = entry
-    path = bundle / FOLDER / PARITY
-    temporary = path.with_name(f'.{PARITY}.partial-{os.getpid()}')
+    table[precision] = entry
     text = json.dumps({'format': FORMAT, 'precisions': table}, indent=2, sort_keys=True, allow_nan=False)
-    temporary.write_text(text + '\n', encoding='utf-8')
-    temporary.replace(path)
+    write_text(bundle / FOLDER / PARITY, text + '\n')

@@ -6,10 +6,10 @@ has tensors of the same shapes and would run, wrongly, with any.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ki_common.files import read_json
 from ki_vla.errors import VlaError
 
 HORIZONS = ('chunk_size', 'action_horizon')
@@ -44,12 +44,7 @@ def describe(source: str | Path) -> Described:
     path = (source if source.is_dir() else source.parent) / 'config.json'
     if not path.is_file():
         return Described(path)
-    try:
-        said = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise VlaError(f'{path}: not a readable policy configuration ({error}).') from error
-    if not isinstance(said, dict):
-        raise VlaError(f'{path}: not a readable policy configuration (no table of names and values).')
+    said = read_json(path, VlaError, 'give the configuration of the policy, or remove the file')
     field = next((name for name in HORIZONS if said.get(name) is not None), None)
     horizon = None if field is None else said[field]
     if horizon is not None and (not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1):

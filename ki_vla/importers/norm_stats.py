@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_common.files import read_json
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.transforms import Stats
@@ -41,11 +42,7 @@ def read_norm_stats(path: str | Path, contract: Contract, *, quantiles: bool = T
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
-    parts = data.get('norm_stats') if isinstance(data, dict) else None
+    parts = read_json(path, VlaError).get('norm_stats')
     if not isinstance(parts, dict):
         raise VlaError(f'{path}: has no table norm_stats; it is not a file of openpi.')
     return (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ki_common.files import atomic_file
 from ki_vla.errors import VlaError
 
 PIECE_BYTES = 32 * 2**20
@@ -118,30 +118,12 @@ def write_tensors(
     Raises:
         VlaError: a tensor gave more or fewer numbers than its shape says.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    try:
-        with partial.open('wb') as file:
-            file.write(_header(shapes, dtype, metadata))
-            for name, shape in shapes.items():
-                written = sum(_write_piece(file, piece, dtype) for piece in pieces(name))
-                if written != math.prod(shape):
-                    raise VlaError(f'{path}: {name} gave {written} numbers, its shape {shape} has {math.prod(shape)}.')
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created or renamed in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with atomic_file(path) as file:
+        file.write(_header(shapes, dtype, metadata))
+        for name, shape in shapes.items():
+            written = sum(_write_piece(file, piece, dtype) for piece in pieces(name))
+            if written != math.prod(shape):
+                raise VlaError(f'{path}: {name} gave {written} numbers, its shape {shape} has {math.prod(shape)}.')
 
 
 def _info(path: Path, name: str, entry: dict[str, Any], data_start: int, size: int) -> TensorInfo:

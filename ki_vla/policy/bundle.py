@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 import yaml
 
 from ki_common.errors import KiError
+from ki_common.files import atomic_folder, read_json, sha256_of
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import Stats, load_stats, save_stats
 from ki_vla.errors import VlaError
@@ -33,7 +33,6 @@ from ki_vla.importers.mapping import our_shapes
 from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
 from ki_vla.model.config import ModelConfig
 from ki_vla.objective.recipes import HEAD
-from ki_vla.policy.atomic_dir import partial_of, put_in_place, remove_leftovers, sync_tree
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving
@@ -183,21 +182,12 @@ def write_bundle(
         raise VlaError(f'bundle name {name!r}: must not be empty nor contain "@", "/" or blanks.')
     if folder.exists() and not overwrite:
         raise VlaError(f'{folder} exists; choose another folder or ask for it to be overwritten.')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(folder)
-    remove_leftovers(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
+    with atomic_folder(folder) as partial:
         _write_weights(partial / WEIGHTS_FILE, weights, processor.config, dtype)
         _write_parts(partial, processor, serving, recipe or {})
         files = {path: _entry(partial / path) for path in _parts(partial)}
         manifest = {'format': FORMAT, 'name': name, 'files': files, 'provenance': dict(provenance or {})}
         _write_json(partial / MANIFEST, manifest)
-        sync_tree(partial)
-        put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return load_bundle(folder, verify=False)
 
 
@@ -216,7 +206,7 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     manifest = _read_manifest(folder)
     for path, entry in manifest['files'].items():
         _check_file(folder, path, entry, verify)
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, VlaError)
     try:
         model, processing = ModelConfig.from_dict(config['model']), Processing.from_dict(config['processing'])
         serving = Serving.from_dict(config.get('serving'), model.horizon)
@@ -286,7 +276,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise VlaError(f'{folder}: no {MANIFEST} in it; this is not a bundle, or its writing was interrupted.')
-    manifest = _read_json(path)
+    manifest = read_json(path, VlaError)
     if manifest.get('format') != FORMAT:
         raise VlaError(f'{path}: format {manifest.get("format")!r}; this version reads {FORMAT}.')
     files, name = manifest.get('files'), manifest.get('name')
@@ -311,7 +301,7 @@ def _check_file(folder: Path, path: str, entry: Any, verify: bool) -> None:
     size = file.stat().st_size
     if size != entry['bytes']:
         raise VlaError(f'{file}: has {size} bytes, the manifest says {entry["bytes"]}; it was changed or cut short.')
-    if verify and (found := sha256(file)) != entry['sha256']:
+    if verify and (found := sha256_of(file)) != entry['sha256']:
         raise VlaError(f'{file}: sha256 {found[:12]}... is not the {str(entry["sha256"])[:12]}... of the manifest.')
 
 
@@ -351,7 +341,7 @@ def _parts(folder: Path) -> list[str]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {'bytes': path.stat().st_size, 'sha256': sha256(path)}
+    return {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
 
 
 def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -360,24 +350,5 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode('utf-8')).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + '\n', encoding='utf-8')
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
-    if not isinstance(data, dict):
-        raise VlaError(f'{path}: must hold a table, holds {type(data).__name__}.')
-    return data

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_common.files import read_json
 from ki_vla.errors import VlaError
 from ki_vla.tokens.fast import FastCodec
 from ki_vla.tokens.naive import NaiveCodec
@@ -40,11 +41,7 @@ def save_codec(codec: ActionCodec, path: str | Path) -> None:
 
 def load_codec(path: str | Path) -> ActionCodec:
     """Read fast.json."""
-    try:
-        data = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise VlaError(f'{path}: cannot be read as JSON ({error}).') from error
-    return codec_from_dict(data)
+    return codec_from_dict(read_json(Path(path), VlaError))
 
 
 @dataclass(frozen=True)

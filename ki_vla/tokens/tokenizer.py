@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ki_common.files import read_json
 from ki_vla.errors import VlaError
 from ki_vla.tokens.bpe import read_bpe
 from ki_vla.tokens.vocabulary import (
@@ -84,13 +85,7 @@ class TextTokenizer:
 def load_tokenizer(folder: str | Path) -> TextTokenizer:
     """Read what `save` wrote."""
     folder = Path(folder)
-    try:
-        layout = json.loads((folder / VOCABULARY_FILE).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise VlaError(f'{folder / VOCABULARY_FILE}: cannot be read as JSON ({error}).') from error
-    if not isinstance(layout, dict):
-        raise VlaError(f'{folder / VOCABULARY_FILE}: must hold an object.')
-    vocabulary = Vocabulary.from_dict(layout)
+    vocabulary = Vocabulary.from_dict(read_json(folder / VOCABULARY_FILE, VlaError))
     tokenizer = _read(folder / TOKENIZER_FILE)
     if tokenizer.token_to_id('<eos>') != vocabulary.eos or tokenizer.token_to_id('|') != vocabulary.bar:
         raise VlaError(f'{folder}: {TOKENIZER_FILE} and {VOCABULARY_FILE} disagree about the ids of <eos> and |.')

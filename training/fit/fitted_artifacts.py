@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ki_common.errors import KiError
+from ki_common.files import atomic_folder
 from ki_robot.transforms import Stats, load_stats, save_stats
 from ki_vla.policy.processor import Processor
 from ki_vla.tokens.actions import ActionCodec, load_codec, save_codec
@@ -47,20 +47,16 @@ class Parts:
 
 def save_parts(folder: Path, parts: Parts) -> None:
     """Writes them in place of those that are there, whole or not at all; a disk that is full raises OSError."""
-    partial = folder.with_name(folder.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_stats(partial / STATS, parts.stats)
-    (partial / OTHERS).mkdir()
-    for name, stats in parts.others.items():
-        save_stats(partial / OTHERS / f'{name}.json', stats)
-    parts.tokenizer.save(partial / TOKENIZER)
-    if parts.codec is not None:
-        save_codec(parts.codec, partial / CODEC)
-    if parts.fast is not None:
-        (partial / FIT).write_text(json.dumps(parts.fast.to_dict(), indent=1), encoding='utf-8')
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with atomic_folder(folder) as partial:
+        save_stats(partial / STATS, parts.stats)
+        (partial / OTHERS).mkdir()
+        for name, stats in parts.others.items():
+            save_stats(partial / OTHERS / f'{name}.json', stats)
+        parts.tokenizer.save(partial / TOKENIZER)
+        if parts.codec is not None:
+            save_codec(parts.codec, partial / CODEC)
+        if parts.fast is not None:
+            (partial / FIT).write_text(json.dumps(parts.fast.to_dict(), indent=1), encoding='utf-8')
 
 
 def load_parts(folder: Path) -> Parts:

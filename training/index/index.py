@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ import numpy as np
 from ki_bags.problems import Problem, Problems
 from ki_bags.reader import find_bags, open_bag
 from ki_common.errors import KiError
+from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
 from training.index.episodes import Options, episodes_of
@@ -37,6 +37,7 @@ from training.index.streams import collect, stream_rates
 FORMAT = 1
 INDEX = 'index.json'
 ENTRY = 'entry.json'
+READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 Progress = Callable[[int, int, str], None]
 
 
@@ -119,7 +120,7 @@ def index_bags(
         (out / 'bags').mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f'{out} cannot be made: {error.strerror}; choose another folder with --out.') from error
-    _sweep(out)
+    remove_leftovers(out / 'bags')
     known = _known(out, contract, options)
     rows: dict[int, dict[str, Any]] = {}
     jobs, numbers = [], []
@@ -161,16 +162,14 @@ def index_one(job: dict[str, Any]) -> dict[str, Any]:
     key = _key(digest, contract, options)
     folder = out / 'bags' / key
     if not (folder / ENTRY).is_file():
-        building = folder.with_name(f'{key}.tmp{os.getpid()}')
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
         try:
-            _build(path, digest, contract, options, building)
-            _publish(building, folder)
+            with atomic_folder(folder) as building:
+                _build(path, digest, contract, options, building)
+                for each in building.iterdir():
+                    each.chmod(READ_ONLY)
         except OSError as error:
-            shutil.rmtree(building, ignore_errors=True)
             raise TrainingError(f'{out} cannot be written: {error}; free space there and index again.') from error
-    return {'key': key, 'entry': hash_file(folder / ENTRY)}
+    return {'key': key, 'entry': sha256_of(folder / ENTRY)}
 
 
 def _build(path: Path, digest: str, contract: Contract, options: Options, folder: Path) -> None:
@@ -198,7 +197,7 @@ def _build(path: Path, digest: str, contract: Contract, options: Options, folder
     if not episodes:
         for each in folder.glob('*.images'):
             each.unlink()
-    files = {each.name: hash_file(each) for each in sorted(folder.iterdir())}
+    files = {each.name: sha256_of(each) for each in sorted(folder.iterdir())}
     _write_json(
         folder / ENTRY,
         {
@@ -222,7 +221,7 @@ def _give_up(job: dict[str, Any], why: str) -> dict[str, Any]:
     problem = Problem(str(path), '', 'refused', why)
     empty = {'path': str(path), 'sha256': '', 'messages': 0, 'episodes': [], 'streams': {}, 'files': {}}
     _write_json(folder / ENTRY, {**empty, 'problems': [problem.to_dict()]})
-    return {'key': key, 'entry': hash_file(folder / ENTRY)}
+    return {'key': key, 'entry': sha256_of(folder / ENTRY)}
 
 
 def load_index(folder: Path) -> Index:
@@ -247,7 +246,7 @@ def load_index(folder: Path) -> Index:
 
 def _load_entry(folder: Path, row: dict[str, Any]) -> Entry:
     path = folder / ENTRY
-    if hash_file(path) != row['entry']:
+    if sha256_of(path) != row['entry']:
         raise TrainingError(f'{path} was changed after it was written; remove its folder and run `ki data index`.')
     data = json.loads(path.read_text(encoding='utf-8'))
     episodes = tuple(EpisodeInfo(**{**each, 'texts': tuple(each['texts'])}) for each in data['episodes'])
@@ -273,7 +272,7 @@ def check_index(index: Index, deep: bool = False, progress: Progress | None = No
             file = entry.folder / name
             if not file.is_file():
                 problems.add(entry.path, name, 'index_lost', f'{file} is gone; index again')
-            elif hash_file(file) != digest:
+            elif sha256_of(file) != digest:
                 problems.add(entry.path, name, 'index_changed', f'{file} was changed; remove it and index again')
         if deep:
             problems.extend(_deep(index, entry))
@@ -302,23 +301,10 @@ def _deep(index: Index, entry: Entry) -> Iterator[Problem]:
                         yield Problem(entry.path, camera, 'undecodable', str(error))
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open('rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def hash_bag(path: Path) -> str:
     """sha256 over name and content of every file of a recording."""
     files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
-    return hashlib.sha256(json.dumps([[each.name, hash_file(each)] for each in files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([[each.name, sha256_of(each)] for each in files]).encode()).hexdigest()
 
 
 def signature(path: Path) -> list[list[Any]]:
@@ -348,32 +334,13 @@ def _may_stay(out: Path, row: dict[str, Any]) -> bool:
     """Whether an entry is the one that was written, and was read: a share that was away for a moment is tried again."""
     path = out / 'bags' / row['key'] / ENTRY
     try:
-        return hash_file(path) == str(row['entry']) and bool(json.loads(path.read_bytes())['sha256'])
+        return sha256_of(path) == str(row['entry']) and bool(json.loads(path.read_bytes())['sha256'])
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _write_json(path: Path, data: Any) -> None:
-    temporary = path.with_suffix(f'.tmp{os.getpid()}')
-    with temporary.open('w', encoding='utf-8') as stream:
-        json.dump(data, stream, indent=1, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _publish(building: Path, folder: Path) -> None:
-    """Makes files read-only, and the folder appear at once."""
-    for each in building.iterdir():
-        each.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
-
-
-def _sweep(out: Path) -> None:
-    """Removes what an indexing that was killed left behind."""
-    for each in (out / 'bags').glob('*.tmp*'):
-        shutil.rmtree(each, ignore_errors=True)
+    write_text(path, json.dumps(data, indent=1, allow_nan=False))
 
 
 def _prune(out: Path, keep: set[str]) -> None:

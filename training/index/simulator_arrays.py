@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problem
+from ki_common.files import atomic_folder, sha256_of
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
-from training.index.index import Entry, EpisodeInfo, Index, hash_file
+from training.index.index import Entry, EpisodeInfo, Index
 
 EPISODE = 'episode_000.npz'
 FORMAT = 2
@@ -41,7 +41,7 @@ def index_arrays(source: Path, contract: Contract, out: Path) -> Index:
 
 
 def _entry(path: Path, contract: Contract, out: Path) -> Entry:
-    digest = hash_file(path)
+    digest = sha256_of(path)
     key = hashlib.sha256(f'{FORMAT} {digest} {contract.hash}'.encode()).hexdigest()[:16]
     folder = out / 'arrays' / key
     try:
@@ -71,24 +71,21 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
         'text': np.zeros(steps, dtype=np.int64),
         'subtask': found['subtask'].astype(np.int64) + 1,
     }
-    partial = folder.with_name(folder.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    about: dict[str, Any] = {'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'texts': texts}
+    about['outcome'] = 'success' if meta.get('success', True) else 'failure'
     blob, offset, cameras = found['jpeg'].tobytes(), found['offset'], [str(name) for name in found['cameras']]
-    for camera in contract.camera_names:
-        view = cameras.index(camera)
-        lengths = (offset[:, view + 1] - offset[:, view]).astype(np.int64)
-        pieces = [blob[int(row[view]) : int(row[view + 1])] for row in offset]
-        (partial / f'{camera}.images').write_bytes(b''.join(pieces))
-        arrays[f'{camera}.stamp'] = arrays['stamps']
-        arrays[f'{camera}.offset'] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-        arrays[f'{camera}.length'] = lengths
-    np.savez(partial / EPISODE, **arrays)
-    outcome = 'success' if meta.get('success', True) else 'failure'
-    files = {each.name: hash_file(each) for each in sorted(partial.iterdir())}
-    about = {'files': files, 'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'outcome': outcome, 'texts': texts}
-    (partial / 'about.json').write_text(json.dumps(about), encoding='utf-8')
-    partial.replace(folder)
+    with atomic_folder(folder) as partial:
+        for camera in contract.camera_names:
+            view = cameras.index(camera)
+            lengths = (offset[:, view + 1] - offset[:, view]).astype(np.int64)
+            pieces = [blob[int(row[view]) : int(row[view + 1])] for row in offset]
+            (partial / f'{camera}.images').write_bytes(b''.join(pieces))
+            arrays[f'{camera}.stamp'] = arrays['stamps']
+            arrays[f'{camera}.offset'] = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+            arrays[f'{camera}.length'] = lengths
+        np.savez(partial / EPISODE, **arrays)
+        about['files'] = {each.name: sha256_of(each) for each in sorted(partial.iterdir())}
+        (partial / 'about.json').write_text(json.dumps(about), encoding='utf-8')
 
 
 def _read(path: Path, contract: Contract) -> dict[str, NDArray[Any]]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
+from ki_common.files import read_json
 from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
 
@@ -88,7 +89,7 @@ class LerobotDataset:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.problems = Problems()
-        self.info = self._json('meta/info.json')
+        self.info = read_json(self.folder / 'meta/info.json', TrainingError, 'name the folder of a LeRobot dataset')
         self.version = str(self.info.get('codebase_version'))
         if self.version not in VERSIONS:
             raise TrainingError(
@@ -187,16 +188,6 @@ class LerobotDataset:
                 f'{clip.file}: {clip.column} of episode {clip.episode} does not decode after {given} pictures '
                 f'({type(error).__name__}: {error}).'
             ) from error
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        try:
-            found = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise TrainingError(f'{path} cannot be read: {error}; name the folder of a LeRobot dataset.') from error
-        if not isinstance(found, dict):
-            raise TrainingError(f'{path} holds no mapping; name the folder of a LeRobot dataset.')
-        return found
 
     def _names(self, key: str) -> tuple[str, ...]:
         """Names of the columns, which datasets keep as a list, a list of a list, or a mapping of a list."""

@@ -6,7 +6,6 @@ matched by name; a contract for a dataset that has none is made from its metadat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ki_bags.errors import BagError
 from ki_bags.problems import Problems
 from ki_bags.writer import BagWriter
 from ki_common.errors import KiError
+from ki_common.files import read_json
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import interface_of, is_column, twist_axis_of
 from training.errors import TrainingError
@@ -90,7 +90,7 @@ def contract_of(dataset: LerobotDataset) -> Contract:
     """The contract that our own export left behind, or one made from names and extremes, for someone to check."""
     ours = dataset.folder / 'meta' / 'contract.json'
     if ours.is_file():
-        return Contract.parse(json.loads(ours.read_text(encoding='utf-8')), str(ours))
+        return Contract.parse(read_json(ours, TrainingError), str(ours))
     first = [dataset.episode(number) for number in dataset.numbers]
     if not first:
         raise TrainingError(f'{dataset.folder} has no episode on disk.')

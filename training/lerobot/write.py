@@ -9,8 +9,6 @@ or no command was known, are left out: what lies before and after become episode
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
+from ki_common.files import atomic_folder
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
@@ -78,26 +77,38 @@ def to_lerobot(
     Raises:
         TrainingError: The folder exists, the rate is no whole number, or no episode is left.
     """
-    contract = index.contract
-    fps = round(contract.rate_hz)
-    if fps != contract.rate_hz:
-        raise TrainingError(f'{contract.name} has rate_hz {contract.rate_hz:g}; LeRobot keeps whole frames a second.')
-    partial = out.with_name(out.name + '.partial')
+    fps = round(index.contract.rate_hz)
+    if fps != index.contract.rate_hz:
+        raise TrainingError(
+            f'{index.contract.name} has rate_hz {index.contract.rate_hz:g}; LeRobot keeps whole frames a second.'
+        )
     if out.exists():
         raise TrainingError(f'{out} exists already; choose another folder.')
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / 'meta').mkdir(parents=True)
-    problems = Problems()
+    with atomic_folder(out) as folder:
+        return _write(index, folder, fps, codec, outcomes, workers, progress)
+
+
+def _write(
+    index: Index,
+    folder: Path,
+    fps: int,
+    codec: str,
+    outcomes: tuple[str, ...],
+    workers: int,
+    progress: Progress | None,
+) -> Problems:
+    contract, problems = index.contract, Problems()
+    (folder / 'meta').mkdir()
     data = EpisodeDataset(index, horizon=1, outcomes=outcomes, resize=False)
     stretches = list(_stretches(data, problems))
     cameras = _common_cameras(data, stretches, contract, problems)
     if not stretches:
         raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
     writing = _Writing()
-    videos = {camera: _Videos(partial, IMAGES + camera, fps, codec) for camera in cameras}
+    videos = {camera: _Videos(folder, IMAGES + camera, fps, codec) for camera in cameras}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for place, stretch in enumerate(stretches):
-            row, stats = _numbers(data, stretch, place, fps, writing, partial)
+            row, stats = _numbers(data, stretch, place, fps, writing, folder)
             arrays = data.arrays(stretch.number)
             entry = index.episodes[stretch.number][0]
             jobs = {
@@ -116,8 +127,7 @@ def to_lerobot(
     writing.parquet.close()
     for each in videos.values():
         each.close()
-    _write_meta(partial, contract, fps, cameras, videos, writing)
-    os.replace(partial, out)
+    _write_meta(folder, contract, fps, cameras, videos, writing)
     return problems
 
 

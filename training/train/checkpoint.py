@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ki_common.files import atomic_folder, remove_leftovers
 from training.errors import TrainingError
 from training.train.lora import merged
 
@@ -48,27 +48,18 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Pat
         TrainingError: the disk takes no more, or cannot be written.
     """
     final = folder / f'{checkpoint.step:08d}'
-    partial = folder / f'.{final.name}.partial'
+    remove_leftovers(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob('.*.partial'):
-            shutil.rmtree(leftover)
-        partial.mkdir()
-        save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, partial / WEIGHTS)
-        if checkpoint.average is not None:
-            save_file({name: value.contiguous() for name, value in checkpoint.average.items()}, partial / AVERAGE)
-        torch.save(checkpoint.optimiser, partial / OPTIMISER)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        state = {'format': FORMAT, 'step': checkpoint.step, 'files': sizes, **checkpoint.state}
-        (partial / STATE).write_text(json.dumps(state, indent=1, sort_keys=True, allow_nan=False), encoding='utf-8')
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.replace(final)
-        _sync(folder)
+        with atomic_folder(final) as partial:
+            save_file({name: value.contiguous() for name, value in checkpoint.weights.items()}, partial / WEIGHTS)
+            if checkpoint.average is not None:
+                save_file({name: value.contiguous() for name, value in checkpoint.average.items()}, partial / AVERAGE)
+            torch.save(checkpoint.optimiser, partial / OPTIMISER)
+            sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+            state = {'format': FORMAT, 'step': checkpoint.step, 'files': sizes, **checkpoint.state}
+            text = json.dumps(state, indent=1, sort_keys=True, allow_nan=False)
+            (partial / STATE).write_text(text, encoding='utf-8')
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
-        shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
             f'{final} cannot be written: {error}; free space there. Checkpoints before it are whole.'
         ) from error
@@ -150,11 +141,3 @@ def _flat(data: Any, where: str = '') -> Any:
             yield from _flat(value, f'{where}.{key}' if where else str(key))
     else:
         yield where, data
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ki_common.files import write_text
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             kept = [line for line in read_metrics(folder) if line['step'] <= step]
             # Beside the file and not over it: a disk that is full must not take the lines that are there.
-            partial = folder / f'{METRICS}.partial'
-            partial.write_text(''.join(json.dumps(line) + '\n' for line in kept), encoding='utf-8')
-            partial.replace(folder / METRICS)
+            write_text(folder / METRICS, ''.join(json.dumps(line) + '\n' for line in kept))
             self._file = (folder / METRICS).open('ab', buffering=0)
         except OSError as error:
             raise TrainingError(f'{folder} cannot be written: {error}; free space there.') from error
@@ -178,7 +177,4 @@ def origin(data_hash: str) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """JSON for people and tools, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True) + '\n', encoding='utf-8')
-    partial.replace(path)
+    write_text(path, json.dumps(data, indent=1, sort_keys=True) + '\n')

@@ -14,7 +14,7 @@ from ki_vla.engine.exported import Export, find_export
 from ki_vla.engine.onnx import OnnxRunner
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
-from ki_vla.export import parity
+from ki_vla.export import parity, provider_parity
 from ki_vla.export.provider_parity import require_parity
 from ki_vla.policy.bundle import Bundle
 
@@ -90,7 +90,7 @@ def test_a_bundle_that_cannot_be_written_to_is_checked_at_every_start(
     def read_only(*_: object, **__: object) -> None:
         raise OSError(30, 'Read-only file system')
 
-    monkeypatch.setattr(Path, 'write_text', read_only)
+    monkeypatch.setattr(provider_parity, 'write_text', read_only)
     with caplog.at_level(logging.WARNING):
         require_parity(*case, 'cpu')
     assert f'{KEPT}: cannot be written (Read-only file system), so the next start checks again' in caplog.text

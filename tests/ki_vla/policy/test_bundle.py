@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ki_common import files
+from ki_common.files import sha256_of
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
-from ki_vla.policy import atomic_dir
 from ki_vla.policy import bundle as bundle_module
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.untrained import untrained_processor, write_untrained
@@ -131,7 +132,7 @@ def rewrite(folder, name, change):
     data = json.loads((folder / name).read_text())
     change(data)
     (folder / name).write_text(json.dumps(data))
-    entry = {'bytes': (folder / name).stat().st_size, 'sha256': bundle_module.sha256(folder / name)}
+    entry = {'bytes': (folder / name).stat().st_size, 'sha256': sha256_of(folder / name)}
     edit_manifest(folder, lambda m: m['files'].update({name: entry}))
 
 
@@ -236,14 +237,14 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(copy):
     assert [path.name for path in copy.parent.iterdir()] == ['arm']
 
 
-@pytest.mark.parametrize('step', ['_write_weights', '_write_parts', '_write_json', 'sync_tree', 'put_in_place'])
+@pytest.mark.parametrize('step', ['_write_weights', '_write_parts', '_write_json', '_sync_tree', '_put_in_place'])
 def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monkeypatch, step):
     before = load_bundle(copy).policy_id
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_module, step, stop)
+    monkeypatch.setattr(bundle_module if hasattr(bundle_module, step) else files, step, stop)
     with pytest.raises(KeyboardInterrupt):
         write_untrained(copy, CONTRACT, seed=5, overwrite=True)
     monkeypatch.undo()
@@ -253,8 +254,8 @@ def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monke
 
 @pytest.mark.parametrize('exchange', [True, False])
 def test_overwriting_works_with_and_without_an_atomic_exchange(copy, monkeypatch, exchange):
-    swap = atomic_dir._exchange
-    monkeypatch.setattr(atomic_dir, '_exchange', lambda one, other: exchange and swap(one, other))
+    swap = files._exchange
+    monkeypatch.setattr(files, '_exchange', lambda one, other: exchange and swap(one, other))
     before = load_bundle(copy).policy_id
     after = write_untrained(copy, CONTRACT, seed=5, overwrite=True).policy_id
     assert load_bundle(copy).policy_id == after != before
@@ -273,11 +274,10 @@ def test_a_killed_writer_leaves_the_old_bundle_and_the_next_one_tidies_up(copy):
 
 KILLED = """
 import os, signal, sys
-from dataclasses import replace
 from ki_robot.contract.contract import load_contract
-from ki_vla.policy import bundle
+from ki_common import files
 from ki_vla.policy.untrained import write_untrained
-bundle.sync_tree = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+files._sync_tree = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 write_untrained(sys.argv[1], load_contract('arm_single').replace(horizon=12), seed=5, overwrite=True)
 """
 

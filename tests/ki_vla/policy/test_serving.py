@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from ki_common.files import sha256_of
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
-from ki_vla.policy.bundle import Bundle, load_bundle, sha256, write_bundle
+from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.serving import Serving
 from ki_vla.policy.untrained import write_untrained
 
@@ -36,7 +37,7 @@ def test_a_bundle_without_the_section_has_the_defaults(written, tmp_path):
     del plain['serving']
     config.write_text(json.dumps(plain))
     listed = json.loads(manifest.read_text())
-    listed['files']['config.json'] = {'bytes': config.stat().st_size, 'sha256': sha256(config)}
+    listed['files']['config.json'] = {'bytes': config.stat().st_size, 'sha256': sha256_of(config)}
     manifest.write_text(json.dumps(listed))
     assert load_bundle(bundle.folder).serving == Serving('latest', HORIZON // 2, denoise_steps=10, max_delay=0)
 

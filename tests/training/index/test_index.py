@@ -356,11 +356,11 @@ def test_raw_pictures_are_stored_without_loss(toy: Contract, tmp_path: Path, scr
 def test_a_killed_indexing_leaves_nothing_that_looks_whole(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     out = tmp_path / 'index'
     path = make_bag()
-    (out / 'bags' / 'abc.tmp123').mkdir(parents=True)
+    (out / 'bags' / f'.abc.partial-{2**22 + 1}').mkdir(parents=True)  # beyond the highest process id of Linux
     with pytest.raises(TrainingError, match='run `ki data index` first'):
         load_index(out)
     index_bags(path, toy, out)
-    assert not list((out / 'bags').glob('*.tmp*'))
+    assert not list((out / 'bags').glob('*partial*'))
     assert sum(1 for _ in open_bag(path).messages()) == index_bags(path, toy, out).entries[0].messages
 
 

@@ -84,8 +84,9 @@ def test_a_run_goes_on_when_a_checkpoint_on_the_way_cannot_be_written(
 
 
 def test_leftovers_of_a_writer_that_was_killed_are_not_read_and_go_with_the_next(tmp_path: Path) -> None:
-    (tmp_path / '.00000003.partial').mkdir()
-    (tmp_path / '.00000003.partial' / WEIGHTS).write_bytes(b'half')
+    leftover = tmp_path / f'.00000003.partial-{2**22 + 1}'  # beyond the highest process id of Linux
+    leftover.mkdir()
+    (leftover / WEIGHTS).write_bytes(b'half')
     assert checkpoints(tmp_path) == []
     write_checkpoint(tmp_path, made(6))
     assert [path.name for path in tmp_path.iterdir()] == ['00000006']
