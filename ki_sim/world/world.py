@@ -168,7 +168,7 @@ class World:
             raise SimError(f'an action has {len(COLUMNS)} numbers ({COLUMNS[0]} ... {COLUMNS[-1]}), got {row.size}')
         for offset, side in ((0, 'left'), (7, 'right')):
             # From where the arm is commanded to be: without a point there its controller would lead there too fast.
-            points = (Point(0, self.arms[side].commanded), Point(STEP_NS, row[offset : offset + 6].tolist()))
+            points = (Point(0, self.arms[side].commanded.tolist()), Point(STEP_NS, row[offset : offset + 6].tolist()))
             self.command_arm(side, Trajectory(ARM_JOINTS[side], points))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
