@@ -32,6 +32,51 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# With several workers (`make test`) a file goes whole to whichever worker is free. Two groups of files stay together.
+# Live: these start robots, nodes and simulators that keep time. One worker runs them one after the other, and the
+# others give way to it. Exports: these share one set of ONNX graphs, which takes long to make.
+LIVE = (
+    'tests/faults/',
+    'tests/ki/commands/test_bag.py',
+    'tests/ki/commands/test_demo.py',
+    'tests/ki/commands/test_topic.py',
+    'tests/ki/commands/test_up.py',
+    'tests/ki/support/test_policy_stack.py',
+    'tests/ki_policy_node/executor/test_executor_node.py',
+    'tests/ki_policy_node/policy/test_policy_node.py',
+    'tests/ki_policy_node/recorder/test_recorder_node.py',
+    'tests/ki_policy_node/replay/test_live_parity.py',
+    'tests/ki_sim/node/test_realtime.py',
+    'tests/ki_sim/node/test_sim_node.py',
+    'tests/ros/',
+)
+EXPORTS = ('tests/ki_vla/engine/', 'tests/ki_vla/export/')
+LIVE_WORKER = 'gw0'
+if os.environ.get('PYTEST_XDIST_WORKER', LIVE_WORKER) != LIVE_WORKER:
+    os.nice(5)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distributes files over workers, the live ones to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            groups = {'live': LIVE, 'exports': EXPORTS}
+            file = nodeid.partition('::')[0]
+            return next((name for name, files in groups.items() if file.startswith(files)), file)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            """Takes the next off the queue: 'live' is the first for its worker, and the last for others."""
+            for name in ('exports', 'live'):
+                if name in self.workqueue:
+                    self.workqueue.move_to_end(name, last=name == 'live' and node.gateway.id != LIVE_WORKER)
+            super()._assign_work_unit(node)
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     """The folder of the project."""

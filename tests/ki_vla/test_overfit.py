@@ -1,10 +1,14 @@
-"""A tiny model learns 32 samples by heart: language, action tokens and continuous actions, all at once."""
+"""A tiny model learns 32 samples by heart: language, action tokens and continuous actions, all at once.
+
+Quick, and with wider bounds, tests/training/evaluate/test_held_out.py learns by heart through a whole run.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
 from ki_vla.model.config import preset
@@ -27,6 +31,7 @@ def _samples(generator: torch.Generator) -> Batch:
     return replace(random_batch(config, 32, targets=6), actions_BHA=chunks)
 
 
+@pytest.mark.slow
 def test_ours_learns_32_samples_by_heart() -> None:
     generator = torch.Generator().manual_seed(0)
     model = initialise(KiVla(preset('tiny')), generator)

@@ -188,6 +188,114 @@ def fresh(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue('bench').reset(task='stack', seed=3, goal=-1, split='train')
 
 
+# First what brings a simulator of its own: the one that the others share runs from its first test to the last.
+
+
+def test_free_running_is_faster_than_the_wall_clock_and_in_step_with_its_own(tmp_path: Path, ros_domain: int) -> None:
+    from ki_robot.messages.arrays import stamp_ns, time_ns
+
+    bench = Bench(tmp_path, ros_domain, clock=True, speed=0.0, camera_rate=2.0)
+    try:
+        bench.until('a clock', lambda: bench.newest('/clock'))
+        clock = time_ns(bench.newest('/clock').clock)
+
+        def flies() -> bool:
+            wall, start = time.monotonic(), time_ns(bench.newest('/clock').clock)
+            time.sleep(1.0)
+            return (time_ns(bench.newest('/clock').clock) - start) * 1e-9 > 1.3 * (time.monotonic() - wall)
+
+        bench.until('time flies', flies, 30.0)  # at once, unless other work has the cores
+        stamps = np.array([stamp_ns(message.header) for _, message in list(bench.heard['joint_states'])])
+        assert ((stamps - clock) % 10_000_000 == 0).all()
+        assert (np.diff(stamps) > 0).all()
+        assert abs(int(stamps[-1]) - time_ns(bench.newest('/clock').clock)) < 500_000_000
+    finally:
+        assert bench.close() == 0
+
+
+def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, '-m', 'ki_sim.node.sim_node', '--ros-args', *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, cwd=ROOT, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'environment', 'words'),
+    [
+        (('-p', 'task:=juggle'), {}, "task is 'juggle'; write one of demo"),
+        (('-p', 'robot:=arm_single'), {}, 'robot arm_single cannot be simulated: there is no camera'),
+        ((), {'MUJOCO_GL': 'off'}, 'switches rendering off, and this needs cameras: unset it'),
+    ],
+)
+def test_a_start_that_cannot_be_ends_with_one_sentence(
+    arguments: tuple[str, ...], environment: dict[str, str], words: str
+) -> None:
+    done = started(*arguments, **environment)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_domain: int) -> None:
+    from ki_bags.reader import open_bag
+    from ki_robot.contract.contract import load_contract
+    from ki_sim.record.record import record_episode
+    from ki_sim.record.sim_bags import ROBOT, write_bag
+
+    command = [sys.executable, '-m', 'ki.main', 'sim', 'record', '--task', 'demo', '--episodes', '2', '--out']
+    done = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for seed in range(2):
+        offline = write_bag(record_episode('demo', seed), tmp_path / f'offline-{seed}')
+        mine, theirs = open_bag(tmp_path / 'live' / f'demo-{seed:06d}'), open_bag(offline)
+        live, direct = by_topic(mine), by_topic(theirs)
+        assert {t: mine.topics[t].type for t in live} == {t: theirs.topics[t].type for t in direct}
+        for topic, messages in live.items():
+            more = len(messages) - len(direct[topic])
+            # The live one goes on for the step that follows the last command.
+            assert 0 <= more <= (5 if topic in ('/joint_states', '/odom') else 1), topic
+        for one, two in zip(live['/joint_states'], direct['/joint_states'], strict=False):
+            assert list(one.name) == list(two.name)
+            np.testing.assert_allclose(one.position, two.position, atol=1e-9)
+        for topic in direct:
+            if topic.endswith('/commands'):
+                assert [list(m.data) for m in live[topic]] == [list(m.data) for m in direct[topic]]
+        for camera in load_contract(ROBOT).cameras:
+            pairs = zip(live['/' + camera.topic], direct['/' + camera.topic], strict=False)
+            assert all((one.data == two.data).all() for one, two in pairs), camera.name
+        for topic in ('/instruction', '/subtask'):
+            assert [(m.id, m.text) for m in live[topic]] == [(m.id, m.text) for m in direct[topic]]
+        for one, two in zip(live['/episode'], direct['/episode'], strict=True):
+            assert (one.phase, one.task, one.outcome) == (two.phase, two.task, two.outcome)
+        assert mine.custom == theirs.custom
+        assert not list(mine.problems)
+    again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
+    assert '2 were there' in again.stdout
+
+
+def by_topic(bag: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for message in bag.messages():
+        found.setdefault(message.topic, []).append(bag.decode(message))
+    return found
+
+
+def test_a_plan_through_the_executor_does_the_task(tmp_path: Path, ros_domain: int) -> None:
+    command = [sys.executable, '-m', 'ki.main', 'eval', 'sim', '--through-node', '--plan', '--seeds', '1', '--out']
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=150, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / 'demo-through-node.json').read_text())
+    (outcome,) = report['outcomes']
+    assert outcome['success'], outcome
+    assert outcome['followed']
+    assert 2.0 < outcome['time_s'] < 15.0
+    assert report['summary']['success']['low'] == pytest.approx(0.2065, abs=1e-3)
+    assert report['settings']['through'] == 'policy_node and chunk_executor'
+    with contextlib.suppress(FileNotFoundError):
+        assert 'Traceback' not in (tmp_path / 'nodes.log').read_text()
+
+
 def test_joint_states_come_at_100_hz_with_every_joint_by_name(bench: Bench) -> None:
     begin, first = time.monotonic(), len(bench.heard['joint_states'])
     time.sleep(1.5)
@@ -371,108 +479,3 @@ def test_real_time_is_held_and_reported(bench: Bench) -> None:
     bench.until('it is reported', lambda: 'real-time factor' in bench.diagnosis())
     time.sleep(1.2)
     assert float(bench.diagnosis()['real-time factor']) > 0.8
-
-
-def test_free_running_is_faster_than_the_wall_clock_and_in_step_with_its_own(tmp_path: Path, ros_domain: int) -> None:
-    from ki_robot.messages.arrays import stamp_ns, time_ns
-
-    bench = Bench(tmp_path, ros_domain, clock=True, speed=0.0, camera_rate=2.0)
-    try:
-        bench.until('a clock', lambda: bench.newest('/clock'))
-        clock = time_ns(bench.newest('/clock').clock)
-
-        def flies() -> bool:
-            wall, start = time.monotonic(), time_ns(bench.newest('/clock').clock)
-            time.sleep(1.0)
-            return (time_ns(bench.newest('/clock').clock) - start) * 1e-9 > 1.3 * (time.monotonic() - wall)
-
-        bench.until('time flies', flies, 30.0)  # at once, unless other work has the cores
-        stamps = np.array([stamp_ns(message.header) for _, message in list(bench.heard['joint_states'])])
-        assert ((stamps - clock) % 10_000_000 == 0).all()
-        assert (np.diff(stamps) > 0).all()
-        assert abs(int(stamps[-1]) - time_ns(bench.newest('/clock').clock)) < 500_000_000
-    finally:
-        assert bench.close() == 0
-
-
-def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, '-m', 'ki_sim.node.sim_node', '--ros-args', *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=30, cwd=ROOT, env={**os.environ, **environment}
-    )
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'environment', 'words'),
-    [
-        (('-p', 'task:=juggle'), {}, "task is 'juggle'; write one of demo"),
-        (('-p', 'robot:=arm_single'), {}, 'robot arm_single cannot be simulated: there is no camera'),
-        ((), {'MUJOCO_GL': 'off'}, 'switches rendering off, and this needs cameras: unset it'),
-    ],
-)
-def test_a_start_that_cannot_be_ends_with_one_sentence(
-    arguments: tuple[str, ...], environment: dict[str, str], words: str
-) -> None:
-    done = started(*arguments, **environment)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert 'Traceback' not in done.stderr
-
-
-def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_domain: int) -> None:
-    from ki_bags.reader import open_bag
-    from ki_robot.contract.contract import load_contract
-    from ki_sim.record.record import record_episode
-    from ki_sim.record.sim_bags import ROBOT, write_bag
-
-    command = [sys.executable, '-m', 'ki.main', 'sim', 'record', '--task', 'demo', '--episodes', '2', '--out']
-    done = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    for seed in range(2):
-        offline = write_bag(record_episode('demo', seed), tmp_path / f'offline-{seed}')
-        mine, theirs = open_bag(tmp_path / 'live' / f'demo-{seed:06d}'), open_bag(offline)
-        live, direct = by_topic(mine), by_topic(theirs)
-        assert {t: mine.topics[t].type for t in live} == {t: theirs.topics[t].type for t in direct}
-        for topic, messages in live.items():
-            more = len(messages) - len(direct[topic])
-            # The live one goes on for the step that follows the last command.
-            assert 0 <= more <= (5 if topic in ('/joint_states', '/odom') else 1), topic
-        for one, two in zip(live['/joint_states'], direct['/joint_states'], strict=False):
-            assert list(one.name) == list(two.name)
-            np.testing.assert_allclose(one.position, two.position, atol=1e-9)
-        for topic in direct:
-            if topic.endswith('/commands'):
-                assert [list(m.data) for m in live[topic]] == [list(m.data) for m in direct[topic]]
-        for camera in load_contract(ROBOT).cameras:
-            pairs = zip(live['/' + camera.topic], direct['/' + camera.topic], strict=False)
-            assert all((one.data == two.data).all() for one, two in pairs), camera.name
-        for topic in ('/instruction', '/subtask'):
-            assert [(m.id, m.text) for m in live[topic]] == [(m.id, m.text) for m in direct[topic]]
-        for one, two in zip(live['/episode'], direct['/episode'], strict=True):
-            assert (one.phase, one.task, one.outcome) == (two.phase, two.task, two.outcome)
-        assert mine.custom == theirs.custom
-        assert not list(mine.problems)
-    again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
-    assert '2 were there' in again.stdout
-
-
-def by_topic(bag: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for message in bag.messages():
-        found.setdefault(message.topic, []).append(bag.decode(message))
-    return found
-
-
-def test_a_plan_through_the_executor_does_the_task(tmp_path: Path, ros_domain: int) -> None:
-    command = [sys.executable, '-m', 'ki.main', 'eval', 'sim', '--through-node', '--plan', '--seeds', '1', '--out']
-    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=150, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / 'demo-through-node.json').read_text())
-    (outcome,) = report['outcomes']
-    assert outcome['success'], outcome
-    assert outcome['followed']
-    assert 2.0 < outcome['time_s'] < 15.0
-    assert report['summary']['success']['low'] == pytest.approx(0.2065, abs=1e-3)
-    assert report['settings']['through'] == 'policy_node and chunk_executor'
-    with contextlib.suppress(FileNotFoundError):
-        assert 'Traceback' not in (tmp_path / 'nodes.log').read_text()
