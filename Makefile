@@ -1,6 +1,7 @@
-# The commands of a working day. `make setup && make test` is all that a fresh machine needs.
+# The commands of a working day. `make demo` and `make test` are all that a fresh machine needs: what uses .venv makes it
+# first where it is missing, or brings it up to date.
 #
-#   make setup                 .venv with everything; PYTHON=python3.12 chooses another Python,
+#   make setup                 only that; PYTHON=python3.12 chooses another Python,
 #                              ACCELERATOR=gpu the CUDA build of ONNX Runtime and TensorRT
 #   make demo                  ten instructions on the simulated robot through the whole stack: out/demo/report.html
 #                              ARGS="--bundle B" a policy of yours; see `ki demo --help`
@@ -9,29 +10,32 @@
 #   make lock                  choose the pinned versions anew (needs uv)
 
 PYTHON ?= python3
-ACCELERATOR ?= cpu
+ACCELERATOR ?=
 BIN := .venv/bin
 # On a machine with a sourced ROS 2, ki_msgs lives in the workspace that `make setup` built with it.
 OVERLAY := if [ -n "$$ROS_DISTRO" ] && [ -f ros2_ws/install/local_setup.sh ]; then . ros2_ws/install/local_setup.sh; fi
 
-.PHONY: setup demo test check bench ws lock clean
+.PHONY: setup ready demo test check bench ws lock clean
 
 setup:
-	@$(PYTHON) tools/setup_env.py --accelerator $(ACCELERATOR)
+	@$(PYTHON) tools/setup_env.py $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
 
-demo:
+ready:
+	@$(PYTHON) tools/setup_env.py --if-stale
+
+demo: ready
 	@$(OVERLAY); $(BIN)/ki demo $(ARGS)
 
-test:
-	@$(OVERLAY); $(BIN)/python -m pytest $(ARGS)
+test: ready
+	@$(OVERLAY); $(BIN)/python -m pytest -n auto $(ARGS)
 
-check:
+check: ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_directions.py
 
-bench:
+bench: ready
 	@$(OVERLAY); for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
 ws:

@@ -57,6 +57,12 @@ if os.environ.get('PYTEST_XDIST_WORKER', LIVE_WORKER) != LIVE_WORKER:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many workers as cores, from 2 to 8: each takes a gigabyte, and live robots take more than their worker."""
+    return min(max(len(os.sched_getaffinity(0)), 2), 8)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Distributes files over workers, the live ones to one worker."""
     from xdist.scheduler import LoadScopeScheduling

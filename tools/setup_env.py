@@ -1,4 +1,4 @@
-"""Makes .venv with everything in it; the first of the two commands of the README. Run by `make setup`.
+"""Makes .venv with everything in it. Run by `make setup`, and by what needs .venv when it is missing or stale.
 
 Only the standard library: this runs before anything is installed. Every step says in one line what it does, and
 a step whose inputs have not changed is skipped.
@@ -9,18 +9,20 @@ from __future__ import annotations
 import argparse
 import ctypes.util
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / '.venv'
-STAMP = VENV / 'setup.stamp'
+STAMP = VENV / 'setup.json'  # what the last set-up was made of
 SHIPPED = ROOT / 'bundles' / 'demo'
+DEPENDENCIES = ('setup.py', 'setup.cfg', 'constraints.txt')
 PYTHONS = ((3, 10), (3, 13))  # from, up to but not
 
 
@@ -65,6 +67,35 @@ def run(*command: str | Path) -> None:
         raise SystemExit(f'setup: `{" ".join(str(part) for part in command)}` failed with {done.returncode}.')
 
 
+def last_setup() -> dict[str, str]:
+    """What the stamp says of the last set-up; nothing when there is none."""
+    try:
+        return dict(json.loads(STAMP.read_text(encoding='utf-8')))
+    except (OSError, ValueError):
+        return {}
+
+
+def remember(**facts: str) -> None:
+    """Adds facts to the stamp."""
+    STAMP.write_text(json.dumps(last_setup() | facts), encoding='utf-8')
+
+
+def digest_of(paths: Iterable[Path], *words: str) -> str:
+    """One hash of these files, with their names, and words."""
+    digest = hashlib.sha256(' '.join(words).encode())
+    for path in paths:
+        digest.update(f'\0{path.relative_to(ROOT)}\0'.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def inputs(accelerator: str, distro: str) -> str:
+    """A hash of all that decides what .venv holds."""
+    interfaces = (path for path in sorted((ROOT / 'ki_msgs').rglob('*')) if path.is_file())
+    manifest = [path for path in (SHIPPED / 'manifest.json',) if path.is_file()]
+    tools = sorted((ROOT / 'tools').glob('*.py'))
+    return digest_of([*(ROOT / name for name in DEPENDENCIES), *tools, *interfaces, *manifest], accelerator, distro)
+
+
 def sourced_ros() -> str:
     """Distribution of the ROS 2 that this shell has sourced, or ''."""
     return os.environ.get('ROS_DISTRO', '') if os.environ.get('AMENT_PREFIX_PATH') else ''
@@ -106,10 +137,8 @@ def make_venv(distro: str) -> None:
 
 def install_python_packages(extras: list[str]) -> None:
     """Installs the project, editable, with these extras; skipped while nothing that decides about it has changed."""
-    digest = hashlib.sha256(' '.join(extras).encode())
-    for name in ('setup.py', 'setup.cfg', 'pyproject.toml', 'constraints.txt'):
-        digest.update((ROOT / name).read_bytes())
-    if STAMP.is_file() and STAMP.read_text(encoding='utf-8') == digest.hexdigest():
+    digest = digest_of((ROOT / name for name in DEPENDENCIES), *extras)
+    if last_setup().get('packages') == digest:
         say('Python packages: up to date')
         return
     say(f'Python packages: {", ".join(extras)} (some minutes the first time)')
@@ -117,7 +146,7 @@ def install_python_packages(extras: list[str]) -> None:
     run(*pip, 'setuptools', 'wheel')
     # Compat mode puts this folder on the path as a whole, so that a new package needs no second set-up.
     run(*pip, '--no-build-isolation', '--config-settings', 'editable_mode=compat', '-e', f'.[{",".join(extras)}]')
-    STAMP.write_text(digest.hexdigest(), encoding='utf-8')
+    remember(packages=digest)
 
 
 def export_shipped_policy() -> None:
@@ -127,14 +156,10 @@ def export_shipped_policy() -> None:
         run(VENV / 'bin' / 'python', '-m', 'ki.main', 'export', SHIPPED, '--missing')
 
 
-def main() -> None:
+def set_up(accelerator: str, distro: str) -> None:
     """The steps, in order."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--accelerator', choices=('cpu', 'gpu'), default='cpu')
-    accelerator = parser.parse_args().accelerator
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         raise SystemExit(f'setup: Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}: make setup PYTHON=…')
-    distro = sourced_ros()
     install_system_packages()
     make_venv(distro)
     install_python_packages(
@@ -145,7 +170,22 @@ def main() -> None:
     else:
         run(VENV / 'bin' / 'python', 'tools/build_msgs.py')
     export_shipped_policy()
+    remember(accelerator=accelerator, inputs=inputs(accelerator, distro))
     say('done. Next: .venv/bin/ki doctor')
+
+
+def main() -> None:
+    """Sets up; with --if-stale only where something has changed since the last set-up, or none was finished."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--accelerator', choices=('cpu', 'gpu'), help='default: as the last time, at first cpu')
+    parser.add_argument('--if-stale', action='store_true', help='do nothing when .venv is as it would be made now')
+    given = parser.parse_args()
+    last, distro = last_setup(), sourced_ros()
+    accelerator = given.accelerator or last.get('accelerator', 'cpu')
+    # A link leads to the environment of another checkout, which is not this one's to change unasked.
+    if given.if_stale and (VENV.is_symlink() or last.get('inputs') == inputs(accelerator, distro)):
+        return
+    set_up(accelerator, distro)
 
 
 if __name__ == '__main__':

@@ -80,6 +80,49 @@ def test_a_python_that_does_not_fit_is_refused_before_anything_happens(monkeypat
         setup_env.main()
 
 
+def test_an_environment_is_made_where_it_is_missing_and_again_when_what_it_holds_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_env = load('setup_env')
+    monkeypatch.delenv('ROS_DISTRO', raising=False)
+    for name, path in (('ROOT', ''), ('VENV', '.venv'), ('STAMP', '.venv/setup.json'), ('SHIPPED', 'bundles/demo')):
+        monkeypatch.setattr(setup_env, name, tmp_path / path)
+    for name in (*setup_env.DEPENDENCIES, 'tools/build_msgs.py', 'ki_msgs/msg/A.msg', 'bundles/demo/manifest.json'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('first')
+    made: list[str] = []
+
+    def set_up(accelerator: str, distro: str) -> None:
+        made.append(accelerator)
+        (tmp_path / '.venv').mkdir(exist_ok=True)
+        setup_env.remember(accelerator=accelerator, inputs=setup_env.inputs(accelerator, distro))
+
+    monkeypatch.setattr(setup_env, 'set_up', set_up)
+
+    def call(*arguments: str) -> list[str]:
+        """The accelerators of the set-ups that this call did."""
+        made.clear()
+        monkeypatch.setattr(setup_env.sys, 'argv', ['setup_env.py', *arguments])
+        setup_env.main()
+        return list(made)
+
+    assert call('--if-stale') == ['cpu'], 'there is none'
+    assert call('--if-stale') == []
+    assert call() == ['cpu'], 'asked for'
+    for name in ('constraints.txt', 'ki_msgs/msg/A.msg', 'bundles/demo/manifest.json'):
+        (tmp_path / name).write_text('second')
+        assert call('--if-stale') == ['cpu'], name
+        assert call('--if-stale') == []
+    assert call('--accelerator', 'gpu') == ['gpu']
+    assert call('--if-stale') == [], 'as the last time'
+    (tmp_path / '.venv' / 'setup.json').write_text('{')
+    assert call('--if-stale') == ['cpu'], 'nobody knows what the last one did'
+    (tmp_path / '.venv').rename(tmp_path / 'elsewhere')
+    (tmp_path / '.venv').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'setup.py').write_text('third')
+    assert call('--if-stale') == [], 'the environment of another checkout'
+
+
 def test_versions_are_pinned_without_the_address_of_any_registry() -> None:
     lines = [line for line in (ROOT / 'constraints.txt').read_text().splitlines() if not line.startswith('#')]
     assert all('==' in line for line in lines)
