@@ -35,7 +35,7 @@ from ki_vla.model.kivla import KiVla  # noqa: E402
 from ki_vla.model.summary import random_batch  # noqa: E402
 from ki_vla.objective.recipes import prepare, recipe  # noqa: E402
 from training.fit.initial_policy import begin  # noqa: E402
-from training.train.config import Run, run_from_dict  # noqa: E402
+from training.train.config import Run  # noqa: E402
 from training.train.distributed import World  # noqa: E402
 from training.train.run import _parts, open_sources  # noqa: E402
 from training.train.trainer import Trainer  # noqa: E402
@@ -57,7 +57,7 @@ def simulated(folder: Path, device: str) -> Run:
 
     record(jobs(['demo'], 3, folder / 'arrays', format='npz'), workers=1)
     write(folder / 'words', 30, workers=1)
-    return run_from_dict(
+    return Run.parse(
         {
             'out': str(folder / 'run'),
             'preset': 'mini',
@@ -71,10 +71,10 @@ def simulated(folder: Path, device: str) -> Run:
 
 def trainer_of(run: Run, folder: Path, steps: int, batch: int, chosen: dict[str, Any], world: World) -> Trainer:
     """A trainer of one variant, ready to step."""
-    stage = replace(run.stages[0], recipe=chosen['recipe'], draws=chosen['draws'], batch=batch, steps=steps, vlm=0.25)
+    stage = run.stages[0].replace(recipe=chosen['recipe'], draws=chosen['draws'], batch=batch, steps=steps, vlm=0.25)
     if chosen['recipe'] in ('pi0', 'frozen'):
-        stage = replace(stage, vlm=0.0)
-    run = replace(run, stages=(stage,), bf16=chosen['bf16'], save_every=10**6, log_every=steps)
+        stage = stage.replace(vlm=0.0)
+    run = run.replace(stages=(stage,), bf16=chosen['bf16'], save_every=10**6, log_every=steps)
     sources = open_sources(run, world)
     made = begin(run, sources.train, [sources.vlm])
     return Trainer(run, stage, made.model, made.processor, _parts(stage, sources), [], folder, world)

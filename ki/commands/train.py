@@ -40,10 +40,9 @@ def train(
     Several GPUs or machines: torchrun --nproc-per-node N -m ki.main train CONFIG
     """
     import os
-    from dataclasses import replace
 
     from training.errors import TrainingError
-    from training.train.config import load_run, run_from_dict
+    from training.train.config import Run, load_run
 
     if task and bags is None:
         raise TrainingError('--task: it is the instruction of recordings named with --bags; else write data.task.')
@@ -55,9 +54,9 @@ def train(
     if config is not None:
         run = load_run(config, **changes)
         if bags is not None:  # all else that the configuration says of data still holds
-            run = replace(run, data=replace(run.data, bags=str(bags), arrays=None, task=task or run.data.task))
+            run = run.replace(data=run.data.replace(bags=str(bags), arrays=None, task=task or run.data.task))
     elif bags is not None:
-        run = run_from_dict(changes | {'data': {'bags': str(bags), 'task': task}})
+        run = Run.parse(changes | {'data': {'bags': str(bags), 'task': task}})
     else:
         raise TrainingError('name a configuration (config/train/*.yaml), or recordings with --bags.')
     run = _with_stages(run, {'recipe': recipe, 'steps': steps, 'batch': batch})
@@ -73,13 +72,11 @@ def train(
 
 def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
     """The run with some fields of every stage replaced; a warm-up never takes more than a tenth of the steps."""
-    from dataclasses import replace
-
     wanted = {name: value for name, value in changes.items() if value is not None}
-    stages = tuple(replace(stage, **wanted) for stage in run.stages)
+    stages = tuple(stage.replace(**wanted) for stage in run.stages)
     if 'steps' in wanted:
-        stages = tuple(replace(stage, warmup=min(stage.warmup, max(1, stage.steps // 10))) for stage in stages)
-    return replace(run, stages=stages)
+        stages = tuple(stage.replace(warmup=min(stage.warmup, max(1, stage.steps // 10))) for stage in stages)
+    return run.replace(stages=stages)
 
 
 def simulate(wanted: Simulate) -> None:

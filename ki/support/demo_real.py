@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,11 +150,11 @@ def _run(out: Path, steps: int | None) -> Run:
     from training.train.config import load_run
 
     run = load_run(share_file('ki_policy_node', f'config/train/{CONFIG}'), out=str(out / 'run'))
-    run = replace(run, data=replace(run.data, bags=str(out / 'train' / 'index')))
+    run = run.replace(data=run.data.replace(bags=str(out / 'train' / 'index')))
     if steps is None:
         return run
-    stages = tuple(replace(each, steps=steps, warmup=min(each.warmup, max(1, steps // 10))) for each in run.stages)
-    return replace(run, stages=stages)
+    stages = tuple(each.replace(steps=steps, warmup=min(each.warmup, max(1, steps // 10))) for each in run.stages)
+    return run.replace(stages=stages)
 
 
 def _digest(run: Run) -> str:

@@ -110,7 +110,7 @@ def dotted(keys: Sequence[int | str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that a misspelt one most likely means."""
-    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.6)), None)
+    return next(iter(difflib.get_close_matches(name, list(known), 1, 0.7)), None)
 
 
 def _plain(key: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ def import_lerobot(
     checkpoint = open_checkpoint(source)
     if config is None:
         config = default_config(checkpoint)
-        config = replace(config, horizon=check_kind(describe(source), config).horizon or config.horizon)
+        config = config.replace(horizon=check_kind(describe(source), config).horizon or config.horizon)
     return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
 
 

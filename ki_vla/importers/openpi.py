@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,8 +50,8 @@ def default_config(checkpoint: Checkpoint) -> ModelConfig:
     action_dim = checkpoint.tensors[f'{root}action_in_proj.weight'].shape[-1]
     config = preset('full', action_dim=action_dim, state_dim=action_dim)
     if f'{root}time_mlp_in.weight' in checkpoint.tensors:
-        return replace(config, name='pi05')
-    return replace(config, name='pi0', adaptive=False, state_repr='suffix', max_prompt=48)
+        return config.replace(name='pi05')
+    return config.replace(name='pi0', adaptive=False, state_repr='suffix', max_prompt=48)
 
 
 def find_root(checkpoint: Checkpoint) -> str:

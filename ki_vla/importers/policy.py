@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -136,7 +135,7 @@ def _statistics(
 def _config(kind: str, source: str | Path, contract: Contract) -> ModelConfig:
     """The model of a checkpoint, with the robot's horizon and as many views as it has cameras."""
     found = preset('full') if kind == 'paligemma' else default_config(open_checkpoint(source))
-    return replace(found, horizon=contract.horizon, views=max(found.views, len(contract.cameras)))
+    return found.replace(horizon=contract.horizon, views=max(found.views, len(contract.cameras)))
 
 
 def _trained_parts(kind: str, config: ModelConfig) -> list[str]:

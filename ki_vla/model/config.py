@@ -1,4 +1,4 @@
-"""What a model is made of: frozen dataclasses and the presets `tiny` (tests), `mini` (trained and shipped), `full`.
+"""What a model is made of: its configuration, and the presets `tiny` (tests), `mini` (trained and shipped), `full`.
 
 A configuration describes *structure*, everything that decides the names and shapes of the weights. How the weights are
 trained (which losses, which gradient is stopped) is a `Recipe`.
@@ -6,38 +6,52 @@ trained (which losses, which gradient is stopped) is a `Recipe`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
+from pydantic import PositiveInt, model_validator
+from typing_extensions import Self
+
+from ki_common.configuration.model import Config
 from ki_vla.errors import VlaError
 
-STATE_REPRS = ('text', 'special', 'continuous', 'suffix')
+StateRepr = Literal['text', 'special', 'continuous', 'suffix']
+Head = Literal['expert', 'shared', 'parallel', 'none']
+STATE_REPRS: tuple[StateRepr, ...] = get_args(StateRepr)
+HEADS: tuple[Head, ...] = get_args(Head)
 # Top-level modules of a `KiVla`; `expert` is the action head, of whichever kind.
 PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
-HEADS = ('expert', 'shared', 'parallel', 'none')
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The SigLIP tower: square images of `image_size` pixels, cut in patches of `patch_size`."""
+class VlaConfig(Config):
+    """The base of the configurations of this package."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    mlp: int
-    heads: int
+    raises = VlaError
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that are not positive or do not divide."""
-        _positive('vision', self)
+
+class VisionConfig(VlaConfig):
+    """The SigLIP tower."""
+
+    image_size: PositiveInt
+    """Side of the square images, pixels."""
+    patch_size: PositiveInt
+    """Side of a patch, pixels; divides the image size."""
+    width: PositiveInt
+    """Channels of a token."""
+    depth: PositiveInt
+    """Layers."""
+    mlp: PositiveInt
+    """Channels inside the feed-forward of a layer."""
+    heads: PositiveInt
+    """Attention heads; they share the width."""
+
+    @model_validator(mode='after')
+    def _sizes_divide(self) -> Self:
         if self.image_size % self.patch_size:
-            raise VlaError(
-                f'vision.image_size: {self.image_size} is not a multiple of vision.patch_size {self.patch_size}; '
-                'choose one that is.'
-            )
+            raise ValueError(f'image_size is {self.image_size}; write a multiple of patch_size, {self.patch_size}')
         if self.width % self.heads:
-            raise VlaError(f'vision.width: {self.width} cannot be split over {self.heads} heads; make it a multiple.')
+            raise ValueError(f'width is {self.width}; write a multiple of heads, {self.heads}')
+        return self
 
     @property
     def tokens(self) -> int:
@@ -45,97 +59,91 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-@dataclass(frozen=True)
-class GemmaConfig:
+class GemmaConfig(VlaConfig):
     """One Gemma transformer: the backbone, or the action expert."""
 
-    width: int
-    depth: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    width: PositiveInt
+    """Channels of a token."""
+    depth: PositiveInt
+    """Layers."""
+    mlp: PositiveInt
+    """Channels inside the feed-forward of a layer."""
+    heads: PositiveInt
+    """Query heads."""
+    kv_heads: PositiveInt
+    """Key and value heads; divides the query heads."""
+    head_dim: PositiveInt
+    """Channels of a head; even, for the rotary positions."""
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that are not positive or do not divide."""
-        _positive('gemma', self)
+    @model_validator(mode='after')
+    def _sizes_divide(self) -> Self:
         if self.heads % self.kv_heads:
-            raise VlaError(f'gemma.kv_heads: {self.kv_heads} does not divide heads = {self.heads}.')
+            raise ValueError(f'kv_heads is {self.kv_heads}; write a divisor of heads, {self.heads}')
         if self.head_dim % 2:
-            raise VlaError(f'gemma.head_dim: {self.head_dim} is odd; rotary positions need an even one.')
+            raise ValueError(f'head_dim is {self.head_dim}; write an even number, for the rotary positions')
+        return self
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The structure of a `KiVla`.
-
-    Attributes:
-        name: what people call it; a preset's name, or yours.
-        vision, backbone, expert: the three transformers. `expert` is also read when `head` is not 'expert' (not built
-            then).
-        vocab_size: rows of the embedding, which is also the output head.
-        horizon, action_dim: the shape H x A of an action chunk, A including padding.
-        state_dim: columns of the state, including padding.
-        state_repr: 'text' and 'special' are prompt tokens (paper, appendix C); 'continuous' adds one projected token
-            to the prefix; 'suffix' puts that token in front of the noisy actions, as pi0 does.
-        head: who predicts continuous actions. 'expert': the action expert. 'shared': the backbone's own weights
-            (transfusion). 'parallel': the backbone on learned queries (OpenVLA-OFT). 'none': nobody (pi0-FAST).
-        adaptive: time enters through adaptive RMSNorm (the paper, pi0.5); False: through an MLP on the inputs (pi0).
-        views: the most camera views one example may hold.
-        max_prompt, max_targets: budgets in tokens.
-    """
+class ModelConfig(VlaConfig):
+    """The structure of a `KiVla`."""
 
     name: str
+    """What people call it: a preset's name, or yours."""
     vision: VisionConfig
+    """The vision tower."""
     backbone: GemmaConfig
+    """The language model."""
     expert: GemmaConfig
-    vocab_size: int
-    horizon: int = 50
-    action_dim: int = 32
-    state_dim: int = 32
-    state_repr: str = 'text'
-    head: str = 'expert'
+    """The action expert; also read where `head` is not `expert` (not built then)."""
+    vocab_size: PositiveInt
+    """Rows of the embedding, which is also the output head."""
+    horizon: PositiveInt = 50
+    """Action steps of a chunk."""
+    action_dim: PositiveInt = 32
+    """Columns of an action, with padding."""
+    state_dim: PositiveInt = 32
+    """Columns of the state, with padding."""
+    state_repr: StateRepr = 'text'
+    """How the state is shown: `text` and `special` are prompt tokens (paper, appendix C); `continuous` adds one
+    projected token to the prefix; `suffix` puts that token in front of the noisy actions, as pi0 does."""
+    head: Head = 'expert'
+    """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
+    `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
     adaptive: bool = True
-    views: int = 3
-    max_prompt: int = 200
-    max_targets: int = 256
+    """Time enters through adaptive RMSNorm (the paper, pi0.5); false: through an MLP on the inputs (pi0)."""
+    views: PositiveInt = 3
+    """The most camera views that one example may hold."""
+    max_prompt: PositiveInt = 200
+    """The most tokens of a prompt."""
+    max_targets: PositiveInt = 256
+    """The most tokens that follow a prompt."""
 
-    def __post_init__(self) -> None:
-        """Refuse what could not be built."""
-        for field in ('vocab_size', 'horizon', 'action_dim', 'state_dim', 'views', 'max_prompt', 'max_targets'):
-            _positive_int(f'model.{field}', getattr(self, field))
-        if self.state_repr not in STATE_REPRS:
-            raise VlaError(f'model.state_repr: {self.state_repr!r} is unknown; choose one of {", ".join(STATE_REPRS)}.')
-        if self.head not in HEADS:
-            raise VlaError(f'model.head: {self.head!r} is unknown; choose one of {", ".join(HEADS)}.')
+    @model_validator(mode='after')
+    def _expert_reads_the_backbone(self) -> Self:
         if self.head != 'expert':
             if self.state_repr == 'suffix':
-                raise VlaError(f"model.state_repr: 'suffix' needs head 'expert', not {self.head!r}.")
-            return
-        for field in ('depth', 'heads', 'kv_heads', 'head_dim'):
-            ours, theirs = getattr(self.expert, field), getattr(self.backbone, field)
+                raise ValueError(f"state_repr is 'suffix', which needs head 'expert', not {self.head!r}; change one")
+            return self
+        for name in ('depth', 'heads', 'kv_heads', 'head_dim'):
+            ours, theirs = getattr(self.expert, name), getattr(self.backbone, name)
             if ours != theirs:
-                raise VlaError(
-                    f'expert.{field}: {ours} differs from backbone.{field} {theirs}; the expert reads the keys and '
-                    'values of the backbone layer by layer, so they must be equal.'
+                raise ValueError(
+                    f'expert.{name} is {ours}; write that of the backbone, {theirs}: the expert reads the keys and '
+                    'values of the backbone layer by layer'
                 )
+        return self
 
     @property
     def prefix_tokens(self) -> int:
         """The longest prefix: every view, a full prompt and, where there is one, the state token."""
         return self.views * self.vision.tokens + self.max_prompt + (self.state_repr == 'continuous')
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and numbers, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; unknown and missing fields are errors."""
-        values = _checked(cls, 'model', data)
-        for field, kind in (('vision', VisionConfig), ('backbone', GemmaConfig), ('expert', GemmaConfig)):
-            values[field] = kind(**_checked(kind, field, values[field]))
-        return cls(**values)
+    def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
+        """A copy with some fields replaced; a mapping for vision, backbone or expert replaces some fields of it."""
+        parts = {
+            name: getattr(self, name).replace(**each) for name, each in changes.items() if isinstance(each, Mapping)
+        }
+        return self.replace(**{**changes, **parts})
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
@@ -146,39 +154,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     if name not in PRESETS:
         raise VlaError(f'preset: {name!r} is unknown; choose one of {", ".join(PRESETS)}.')
-    unknown = sorted(set(changes) - {f.name for f in fields(ModelConfig)})
-    if unknown:
-        raise VlaError(f'preset {name}: the model has no field {", ".join(unknown)}.')
-    return replace(PRESETS[name], **changes)
-
-
-def _checked(kind: type, where: str, data: Any) -> dict[str, Any]:
-    """A copy of `data` whose keys are exactly the fields of `kind` (fields with a default may be absent)."""
-    if not isinstance(data, dict):
-        raise VlaError(f'{where}: expected a table of fields, got {type(data).__name__}.')
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(data) - set(known))
-    required = {n for n, f in known.items() if not _has_default(f)}
-    missing = sorted(required - set(data))
-    if unknown or missing:
-        raise VlaError(f'{where}: unknown fields {unknown}, missing fields {missing}.')
-    return dict(data)
-
-
-def _has_default(field: Any) -> bool:
-    from dataclasses import MISSING
-
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _positive(where: str, config: Any) -> None:
-    for field in fields(config):
-        _positive_int(f'{where}.{field.name}', getattr(config, field.name))
-
-
-def _positive_int(where: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise VlaError(f'{where}: {value!r} is not a positive whole number.')
+    return PRESETS[name].replace(**changes)
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -77,7 +77,7 @@ class Recipe:
 
     def configure(self, config: ModelConfig) -> ModelConfig:
         """The given model with the structure that this recipe needs."""
-        return replace(config, head=self.head, adaptive=self.adaptive, state_repr=self.state_repr)
+        return config.replace(head=self.head, adaptive=self.adaptive, state_repr=self.state_repr)
 
     def at(self, progress: float) -> Recipe:
         """The recipe in force at a share of training, 0..1: itself, or the stage that has started last."""

@@ -208,7 +208,7 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
         _check_file(folder, path, entry, verify)
     config = read_json(folder / CONFIG, VlaError)
     try:
-        model, processing = ModelConfig.from_dict(config['model']), Processing.from_dict(config['processing'])
+        model, processing = ModelConfig.parse(config['model']), Processing.from_dict(config['processing'])
         serving = Serving.from_dict(config.get('serving'), model.horizon)
         contract = Contract.load(folder / CONTRACT)
         codec = load_codec(folder / CODEC) if CODEC in manifest['files'] else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,11 +62,10 @@ def noise_bundle(folder: Path) -> Bundle:
 
     contract = load_contract('bimanual_mobile')
     tiny = tiny_for(contract)
-    config = replace(
-        tiny,
-        vision=replace(tiny.vision, depth=1),
-        backbone=replace(tiny.backbone, depth=2),
-        expert=replace(tiny.expert, depth=2),
+    config = tiny.replace(
+        vision=tiny.vision.replace(depth=1),
+        backbone=tiny.backbone.replace(depth=2),
+        expert=tiny.expert.replace(depth=2),
     )
     state = of_noise(config).state(torch.float32)
     return write_bundle(folder, name='noise', weights=state, processor=untrained_processor(contract, config))

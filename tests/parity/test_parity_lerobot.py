@@ -7,7 +7,6 @@ is skipped and says so. Run it with `pytest -m slow tests/parity/test_parity_ler
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +58,7 @@ def pair(
     """Ours and theirs; theirs fixes the vocabulary and the width of the vision MLP, so ours follows."""
     base = small_config()
     config = small_config(
-        vision=replace(base.vision, mlp=4304),
+        vision=base.vision.replace(mlp=4304),
         backbone=GemmaConfig(width=64, depth=3, mlp=96, heads=8, kv_heads=1, head_dim=16),
         expert=GemmaConfig(width=32, depth=3, mlp=48, heads=8, kv_heads=1, head_dim=16),
         vocab_size=257152,

@@ -286,7 +286,7 @@ def run_of(arrays_folder: Path, words_file: Path, tmp_path: Path) -> Callable[..
     import torch
     import yaml
 
-    from training.train.config import run_from_dict
+    from training.train.config import Run
 
     torch.set_num_threads(1)
     (tmp_path / 'toy.yaml').write_text(yaml.safe_dump(CONTRACT), encoding='utf-8')
@@ -314,6 +314,6 @@ def run_of(arrays_folder: Path, words_file: Path, tmp_path: Path) -> Callable[..
             'validate_every': 3,
             'validate_batches': 1,
         }
-        return run_from_dict(values | changes)
+        return Run.parse(values | changes)
 
     return make

@@ -18,7 +18,7 @@ from training.errors import TrainingError
 from training.fit.initial_policy import begin
 from training.samples.collator import Collator
 from training.samples.mixture import Draw
-from training.train.config import run_from_dict
+from training.train.config import Run
 from training.train.run import open_sources, train
 
 MakeRun = Callable[..., Any]
@@ -79,7 +79,7 @@ def test_a_run_of_two_robots_learns_from_both_goes_on_and_ships_for_the_first(
     assert shown['others'] == {'arm_alone': len(open_sources(run).others[0][0])}
     assert bundle.contract.name == 'toy'
     assert set(bundle.provenance['others']) == {'arm_alone'}
-    assert run_from_dict(bundle.provenance['run']) == run
+    assert Run.parse(bundle.provenance['run']) == run
     assert train(run) is not None, 'finished: nothing is done again'
     alone = run_of({'vlm': 0.0})
     with pytest.raises(TrainingError, match='the run was begun with arm_alone and now has none'):
@@ -89,9 +89,9 @@ def test_a_run_of_two_robots_learns_from_both_goes_on_and_ships_for_the_first(
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        ({'bags': None}, 'name either bags or arrays'),
-        ({'weight': 0.0}, r'weight 0.0 must be above 0'),
-        ({'robt': 'x'}, 'embodiments.0..robt is no field; did you mean robot'),
+        ({'bags': None}, r'embodiments\[0\]\.bags and arrays are both left out; name the one that there is'),
+        ({'weight': 0.0}, r'embodiments\[0\]\.weight is 0\.0; write a number above 0'),
+        ({'robt': 'x'}, r"embodiments\[0\] has the unknown field 'robt'; did you mean 'robot'"),
     ],
 )
 def test_a_mistake_in_an_embodiment_is_named(

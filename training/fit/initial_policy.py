@@ -6,7 +6,7 @@ A bundle to start from brings its tokenizer, codec and weights along.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
             'state_dim': max(least, *(len(contract.state) for contract in contracts)),
             'views': max(len(contract.cameras) for contract in contracts),
         }
-        config = preset(run.preset, **(sizes | _changes(run)))
+        config = preset(run.preset, **sizes).changed(run.model)
     found = {recipe(stage.recipe).configure(config) for stage in run.stages}
     if len(found) > 1:
         recipes = ', '.join(stage.recipe for stage in run.stages)
@@ -166,21 +166,6 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
             f'(head {config.head}, state {config.state_repr}); choose a recipe that fits, or start afresh.'
         )
     return wanted
-
-
-def _changes(run: Run) -> dict[str, Any]:
-    """The run's changes of the preset; a table under vision, backbone or expert changes some fields of it."""
-    changes = dict(run.model)
-    for part in ('vision', 'backbone', 'expert'):
-        if part in changes:
-            whole = getattr(preset(run.preset), part)
-            known = [each.name for each in fields(whole)]
-            given = changes[part] if isinstance(changes[part], Mapping) else {str(changes[part]): 0}
-            unknown = sorted(set(given) - set(known))
-            if unknown:
-                raise TrainingError(f'model.{part}: {unknown[0]!r} is no field of it; it has {", ".join(known)}.')
-            changes[part] = replace(whole, **given)
-    return changes
 
 
 def _tokenizer(
@@ -268,4 +253,4 @@ def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Pa
         # Tokens that were fitted on one robot say less of another each: as many as numbers, at the worst.
         most = max([most, *(config.horizon * len(each.contract.actions) for each, _ in robots[1:])])
         changes['max_targets'] = max(config.max_targets, most + 48)
-    return replace(config, **changes)
+    return config.replace(**changes)

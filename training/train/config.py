@@ -1,290 +1,282 @@
-"""What a run is: one frozen dataclass a section, read from YAML, every typo refused by name."""
+"""What a run is, read from YAML: sections, fields with their meaning, unit and bounds, and the rules between them."""
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from ki_vla.model.config import PRESETS
+from ki_common.configuration.model import Config
+from ki_common.configuration.types import ChangesOf, Matches, OneOf, Words
+from ki_common.configuration.yaml_reader import read_yaml
+from ki_common.errors import shown
+from ki_vla.errors import VlaError
+from ki_vla.model.config import PRESETS, ModelConfig
 from ki_vla.objective.recipes import RECIPES
 from training.errors import TrainingError
 
+Outcome = Literal['unlabeled', 'success', 'failure', 'discard']
 
-@dataclass(frozen=True)
-class Data:
-    """Where samples come from.
 
-    Attributes:
-        bags: an index (`ki data index`), or a folder of recordings, which is then indexed.
-        arrays: recordings of the simulator as .npz, in place of bags.
-        vlm: pictures with words to train on: JSONL files, tar shards, or folders of them.
-        vlm_held: the same, for evaluation only.
-        validation: share of episodes held out.
-        split_seed: another seed, another split.
-        stride: every how many steps of an episode a sample begins.
-        outcomes: episodes of which outcome take part.
-        subtask: share of the action samples that also say what comes next, where the data tell; with `Run.subtasks`,
-            of those that say it and do not act, while the others act on it.
-        task: instruction of recordings that carry none (when bags are indexed here).
-        start_steps: how many steps the start of an episode has, see `Stage.starts`.
-    """
+class TrainingConfig(Config):
+    """The base of a run and its sections."""
+
+    raises = TrainingError
+
+
+def _one_of_two(bags: str | None, arrays: str | None) -> None:
+    if bags is None and arrays is None:
+        raise ValueError('bags and arrays are both left out; name the one that there is')
+    if bags is not None and arrays is not None:
+        raise ValueError(f'bags is {bags!r} and arrays {arrays!r}; name only one of the two')
+
+
+class Data(TrainingConfig):
+    """Where samples come from."""
 
     bags: str | None = None
+    """An index (`ki data index`), or a folder of recordings, which is then indexed."""
     arrays: str | None = None
-    vlm: tuple[str, ...] = ()
-    vlm_held: tuple[str, ...] = ()
-    validation: float = 0.1
-    split_seed: int = 0
-    stride: int = 1
-    outcomes: tuple[str, ...] = ('unlabeled', 'success')
-    subtask: float = 0.3
+    """Recordings of the simulator as .npz, in place of bags."""
+    vlm: Words = ()
+    """Pictures with words to train on: JSONL files, tar shards, or folders of them."""
+    vlm_held: Words = ()
+    """The same, for evaluation only."""
+    validation: float = Field(default=0.1, ge=0, le=0.9)
+    """Share of the episodes that is held out."""
+    split_seed: int = Field(default=0, ge=0)
+    """Another seed, another split."""
+    stride: int = Field(default=1, ge=1)
+    """Every how many steps of an episode a sample begins."""
+    outcomes: tuple[Outcome, ...] = Field(default=('unlabeled', 'success'), min_length=1)
+    """Episodes of which outcome take part."""
+    subtask: float = Field(default=0.3, ge=0, le=1)
+    """Share of the action samples that also say what comes next, where the data tell; with `Run.subtasks`, of those
+    that say it and do not act, while the others act on it."""
     task: str = ''
-    start_steps: int = 20
+    """Instruction of recordings that carry none (when bags are indexed here)."""
+    start_steps: int = Field(default=20, ge=1)
+    """How many steps the start of an episode has, see `Stage.starts`."""
 
-    def __post_init__(self) -> None:
-        _one_source('data', self)
-        _within('data.validation', self.validation, 0.0, 0.9)
-        _within('data.subtask', self.subtask, 0.0, 1.0)
-        for name in ('stride', 'start_steps'):
-            _at_least(f'data.{name}', getattr(self, name), 1)
+    @model_validator(mode='after')
+    def _one_source(self) -> Self:
+        _one_of_two(self.bags, self.arrays)
+        return self
 
 
-@dataclass(frozen=True)
-class Embodiment:
-    """Another robot whose recordings train the same weights. Statistics are its own; the bundle is for `Run.robot`.
-
-    Attributes:
-        robot: its contract, with the horizon of `Run.robot`.
-        bags, arrays, task: as in `Data`; all of its episodes are trained on.
-        weight: how often its samples are drawn, relative to those of `Run.robot` (`Stage.actions`).
-    """
+class Embodiment(TrainingConfig):
+    """Another robot whose recordings train the same weights. Statistics are its own; the bundle is for `Run.robot`."""
 
     robot: str
+    """Its contract, with the horizon of `Run.robot`."""
     bags: str | None = None
+    """As in `Data`; all of its episodes are trained on."""
     arrays: str | None = None
+    """As in `Data`."""
     task: str = ''
-    weight: float = 1.0
+    """As in `Data`."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often its samples are drawn, relative to those of `Run.robot` (`Stage.actions`)."""
 
-    def __post_init__(self) -> None:
-        where = f'embodiments: {self.robot}'
-        _one_source(where, self)
-        if self.weight <= 0:
-            raise TrainingError(f'{where}: weight {self.weight} must be above 0.')
+    @model_validator(mode='after')
+    def _one_source(self) -> Self:
+        _one_of_two(self.bags, self.arrays)
+        return self
 
 
-@dataclass(frozen=True)
-class Simulate:
-    """Data that the command `ki train` makes with the simulator before it trains; files that are there are kept.
-
-    Attributes:
-        out: folder for arrays/ and knowledge/.
-        tasks: of ki_sim.tasks.tasks, or `all`.
-        episodes: of each task, from `first_seed` on.
-        scenes, held_scenes: scenes with words to train on, and of the held-out split.
-        arrangements: pictures of each training scene, its things elsewhere in each.
-        image_size: of the cameras.
-        workers: processes; 0: one per core.
-    """
+class Simulate(TrainingConfig):
+    """Data that `ki train` makes with the simulator before it trains; files that are there are kept."""
 
     out: str = 'out/simulated'
-    tasks: tuple[str, ...] = ('demo',)
-    episodes: int = 100
-    first_seed: int = 0
-    scenes: int = 0
-    held_scenes: int = 0
-    arrangements: int = 1
-    image_size: int = 96
-    workers: int = 0
+    """Folder for arrays/ and knowledge/."""
+    tasks: Words = ('demo',)
+    """Of ki_sim.tasks.tasks, or `all`."""
+    episodes: int = Field(default=100, ge=1)
+    """Of each task, from `first_seed` on."""
+    first_seed: int = Field(default=0, ge=0)
+    """Scene of the first episode."""
+    scenes: int = Field(default=0, ge=0)
+    """Scenes with words to train on."""
+    held_scenes: int = Field(default=0, ge=0)
+    """Scenes with words of the held-out split."""
+    arrangements: int = Field(default=1, ge=1)
+    """Pictures of each training scene, its objects elsewhere in each."""
+    image_size: int = Field(default=96, ge=1)
+    """Of the cameras, pixels."""
+    workers: int = Field(default=0, ge=0)
+    """Processes; 0: one per core."""
 
-    def __post_init__(self) -> None:
-        for name in ('episodes', 'arrangements'):
-            _at_least(f'simulate.{name}', getattr(self, name), 1)
-        for name in ('scenes', 'held_scenes', 'first_seed', 'workers'):
-            _at_least(f'simulate.{name}', getattr(self, name), 0)
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """The vocabulary of a model trained from scratch: text tokens, box steps, action tokens, FAST's scale.
-
-    `tokenizer` names a folder or file of Gemma's tokenizer instead; a bundle given as `start` brings its own.
-    """
+class Tokens(TrainingConfig):
+    """The vocabulary of a model trained from scratch; a bundle given as `start` brings its own."""
 
     tokenizer: str | None = None
-    text: int = 512
-    boxes: int = 128
-    actions: int = 512
-    scale: float = 10.0
+    """Folder or file of Gemma's tokenizer, in place of one that is trained on the data."""
+    text: int = Field(default=512, ge=1)
+    """Text tokens."""
+    boxes: int = Field(default=128, ge=1)
+    """Steps of a box coordinate, each a token."""
+    actions: int = Field(default=512, ge=1)
+    """Action tokens."""
+    scale: float = Field(default=10.0, gt=0)
+    """Of FAST: how finely coefficients are rounded; higher is finer, in more tokens."""
     split_digits: bool = False
+    """One token a digit."""
 
 
-@dataclass(frozen=True)
-class Augment:
-    """How far pictures are changed, drawn anew for every sample; 0 (crop: 1) leaves that out.
+class Augment(TrainingConfig):
+    """How far pictures are changed, drawn anew for every sample; 0 (crop: 1) leaves that out."""
 
-    Attributes:
-        crop: side of the crop, as a share; scene cameras only, like `rotate`.
-        rotate: degrees to either side.
-        brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x.
-    """
-
-    crop: float = 0.95
-    rotate: float = 5.0
-    brightness: float = 0.3
-    contrast: float = 0.4
-    saturation: float = 0.5
-
-    def __post_init__(self) -> None:
-        _within('augment.crop', self.crop, 0.1, 1.0)
-        _within('augment.rotate', self.rotate, 0.0, 180.0)
-        for name in ('brightness', 'contrast', 'saturation'):
-            _within(f'augment.{name}', getattr(self, name), 0.0, 1.0)
+    crop: float = Field(default=0.95, ge=0.1, le=1)
+    """Side of the crop, as a share; scene cameras only."""
+    rotate: float = Field(default=5.0, ge=0, le=180)
+    """Degrees to either side; scene cameras only."""
+    brightness: float = Field(default=0.3, ge=0, le=1)
+    """Factors are drawn from 1 - x to 1 + x."""
+    contrast: float = Field(default=0.4, ge=0, le=1)
+    """Factors are drawn from 1 - x to 1 + x."""
+    saturation: float = Field(default=0.5, ge=0, le=1)
+    """Factors are drawn from 1 - x to 1 + x."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of training with a schedule of its own; the next one starts from its weights.
+class Stage(TrainingConfig):
+    """One stretch of training with a schedule of its own; the next one starts from its weights."""
 
-    Attributes:
-        name: of its folder.
-        recipe: a name of ki_vla.objective.recipes.
-        steps: optimiser steps.
-        actions, vlm: how often each kind of sample is drawn, relative to the other; 0 leaves it out.
-        starts: the same, of action samples from the start of an episode alone. Only there must everything be read from
-            pictures and words: later, where the robot is already going tells most of where it goes.
-        kinds: of the pictures with words, only these (caption, box, ...); all where it is empty.
-        batch: samples of a step, over all processes and micro-batches together.
-        accumulate: micro-batches of a step.
-        draws: (tau, noise) draws for each backbone pass.
-        max_delay: first actions given clean at most, for real-time chunking.
-        rate, final_rate, warmup: of the learning rate: peak, share of it at the end, steps to the peak.
-        weight_decay, clip: of AdamW, and of the gradient's norm.
-        ema: decay of the averaged weights, which are the ones evaluated and shipped; 0: none.
-        expert_rate: factor on the rate for the action expert.
-    """
+    name: Annotated[str, Matches(r'[A-Za-z_][A-Za-z0-9_]*', 'write a plain word; it names a folder')] = 'vla'
+    """Of its folder."""
+    recipe: Annotated[str, OneOf(RECIPES)] = 'ours'
+    """Losses and gradients: a name of ki_vla.objective.recipes."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps."""
+    actions: float = Field(default=1.0, ge=0)
+    """How often samples with actions are drawn, relative to the other kinds; 0 leaves them out."""
+    vlm: float = Field(default=0.0, ge=0)
+    """How often pictures with words are drawn, relative to the other kinds."""
+    starts: float = Field(default=0.0, ge=0)
+    """How often samples with actions from the start of an episode are drawn, relative to the other kinds. Only there
+    must everything be read from pictures and words: later, where the robot is already going tells most of where it
+    goes."""
+    kinds: Words = ()
+    """Of the pictures with words, only these (caption, box, ...); all where it is empty."""
+    batch: int = Field(default=32, ge=1)
+    """Samples of a step, over all processes and micro-batches together."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches of a step."""
+    draws: int = Field(default=4, ge=1)
+    """(tau, noise) draws for each backbone pass."""
+    max_delay: int = Field(default=0, ge=0)
+    """First action steps given clean at most, for real-time chunking."""
+    rate: float = Field(default=1e-3, gt=0)
+    """Learning rate at its peak."""
+    final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    warmup: int = Field(default=100, ge=0)
+    """Steps to the peak of the learning rate."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Of AdamW: decay of the mean square of gradients."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Of AdamW."""
+    clip: float = Field(default=1.0, gt=0)
+    """Longest norm of the gradient."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones evaluated and shipped; 0: none."""
+    expert_rate: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate for the action expert."""
 
-    name: str = 'vla'
-    recipe: str = 'ours'
-    steps: int = 1000
-    actions: float = 1.0
-    vlm: float = 0.0
-    starts: float = 0.0
-    kinds: tuple[str, ...] = ()
-    batch: int = 32
-    accumulate: int = 1
-    draws: int = 4
-    max_delay: int = 0
-    rate: float = 1e-3
-    final_rate: float = 0.1
-    warmup: int = 100
-    beta2: float = 0.95
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.999
-    expert_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise TrainingError(f'stage.recipe: {self.recipe!r} is unknown; {_nearest(self.recipe, RECIPES)}')
-        for name in ('steps', 'batch', 'accumulate', 'draws'):
-            _at_least(f'stage.{name}', getattr(self, name), 1)
-        for name in ('warmup', 'max_delay', 'actions', 'vlm', 'starts', 'weight_decay'):
-            _at_least(f'stage.{name}', getattr(self, name), 0)
-        for name in ('rate', 'clip', 'expert_rate'):
-            if getattr(self, name) <= 0:
-                raise TrainingError(f'stage.{name}: {getattr(self, name)} must be above 0.')
-        _within('stage.ema', self.ema, 0.0, 1.0)
+    @model_validator(mode='after')
+    def _draws_something(self) -> Self:
         if self.actions + self.starts + self.vlm <= 0:
-            raise TrainingError(f'stage {self.name}: actions, starts and vlm are all 0; nothing would be drawn.')
+            raise ValueError('actions, starts and vlm are all 0, so nothing would be drawn; write one above 0')
         if self.batch % self.accumulate:
-            raise TrainingError(f'stage {self.name}: batch {self.batch} is not a multiple of accumulate.')
+            raise ValueError(f'batch is {self.batch}; write a multiple of accumulate, {self.accumulate}')
+        return self
 
 
-@dataclass(frozen=True)
-class Run:
-    """All of a run.
+class Run(TrainingConfig):
+    """All of a run."""
 
-    Attributes:
-        out: the run's folder.
-        robot: contract of the recordings; an index has its own.
-        embodiments: other robots in the same run.
-        preset, model: a preset of ki_vla.model.config, and fields of it to change.
-        start: a bundle to start from, in place of random weights.
-        stats: statistics from a file (`ki data stats`) in place of those of the data.
-        simulate: data to make first.
-        normalisation, pad_steps, subtasks: see `ki_vla.policy.model_inputs.Processing`.
-        device: cpu, cuda, or auto.
-        bf16: matrix products in bfloat16, weights in float32. None: on a GPU only.
-        lora: rank of adapters on backbone and vision tower, which then stand still otherwise; 0: train them whole.
-        checkpointing: recompute blocks in the backward pass.
-        compile: torch.compile the model.
-        workers: loader threads; processes with `loader_processes`.
-        log_every, save_every, validate_every: in steps.
-        validate_batches: batches of the validation split, the same ones each time.
-        keep: checkpoints kept.
-        max_skips: steps in a row that may be skipped for a loss that is not finite.
-        wandb: project of Weights & Biases that metrics are sent to as well; none: nothing leaves this machine.
-    """
-
-    name: str = 'policy'
+    name: Annotated[str, Matches(r'[^@/\s]+', 'write a name without blanks, @ and /; it names the bundle')] = 'policy'
+    """Of the bundle."""
     out: str = 'out/train'
+    """The run's folder."""
     robot: str = 'bimanual_mobile'
-    preset: str = 'tiny'
-    model: Mapping[str, Any] = field(default_factory=dict)
+    """Contract of the recordings: a name of config/robots, or a file; an index has its own."""
+    preset: Annotated[str, OneOf(PRESETS)] = 'tiny'
+    """Size of the model: a preset of ki_vla.model.config."""
+    model: Annotated[dict[str, Any], ChangesOf(ModelConfig)] = Field(default_factory=dict)
+    """Fields of the preset to change."""
     start: str | None = None
+    """A bundle to start from, in place of random weights."""
     stats: str | None = None
+    """Statistics from a file (`ki data stats`), in place of those of the data."""
     simulate: Simulate | None = None
-    data: Data = field(default_factory=lambda: Data(bags='bags'))
+    """Data to make first."""
+    data: Data = Data(bags='bags')
+    """Where samples come from."""
     embodiments: tuple[Embodiment, ...] = ()
-    tokens: Tokens = field(default_factory=Tokens)
-    augment: Augment = field(default_factory=Augment)
-    stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
-    seed: int = 0
-    normalisation: str = 'quantile'
-    pad_steps: str = 'mask'
+    """Other robots in the same run."""
+    tokens: Tokens = Tokens()
+    """The vocabulary."""
+    augment: Augment = Augment()
+    """How pictures are changed."""
+    stages: tuple[Stage, ...] = Field(default=(Stage(),), min_length=1)
+    """Stretches of training, in order."""
+    seed: int = Field(default=0, ge=0)
+    """Decides weights, draws and noise."""
+    normalisation: Literal['quantile', 'zscore'] = 'quantile'
+    """Of state and actions: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
+    pad_steps: Literal['mask', 'keep'] = 'mask'
+    """What becomes of action tokens where steps lie beyond the end of an episode: left out, or trained on."""
     subtasks: bool = False
-    device: str = 'auto'
+    """Two levels, as pi0.5: the policy first says what it will do next, and acts on those words."""
+    device: Literal['auto', 'cpu', 'cuda'] = 'auto'
+    """What to train on; auto: a GPU where there is one."""
     bf16: bool | None = None
-    lora: int = 0
+    """Matrix products in bfloat16, weights in float32. Left out: on a GPU only."""
+    lora: int = Field(default=0, ge=0)
+    """Rank of adapters on backbone and vision tower, which then stand still otherwise; 0: train them whole."""
     checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
     compile: bool = False
-    workers: int = 2
+    """torch.compile the model."""
+    workers: int = Field(default=2, ge=0)
+    """Loader threads, or processes with `loader_processes`; 0: samples are made in between."""
     loader_processes: bool = False
-    log_every: int = 10
-    save_every: int = 500
-    validate_every: int = 500
-    validate_batches: int = 4
-    keep: int = 2
-    max_skips: int = 10
+    """Load in processes, for a GPU."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of the log."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    validate_every: int = Field(default=500, ge=1)
+    """Steps between validations."""
+    validate_batches: int = Field(default=4, ge=0)
+    """Batches of the validation split, the same ones each time."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+    max_skips: int = Field(default=10, ge=1)
+    """Steps in a row that may be skipped for a loss that is not finite."""
     wandb: str | None = None
+    """Project of Weights & Biases that metrics are sent to as well. Left out: nothing leaves this machine."""
 
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise TrainingError(f'preset: {self.preset!r} is unknown; {_nearest(self.preset, PRESETS)}')
-        if not self.stages:
-            raise TrainingError('stages: there are none; write at least one.')
+    @model_validator(mode='after')
+    def _stages_fit(self) -> Self:
         names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-            raise TrainingError(f'stages: the names {names} must differ and be plain words; they name folders.')
+        if len(set(names)) < len(names):
+            raise ValueError(f'stages have the names {", ".join(names)}; give each its own, they name folders')
         if any(stage.vlm for stage in self.stages) and not self.data.vlm:
-            raise TrainingError('stages: one draws vlm samples, but data.vlm names no files.')
-        _at_least('lora', self.lora, 0)
-        for name in ('log_every', 'save_every', 'validate_every', 'keep', 'max_skips'):
-            _at_least(name, getattr(self, name), 1)
+            raise ValueError('data.vlm names no files, and a stage draws vlm samples; name some, or write vlm: 0')
+        return self
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, which `run_from_dict` reads back."""
-        return _plain(asdict(self))
-
-
-SECTIONS: dict[str, type] = {'data': Data, 'simulate': Simulate, 'tokens': Tokens, 'augment': Augment}
-LISTS: dict[str, type] = {'stages': Stage, 'embodiments': Embodiment}
+    @model_validator(mode='after')
+    def _model_can_be_built(self) -> Self:
+        try:
+            PRESETS[self.preset].changed(self.model)
+        except VlaError as error:
+            raise ValueError(f'model does not fit the preset {self.preset}: {error}') from None
+        return self
 
 
 def load_run(path: str | Path, **changes: Any) -> Run:
@@ -293,108 +285,7 @@ def load_run(path: str | Path, **changes: Any) -> Run:
     Raises:
         TrainingError: no such file, no YAML, or a field that does not exist or does not fit.
     """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f'{path} cannot be read: {error}.') from error
-    except yaml.YAMLError as error:
-        raise TrainingError(f'{path} is no YAML: {" ".join(str(error).split())}.') from error
-    if not isinstance(data, dict):
-        raise TrainingError(f'{path} must hold a table of fields, it holds {type(data).__name__}.')
-    try:
-        return run_from_dict(data | changes)
-    except TrainingError as error:
-        raise TrainingError(f'{path}: {error}') from error
-
-
-def run_from_dict(data: Mapping[str, Any]) -> Run:
-    """A run from plain data.
-
-    Raises:
-        TrainingError: a field that does not exist, lacks, or has another type.
-    """
-    values = dict(data)
-    for name, kind in SECTIONS.items():
-        if values.get(name) is not None:
-            values[name] = _build(kind, name, values[name])
-    for name, kind in LISTS.items():
-        if name in values:
-            if not isinstance(values[name], list | tuple):
-                raise TrainingError(f'{name}: write a list.')
-            values[name] = tuple(_build(kind, f'{name}[{i}]', each) for i, each in enumerate(values[name]))
-    return _build(Run, '', values)
-
-
-def _build(kind: type, where: str, data: Any) -> Any:
-    """An instance from a table: unknown names are refused with the nearest known one, types are held."""
-    if isinstance(data, kind):
-        return data
+    data = read_yaml(path, TrainingError)
     if not isinstance(data, Mapping):
-        raise TrainingError(f'{where}: a table of fields is needed, not {data!r}.')
-    known = {each.name: each for each in fields(kind)}
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            raise TrainingError(f'{_join(where, name)} is no field; {_nearest(str(name), known)}')
-        values[name] = _typed(_join(where, name), value, known[name])
-    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
-    if missing:
-        raise TrainingError(f'{where}: {", ".join(missing)} is missing.')
-    return kind(**values)
-
-
-def _typed(where: str, value: Any, about: Any) -> Any:
-    """A value of the field's type; whole numbers pass for numbers, and what YAML reads '1e-3' as."""
-    kind = str(about.type)
-    if value is None and 'None' in kind:
-        return None
-    if kind.startswith('tuple[str'):
-        given = [value] if isinstance(value, str) else value
-        if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-            raise TrainingError(f'{where}: {value!r} is not a list of texts.')
-        return tuple(given)
-    if kind.startswith('float'):
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise TrainingError(f'{where}: {value!r} is not a number.')
-        return number
-    for word, wanted in (('bool', bool), ('int', int), ('str', str), ('Mapping', Mapping)):
-        if kind.startswith(word):
-            if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-                raise TrainingError(f'{where}: {value!r} is not a {word}.')
-            return value
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _join(where: str, name: Any) -> str:
-    return f'{where}.{name}' if where else str(name)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f'did you mean {near[0]}?' if near else f'choose one of {", ".join(known)}.'
-
-
-def _one_source(where: str, data: Data | Embodiment) -> None:
-    if (data.bags is None) == (data.arrays is None):
-        raise TrainingError(f'{where}: name either bags or arrays, not both and not neither.')
-
-
-def _within(where: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise TrainingError(f'{where}: {value} must lie in {low:g}..{high:g}.')
-
-
-def _at_least(where: str, value: float, least: float) -> None:
-    if value < least:
-        raise TrainingError(f'{where}: {value} must be at least {least}.')
+        raise TrainingError(f'{path} holds {shown(data)}; write a mapping of fields, as in config/train/.')
+    return Run.parse({**data, **changes}, str(path))

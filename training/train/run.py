@@ -38,7 +38,7 @@ from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episod
 from training.samples.mixture import Draw, Part
 from training.samples.vlm_data import VlmDataset
 from training.train.checkpoint import check_identity, checkpoints, read_state, shipped_weights
-from training.train.config import Data, Embodiment, Run, Stage, run_from_dict
+from training.train.config import Data, Embodiment, Run, Stage
 from training.train.distributed import ProcessGroup, close_world, open_world, wait_for_all
 from training.train.run_report import origin, write_json
 from training.train.tracking import check_tracking
@@ -210,7 +210,7 @@ def _trained_on(bundle: Bundle, index: Index) -> tuple[Data | None, set[str]]:
         ours = {digest for digest in ours if digest[:DIGITS] in set(about['recordings'])}
     elif about.get('data_hash') != index.hash:
         return None, set()
-    return run_from_dict(about['run']).data, ours
+    return Run.parse(about['run']).data, ours
 
 
 def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDataset | None, str]:
@@ -223,7 +223,7 @@ def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDat
     Raises:
         TrainingError: a named file is not there, or holds no usable sample.
     """
-    data = run_from_dict(bundle.provenance['run']).data if 'run' in bundle.provenance else None
+    data = Run.parse(bundle.provenance['run']).data if 'run' in bundle.provenance else None
     if not words:
         held = [] if data is None else list(data.vlm_held)
         if not held or not all(Path(each).exists() for each in held):

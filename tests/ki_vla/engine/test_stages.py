@@ -93,10 +93,9 @@ def test_every_fusion_alone_gives_the_numbers_of_the_model(make_model: Any, stru
 @pytest.mark.parametrize('attend', ['matmul', 'sdpa'])
 @pytest.mark.parametrize('kv_heads', [1, 2])
 def test_both_attentions_serve_shared_and_grouped_heads(make_model: Any, kv_heads: int, attend: str) -> None:
-    from dataclasses import replace
 
     tiny = preset('tiny')
-    heads = {name: replace(getattr(tiny, name), kv_heads=kv_heads) for name in ('backbone', 'expert')}
+    heads = {name: getattr(tiny, name).replace(kv_heads=kv_heads) for name in ('backbone', 'expert')}
     case = build(make_model, 'pi0', **heads)
     cached = case.cached(Fusions(), attend)
     with torch.no_grad():

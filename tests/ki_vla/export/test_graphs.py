@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +110,10 @@ def test_pi0_is_exported_with_every_way_of_denoising(tmp_path: Path) -> None:
     """Its time MLP stands inside the guided step, whose backward pass has an operator that ONNX does not know."""
     contract = load_contract('arm_single')
     tiny = recipe('pi0').configure(tiny_for(contract))
-    config = replace(
-        tiny,
-        vision=replace(tiny.vision, depth=1),
-        backbone=replace(tiny.backbone, depth=1),
-        expert=replace(tiny.expert, depth=1),
+    config = tiny.replace(
+        vision=tiny.vision.replace(depth=1),
+        backbone=tiny.backbone.replace(depth=1),
+        expert=tiny.expert.replace(depth=1),
     )
     processor = untrained_processor(contract, config, Processing(normalisation='zscore'))
     state = of_noise(config).state(torch.float32)

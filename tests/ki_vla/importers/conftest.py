@@ -1,7 +1,6 @@
 """Key tables of the public checkpoints, written down from their listings and not from the importers' mapping."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +131,7 @@ def write() -> Callable[[Table, Path], dict[str, torch.Tensor]]:
 def variant() -> Callable[[str], ModelConfig]:
     """'pi05' or 'pi0' at the tiny size."""
     variants = {'pi05': {}, 'pi0': {'adaptive': False, 'state_repr': 'suffix'}}
-    return lambda name: replace(preset('tiny', **variants[name]), name=name)
+    return lambda name: preset('tiny', **variants[name]).replace(name=name)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """openpi and lerobot: every tensor accounted for, and back out bit for bit."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,8 +222,7 @@ def test_a_structure_that_openpi_does_not_know_is_not_exported(model, tmp_path):
 def test_export_checks_the_weights_against_the_configuration(model, tmp_path):
     config = preset('tiny')
     save_file(model(config).state_dict(), tmp_path / 'ours.safetensors')
-    deeper = replace(
-        config, backbone=replace(config.backbone, depth=4), expert=replace(config.expert, depth=4)
+    deeper = config.replace(backbone=config.backbone.replace(depth=4), expert=config.expert.replace(depth=4)
     )  # fmt: skip
     with pytest.raises(VlaError, match='does not fit its configuration'):
         export_openpi(tmp_path / 'ours.safetensors', deeper, tmp_path / 'out')

@@ -1,7 +1,6 @@
 """A checkpoint becomes a bundle and goes back; openpi's statistics are read and written."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ def norm_stats(tmp_path):
 @pytest.mark.parametrize(('kind', 'name'), [('openpi', 'pi05'), ('openpi', 'pi0'), ('lerobot', 'pi05')])
 def test_checkpoint_to_bundle_to_checkpoint(tables, write, tmp_path, processor, norm_stats, kind, name):
     changes = {} if name == 'pi05' else {'adaptive': False, 'state_repr': 'suffix'}
-    config = replace(tiny_for(CONTRACT), name=name, action_dim=10, state_dim=10, **changes)
+    config = tiny_for(CONTRACT).replace(name=name, action_dim=10, state_dim=10, **changes)
     root = 'model.' if kind == 'lerobot' else ''
     theirs = write(tables[0](config, name == 'pi05', root), tmp_path / 'in' / 'model.safetensors')
     rng = np.random.default_rng(1)
@@ -115,7 +114,7 @@ def test_full_size_configuration_follows_the_checkpoint_and_the_robot(tables, as
 @pytest.fixture
 def checkpoint(tables, write, tmp_path, processor):
     """A fine-tuned pi0.5 of the robot's size; what its config.json says is the test's. Returns how to import it."""
-    config = replace(tiny_for(CONTRACT), name='pi05', action_dim=10, state_dim=10)
+    config = tiny_for(CONTRACT).replace(name='pi05', action_dim=10, state_dim=10)
     write(tables[0](config, True), tmp_path / 'in' / 'model.safetensors')
 
     def bring_in(said=None, source='in', kind='openpi'):

@@ -176,7 +176,7 @@ def test_without_a_codec_there_are_no_target_tokens(processor):
 
 
 def test_padded_columns_are_zero_and_carry_no_loss():
-    config = replace(tiny_for(DELTA), action_dim=11, state_dim=10)
+    config = tiny_for(DELTA).replace(action_dim=11, state_dim=10)
     wide = untrained_processor(DELTA, config)
     actions, state = chunk(wide)
     targets = wide.targets(actions, state)
@@ -209,19 +209,19 @@ def test_every_kind_of_sample_trains_in_one_batch(processor):
 def test_special_and_continuous_states_and_pi0s_prompt(processor):
     _, state = chunk(processor)
     start = processor.tokenizer.vocabulary.state_start
-    special = replace(processor, config=replace(processor.config, state_repr='special'))
+    special = replace(processor, config=processor.config.replace(state_repr='special'))
     ids = special.inputs(images(DELTA), state, 'go').prompt_L
     assert ((ids >= start) & (ids < start + 256)).sum() == 8
-    continuous = replace(processor, config=replace(processor.config, state_repr='continuous'))
+    continuous = replace(processor, config=processor.config.replace(state_repr='continuous'))
     assert processor.tokenizer.decode(continuous.inputs(images(DELTA), state, 'go').prompt_L) == 'Task: go;\nAction: '
-    pi0 = replace(processor, config=replace(processor.config, state_repr='suffix', adaptive=False))
+    pi0 = replace(processor, config=processor.config.replace(state_repr='suffix', adaptive=False))
     assert processor.tokenizer.decode(pi0.inputs(images(DELTA), state, 'go').prompt_L) == 'go\n'
 
 
 def test_a_policy_of_two_levels_is_asked_for_its_subtask_and_acts_on_it(processor):
     actions, state = chunk(processor)
     continuous = replace(
-        processor, config=replace(processor.config, state_repr='continuous'), processing=Processing(subtasks=True)
+        processor, config=processor.config.replace(state_repr='continuous'), processing=Processing(subtasks=True)
     )
 
     def read(ids):
@@ -239,7 +239,7 @@ def test_a_policy_of_two_levels_is_asked_for_its_subtask_and_acts_on_it(processo
     np.testing.assert_array_equal(acted['target_T'], continuous.targets(actions, state).target_T)
     with_state = read(processor.inputs(images(DELTA), state, 'go', 'wait').prompt_L)
     assert with_state.startswith('Task: go, Subtask: wait, State: ')
-    special = replace(processor, config=replace(processor.config, state_repr='special'))
+    special = replace(processor, config=processor.config.replace(state_repr='special'))
     bins = special.inputs(images(DELTA), state, 'go', 'wait').prompt_L
     kept = bins[bins < special.tokenizer.vocabulary.state_start]
     assert read(kept) == 'Task: go, Subtask: wait, State: ;\nAction: '
@@ -248,7 +248,7 @@ def test_a_policy_of_two_levels_is_asked_for_its_subtask_and_acts_on_it(processo
     with pytest.raises(VlaError, match='has no place for a subtask'):
         replace(
             processor,
-            config=replace(processor.config, state_repr='suffix', adaptive=False),
+            config=processor.config.replace(state_repr='suffix', adaptive=False),
             processing=Processing(subtasks=True),
         )
 
@@ -305,9 +305,9 @@ def test_text_samples_need_a_picture_and_an_answer(processor):
 def test_parts_that_do_not_fit_are_refused_by_field(processor):
     parts = {
         'model.horizon and contract.horizon': {'contract': DELTA.replace(horizon=9)},
-        'model.vocab_size and the vocabulary': {'config': replace(processor.config, vocab_size=999)},
-        'model.views': {'config': replace(processor.config, views=1)},
-        'model.action_dim': {'config': replace(processor.config, action_dim=7)},
+        'model.vocab_size and the vocabulary': {'config': processor.config.replace(vocab_size=999)},
+        'model.views': {'config': processor.config.replace(views=1)},
+        'model.action_dim': {'config': processor.config.replace(action_dim=7)},
         'codec.horizon and model.horizon': {'codec': NaiveCodec(11, 8)},
         'codec.columns and the action columns': {'codec': NaiveCodec(12, 7)},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def test_what_is_learned_by_heart_shows_in_every_figure(run_of: MakeRun, words_f
     still = {'crop': 1.0, 'rotate': 0.0, 'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0}
     stage = {'steps': 150, 'batch': 12, 'rate': 6e-3, 'warmup': 5, 'draws': 4, 'ema': 0.0, 'vlm': 0.6}
     run = run_of(stage, augment=still, save_every=1000, validate_every=1000, log_every=50)
-    run = replace(run, data=replace(run.data, validation=0.0))
+    run = run.replace(data=run.data.replace(validation=0.0))
     bundle = open_policy(train(run).parent)
     data, note = unseen(bundle, Path(run.data.arrays), every=True)
     assert note.endswith('which it was trained on')
@@ -79,7 +78,7 @@ def test_only_episodes_that_were_held_out_are_looked_at(run_of: MakeRun, tmp_pat
     assert unseen(bundle, elsewhere)[1].endswith('nothing says whether it was trained on some of them')
 
     none = run_of({'steps': 1}, data={'arrays': run.data.arrays, 'validation': 0.0, 'vlm': list(run.data.vlm)})
-    none = replace(none, out=str(tmp_path / 'none'))
+    none = none.replace(out=str(tmp_path / 'none'))
     with pytest.raises(TrainingError, match='was trained on all of it'):
         unseen(open_policy(train(none)), Path(run.data.arrays))
 
@@ -93,7 +92,7 @@ def test_the_questions_are_those_that_the_run_held_out(
     held = tmp_path / 'held.jsonl'
     held.write_text(words_file.read_text().replace('"image": "', '"image": "words/'), encoding='utf-8')
     run = run_of({'steps': 1})
-    run = replace(run, data=replace(run.data, vlm_held=(str(held),)))
+    run = run.replace(data=run.data.replace(vlm_held=(str(held),)))
     policy = train(run)
     report = evaluate_files(policy, Path(run.data.arrays), [], False, FEW, tmp_path / 'out')
     assert report['words'] == f'held-out questions of {held}'

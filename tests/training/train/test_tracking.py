@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from training.errors import TrainingError
-from training.train.config import run_from_dict
+from training.train.config import Run
 from training.train.run import train
 from training.train.run_report import Journal
 from training.train.tracking import IDENTITY, Tracker
@@ -49,7 +48,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 def test_a_run_that_asks_for_it_is_tracked_and_goes_on_in_the_same_one(run_of: MakeRun, service: Service) -> None:
-    run = replace(run_of({'steps': 2}), wandb='kitchen')
+    run = run_of({'steps': 2}).replace(wandb='kitchen')
     train(run)
     [told] = service.started
     assert (told['project'], told['name'], told['resume']) == ('kitchen', 'toy/vla', 'allow')
@@ -69,7 +68,7 @@ def test_a_run_that_does_not_ask_is_not_tracked(run_of: MakeRun, service: Servic
 
 def test_without_wandb_it_says_so_before_anything_is_made(run_of: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    run = replace(run_of({'steps': 1}), wandb='kitchen')
+    run = run_of({'steps': 1}).replace(wandb='kitchen')
     with pytest.raises(TrainingError, match="asks for project 'kitchen', and wandb is not installed here"):
         train(run)
     assert not Path(run.out).exists()
@@ -83,14 +82,14 @@ def test_who_is_not_logged_in_is_told_what_to_do(
 
     monkeypatch.setattr(sys.modules['wandb'], 'init', refuse)
     with pytest.raises(TrainingError, match=r'no API key configured\. Run `wandb login`, set WANDB_MODE=offline'):
-        Journal(tmp_path, run=replace(run_of(), wandb='kitchen'))
+        Journal(tmp_path, run=run_of().replace(wandb='kitchen'))
 
 
 def test_the_real_one_writes_files_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec('wandb') is None:
         pytest.skip('wandb is not installed (pip install wandb): only its stand-in was checked')
     monkeypatch.setenv('WANDB_MODE', 'offline')
-    run = run_from_dict({'name': 'toy', 'wandb': 'kitchen', 'data': {'bags': 'bags'}})
+    run = Run.parse({'name': 'toy', 'wandb': 'kitchen', 'data': {'bags': 'bags'}})
     for steps in ((1, 2), (3,)):  # the second time it is resumed
         journal = Journal(tmp_path, steps[0] - 1, run=run)
         for step in steps:

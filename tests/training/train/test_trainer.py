@@ -91,12 +91,12 @@ def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(
 def test_a_bundle_says_which_delay_it_was_trained_for_and_whether_its_head_was_trained(run_of: MakeRun) -> None:
     run = run_of({'steps': 1, 'max_delay': 3})
     assert load_bundle(train(run)).serving == Serving('rtc', 4, max_delay=3)
-    words = replace(run.stages[0], name='words', recipe='pi05_first', max_delay=0)
-    first = replace(run, out=run.out + '_first', stages=(words,))
+    words = run.stages[0].replace(name='words', recipe='pi05_first', max_delay=0)
+    first = run.replace(out=run.out + '_first', stages=(words,))
     bundle = load_bundle(train(first))
     assert bundle.trained_parts == ('backbone', 'embed', 'projector', 'vision')
     assert bundle.serving.max_delay == 0
-    after = replace(run, out=run.out + '_after', start=str(bundle.folder), stages=(replace(words, recipe='frozen'),))
+    after = run.replace(out=run.out + '_after', start=str(bundle.folder), stages=(words.replace(recipe='frozen'),))
     assert trained_parts(after, bundle.config) == ['backbone', 'embed', 'expert', 'projector', 'vision']
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(run_of: MakeRun) -> Non
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run_of: MakeRun) -> None:
-    with pytest.raises(TrainingError, match='batch 4 is not a multiple of accumulate'):
+    with pytest.raises(TrainingError, match='batch is 4; write a multiple of accumulate, 3'):
         run_of({'accumulate': 3})
 
 
@@ -213,12 +213,12 @@ def test_other_words_other_parts_and_another_choice_of_samples_are_refused_by_fi
         train(run)
     words_file.write_text(lines)
     with pytest.raises(TrainingError, match=r'another run: data\.stride is 1 there and 2 here'):
-        train(replace(run, data=replace(run.data, stride=2)))
+        train(run.replace(data=run.data.replace(stride=2)))
     wider = load_stats(Path(run.out) / 'parts' / 'stats.json')
     wider['state'] = replace(wider['state'], q99=wider['state'].q99 + 1.0)
     save_stats(words_file.parent / 'stats.json', wider)
     with pytest.raises(TrainingError, match=r'another run: parts\.statistics is'):
-        train(replace(run, stats=str(words_file.parent / 'stats.json')))
+        train(run.replace(stats=str(words_file.parent / 'stats.json')))
     (Path(run.out) / 'parts' / 'tokenizer' / 'tokenizer.json').unlink()
     with pytest.raises(TrainingError, match=r'parts is damaged .*take it from a copy'):
         train(run)
