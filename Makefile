@@ -33,6 +33,7 @@ check: ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/python -m pytest -q tests/test_import_directions.py
 
 bench: ready

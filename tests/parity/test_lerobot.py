@@ -1,7 +1,7 @@
 """A third opinion: the expert with adaptive norms against lerobot's pi0.5, with the same weights, in float32.
 
 Needs an importable `lerobot` (0.6.x, with transformers 5.5.x), which this project does not install; without it the test
-is skipped and says so. Run it with `pytest -m slow tests/parity/test_parity_lerobot.py`.
+is skipped and says so. Run it with `pytest -m slow tests/parity/test_lerobot.py`.
 """
 
 from __future__ import annotations
