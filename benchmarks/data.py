@@ -27,7 +27,7 @@ import numpy as np
 from ki_bags import message_builders
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract
-from training.index.episodes import Options
+from training.index.episodes import IndexOptions
 from training.index.index import Index, index_bags
 from training.lerobot.to_bags import from_lerobot
 from training.lerobot.write import to_lerobot
@@ -135,7 +135,7 @@ def reading(folder: Path, seconds: float) -> dict[str, Any]:
     data = EpisodeDataset(index, resize=False)
     steps = len(data)
     order = np.random.default_rng(0).permutation(steps)
-    small_s, small = cpu(lambda: index_bags(path, contract, folder / 'small', Options(store='model')))
+    small_s, small = cpu(lambda: index_bags(path, contract, folder / 'small', IndexOptions(store='model')))
     took = best(
         {
             'plain': lambda: plain(path),
@@ -179,7 +179,7 @@ def workers(folder: Path, seconds: float) -> dict[str, Any]:
             for store in ('original', 'model'):
                 out = folder / f'many_{store}_{count}_{turn}'
                 started, before = time.perf_counter(), all_cpu()
-                index_bags(folder / 'many', contract, out, Options(store=store), workers=count)
+                index_bags(folder / 'many', contract, out, IndexOptions(store=store), workers=count)
                 took = {'wall': time.perf_counter() - started, 'cpu': all_cpu() - before}
                 for kind, seconds in took.items():
                     name = f'{store}_{count}_workers_{kind}_s'
@@ -268,7 +268,9 @@ def main() -> None:
         found['to_lerobot_3_cameras'] = lerobot(folder / 'three', index)
         found['real_robot'] = real(folder / 'real')
         found['workers'] = workers(folder, options.seconds)
-        model = index_bags(folder / 'bags', load_contract('bimanual_mobile'), folder / 'model', Options(store='model'))
+        model = index_bags(
+            folder / 'bags', load_contract('bimanual_mobile'), folder / 'model', IndexOptions(store='model')
+        )
         found['loader_original'] = waiting(index)
         found['loader_model_size'] = waiting(model)
         found['load_after'] = round(os.getloadavg()[0], 1)

@@ -22,7 +22,7 @@ PARTIAL = '.partial'
 
 
 @dataclass(frozen=True)
-class Topic:
+class BagTopic:
     """One topic of a recording; `count` is what the metadata promises, None when nobody says."""
 
     name: str
@@ -46,7 +46,7 @@ class Bag:
 
     path: Path
     files: tuple[Path, ...]
-    topics: dict[str, Topic]
+    topics: dict[str, BagTopic]
     declared: int | None
     custom: dict[str, str]
     compression: str
@@ -114,7 +114,7 @@ def open_bag(path: str | Path) -> Bag:
     files = _files(path, meta, problems)
     declared, per_topic = _declared(meta, path)
     decoder = Decoder()
-    topics: dict[str, Topic] = {}
+    topics: dict[str, BagTopic] = {}
     file_compression = str(meta.get('compression_mode') or '').lower()
     compression = '' if file_compression in ('', 'none', 'storage') else file_compression
     for file in files:
@@ -123,11 +123,11 @@ def open_bag(path: str | Path) -> Bag:
                 decoder.learn(channel.type, channel.definition)
             count = per_topic.get(channel.topic) if per_topic else channel.count
             if channel.topic not in topics or count is not None:
-                topics[channel.topic] = Topic(channel.topic, channel.type, count, channel.definition)
+                topics[channel.topic] = BagTopic(channel.topic, channel.type, count, channel.definition)
     for name, type_name in _promised_topics(meta).items():
-        topics.setdefault(name, Topic(name, type_name, per_topic.get(name)))
+        topics.setdefault(name, BagTopic(name, type_name, per_topic.get(name)))
     if len(files) > 1 and not per_topic:
-        topics = {name: Topic(name, each.type, None, each.definition) for name, each in topics.items()}
+        topics = {name: BagTopic(name, each.type, None, each.definition) for name, each in topics.items()}
     custom = meta.get('custom_data')
     return Bag(
         path,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ki_bags.reader import Bag, Topic
+from ki_bags.reader import Bag, BagTopic
 
 
 @dataclass(frozen=True)
-class Match:
+class TopicMatch:
     """What a recording holds under a name.
 
     Attributes:
@@ -21,11 +21,11 @@ class Match:
 
     wanted: str
     asked: str
-    fits: tuple[Topic, ...]
-    others: tuple[Topic, ...]
+    fits: tuple[BagTopic, ...]
+    others: tuple[BagTopic, ...]
 
     @property
-    def topic(self) -> Topic | None:
+    def topic(self) -> BagTopic | None:
         """The topic that is meant; None when there is none, or more than one."""
         return self.fits[0] if len(self.fits) == 1 else None
 
@@ -38,7 +38,7 @@ class Match:
         return f'{self.wanted} could be any of {names}; say which with --remap {self.wanted}:=NAME'
 
 
-def find_topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: Mapping[str, str]) -> Match:
+def find_topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: Mapping[str, str]) -> TopicMatch:
     """The topics of a recording that a contract may mean by `wanted`: of the same name, or else that end like it.
 
     Args:
@@ -53,4 +53,4 @@ def find_topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: Mapping[str
     if not same and not asked.startswith('/'):
         same = [each for each in bag.topics.values() if each.name.endswith(name)]
     fits = tuple(each for each in same if each.type in types)
-    return Match(wanted, asked, fits, tuple(each for each in same if each.type not in types))
+    return TopicMatch(wanted, asked, fits, tuple(each for each in same if each.type not in types))

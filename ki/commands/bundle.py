@@ -12,7 +12,7 @@ import typer
 app = typer.Typer(help='Policies on disk: show, check, import a public checkpoint, export the weights.')
 
 
-class Kind(str, Enum):
+class CheckpointKind(str, Enum):
     """Checkpoints that can be imported."""
 
     paligemma = 'paligemma'
@@ -63,7 +63,7 @@ def show(bundle: Folder, robot: RobotName = '') -> None:
 
 @app.command('import')
 def import_(
-    kind: Annotated[Kind, typer.Argument(help='Whose layout the checkpoint has.')],
+    kind: Annotated[CheckpointKind, typer.Argument(help='Whose layout the checkpoint has.')],
     source: Annotated[Path, typer.Argument(help='Folder or .safetensors file of the checkpoint.')],
     bundle: Folder,
     robot: RobotName,

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help='Training data: index recordings, check and show them, to and from LeRobot.')
 
-Data = Annotated[Path, typer.Argument(help='Folder of recordings, or an index of them.')]
-Robot = Annotated[str, typer.Option(help='Contract: a name of config/robots, or a YAML file.')]
+DataOption = Annotated[Path, typer.Argument(help='Folder of recordings, or an index of them.')]
+RobotOption = Annotated[str, typer.Option(help='Contract: a name of config/robots, or a YAML file.')]
 
 
 @app.command()
 def index(
     data: Annotated[Path, typer.Argument(help='Folder of recordings (rosbag2 folders, .mcap, .db3), at any depth.')],
-    robot: Robot = 'bimanual_mobile',
+    robot: RobotOption = 'bimanual_mobile',
     out: Annotated[
         Path | None, typer.Option(help='Folder of the index; else DATA/index, or DATA.index beside one recording.')
     ] = None,
@@ -40,11 +40,11 @@ def index(
     import os
 
     from ki_robot.contract.contract import load_contract
-    from training.index.episodes import Options
+    from training.index.episodes import IndexOptions
     from training.index.index import index_bags
     from training.index.recordings import index_folder
 
-    options = Options(
+    options = IndexOptions(
         state=state,
         columns=pairs(column or [], '='),
         actions=actions,
@@ -66,7 +66,7 @@ def index(
 
 @app.command()
 def show(
-    data: Data, every: Annotated[bool, typer.Option('--all', help='Also recordings without episodes.')] = False
+    data: DataOption, every: Annotated[bool, typer.Option('--all', help='Also recordings without episodes.')] = False
 ) -> None:
     """The episodes of an index: steps, instruction, outcome; and how fast each stream came."""
     from rich.console import Console
@@ -98,7 +98,7 @@ def show(
 
 @app.command()
 def check(
-    data: Data,
+    data: DataOption,
     deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, hash every recording anew.')] = False,
 ) -> None:
     """Is the index whole? Exit status 1 when it is damaged; what a model would learn from it, `ki doctor data` says."""
@@ -113,7 +113,7 @@ def check(
 
 
 @app.command()
-def stats(data: Data, out: Annotated[Path, typer.Option(help='File to write.')] = Path('stats.json')) -> None:
+def stats(data: DataOption, out: Annotated[Path, typer.Option(help='File to write.')] = Path('stats.json')) -> None:
     """Normalisation statistics, after the delta transform, with where they come from."""
     from rich.console import Console
     from rich.table import Table
@@ -135,7 +135,7 @@ def stats(data: Data, out: Annotated[Path, typer.Option(help='File to write.')] 
 
 @app.command()
 def fast(
-    data: Data,
+    data: DataOption,
     out: Annotated[Path, typer.Option(help='File to write.')] = Path('fast.json'),
     size: Annotated[int, typer.Option(help='Tokens.')] = 1024,
     scale: Annotated[float, typer.Option(help='Steps per unit of a normalised coefficient.')] = 10.0,
@@ -159,7 +159,7 @@ def fast(
 
 @app.command('to-lerobot')
 def to_lerobot_command(
-    data: Data,
+    data: DataOption,
     out: Annotated[Path, typer.Option(help='Folder to make.')],
     codec: Annotated[str, typer.Option(help='h264, or copy: the JPEGs as they are, quick and large.')] = 'h264',
     workers: Annotated[int, typer.Option(help='Cameras encoded side by side; 0: one per core.')] = 0,

@@ -209,7 +209,7 @@ def _episode(
     port: Any, watch: Any, plan: bool, shown: Shown, topics: list[str], lines: list[Any], draw: Callable[[], None]
 ) -> None:
     """One episode and its recording."""
-    from ki_sim.evaluate.episode_runner import EXPERT, Match, play
+    from ki_sim.evaluate.episode_runner import EXPERT, EpisodeOptions, play
 
     def ready() -> None:
         watch.record(shown.instruction, EXPERT if plan else '', topics)
@@ -224,7 +224,7 @@ def _episode(
     shown.state = 'new scene'
     draw()
     try:
-        outcome = play(port, shown.task, shown.seed, None, Match(plan), ready, look)
+        outcome = play(port, shown.task, shown.seed, None, EpisodeOptions(plan), ready, look)
     except KeyboardInterrupt:
         shown.state = 'interrupted'
         shown.bag = watch.stop(port, UNLABELED)

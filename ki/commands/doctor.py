@@ -26,7 +26,7 @@ COLOURS = {'ok': 'green', 'note': 'yellow', 'broken': 'red'}
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line: what was looked at, ok | note (works without) | broken, what was found, what to type."""
 
     what: str
@@ -81,22 +81,22 @@ def data_command(
     --against or --live, states and rates where the policy will run are compared with DATA, or with the statistics of
     --bundle; with --bundle alone, DATA is. Exit status 1 when something is seriously wrong.
     """
-    from ki.support.doctor_data import Live, report, show
+    from ki.support.doctor_data import LiveSource, report, show
 
-    made = report(data, bundle, against, Live(seconds, wait, namespace, sim_time) if live else None, robot)
+    made = report(data, bundle, against, LiveSource(seconds, wait, namespace, sim_time) if live else None, robot)
     print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
     raise typer.Exit(code=1 if made.is_serious else 0)
 
 
-def examine(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def examine(check: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     """Runs one check; what it cannot look at is a finding and not a traceback."""
     try:
         yield from check()
     except Exception as error:
-        yield Finding(check.__name__.replace('_', ' '), 'broken', f'{type(error).__name__}: {error}')
+        yield CheckResult(check.__name__.replace('_', ' '), 'broken', f'{type(error).__name__}: {error}')
 
 
-def show(finding: Finding) -> None:
+def show(finding: CheckResult) -> None:
     """Prints one finding."""
     typer.secho(f'{finding.state:>6}  ', fg=COLOURS[finding.state], nl=False)
     print(f'{finding.what:<14} {finding.found}')
@@ -105,60 +105,62 @@ def show(finding: Finding) -> None:
 
 
 def optional(name: str, mend: str) -> Any:
-    """The module, or a Finding when it is not there or does not import."""
+    """The module, or a CheckResult when it is not there or does not import."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        return Finding(name, 'note', f'not here ({error})', mend)
+        return CheckResult(name, 'note', f'not here ({error})', mend)
 
 
-def python() -> Iterator[Finding]:
+def python() -> Iterator[CheckResult]:
     """Interpreter and environment."""
     fits = (3, 10) <= sys.version_info[:2] < (3, 13)
     mend = '' if fits else 'make setup PYTHON=python3.12'
-    yield Finding('Python', 'ok' if fits else 'broken', f'{platform.python_version()} at {sys.prefix}', mend)
+    yield CheckResult('Python', 'ok' if fits else 'broken', f'{platform.python_version()} at {sys.prefix}', mend)
 
 
-def torch() -> Iterator[Finding]:
+def torch() -> Iterator[CheckResult]:
     """PyTorch and the device it computes on."""
     module = optional('torch', 'make setup')
-    if isinstance(module, Finding):
-        yield Finding('torch', 'broken', module.found, 'make setup')
+    if isinstance(module, CheckResult):
+        yield CheckResult('torch', 'broken', module.found, 'make setup')
         return
-    yield Finding('torch', 'ok', module.__version__)
+    yield CheckResult('torch', 'ok', module.__version__)
     if module.cuda.is_available():
         name, memory = module.cuda.get_device_name(0), module.cuda.get_device_properties(0).total_memory / 2**30
-        yield Finding('CUDA', 'ok', f'{module.cuda.device_count()} device(s), {name}, {memory:.0f} GiB')
+        yield CheckResult('CUDA', 'ok', f'{module.cuda.device_count()} device(s), {name}, {memory:.0f} GiB')
     elif shutil.which('nvidia-smi'):
         build = f'torch is built for CUDA {module.version.cuda}' if module.version.cuda else 'torch is a CPU build'
-        yield Finding('CUDA', 'broken', f'there is a GPU, but {build}', 'pip install --force-reinstall torch')
+        yield CheckResult('CUDA', 'broken', f'there is a GPU, but {build}', 'pip install --force-reinstall torch')
     else:
-        yield Finding('CUDA', 'note', 'no GPU: inference and training run on the CPU')
+        yield CheckResult('CUDA', 'note', 'no GPU: inference and training run on the CPU')
 
 
-def onnxruntime() -> Iterator[Finding]:
+def onnxruntime() -> Iterator[CheckResult]:
     """ONNX Runtime, and whether exactly one build of it is installed."""
     builds = [name for name in ('onnxruntime', 'onnxruntime-gpu') if version_of(name)]
     if len(builds) > 1:
         mend = 'pip uninstall -y onnxruntime onnxruntime-gpu && make setup ACCELERATOR=gpu'
-        yield Finding('ONNX Runtime', 'broken', 'two builds share one module: ' + ' and '.join(builds), mend)
+        yield CheckResult('ONNX Runtime', 'broken', 'two builds share one module: ' + ' and '.join(builds), mend)
         return
     module = optional('onnxruntime', 'make setup')
-    if isinstance(module, Finding):
-        yield Finding('ONNX Runtime', 'note', module.found, module.mend)
+    if isinstance(module, CheckResult):
+        yield CheckResult('ONNX Runtime', 'note', module.found, module.mend)
         return
     providers = [
         name.removesuffix('ExecutionProvider') for name in module.get_available_providers() if 'Azure' not in name
     ]
     mend = 'make setup ACCELERATOR=gpu' if shutil.which('nvidia-smi') and 'CUDA' not in providers else ''
-    yield Finding('ONNX Runtime', 'note' if mend else 'ok', f'{module.__version__} with {", ".join(providers)}', mend)
+    yield CheckResult(
+        'ONNX Runtime', 'note' if mend else 'ok', f'{module.__version__} with {", ".join(providers)}', mend
+    )
 
 
-def tensorrt() -> Iterator[Finding]:
+def tensorrt() -> Iterator[CheckResult]:
     """TensorRT; a matter of machines with a GPU only."""
     if shutil.which('nvidia-smi'):
         module = optional('tensorrt', 'make setup ACCELERATOR=gpu')
-        yield module if isinstance(module, Finding) else Finding('tensorrt', 'ok', module.__version__)
+        yield module if isinstance(module, CheckResult) else CheckResult('tensorrt', 'ok', module.__version__)
 
 
 def version_of(distribution: str) -> str:
@@ -169,54 +171,54 @@ def version_of(distribution: str) -> str:
         return ''
 
 
-def ros() -> Iterator[Finding]:
+def ros() -> Iterator[CheckResult]:
     """Which ROS 2, where from, and how it is set."""
     module = optional('rclpy', 'make setup')
-    if isinstance(module, Finding):
-        yield Finding('ROS 2', 'broken', module.found, 'source a ROS 2, or: make setup')
+    if isinstance(module, CheckResult):
+        yield CheckResult('ROS 2', 'broken', module.found, 'source a ROS 2, or: make setup')
         return
     folder, here = Path(module.__file__).resolve(), Path(sys.prefix).resolve()
     wheels = version_of('ros-jazzy-rclpy')
     wheels_here = wheels and Path(str(importlib.metadata.distribution('ros-jazzy-rclpy').locate_file(''))).resolve()
     if wheels and folder.is_relative_to(here):
-        yield Finding('ROS 2', 'ok', f'jazzy, rclpy {wheels} from PyPI wheels')
+        yield CheckResult('ROS 2', 'ok', f'jazzy, rclpy {wheels} from PyPI wheels')
     elif wheels_here and wheels_here.is_relative_to(here):
         mend = f'use a shell without it, or: {sys.executable} -m pip uninstall ros-jazzy-rclpy'
-        yield Finding('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', mend)
+        yield CheckResult('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', mend)
     else:
-        yield Finding('ROS 2', 'ok', f'{os.environ.get("ROS_DISTRO", "unknown distribution")} at {folder.parent}')
+        yield CheckResult('ROS 2', 'ok', f'{os.environ.get("ROS_DISTRO", "unknown distribution")} at {folder.parent}')
     domain, reach = os.environ.get('ROS_DOMAIN_ID', '0'), os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'not set')
     rmw = importlib.import_module('rclpy.utilities').get_rmw_implementation_identifier()
-    yield Finding('', 'ok', f'{rmw}, domain {domain}, discovery range {reach}')
+    yield CheckResult('', 'ok', f'{rmw}, domain {domain}, discovery range {reach}')
 
 
-def ki_msgs() -> Iterator[Finding]:
+def ki_msgs() -> Iterator[CheckResult]:
     """Our interfaces: built, and of this tree."""
     try:
         message = importlib.import_module('ki_msgs.msg').ActionChunk
         importlib.import_module('rclpy.serialization').serialize_message(message())
     except (ImportError, AttributeError) as error:
-        yield Finding('ki_msgs', 'broken', f'not built ({error})', 'make setup')
+        yield CheckResult('ki_msgs', 'broken', f'not built ({error})', 'make setup')
         return
-    yield Finding('ki_msgs', 'ok', version_of('ki_msgs') or 'from the sourced workspace')
+    yield CheckResult('ki_msgs', 'ok', version_of('ki_msgs') or 'from the sourced workspace')
 
 
-def dds() -> Iterator[Finding]:
+def dds() -> Iterator[CheckResult]:
     """Whether camera images fit the shared memory of Fast DDS."""
     node_ros = importlib.import_module('ki_policy_node.common.ros')
     rmw = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp')
     if 'fastrtps' not in rmw:
-        yield Finding('DDS profile', 'note', f'{rmw} does not read the profiles of config/dds')
+        yield CheckResult('DDS profile', 'note', f'{rmw} does not read the profiles of config/dds')
         return
     chosen = node_ros.use_dds_profile()
     path = os.environ.get('FASTRTPS_DEFAULT_PROFILES_FILE', '')
     if chosen == 'none':
-        yield Finding('DDS profile', 'note', 'none: images travel as UDP fragments and get lost', 'unset KI_DDS')
+        yield CheckResult('DDS profile', 'note', 'none: images travel as UDP fragments and get lost', 'unset KI_DDS')
         return
     try:
         sizes = [int(node.text or 0) for node in ElementTree.parse(path).iter() if node.tag.endswith('segment_size')]
     except (OSError, ElementTree.ParseError) as error:
-        yield Finding('DDS profile', 'broken', f'{path}: {error}', 'unset FASTRTPS_DEFAULT_PROFILES_FILE')
+        yield CheckResult('DDS profile', 'broken', f'{path}: {error}', 'unset FASTRTPS_DEFAULT_PROFILES_FILE')
         return
     size = max(sizes, default=512 * 1024)
     mend = (
@@ -224,27 +226,27 @@ def dds() -> Iterator[Finding]:
         if size >= SEGMENT_BYTES
         else f'export FASTRTPS_DEFAULT_PROFILES_FILE={share_file("ki_policy_node", "config/dds/loopback.xml")}'
     )
-    yield Finding('DDS profile', 'note' if mend else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', mend)
+    yield CheckResult('DDS profile', 'note' if mend else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', mend)
 
 
-def round_trip() -> Iterator[Finding]:
+def round_trip() -> Iterator[CheckResult]:
     """Thirty images to a second process and back."""
     result = importlib.import_module('ki.support.roundtrip').measure()
     text = f'{result.received} of {result.sent} images answered'
     if result.received:
         text += f', median {1e3 * result.median_s:.1f} ms there and back, found in {result.discovery_s:.1f} s'
     if result.received >= 0.9 * result.sent > 0:
-        yield Finding('round trip', 'ok', text)
+        yield CheckResult('round trip', 'ok', text)
     else:
-        yield Finding(
+        yield CheckResult(
             'round trip', 'broken', text, 'use config/dds/loopback.xml; check that 127.0.0.1 and /dev/shm work'
         )
 
 
-def rendering() -> Iterator[Finding]:
+def rendering() -> Iterator[CheckResult]:
     """MuJoCo draws one picture, with the backend the simulator would use."""
-    if isinstance(optional('mujoco', ''), Finding):
-        yield Finding('rendering', 'note', 'mujoco is not installed: no simulator', "pip install -e '.[sim]'")
+    if isinstance(optional('mujoco', ''), CheckResult):
+        yield CheckResult('rendering', 'note', 'mujoco is not installed: no simulator', "pip install -e '.[sim]'")
         return
     code = (
         "import mujoco; m = mujoco.MjModel.from_xml_string(\"<mujoco><worldbody><light pos='0 0 3'/>"
@@ -256,25 +258,27 @@ def rendering() -> Iterator[Finding]:
         environment = os.environ | {'MUJOCO_GL': backend, 'PYOPENGL_PLATFORM': backend}
         done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, timeout=60)
         if done.returncode == 0:
-            yield Finding('rendering', 'ok', f'MuJoCo {version_of("mujoco")} draws with MUJOCO_GL={backend}')
+            yield CheckResult('rendering', 'ok', f'MuJoCo {version_of("mujoco")} draws with MUJOCO_GL={backend}')
             return
     mend = 'sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6'
-    yield Finding('rendering', 'broken', f'MuJoCo cannot draw with {" or ".join(backends)}', mend)
+    yield CheckResult('rendering', 'broken', f'MuJoCo cannot draw with {" or ".join(backends)}', mend)
 
 
-def tools() -> Iterator[Finding]:
+def tools() -> Iterator[CheckResult]:
     """Programs that some commands call."""
     missing = [name for name in ('cmake', 'g++', 'ffmpeg') if shutil.which(name) is None]
     mend = f'sudo apt-get install {" ".join(missing)}' if missing else ''
-    yield Finding('programs', 'note' if missing else 'ok', 'cmake, g++, ffmpeg' + (' lack' if missing else ''), mend)
+    yield CheckResult(
+        'programs', 'note' if missing else 'ok', 'cmake, g++, ffmpeg' + (' lack' if missing else ''), mend
+    )
 
 
-def data() -> Iterator[Finding]:
+def data() -> Iterator[CheckResult]:
     """The folder of recordings."""
     folder = os.environ.get('KI_DATA', '')
     if not folder:
-        yield Finding('recordings', 'note', 'KI_DATA is not set: parts that need real recordings are skipped')
+        yield CheckResult('recordings', 'note', 'KI_DATA is not set: parts that need real recordings are skipped')
     elif Path(folder).is_dir():
-        yield Finding('recordings', 'ok', f'KI_DATA={folder}')
+        yield CheckResult('recordings', 'ok', f'KI_DATA={folder}')
     else:
-        yield Finding('recordings', 'broken', f'KI_DATA={folder} is no folder', 'export KI_DATA=FOLDER')
+        yield CheckResult('recordings', 'broken', f'KI_DATA={folder} is no folder', 'export KI_DATA=FOLDER')

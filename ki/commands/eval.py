@@ -34,9 +34,9 @@ def data(
 ) -> None:
     """Losses, token accuracy, errors of actions by step and column, use of language, answers to questions."""
     from ki.support.eval_data import run, show
-    from training.evaluate.held_out import Settings
+    from training.evaluate.held_out import HeldOutSettings
 
-    settings = Settings(samples=samples, questions=questions, seed=seed, device=device)
+    settings = HeldOutSettings(samples=samples, questions=questions, seed=seed, device=device)
     show(run(policy, recordings, words or [], every, settings, out), out)
 
 
@@ -67,10 +67,10 @@ def sim(
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot.
     """
-    from ki.support.sim_policy import BundlePolicy
+    from ki.support.sim_policy import ClosedLoopPolicy
     from ki.support.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
-    from ki_sim.evaluate.closed_loop import Settings, evaluate
+    from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate
     from ki_sim.tasks.tasks import TASKS
 
     names = list(TASKS) if task == ['all'] else task or ['demo']
@@ -84,8 +84,8 @@ def sim(
             print(_row(report.summary()))
         return
     assert bundle is not None
-    settings = Settings(execute_steps, 0, delay_steps, image_size, split)
-    policy = BundlePolicy(bundle, backend, seed)
+    settings = EvaluationSettings(execute_steps, 0, delay_steps, image_size, split)
+    policy = ClosedLoopPolicy(bundle, backend, seed)
     try:
         for name in names:
             with progress(name, seeds * (2 if paired else 1)) as line:

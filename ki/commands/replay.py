@@ -45,7 +45,7 @@ def replay(
     from ki_policy_node.replay import replay_report
     from ki_policy_node.replay.live_parity import compare
     from ki_policy_node.replay.live_parity import failure as live_failure
-    from ki_policy_node.replay.replay import Options
+    from ki_policy_node.replay.replay import ReplayOptions
     from ki_policy_node.replay.replay import replay as run
     from ki_robot.contract.contract import load_contract
 
@@ -64,7 +64,7 @@ def replay(
         contract = named or policy.contract
         check_fits(policy.policy_id, policy.contract, contract)
         policy.warm_up()
-        options = Options(timing, round(latency * 1e9), 50_000_000, instruction, names, max_chunks)
+        options = ReplayOptions(timing, round(latency * 1e9), 50_000_000, instruction, names, max_chunks)
         replayed, parity = run(bag, contract, policy, options), None
         if live:
             parameters = {

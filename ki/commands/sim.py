@@ -69,7 +69,7 @@ def record(
     from collections import Counter
 
     from ki.support.sim_stack import record_live
-    from ki_sim.record.batch import Result, jobs, record
+    from ki_sim.record.batch import RecordingResult, jobs, record
     from ki_sim.record.existing_recordings import check
     from ki_sim.tasks.tasks import TASKS
 
@@ -78,7 +78,7 @@ def record(
     count: Counter[str] = Counter()
     with progress('recording', len(work)) as line:
 
-        def tell(result: Result) -> None:
+        def tell(result: RecordingResult) -> None:
             count[result.status] += 1
             line.advance()
 

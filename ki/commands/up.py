@@ -15,7 +15,7 @@ from typing import IO, Any
 import typer
 
 from ki.support.policy_stack import PolicyStack
-from ki.support.processes import Plan, Processes
+from ki.support.processes import LaunchPlan, Processes
 from ki_common.errors import KiError
 
 app = typer.Typer(help='Start the nodes of a robot, or of a YAML file, with one log; all end together.')
@@ -107,7 +107,7 @@ def given(context: typer.Context, names: set[str]) -> list[str]:
     return sorted(name for name in names if 'COMMANDLINE' in str(context.get_parameter_source(name)))
 
 
-def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> Plan:
+def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> LaunchPlan:
     """What to start: what the file says, or the nodes of a robot.
 
     Raises:
@@ -117,7 +117,7 @@ def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> Plan:
 
     if file is None:
         stack.check()
-        return Plan(stack.programs())
+        return LaunchPlan(stack.programs())
     if options:
         raise KiError(
             f'--{options[0].replace("_", "-")} and a file do not go together: {file} says what its nodes get. Write it '

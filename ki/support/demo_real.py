@@ -206,13 +206,18 @@ def _convert(dataset: LerobotDataset, episodes: Sequence[int], out: Path) -> Non
 
 def _index(recordings: Path) -> None:
     from ki_robot.contract.contract import load_contract
-    from training.index.episodes import Options
+    from training.index.episodes import IndexOptions
     from training.index.index import index_bags
 
     with progress('indexing') as line:
         workers = os.cpu_count() or 1
         index_bags(
-            recordings, load_contract(ROBOT), recordings / 'index', Options(store='model'), workers, progress=line.to
+            recordings,
+            load_contract(ROBOT),
+            recordings / 'index',
+            IndexOptions(store='model'),
+            workers,
+            progress=line.to,
         )
 
 
@@ -221,14 +226,14 @@ def _replay(bag: Path, bundle: Path, out: Path, name: str, denoise_steps: int) -
     from ki_policy_node.policy.backends import Wanted, open_policy
     from ki_policy_node.policy.continuation import Timing
     from ki_policy_node.replay import replay_report
-    from ki_policy_node.replay.replay import Options, replay
+    from ki_policy_node.replay.replay import ReplayOptions, replay
     from ki_robot.contract.contract import load_contract
 
     contract, timing = load_contract(ROBOT), Timing('latest', CYCLE_STEPS)
     policy = open_policy(Wanted('auto', str(bundle), denoise_steps=denoise_steps), contract, timing)
     try:
         policy.warm_up()
-        replay_report.write(replay(bag, contract, policy, Options(timing)), out, name=name)
+        replay_report.write(replay(bag, contract, policy, ReplayOptions(timing)), out, name=name)
     finally:
         policy.close()
 

@@ -21,7 +21,7 @@ COLOURS = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveSource:
     """How to listen to a robot."""
 
     seconds: float
@@ -31,7 +31,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What was found: about the data alone, and where the policy will run; `compared` says what with what."""
 
     findings: tuple[Finding, ...]
@@ -65,8 +65,12 @@ class _Trained:
 
 
 def report(
-    data: Path | None, bundle: Path | None, against: Path | None, live: Live | None, robot: str = 'bimanual_mobile'
-) -> Report:
+    data: Path | None,
+    bundle: Path | None,
+    against: Path | None,
+    live: LiveSource | None,
+    robot: str = 'bimanual_mobile',
+) -> DataReport:
     """Looks at DATA, and compares; `robot` is the contract of data that name none.
 
     Raises:
@@ -87,10 +91,10 @@ def report(
     index = None if data is None else _index(data, bundle, robot)
     findings: list[Finding] = [] if index is None else diagnose(index)
     if any(finding.kind == 'no_data' for finding in findings) and bundle is None:
-        return Report(tuple(findings))
+        return DataReport(tuple(findings))
     trained = None if bundle is None and against is None and live is None else _trained(index, bundle)
     if trained is None:
-        return Report(tuple(findings))
+        return DataReport(tuple(findings))
     if live is not None:
         rows, found, here = _live(trained, live)
     else:
@@ -101,7 +105,7 @@ def report(
         assert index is not None
         rows, found = _recorded(trained, index)
         here = str(data)
-    return Report(tuple(by_weight([*findings, *found])), tuple(rows), f'{here} compared with {trained.name}')
+    return DataReport(tuple(by_weight([*findings, *found])), tuple(rows), f'{here} compared with {trained.name}')
 
 
 def _index(data: Path, bundle: Path | None, robot: str) -> Index:
@@ -149,7 +153,7 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
     return rows, found + train_deploy_drift.rate_findings(trained.rates_hz, train_deploy_drift.recorded_rates(index))
 
 
-def _live(trained: _Trained, live: Live) -> tuple[Sequence[Difference], list[Finding], str]:
+def _live(trained: _Trained, live: LiveSource) -> tuple[Sequence[Difference], list[Finding], str]:
     from ki_policy_node.common.live_probe import listen
     from training.evaluate import train_deploy_drift
     from training.fit.stats import dark_findings
@@ -167,7 +171,7 @@ def _live(trained: _Trained, live: Live) -> tuple[Sequence[Difference], list[Fin
     return rows, found, f'{len(heard.states_TS)} states of the live robot in {heard.seconds:.1f} s'
 
 
-def show(made: Report) -> None:
+def show(made: DataReport) -> None:
     """A table of columns where two sides are compared, a line per finding, and the verdict."""
     from rich.console import Console
     from rich.table import Table
@@ -197,7 +201,7 @@ def show(made: Report) -> None:
     print(verdict(made))
 
 
-def verdict(made: Report) -> str:
+def verdict(made: DataReport) -> str:
     """All of it in one sentence."""
     count = {level: sum(finding.level == level for finding in made.findings) for level in COLOURS}
     if made.is_serious:

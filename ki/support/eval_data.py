@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.evaluate.held_out import Settings
+    from training.evaluate.held_out import HeldOutSettings
 
 
 def run(
-    policy: Path, recordings: Path | None, words: list[Path], every: bool, settings: Settings, out: Path
+    policy: Path, recordings: Path | None, words: list[Path], every: bool, settings: HeldOutSettings, out: Path
 ) -> dict[str, Any]:
     """Evaluates and writes OUT/data.json and OUT/data.png; gives the report."""
     from training.errors import TrainingError

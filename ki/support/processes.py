@@ -52,7 +52,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What `ki up` starts."""
 
     programs: tuple[Program, ...]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-class Line:
+class ProgressLine:
     """One bar; `advance` and `to` fit where a callback is asked for."""
 
     def __init__(self, bar: Progress, task: TaskID, what: str) -> None:
@@ -36,8 +36,8 @@ class Line:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Line]:
-    """A bar for the length of a `with` block; without `total` until `Line.to` names one."""
+def progress(what: str, total: int | None = None) -> Iterator[ProgressLine]:
+    """A bar for the length of a `with` block; without `total` until `ProgressLine.to` names one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -50,4 +50,4 @@ def progress(what: str, total: int | None = None) -> Iterator[Line]:
         TextColumn('{task.fields[name]}'),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Line(bar, bar.add_task(what, total=total, name=''), what)
+        yield ProgressLine(bar, bar.add_task(what, total=total, name=''), what)

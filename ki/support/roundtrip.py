@@ -18,7 +18,7 @@ HEIGHT, WIDTH, RATE_HZ = 480, 640, 30.0
 
 
 @dataclass(frozen=True)
-class RoundTrip:
+class DdsRoundTrip:
     """What came back: images sent, echoes received, median time there and back [s], time to find each other [s]."""
 
     sent: int
@@ -27,7 +27,7 @@ class RoundTrip:
     discovery_s: float
 
 
-def measure(count: int = 30, timeout_s: float = 15.0) -> RoundTrip:
+def measure(count: int = 30, timeout_s: float = 15.0) -> DdsRoundTrip:
     """Sends `count` best-effort 640x480 images to a second process and times the answers.
 
     A process that never answers gives `received` 0.
@@ -67,7 +67,7 @@ def measure(count: int = 30, timeout_s: float = 15.0) -> RoundTrip:
             far.terminate()
             far.wait()
     times.sort()
-    return RoundTrip(len(sent), len(times), times[len(times) // 2] if times else float('nan'), discovery_s)
+    return DdsRoundTrip(len(sent), len(times), times[len(times) // 2] if times else float('nan'), discovery_s)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-class BundlePolicy:
+class ClosedLoopPolicy:
     """Observation of the simulator -> chunk of absolute values (H, 17), through the bundle's processor and engine.
 
     The noise is drawn from `seed` and the observation's time, so an episode is the same each time it is evaluated.

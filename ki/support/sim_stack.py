@@ -41,7 +41,7 @@ def running(programs: list[Program], log: Path, domain: int | None = None) -> It
         processes = Processes(programs, os.environ, stream, quiet=True)
         try:
             with node('episode_runner') as made:
-                yield Port(made, processes, log)
+                yield RosStackServices(made, processes, log)
         finally:
             processes.end()
 
@@ -122,7 +122,7 @@ def evaluate_live(
     stack: Stack, tasks: Sequence[str], seeds: Sequence[int], split: str, paired: bool, out: Path
 ) -> Iterator[Any]:
     """Reports of tasks, each also as JSON in `out`, from episodes played by the whole stack."""
-    from ki_sim.evaluate.episode_runner import Match, evaluate
+    from ki_sim.evaluate.episode_runner import EpisodeOptions, evaluate
     from ki_sim.node.settings import SimRobotSettings
 
     for name in tasks:
@@ -130,7 +130,10 @@ def evaluate_live(
     with running(stack.programs(), out / 'nodes.log', private_domain()) as port:
         for name in tasks:
             with progress(name, len(seeds) * (2 if paired else 1)) as line:
-                match, described = Match(stack.plan, split), stack.described() | {'split': split, 'paired': paired}
+                match, described = (
+                    EpisodeOptions(stack.plan, split),
+                    stack.described() | {'split': split, 'paired': paired},
+                )
                 report = evaluate(port, name, seeds, match, described, line.advance, paired)
             report.save(out / f'{name}-through-node.json')
             yield report
@@ -145,9 +148,9 @@ def last_words(log: Path, name: str) -> str:
 
 def present(job: Any) -> Any:
     """The result of a job that was done before."""
-    from ki_sim.record.batch import Result
+    from ki_sim.record.batch import RecordingResult
 
-    return Result(job.task, job.seed, 'present')
+    return RecordingResult(job.task, job.seed, 'present')
 
 
 def private_domain() -> int:
@@ -158,8 +161,8 @@ def private_domain() -> int:
     return 60 + os.getpid() % 40 if named is None else named
 
 
-class Port:
-    """Services of the stack; see ki_sim.evaluate.episode_runner.Port."""
+class RosStackServices:
+    """Services of the stack; see ki_sim.evaluate.episode_runner.StackServices."""
 
     def __init__(self, node: Any, processes: Processes, log: Path) -> None:
         from ki_msgs.msg import PolicyStatus

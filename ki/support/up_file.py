@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ki.support.node_parameters import check_parameters
-from ki.support.processes import Plan, Program
+from ki.support.processes import LaunchPlan, Program
 from ki_common.configuration.model import Config
 from ki_common.configuration.refusal import nearest
 from ki_common.errors import KiError
@@ -82,7 +82,7 @@ class UpFile(Config):
     """How the nodes reach each other (config/dds); without it KI_DDS decides, and else loopback."""
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> LaunchPlan:
     """Reads and checks a file of `ki up`.
 
     Raises:
@@ -92,7 +92,7 @@ def read_plan(path: Path) -> Plan:
     for name, node in content.nodes.items():
         _check_module(f'{path}: nodes.{name}', node.module, node.parameters)
     programs = tuple(node.program(name, content.namespace) for name, node in content.nodes.items())
-    return Plan(programs, content.dds or '', content.domain)
+    return LaunchPlan(programs, content.dds or '', content.domain)
 
 
 def _check_module(where: str, module: str | None, parameters: Mapping[str, Any]) -> None:

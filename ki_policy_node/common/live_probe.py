@@ -22,7 +22,7 @@ from ki_policy_node.common.process import make_executor
 from ki_policy_node.common.streams import INPUT_QOS, message_type, on_incompatible
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.images import Image
-from ki_robot.observation.buffer import ObservationBuffer, Settings
+from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 from ki_robot.observation.observation import Observation, StreamReport
 
 PICTURE_S = 1.0  # between the pictures that are decoded
@@ -30,7 +30,7 @@ SETTLE_S = 1.0  # at most so long are cameras waited for once the states are the
 
 
 @dataclass(frozen=True)
-class Heard:
+class ProbeResult:
     """What a robot showed for a while.
 
     Attributes:
@@ -53,7 +53,7 @@ class Heard:
 
 def listen(
     contract: Contract, seconds: float = 5.0, wait_s: float = 5.0, namespace: str = '', sim_time: bool = False
-) -> Heard:
+) -> ProbeResult:
     """Listens to the streams of a contract; Ctrl-C ends it early.
 
     Args:
@@ -87,7 +87,7 @@ class _Ear:
 
     def __init__(self, node: Any, contract: Contract) -> None:
         self._node, self._contract = node, contract
-        self._buffer = ObservationBuffer(contract, Settings(require_instruction=False))
+        self._buffer = ObservationBuffer(contract, BufferSettings(require_instruction=False))
         self._rows: list[NDArray[np.float64]] = []
         self._images: defaultdict[str, list[Image]] = defaultdict(list)
         self._blind: Counter[str] = Counter()
@@ -132,11 +132,11 @@ class _Ear:
         finally:
             self._seconds = time.monotonic() - begin
 
-    def heard(self) -> Heard:
+    def heard(self) -> ProbeResult:
         """Everything so far."""
         health = self._buffer.health(self._now_ns())
         rates = {each.name: (each.received - self._before[each.name]) / max(self._seconds, 1e-9) for each in health}
-        return Heard(
+        return ProbeResult(
             states_TS=np.stack(self._rows) if self._rows else np.zeros((0, len(self._contract.state))),
             images=self._images,
             moments=self._moments,

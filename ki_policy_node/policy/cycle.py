@@ -23,7 +23,7 @@ from ki_policy_node.policy.continuation import Planned, Planner
 from ki_policy_node.policy.hold_reasons import HoldReason
 from ki_policy_node.policy.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
-from ki_robot.observation.observation import Hold, NotReady, Observation, Problem
+from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 
 FAILURE_LIMIT = 3  # inferences in a row that fail before the fault is latched
 FOREVER_NS = 2**63 - 1
@@ -43,7 +43,7 @@ class Observations(Protocol):
         """The observation at `now_ns`, or every reason why there is none."""
         ...
 
-    def problems(self, now_ns: int) -> tuple[Problem, ...]:
+    def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         """The same reasons, found without decoding an image."""
         ...
 
@@ -276,7 +276,7 @@ class PolicyCycle:
             if self._holding is not None:
                 return None
             # Whether inputs agree in time matters when an observation is taken, not at every moment between.
-            found = [each for each in self.observations.problems(now_ns) if each.hold is not Hold.UNSYNCHRONIZED]
+            found = [each for each in self.observations.problems(now_ns) if each.hold is not InputFault.UNSYNCHRONIZED]
             if not found:
                 return None
             message = ' '.join(problem.message for problem in found)

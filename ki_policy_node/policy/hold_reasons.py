@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class HoldReason(str, Enum):
-    """The first seven are what an observation can lack, by the names of `ki_robot.observation.observation.Hold`."""
+    """The first seven are the faults of an input, by the names of `ki_robot.observation.observation.InputFault`."""
 
     NEVER_RECEIVED = 'never_received'  # nothing came on a stream
     STALE = 'stale'  # the newest message is older than its max_age_s

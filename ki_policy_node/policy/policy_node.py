@@ -27,10 +27,10 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
 from ki_policy_node.policy.continuation import Planner, Timing
 from ki_policy_node.policy.instruction import checked_instruction
-from ki_policy_node.policy.run import Run
-from ki_policy_node.policy.runner import Runner
+from ki_policy_node.policy.run import PolicyRun
+from ki_policy_node.policy.runner import PolicyRunner
 from ki_policy_node.policy.settings import PolicyNodeSettings
-from ki_policy_node.policy.status_report import Report
+from ki_policy_node.policy.status_report import StatusReport
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.parts import Camera
@@ -48,8 +48,8 @@ class PolicyNode(LifecycleNode):
         self._inputs: list[Any] = []
         self._jump: Any = None
         self._result: Any = None
-        self._report = Report(self)
-        self._runner = Runner(self, self._report)
+        self._report = StatusReport(self)
+        self._runner = PolicyRunner(self, self._report)
         self.parameters = Parameters(self, PolicyNodeSettings, lambda: self._runner.contract is not None)
         self._chunk_pub = self.create_publisher(ActionChunkMessage, '~/action_chunk', NEWEST)
         self._dry_pub = self.create_publisher(ActionChunkMessage, '~/dry_run_chunk', NEWEST)
@@ -137,7 +137,7 @@ class PolicyNode(LifecycleNode):
         self._runner.active = True
         if self.parameters.values.run_on_activate:
             try:
-                self._runner.begin(Run(dry_run=False))
+                self._runner.begin(PolicyRun(dry_run=False))
             except KiError as error:  # in fault: the node is active, and waits for the reset
                 self.get_logger().error(str(error))
         self.publish_status()
@@ -243,7 +243,7 @@ class PolicyNode(LifecycleNode):
 
     def _on_start(self, request: Any, response: Any) -> Any:
         try:
-            self._runner.begin(Run(dry_run=False))
+            self._runner.begin(PolicyRun(dry_run=False))
             response.success = True
             response.message = 'dry run: parameter dry_run is true' if self.parameters.values.dry_run else 'running'
         except KiError as error:
@@ -276,7 +276,7 @@ class PolicyNode(LifecycleNode):
         goal = handle.request
         if goal.instruction.text:
             self._runner.take_instruction(goal.instruction.text, goal.instruction.id)
-        self._runner.begin(Run(dry_run=goal.dry_run, max_duration_ns=time_ns(goal.max_duration), goal=handle))
+        self._runner.begin(PolicyRun(dry_run=goal.dry_run, max_duration_ns=time_ns(goal.max_duration), goal=handle))
 
     def _on_cancel(self, handle: Any) -> Any:
         run = self._runner.run
@@ -295,7 +295,7 @@ class PolicyNode(LifecycleNode):
             handle.abort()
         return result
 
-    def on_run_end(self, run: Run, termination: int, message: str) -> None:
+    def on_run_end(self, run: PolicyRun, termination: int, message: str) -> None:
         """Ends the goal that asked for a run."""
         if run.goal is not None:
             self._result = run.result(termination, message)

@@ -15,7 +15,7 @@ Result = RunPolicy.Result
 
 
 @dataclass
-class Run:
+class PolicyRun:
     """A run in progress. `goal` is the action goal that asked for it, None when a service or a parameter did."""
 
     dry_run: bool

@@ -1,7 +1,7 @@
 """Runs of a policy in the node: the policy cycle on ROS time, between two threads.
 
-The inference thread looks, plans and commits (`Runner.turn`); the IO thread stores messages, begins and ends runs, and
-watches. Both meet under `Runner.lock`. Nothing here is published: the host does that.
+The inference thread looks, plans and commits (`PolicyRunner.turn`); the IO thread stores messages, begins and ends
+runs, and watches. Both meet under `PolicyRunner.lock`. Nothing here is published: the host does that.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ki_policy_node.policy.cycle import FOREVER_NS, Dropped, Held, PolicyCycle, 
 from ki_policy_node.policy.hold_reasons import HoldReason
 from ki_policy_node.policy.inference_thread import IDLE_S, InferenceThread
 from ki_policy_node.policy.instruction import checked_instruction
-from ki_policy_node.policy.run import Run
-from ki_policy_node.policy.status_report import Report
+from ki_policy_node.policy.run import PolicyRun
+from ki_policy_node.policy.status_report import StatusReport
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
-from ki_robot.observation.buffer import ObservationBuffer, Settings
+from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 
 Status = PolicyStatus
 Result = RunPolicy.Result
@@ -49,7 +49,7 @@ class Host(Protocol):
         """Tells how things are."""
         ...
 
-    def on_run_end(self, run: Run, termination: int, message: str) -> None:
+    def on_run_end(self, run: PolicyRun, termination: int, message: str) -> None:
         """A run is over."""
         ...
 
@@ -58,7 +58,7 @@ class Host(Protocol):
         ...
 
 
-class Runner:
+class PolicyRunner:
     """The state between what arrives and what goes out.
 
     Args:
@@ -66,13 +66,13 @@ class Runner:
         report: What is told of this state; used under `lock`.
     """
 
-    def __init__(self, host: Host, report: Report) -> None:
+    def __init__(self, host: Host, report: StatusReport) -> None:
         self._host, self._report = host, report
         self.lock = threading.RLock()
         self.contract: Contract | None = None
         self.buffer: ObservationBuffer | None = None
         self.cycle: PolicyCycle | None = None
-        self.run: Run | None = None
+        self.run: PolicyRun | None = None
         self.active = False
         self.instruction = ('', '')
         self.busy_since_ns: int | None = None
@@ -88,7 +88,7 @@ class Runner:
 
     def configure(self, contract: Contract, planner: Planner, needs_words: bool, frame_wait_ns: int) -> None:
         """Takes a warm policy and the robot that it is for."""
-        self.buffer = ObservationBuffer(contract, Settings(require_instruction=needs_words))
+        self.buffer = ObservationBuffer(contract, BufferSettings(require_instruction=needs_words))
         self.contract, self._frame_wait_ns = contract, frame_wait_ns
         self._use(planner)
 
@@ -169,7 +169,7 @@ class Runner:
         stuck = busy_ns is not None and time.monotonic_ns() - busy_ns > timeout_ns
         return 'The inference has not returned; restart the node.' if stuck else ''
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: PolicyRun) -> None:
         """Starts a run, or raises NodeError."""
         with self.lock:
             self.may_begin()
@@ -228,7 +228,7 @@ class Runner:
         self._wait = found
         return min(max(0.0, (found.until_ns - now_ns) / 1e9), IDLE_S)
 
-    def _infer(self, cycle: PolicyCycle, ready: Ready, run: Run, begin_ns: int) -> None:
+    def _infer(self, cycle: PolicyCycle, ready: Ready, run: PolicyRun, begin_ns: int) -> None:
         self.busy_since_ns = time.monotonic_ns()
         made = cycle.plan(ready, self._host.now_ns)
         self.busy_since_ns = None
@@ -242,7 +242,7 @@ class Runner:
             self._tell(end)
         self._host.publish_status()
 
-    def _deliver(self, planned: Planned, run: Run, begin_ns: int) -> None:
+    def _deliver(self, planned: Planned, run: PolicyRun, begin_ns: int) -> None:
         dry = run.dry_run or self._host.dry_run()
         self._host.publish_chunk(planned.chunk, dry)
         run.published += 1

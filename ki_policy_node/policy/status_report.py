@@ -10,7 +10,7 @@ from ki_policy_node.common import diagnostics
 from ki_policy_node.policy.continuation import Planned, Planner
 from ki_policy_node.policy.hold_reasons import HoldReason
 from ki_policy_node.policy.policy_types import Policy
-from ki_policy_node.policy.run import Run
+from ki_policy_node.policy.run import PolicyRun
 from ki_robot.messages.arrays import set_time
 from ki_robot.observation.buffer import ObservationBuffer
 from ki_robot.observation.observation import StreamReport, StreamState
@@ -34,7 +34,7 @@ _STATES = {
 }
 
 
-class Report:
+class StatusReport:
     """The state of the node as others see it; callers hold the node's lock.
 
     Args:
@@ -48,7 +48,7 @@ class Report:
         self.message = ''
         self._policy: tuple[str, str] = ('', '')
         self._instruction_id = ''
-        self._run: Run | None = None
+        self._run: PolicyRun | None = None
         self._dry = True
         self._planned: Planned | None = None
         self._cycle = diagnostics.Durations()
@@ -63,7 +63,7 @@ class Report:
         self.state, self.hold_reason, self.message = PolicyStatus.STATE_READY, PolicyStatus.HOLD_NONE, ''
         self._policy = (policy.policy_id, policy.backend)
 
-    def begin(self, run: Run, dry: bool) -> None:
+    def begin(self, run: PolicyRun, dry: bool) -> None:
         """A run begins."""
         self._run, self._dry, self._planned = run, dry, None
         self._cycle.clear()
@@ -79,7 +79,7 @@ class Report:
             self._go('dry run' if dry else 'waits for the first chunk')
         return True
 
-    def chunk(self, planned: Planned, run: Run, dry: bool, cycle_ns: int, age_ns: int) -> None:
+    def chunk(self, planned: Planned, run: PolicyRun, dry: bool, cycle_ns: int, age_ns: int) -> None:
         """A chunk went out, `cycle_ns` after its observation was sampled, `age_ns` after that was stamped."""
         self._dry, self._planned = dry, planned
         self._instruction_id = planned.chunk.instruction_id

@@ -27,7 +27,7 @@ PRIMITIVES = {'bool', 'byte', 'char', 'string', 'wstring', 'float32', 'float64'}
 
 
 @dataclass(frozen=True)
-class Channel:
+class RecordedTopic:
     """What a recording must know about a topic: name, type, QoS offers as rosbag2 writes them, definition, hash."""
 
     name: str
@@ -39,7 +39,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class _Entry:
-    channel: Channel
+    channel: RecordedTopic
     log_ns: int
     data: bytes
     publish_ns: int
@@ -71,7 +71,7 @@ class EpisodeWriter:
         self._thread = threading.Thread(target=self._drain, name='episode_writer', daemon=True)
         self._thread.start()
 
-    def write(self, channel: Channel, log_ns: int, data: bytes, publish_ns: int = 0) -> bool:
+    def write(self, channel: RecordedTopic, log_ns: int, data: bytes, publish_ns: int = 0) -> bool:
         """Queues one message; False when the cache is full or the disk has failed."""
         with self._lock:
             if self.error or self._waiting_bytes + len(data) > self._cache_bytes:

@@ -43,7 +43,7 @@ from ki_common.errors import KiError
 from ki_policy_node.common import process, ros
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.errors import NodeError
-from ki_policy_node.recorder.episode_writer import Channel, EpisodeWriter, definition_of, qos_text
+from ki_policy_node.recorder.episode_writer import EpisodeWriter, RecordedTopic, definition_of, qos_text
 from ki_policy_node.recorder.settings import RecorderSettings
 
 DISCOVERY_S = 0.25
@@ -57,7 +57,7 @@ ANSWERS_KEPT = 16  # of services, for requests that are repeated because their a
 class Stream:
     """One topic that is listened to."""
 
-    channel: Channel
+    channel: RecordedTopic
     latched: deque[tuple[bytes, int]] | None
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     received: int = 0
@@ -76,7 +76,7 @@ class Stream:
 
 
 @dataclass
-class Episode:
+class OngoingEpisode:
     """The episode that is being recorded."""
 
     writer: EpisodeWriter
@@ -95,12 +95,12 @@ class Recorder(Node):
         super().__init__('recorder', automatically_declare_parameters_from_overrides=True, **options)
         self.settings = Parameters(self, RecorderSettings).values
         self.folder = Path(self.settings.folder).expanduser()
-        self.episode: Episode | None = None
+        self.episode: OngoingEpisode | None = None
         self.streams: dict[str, Stream] = {}
         self._unrecordable: set[str] = set()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._markers = self.create_publisher(EpisodeMarker, 'episode', latched)
-        self._marker_channel = Channel(
+        self._marker_channel = RecordedTopic(
             self._markers.topic_name,
             'ki_msgs/msg/EpisodeMarker',
             qos_text([latched]),
@@ -159,7 +159,7 @@ class Recorder(Node):
         cls, (definition, digest) = ros.message_class(type_name), definition_of(type_name)
         qos = ros.matching_qos(self, name, DEPTH)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
-        channel = Channel(name, type_name, qos_text([offer.qos_profile for offer in offers]), definition, digest)
+        channel = RecordedTopic(name, type_name, qos_text([offer.qos_profile for offer in offers]), definition, digest)
         # An instruction of an earlier episode has no place in this one.
         kept = LATCHED_KEPT if name.endswith('tf_static') else len(offers)
         stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
@@ -192,7 +192,7 @@ class Recorder(Node):
 
     # -- episodes
 
-    def start(self, task: str, policy_id: str = '', path: Path | None = None) -> Episode:
+    def start(self, task: str, policy_id: str = '', path: Path | None = None) -> OngoingEpisode:
         """Opens an episode in `path`, or in the next free folder.
 
         Raises:
@@ -211,12 +211,12 @@ class Recorder(Node):
             stream.received = stream.dropped = 0
             for data, sent_ns in stream.latched or ():
                 writer.write(stream.channel, start_ns, data, sent_ns)
-        self.episode = Episode(writer, index, task, policy_id, start_ns)
+        self.episode = OngoingEpisode(writer, index, task, policy_id, start_ns)
         self._mark(EpisodeMarker.PHASE_START, EpisodeMarker.OUTCOME_UNLABELED)
         self.get_logger().info(f'recording {writer.path}: {task}')
         return self.episode
 
-    def stop(self, outcome: int = EpisodeMarker.OUTCOME_UNLABELED) -> tuple[Episode, Path | None]:
+    def stop(self, outcome: int = EpisodeMarker.OUTCOME_UNLABELED) -> tuple[OngoingEpisode, Path | None]:
         """Ends the episode; returns it with the folder of its bag, None when it was discarded.
 
         Raises:

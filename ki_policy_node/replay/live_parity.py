@@ -41,7 +41,7 @@ Key = tuple[int, int, str]  # the same, and the instruction's id
 
 
 @dataclass(frozen=True)
-class Heard:
+class LiveRun:
     """What a running node published while a bag was played to it.
 
     `words` are the instructions it was given, by id; `last_word` is what its status said at the end.
@@ -72,7 +72,7 @@ class Parity:
         return int((self.differences_MN.max(axis=1) > TOLERANCE).sum())
 
 
-def compare(found: Replay, heard: Heard, policy: Policy) -> Parity:
+def compare(found: Replay, heard: LiveRun, policy: Policy) -> Parity:
     """Makes, from the bag, the chunk of every observation that the live node took, and lays the two side by side.
 
     Args:
@@ -112,7 +112,7 @@ def key_of(chunk: ActionChunk) -> Key:
     return chunk.observation_ns, chunk.start_ns, chunk.instruction_id
 
 
-def _retrace(found: Replay, heard: Heard, policy: Policy) -> dict[Key, ActionChunk]:
+def _retrace(found: Replay, heard: LiveRun, policy: Policy) -> dict[Key, ActionChunk]:
     """The chunks of the bag at the stamps of the live ones.
 
     Two stamps do not settle what every stream showed. First come the views that the bag gives in its own order; for a

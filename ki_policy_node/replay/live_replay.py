@@ -15,8 +15,8 @@ from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.errors import NodeError
 from ki_policy_node.replay import player
 from ki_policy_node.replay.bag_topics import match_topics
-from ki_policy_node.replay.live_parity import MODE, Heard
-from ki_policy_node.replay.replay import Options, words_of
+from ki_policy_node.replay.live_parity import MODE, LiveRun
+from ki_policy_node.replay.replay import ReplayOptions, words_of
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
@@ -32,11 +32,11 @@ def play_live(
     path: str | Path,
     contract: Contract,
     node_name: str,
-    options: Options,
+    options: ReplayOptions,
     settings: Mapping[str, int],
     rate: float,
     ended: Callable[[], str],
-) -> Heard:
+) -> LiveRun:
     """Plays a bag into a policy node that is running or loading, and listens.
 
     The node must be in dry run, on simulated time, in mode `latest`, and compute as the replay does: whatever moves
@@ -225,10 +225,10 @@ class _Session:
                 break
             time.sleep(0.05)
 
-    def heard(self) -> Heard:
+    def heard(self) -> LiveRun:
         """The chunks so far."""
         last_word = self._refused or (self._status.message if self._status is not None else '')
-        return Heard(tuple(self._chunks), dict(self._words), last_word)
+        return LiveRun(tuple(self._chunks), dict(self._words), last_word)
 
     def _runs(self) -> bool:
         states = self._states

@@ -30,14 +30,14 @@ from ki_robot.contract.names import interface_of
 from ki_robot.errors import Rejected
 from ki_robot.messages.arrays import joint_values, stamp_ns
 from ki_robot.messages.images import Image
-from ki_robot.observation.buffer import ObservationBuffer, Settings
+from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 from ki_robot.observation.observation import Observation
 
 STRIP_FRAMES = 8
 
 
 @dataclass(frozen=True)
-class Options:
+class ReplayOptions:
     """How a bag is replayed."""
 
     timing: Timing = field(default_factory=Timing)
@@ -68,7 +68,7 @@ class Replay:
     contract: Contract
     policy_id: str
     backend: str
-    options: Options
+    options: ReplayOptions
     chunks: list[ReplayedChunk] = field(default_factory=list)
     recorded: Recorded | None = None
     received: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class Replay:
     end_ns: int = 0
 
 
-def replay(path: str | Path, contract: Contract, policy: Policy, options: Options) -> Replay:
+def replay(path: str | Path, contract: Contract, policy: Policy, options: ReplayOptions) -> Replay:
     """Runs a policy over a bag.
 
     Args:
@@ -130,11 +130,13 @@ class ReplayRun:
         options: How.
     """
 
-    def __init__(self, bag: Bag, contract: Contract, policy: Policy, options: Options) -> None:
+    def __init__(self, bag: Bag, contract: Contract, policy: Policy, options: ReplayOptions) -> None:
         self.found = Replay(str(bag.path), contract, policy.policy_id, policy.backend, options)
         self.found.recorded = Recorded(contract)
         self._bag, self._contract, self._options = bag, contract, options
-        self._buffer = ObservationBuffer(contract, Settings(require_instruction=policy.backend != 'commissioning'))
+        self._buffer = ObservationBuffer(
+            contract, BufferSettings(require_instruction=policy.backend != 'commissioning')
+        )
         self.cycle = PolicyCycle(
             contract, self._buffer, Planner(policy, options.timing), frame_wait_ns=options.frame_wait_ns
         )

@@ -27,10 +27,10 @@ from ki_robot.messages.arrays import NS, Vector, joint_values, odometry_values, 
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.observation import (
-    Hold,
+    InputFault,
     NotReady,
     Observation,
-    Problem,
+    StreamProblem,
     StreamReport,
     StreamState,
     build_observation,
@@ -39,7 +39,7 @@ from ki_robot.observation.observation import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class BufferSettings:
     """How strict the buffer is.
 
     A stamp may lie `future_tolerance_ns` ahead of its arrival (clocks of two machines). A step of the clock backwards
@@ -101,9 +101,9 @@ class _Stream:
 class ObservationBuffer:
     """The newest message of every stream of a contract; `push` what arrives, `sample` when the policy is free."""
 
-    def __init__(self, contract: Contract, settings: Settings | None = None) -> None:
+    def __init__(self, contract: Contract, settings: BufferSettings | None = None) -> None:
         self.contract = contract
-        self.settings = settings or Settings()
+        self.settings = settings or BufferSettings()
         self.epoch = 0
         self._lock = threading.Lock()
         self._now_ns = 0
@@ -184,7 +184,7 @@ class ObservationBuffer:
                 return None
             return np.array(self._state)
 
-    def problems(self, now_ns: int) -> tuple[Problem, ...]:
+    def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
         return tuple(self._survey(now_ns)[0])
 
@@ -193,7 +193,7 @@ class ObservationBuffer:
         with self._lock:
             return tuple(self._report(name, stream, now_ns) for name, stream in self._streams.items())
 
-    def _survey(self, now_ns: int) -> tuple[list[Problem], dict[str, _Entry], set[str], tuple[str, str], int]:
+    def _survey(self, now_ns: int) -> tuple[list[StreamProblem], dict[str, _Entry], set[str], tuple[str, str], int]:
         """Problems, usable entries, names of the optional cameras, instruction with its id, epoch."""
         with self._lock:
             self._tick(now_ns)
@@ -205,7 +205,7 @@ class ObservationBuffer:
         optional = {camera.name for camera in self.contract.cameras if not camera.required}
         problems = [problem for problem in problems if problem.stream not in optional]
         if self.settings.require_instruction and not instruction[0]:
-            problems.append(Problem('instruction', Hold.NO_INSTRUCTION, 'No instruction was given.'))
+            problems.append(StreamProblem('instruction', InputFault.NO_INSTRUCTION, 'No instruction was given.'))
         problems += self._spread(used)
         return problems, used, optional, instruction, epoch
 
@@ -257,26 +257,26 @@ class ObservationBuffer:
         if stream.frozen is not None:
             stream.frozen.update(data, self._state)
 
-    def _judge(self, stream: _Stream, now_ns: int) -> list[Problem]:
+    def _judge(self, stream: _Stream, now_ns: int) -> list[StreamProblem]:
         name, entry = stream.spec.name, stream.newest
         if entry is None:
             if stream.last_reason is not None:
-                return [Problem(name, Hold.INVALID, f'No usable message: {stream.last_error}')]
+                return [StreamProblem(name, InputFault.INVALID, f'No usable message: {stream.last_error}')]
             if self.epoch:
-                return [Problem(name, Hold.CLOCK_JUMP, f'{name}: no message since the clock jumped.')]
-            return [Problem(name, Hold.NEVER_RECEIVED, f'{name}: nothing received on {stream.spec.topic}.')]
+                return [StreamProblem(name, InputFault.CLOCK_JUMP, f'{name}: no message since the clock jumped.')]
+            return [StreamProblem(name, InputFault.NEVER_RECEIVED, f'{name}: nothing received on {stream.spec.topic}.')]
         age_ns = now_ns - entry.stamp_ns
         if age_ns > stream.max_age_ns:
             message = f'{name}: the newest message is {age_ns / NS:.3f} s old; max_age_s is {stream.spec.max_age_s}.'
             if stream.last_error:
                 message = f'{message} Later ones were refused: {stream.last_error}'
-            return [Problem(name, Hold.STALE, message)]
+            return [StreamProblem(name, InputFault.STALE, message)]
         if stream.frozen is not None and stream.frozen.is_frozen:
             message = f'{name}: {stream.frozen.count} equal frames in a row while the robot moved.'
-            return [Problem(name, Hold.FROZEN, message)]
+            return [StreamProblem(name, InputFault.FROZEN, message)]
         return []
 
-    def _spread(self, used: Mapping[str, _Entry]) -> list[Problem]:
+    def _spread(self, used: Mapping[str, _Entry]) -> list[StreamProblem]:
         """The streams must have been seen at about the same time."""
         if len(used) < 2:
             return []
@@ -288,7 +288,7 @@ class ObservationBuffer:
         message = (
             f'{oldest} is {spread_ns / NS:.3f} s behind {newest}; sync_tolerance_s is {self.contract.sync_tolerance_s}.'
         )
-        return [Problem('*', Hold.UNSYNCHRONIZED, message)]
+        return [StreamProblem('*', InputFault.UNSYNCHRONIZED, message)]
 
     def _build(
         self, used: Mapping[str, _Entry], optional: set[str], text: str, instruction_id: str, epoch: int
@@ -304,7 +304,7 @@ class ObservationBuffer:
             except Rejected as error:
                 self._drop(camera.name, entry, error)
                 if camera.name not in optional:
-                    return NotReady((Problem(camera.name, Hold.INVALID, f'{camera.name}: {error}'),))
+                    return NotReady((StreamProblem(camera.name, InputFault.INVALID, f'{camera.name}: {error}'),))
         states = {spec.name: used[spec.name] for spec in self.contract.state_streams}
         return build_observation(
             self.contract,

@@ -16,7 +16,7 @@ from ki_robot.messages.arrays import Vector
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, decode_compressed, decode_image
 
 
-class Hold(str, Enum):
+class InputFault(str, Enum):
     """Why no observation can be had right now."""
 
     NEVER_RECEIVED = 'never_received'
@@ -60,11 +60,11 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Problem:
+class StreamProblem:
     """One stream (or `instruction`, or `*` for several together) that stands in the way."""
 
     stream: str
-    hold: Hold
+    hold: InputFault
     message: str
 
 
@@ -72,10 +72,10 @@ class Problem:
 class NotReady:
     """No observation, and every reason why."""
 
-    problems: tuple[Problem, ...]
+    problems: tuple[StreamProblem, ...]
 
     @property
-    def hold(self) -> Hold:
+    def hold(self) -> InputFault:
         """The first reason."""
         return self.problems[0].hold
 

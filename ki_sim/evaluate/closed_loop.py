@@ -16,7 +16,7 @@ from ki_common.files import write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
 from ki_sim.world.robot import CAMERAS, COLUMNS
-from ki_sim.world.world import STEP_NS, Observation, World, clipped
+from ki_sim.world.world import STEP_NS, SimObservation, World, clipped
 
 Floats = npt.NDArray[np.float64]
 SETTLED_STEPS = 5  # success must hold for a quarter of a second
@@ -24,19 +24,19 @@ VIDEO_EVERY = 4  # steps between the frames of a video
 VIVID = 80  # between the largest and the smallest of a pixel's red, green and blue
 
 
-class Policy(Protocol):
+class SimPolicy(Protocol):
     """Anything that turns an observation into a chunk: float (H, 17), absolute SI values in robot.COLUMNS order.
 
     An object that also has `reset()` is told when an episode begins.
     """
 
-    def __call__(self, observation: Observation) -> npt.ArrayLike:
+    def __call__(self, observation: SimObservation) -> npt.ArrayLike:
         """The chunk to carry out from this observation on."""
         ...
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How chunks are carried out.
 
     `execute_steps` rows are carried out before the policy is asked again, from row `first_row` on (0: a row is the
@@ -72,7 +72,7 @@ class Outcome:
 
 
 @dataclass
-class Report:
+class EvaluationReport:
     """Outcomes of one task and their rates, each with a 95 % Wilson interval."""
 
     task: str
@@ -130,14 +130,14 @@ def rate(successes: int, trials: int) -> dict[str, float | int | None]:
 
 
 def evaluate(
-    policy: Policy,
+    policy: SimPolicy,
     task: str,
     seeds: Iterable[int],
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     videos: str | Path | None = None,
     progress: Callable[[Outcome], None] | None = None,
     paired: bool = False,
-) -> Report:
+) -> EvaluationReport:
     """Run a policy on the episodes of a task.
 
     Args:
@@ -149,8 +149,8 @@ def evaluate(
         progress: Called after each episode.
         paired: Play every scene with two different instructions, so that only words tell what to do.
     """
-    settings = settings or Settings()
-    report = Report(task, asdict(settings))
+    settings = settings or EvaluationSettings()
+    report = EvaluationReport(task, asdict(settings))
     for seed in seeds:
         for goal in goal_pair(task, seed, settings.split) if paired else (None,):
             outcome = run_episode(policy, task, seed, goal, settings, videos)
@@ -174,15 +174,15 @@ def goal_pair(task: str, seed: int, split: str = 'train') -> tuple[int, int]:
 
 
 def run_episode(
-    policy: Policy,
+    policy: SimPolicy,
     task: str,
     seed: int,
     goal: int | None = None,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     videos: str | Path | None = None,
 ) -> Outcome:
     """One episode in closed loop, until success has held for a moment or time is up."""
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     if settings.execute_steps < 1 or settings.first_row < 0 or settings.delay_steps < 0:
         raise SimError(f'execute_steps, first_row and delay_steps are {settings}: use at least 1, 0 and 0')
     if hasattr(policy, 'reset'):
@@ -216,7 +216,7 @@ def run_episode(
 class _Rows:
     """Hands out the rows of the chunk in force and asks the policy when they are used up."""
 
-    def __init__(self, policy: Policy, settings: Settings, outcome: Outcome) -> None:
+    def __init__(self, policy: SimPolicy, settings: EvaluationSettings, outcome: Outcome) -> None:
         self.policy, self.settings, self.outcome = policy, settings, outcome
         self.chunk, self.row, self.end = np.empty((0, len(COLUMNS))), 0, 0
         self.coming: tuple[Floats, int] | None = None  # a chunk being made, and the steps until it is there
@@ -313,14 +313,14 @@ def expert_table(
     split: str = 'train',
     workers: int = 0,
     progress: Callable[[Outcome], None] | None = None,
-) -> dict[str, Report]:
+) -> dict[str, EvaluationReport]:
     """The expert's reports by task over the same seeds."""
     from ki_sim.record.batch import parallel
 
     for name in names:
         if name not in tasks.TASKS:
             raise SimError(f"task '{name}' is not known: use one of {', '.join(tasks.TASKS)}")
-    reports = {name: Report(name, {'policy': 'scripted expert', 'split': split}) for name in names}
+    reports = {name: EvaluationReport(name, {'policy': 'scripted expert', 'split': split}) for name in names}
     for outcome in parallel(expert_outcome, [(name, seed, split) for name in names for seed in seeds], workers):
         reports[outcome.task].outcomes.append(outcome)
         if progress is not None:

@@ -15,7 +15,7 @@ TRIES = 100
 
 
 @dataclass(frozen=True)
-class Choice:
+class DemoEpisode:
     """One episode to show."""
 
     task: str
@@ -23,7 +23,7 @@ class Choice:
     instruction: str
 
 
-def choose(count: int, names: Sequence[str] = TASKS, first_seed: int = FIRST_SEED) -> list[Choice]:
+def choose(count: int, names: Sequence[str] = TASKS, first_seed: int = FIRST_SEED) -> list[DemoEpisode]:
     """Episodes of some tasks in turn, with consecutive seeds except those that would repeat an instruction.
 
     Raises:
@@ -31,12 +31,12 @@ def choose(count: int, names: Sequence[str] = TASKS, first_seed: int = FIRST_SEE
     """
     for name in names:
         SimRobotSettings.parse({'task': name, 'seed': first_seed}, 'episodes')
-    found: list[Choice] = []
+    found: list[DemoEpisode] = []
     seed = first_seed
     for index in range(count):
         name, said = names[index % len(names)], {choice.instruction for choice in found}
         for _ in range(TRIES):
-            choice = Choice(name, seed, tasks.episode(name, seed, None, 'train').instruction)
+            choice = DemoEpisode(name, seed, tasks.episode(name, seed, None, 'train').instruction)
             seed += 1
             if choice.instruction not in said:
                 break

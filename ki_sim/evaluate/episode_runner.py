@@ -18,8 +18,8 @@ from ki_bags.bag_metadata import annotate
 from ki_bags.reader import open_bag
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
-from ki_sim.evaluate.closed_loop import Outcome, Report, goal_pair
-from ki_sim.record.batch import Job, Result
+from ki_sim.evaluate.closed_loop import EvaluationReport, Outcome, goal_pair
+from ki_sim.record.batch import RecordingJob, RecordingResult
 from ki_sim.record.record import Recording
 from ki_sim.record.sim_bags import ROBOT
 from ki_sim.tasks import tasks
@@ -35,7 +35,7 @@ EXPERT = 'scripted expert'
 SUCCESS, FAILURE, DISCARD = 1, 2, 3  # ki_msgs/EpisodeMarker OUTCOME_*
 
 
-class Port(Protocol):
+class StackServices(Protocol):
     """The services of the running nodes, by relative name."""
 
     def trigger(self, service: str) -> tuple[bool, str]:
@@ -72,7 +72,7 @@ class Port(Protocol):
 
 
 @dataclass(frozen=True)
-class Match:
+class EpisodeOptions:
     """How episodes are played through the node.
 
     `plan`: the simulator's operator is the policy, with chunks it has rehearsed; else the policy node is.
@@ -85,14 +85,14 @@ class Match:
 
 
 def evaluate(
-    port: Port,
+    port: StackServices,
     task: str,
     seeds: Iterable[int],
-    match: Match,
+    match: EpisodeOptions,
     settings: dict[str, Any],
     progress: Callable[[Outcome], None] | None = None,
     paired: bool = False,
-) -> Report:
+) -> EvaluationReport:
     """Plays the episodes of a task through the running nodes.
 
     Args:
@@ -104,7 +104,7 @@ def evaluate(
         progress: Called after each episode.
         paired: Play every scene with two different instructions.
     """
-    report = Report(task, settings)
+    report = EvaluationReport(task, settings)
     for seed in seeds:
         for goal in goal_pair(task, seed, match.split) if paired else (None,):
             outcome = play(port, task, seed, goal, match)
@@ -115,11 +115,11 @@ def evaluate(
 
 
 def play(
-    port: Port,
+    port: StackServices,
     task: str,
     seed: int,
     goal: int | None,
-    match: Match,
+    match: EpisodeOptions,
     ready: Callable[[], None] | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
@@ -157,13 +157,13 @@ def play(
         port.switch(f'{EXECUTOR}/enable', False)
 
 
-def reset(port: Port, task: str, seed: int, goal: int | None, split: str) -> None:
+def reset(port: StackServices, task: str, seed: int, goal: int | None, split: str) -> None:
     """A new scene."""
     port.set(SIM, task=task, seed=seed, goal=-1 if goal is None else goal, split=split)
     need(port.trigger(f'{SIM}/reset'))
 
 
-def state(port: Port) -> dict[str, Any]:
+def state(port: StackServices) -> dict[str, Any]:
     """What the simulator says of the present episode."""
     text = port.trigger(f'{SIM}/success')[1]
     try:
@@ -184,7 +184,7 @@ def need(answer: tuple[bool, str]) -> None:
         raise SimError(answer[1] or 'a service said no and did not say why')
 
 
-def _until_ended(port: Port, limit_s: float, watch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+def _until_ended(port: StackServices, limit_s: float, watch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
     begin = time.monotonic()
     while True:
         port.check()
@@ -203,7 +203,9 @@ def _until_ended(port: Port, limit_s: float, watch: Callable[[dict[str, Any]], N
 # recording ----------------------------------------------------------------------------------------------------------
 
 
-def record(port: Port, jobs: Sequence[Job], progress: Callable[[Result], None] | None = None) -> list[Result]:
+def record(
+    port: StackServices, jobs: Sequence[RecordingJob], progress: Callable[[RecordingResult], None] | None = None
+) -> list[RecordingResult]:
     """Records jobs one after the other through the running nodes; those whose bag is there are skipped.
 
     Args:
@@ -216,14 +218,14 @@ def record(port: Port, jobs: Sequence[Job], progress: Callable[[Result], None] |
     """
     results = []
     for job in jobs:
-        result = Result(job.task, job.seed, 'present') if Path(job.path).exists() else _record_one(port, job)
+        result = RecordingResult(job.task, job.seed, 'present') if Path(job.path).exists() else _record_one(port, job)
         results.append(result)
         if progress is not None:
             progress(result)
     return results
 
 
-def _record_one(port: Port, job: Job) -> Result:
+def _record_one(port: StackServices, job: RecordingJob) -> RecordingResult:
     for _ in range(TRIES):
         reset(port, job.task, job.seed, None, job.split)
         episode = tasks.episode(job.task, job.seed, None, job.split)
@@ -236,7 +238,7 @@ def _record_one(port: Port, job: Job) -> Result:
         keep = said['success'] or job.keep_failures
         port.stop_recording((SUCCESS if said['success'] else FAILURE) if keep else DISCARD)
         if not keep:
-            return Result(job.task, job.seed, 'failed', steps)
+            return RecordingResult(job.task, job.seed, 'failed', steps)
         lost = missing(bag, steps)
         if not lost:
             break
@@ -248,10 +250,10 @@ def _record_one(port: Port, job: Job) -> Result:
     Path(job.path).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(bag, job.path)
     Path(bag).mkdir()  # its number stays taken
-    return Result(job.task, job.seed, 'written', steps)
+    return RecordingResult(job.task, job.seed, 'written', steps)
 
 
-def _heard(port: Port) -> None:
+def _heard(port: StackServices) -> None:
     """Waits until the recorder listens to all that is sent: sensors, and commands beside their controllers."""
     end = time.monotonic() + START_S
     while True:
@@ -265,7 +267,7 @@ def _heard(port: Port) -> None:
     time.sleep(QUIET_S)  # what one side has found, the other finds a moment later
 
 
-def _operated(port: Port, limit_s: float) -> dict[str, Any]:
+def _operated(port: StackServices, limit_s: float) -> dict[str, Any]:
     """Waits until the operator is done."""
     end = time.monotonic() + limit_s
     while True:

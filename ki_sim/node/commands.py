@@ -8,7 +8,7 @@ from typing import Any
 from ki_robot.contract.parts import Output
 from ki_robot.messages.arrays import stamp_ns, time_ns
 from ki_sim.errors import SimError
-from ki_sim.world.controllers import Point, Trajectory
+from ki_sim.world.controllers import Point, TrajectoryCommand
 from ki_sim.world.robot import SIDES
 from ki_sim.world.world import World
 
@@ -35,7 +35,7 @@ def _arm(side: str, message: Any) -> Apply:
     stamp, names = stamp_ns(message.header), tuple(message.joint_names)
 
     def apply(world: World, offset_ns: int) -> None:
-        world.command_arm(side, Trajectory(names, points, stamp - offset_ns if stamp else 0))
+        world.command_arm(side, TrajectoryCommand(names, points, stamp - offset_ns if stamp else 0))
 
     return apply
 

@@ -13,7 +13,7 @@ from ki_sim.evaluate.closed_loop import SETTLED_STEPS
 from ki_sim.expert.motions import Move
 from ki_sim.expert.scripted_expert import ScriptedExpert
 from ki_sim.record.sim_bags import SUBTASK, Sender
-from ki_sim.tasks.tasks import Episode
+from ki_sim.tasks.tasks import TaskEpisode
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import COLUMNS
 from ki_sim.world.world import STEP_NS, World
@@ -108,7 +108,7 @@ class PlanFollower:
         )
 
 
-def rehearse(episode: Episode, arms: Arms | None = None) -> Floats:
+def rehearse(episode: TaskEpisode, arms: Arms | None = None) -> Floats:
     """The expert's rows (T, 17) for an episode, from a world of its own without cameras."""
     with World(episode.task, episode.seed, cameras=(), episode=episode) as world:
         rows = []

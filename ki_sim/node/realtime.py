@@ -41,7 +41,7 @@ PICTURE_AGE_NS = 200_000_000  # ... unless the last one is older than this
 
 
 @dataclass(frozen=True)
-class Settings:
+class SimSettings:
     """What is simulated and how fast.
 
     `clock`: stamps are simulated time, which goes on over resets, and the clock is told; otherwise stamps are the
@@ -119,7 +119,7 @@ class Counters:
     waits: int = 0
 
 
-class Live:
+class LiveSimulation:
     """Runs a world until `close`.
 
     Args:
@@ -131,7 +131,7 @@ class Live:
         SimError: an unknown task, a bad seed, no OpenGL.
     """
 
-    def __init__(self, settings: Settings, outlets: Outlets, sources: tuple[str, ...]) -> None:
+    def __init__(self, settings: SimSettings, outlets: Outlets, sources: tuple[str, ...]) -> None:
         self.settings, self.outlets, self.counters = settings, outlets, Counters()
         self.operator: Operator | None = None
         self.world = World(settings.task, settings.seed, settings.goal, settings.split, cameras=())

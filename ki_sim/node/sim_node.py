@@ -44,7 +44,7 @@ from ki_robot.messages.commands import MESSAGE_TYPES
 from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
 from ki_sim.node.operators import PlanFollower, Teleoperator, rehearse
-from ki_sim.node.realtime import Live, Settings
+from ki_sim.node.realtime import LiveSimulation, SimSettings
 from ki_sim.node.settings import SENTENCE, Refusals, SimRobotSettings, servable
 from ki_sim.record.record import Tick, jpeg
 from ki_sim.record.sim_bags import EPOCH_NS, INSTRUCTION, SUBTASK, Sender
@@ -121,7 +121,7 @@ class SimRobot(Node):
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
             self._chunks = self._operator_node.create_publisher(ActionChunk, '~/action_chunk', newest)
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
-        self.live = Live(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
+        self.live = LiveSimulation(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
         for output in self.contract.outputs:
             kind = CLASSES[MESSAGE_TYPES[output.kind][0]]
             self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
@@ -305,9 +305,9 @@ class SimRobot(Node):
         self._diagnostics.publish(array)
 
 
-def simulated(settings: SimRobotSettings) -> Settings:
+def simulated(settings: SimRobotSettings) -> SimSettings:
     """What is simulated and how fast, as the parameters say."""
-    return Settings(
+    return SimSettings(
         *settings.episode,
         image_size=(settings.height, settings.width),
         camera_hz=settings.camera_rate,

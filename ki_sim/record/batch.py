@@ -19,7 +19,7 @@ FORMATS = ('bag', 'npz')
 
 
 @dataclass(frozen=True)
-class Job:
+class RecordingJob:
     """One episode to record: which one, where to, and how."""
 
     task: str
@@ -34,7 +34,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
+class RecordingResult:
     """What became of one job: `written`, `present` (from an earlier run), or `failed` (the expert did not succeed)."""
 
     task: str
@@ -53,7 +53,7 @@ def jobs(
     image_size: int = 96,
     quality: int = 92,
     keep_failures: bool = False,
-) -> list[Job]:
+) -> list[RecordingJob]:
     """The jobs of a recording: `episodes` seeds of every task, from `first_seed` on."""
     from ki_sim.world.render import check_size
 
@@ -73,7 +73,7 @@ def jobs(
     suffix = '' if format == 'bag' else '.npz'
     pairs = [(task, seed) for task in tasks for seed in range(first_seed, first_seed + episodes)]
     return [
-        Job(
+        RecordingJob(
             task,
             seed,
             i,
@@ -88,7 +88,9 @@ def jobs(
     ]
 
 
-def record(work: Sequence[Job], workers: int = 0, progress: Callable[[Result], None] | None = None) -> list[Result]:
+def record(
+    work: Sequence[RecordingJob], workers: int = 0, progress: Callable[[RecordingResult], None] | None = None
+) -> list[RecordingResult]:
     """Do all jobs; those whose file is there already are skipped. `workers` 0 means one per core, 1 this process.
 
     Raises:
@@ -105,19 +107,19 @@ def record(work: Sequence[Job], workers: int = 0, progress: Callable[[Result], N
     return results
 
 
-def record_one(job: Job) -> Result:
+def record_one(job: RecordingJob) -> RecordingResult:
     """Record one episode into its file."""
     from ki_sim.record.record import record_episode, save
 
     path = Path(job.path)
     if path.exists():
-        return Result(job.task, job.seed, 'present')
+        return RecordingResult(job.task, job.seed, 'present')
     # The subtasks of bags are those that a robot says on a topic; only arrays, made for training, point at things.
     recording = record_episode(
         job.task, job.seed, None, job.split, job.image_size, job.quality, _arms(), boxes=job.format == 'npz'
     )
     if not recording.success and not job.keep_failures:
-        return Result(job.task, job.seed, 'failed', len(recording.frames))
+        return RecordingResult(job.task, job.seed, 'failed', len(recording.frames))
     path.parent.mkdir(parents=True, exist_ok=True)
     if job.format == 'npz':
         save(recording, path)
@@ -129,7 +131,7 @@ def record_one(job: Job) -> Result:
         if leftover.is_dir():
             shutil.rmtree(leftover)
         write_bag(recording, path, job.index)
-    return Result(job.task, job.seed, 'written', len(recording.frames))
+    return RecordingResult(job.task, job.seed, 'written', len(recording.frames))
 
 
 def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0) -> Iterator[Any]:

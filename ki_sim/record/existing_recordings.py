@@ -14,10 +14,10 @@ from ki_sim.errors import SimError
 from ki_sim.record.record import jpeg, load
 
 if TYPE_CHECKING:
-    from ki_sim.record.batch import Job
+    from ki_sim.record.batch import RecordingJob
 
 
-def check(work: Sequence[Job]) -> None:
+def check(work: Sequence[RecordingJob]) -> None:
     """Looks at the first job that is done already, whose pictures stand for those of its folder.
 
     Raises:
@@ -42,7 +42,7 @@ def check(work: Sequence[Job]) -> None:
         )
 
 
-def _first_picture(job: Job) -> bytes:
+def _first_picture(job: RecordingJob) -> bytes:
     """The first JPEG of a recording."""
     if job.format == 'npz':
         found = load(job.path)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ki_common.files import atomic_file
 from ki_sim.errors import SimError
 from ki_sim.expert.scripted_expert import ScriptedExpert
-from ki_sim.tasks.tasks import Episode
+from ki_sim.tasks.tasks import TaskEpisode
 from ki_sim.vqa.boxes import Pointer
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import CAMERAS, COLUMNS, POSITION_JOINTS
@@ -40,7 +40,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Frame:
+class RecordedFrame:
     """One step of 50 ms: JPEG by camera, state and action in the contract's columns, and what is being done.
 
     `ticks` are the fast sensors since the frame before, the last one at this frame's own time.
@@ -58,8 +58,8 @@ class Frame:
 class Recording:
     """One episode of the expert and how it ended."""
 
-    episode: Episode
-    frames: list[Frame] = field(default_factory=list)
+    episode: TaskEpisode
+    frames: list[RecordedFrame] = field(default_factory=list)
     success: bool = False
     score: float = 0.0
     first_touched: int = -1
@@ -81,7 +81,9 @@ class Recording:
         }
 
 
-def play(world: World, quality: int | None = 92, arms: Arms | None = None, boxes: bool = False) -> Iterator[Frame]:
+def play(
+    world: World, quality: int | None = 92, arms: Arms | None = None, boxes: bool = False
+) -> Iterator[RecordedFrame]:
     """Let the expert play a world's episode and yield its frames; `quality` None leaves the cameras out.
 
     With `boxes`, subtasks say where the thing is that is reached for; see `locate.Pointer`. Ends with the expert's plan
@@ -92,7 +94,7 @@ def play(world: World, quality: int | None = 92, arms: Arms | None = None, boxes
     for move in ScriptedExpert(world, arms=arms).moves():
         observation = world.observe(images=quality is not None)
         images = {name: jpeg(image, quality or 0) for name, image in observation.images.items()}
-        yield Frame(world.time_ns, images, observation.state, move.action, point(move.subtask), tuple(ticks))
+        yield RecordedFrame(world.time_ns, images, observation.state, move.action, point(move.subtask), tuple(ticks))
         ticks = []
         world.step(move.action, lambda: ticks.append(_tick(world)))  # noqa: B023 - called within this very step
         if world.time_ns >= world.episode.limit_s * 1e9:
@@ -191,4 +193,4 @@ def _tick(world: World) -> Tick:
     return Tick(world.time_ns, rows[:, 0], rows[:, 1], pose, twist)
 
 
-__all__ = ['STEP_NS', 'Frame', 'Recording', 'Tick', 'arrays', 'jpeg', 'load', 'play', 'record_episode', 'save']
+__all__ = ['STEP_NS', 'RecordedFrame', 'Recording', 'Tick', 'arrays', 'jpeg', 'load', 'play', 'record_episode', 'save']

@@ -15,7 +15,7 @@ from ki_bags.types import serialise
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract
 from ki_sim.errors import SimError
-from ki_sim.record.record import Frame, Recording, Tick
+from ki_sim.record.record import RecordedFrame, Recording, Tick
 from ki_sim.world.robot import BASE_COLUMNS, COLUMNS, POSITION_JOINTS
 from ki_sim.world.world import STEP_NS
 
@@ -106,7 +106,7 @@ class Sender:
         x, y, yaw = tick.pose
         self._send(self.odometry, time_ns, message_builders.odometry(time_ns, BASE_COLUMNS, tick.twist, (x, y, yaw)))
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: RecordedFrame) -> None:
         """Pictures and commands of one step."""
         self.images(frame.time_ns + EPOCH_NS, frame.images)
         self.commands(frame.time_ns + EPOCH_NS, frame.action)

@@ -57,7 +57,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Episode:
+class TaskEpisode:
     """A scene and what is asked of the robot in it."""
 
     task: str
@@ -86,7 +86,7 @@ class Task:
     limit_s: float
 
 
-def episode(task: str, seed: int, goal: int | None = None, split: str = 'train') -> Episode:
+def episode(task: str, seed: int, goal: int | None = None, split: str = 'train') -> TaskEpisode:
     """The episode of a task that a seed names; `goal` draws the instruction apart from the scene.
 
     With split `heldout` the things asked for are (colour, kind) pairs that no action data holds.
@@ -103,7 +103,7 @@ def episode(task: str, seed: int, goal: int | None = None, split: str = 'train')
     scene = kind.scene(np.random.default_rng([*stream, 1]), split)
     rng = np.random.default_rng([*stream, 2, goal_seed])
     wanted, names = kind.goal(scene, rng, split)
-    return Episode(task, seed, goal_seed, split, scene, wanted, word(task, rng, **names), kind.limit_s)
+    return TaskEpisode(task, seed, goal_seed, split, scene, wanted, word(task, rng, **names), kind.limit_s)
 
 
 def success(world: World) -> bool:

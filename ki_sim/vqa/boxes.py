@@ -21,10 +21,10 @@ LOCATIONS = 1024
 VIEW = 'head'
 POINTED = ('reach for the ', 'grasp the ')
 
-Box = tuple[float, float, float, float]
+PictureBox = tuple[float, float, float, float]
 
 
-def box_of(segments: npt.NDArray[np.int32], body: int) -> Box | None:
+def box_of(segments: npt.NDArray[np.int32], body: int) -> PictureBox | None:
     """Top, left, bottom and right of a body, as shares of the picture; None when hardly any of it is seen.
 
     Args:
@@ -54,7 +54,7 @@ def cells_of(segments: npt.NDArray[np.int32], bodies: Sequence[int]) -> npt.NDAr
     return np.where(shown.max(-1) < LEAST_SHARE, -1, shown.argmax(-1))
 
 
-def box_text(box: Box) -> str:
+def box_text(box: PictureBox) -> str:
     """A box as PaliGemma writes it: top, left, bottom, right, each of 1024 steps."""
     return ''.join(f'<loc{min(LOCATIONS - 1, int(edge * LOCATIONS)):04d}>' for edge in box)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ki_sim.vqa.boxes import Box, box_text
+from ki_sim.vqa.boxes import PictureBox, box_text
 from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS
 from ki_sim.world.robot import SIDES
 
@@ -31,7 +31,7 @@ class Fact:
     on: str
     x: float
     y: float
-    box: Box | None
+    box: PictureBox | None
 
     @property
     def label(self) -> str:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ki_common.files import atomic_file, write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks.tasks import DEMO_COLOURS, DEMO_KINDS
-from ki_sim.vqa.boxes import SHARP, Box, box_of, cells_of
+from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
 from ki_sim.vqa.questions import Fact, lines_about
 from ki_sim.world.kinematics import Arms, pointing_down
 from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS, Thing, pairs
@@ -223,7 +223,7 @@ class Photographer:
         x, y, z = self.arms.pose(side, q)[0]
         return float(x), float(y), float(z) - (ALL_KINDS[thing.kind].grasp - 0.5) * thing.height, yaw
 
-    def _fact(self, data: mujoco.MjData, still: Still, index: int, box: Box | None) -> Fact:
+    def _fact(self, data: mujoco.MjData, still: Still, index: int, box: PictureBox | None) -> Fact:
         thing, where = still.scene.things[index], still.places[index]
         on = still.scene.things[int(where[3:])].label if where.startswith('on:') else ''
         x, y, _ = data.body(f'thing{index}').xpos

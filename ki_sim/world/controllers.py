@@ -33,7 +33,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class TrajectoryCommand:
     """A trajectory_msgs/JointTrajectory as plain data; `stamp_ns` 0 means: start on arrival."""
 
     joints: Sequence[str]
@@ -91,7 +91,7 @@ class JointTrajectoryController:
         self._hold(self._commanded.q)
         self.timed_out = False
 
-    def accept(self, trajectory: Trajectory, now_ns: int) -> None:
+    def accept(self, trajectory: TrajectoryCommand, now_ns: int) -> None:
         """Take a new trajectory in place of the present one, from the next update on.
 
         Refused as a whole, and the present one goes on, when it ends in the past or in motion, or names other joints.
@@ -157,7 +157,7 @@ class JointTrajectoryController:
             return interpolate(before, knots[0], offset_ns)
         return interpolate(knots[later - 1], knots[later], offset_ns)
 
-    def _checked(self, trajectory: Trajectory) -> list[_Knot]:
+    def _checked(self, trajectory: TrajectoryCommand) -> list[_Knot]:
         names = tuple(trajectory.joints)
         if sorted(names) != sorted(self.joints):
             raise SimError(

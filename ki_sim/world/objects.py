@@ -31,7 +31,7 @@ ALL_COLOURS = {**COLOURS, **KNOWLEDGE_COLOURS}
 
 
 @dataclass(frozen=True)
-class Kind:
+class ObjectKind:
     """One kind of thing: ranges of width and height (m), how it is grasped, what class of household item it is.
 
     `grasp` is the height of the grasp above the thing's foot as a share of its height. `round` things may be taken
@@ -47,30 +47,30 @@ class Kind:
     mass: float = 0.08
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ObjectKind] = {
     kind.name: kind
     for kind in (
-        Kind('block', (0.054, 0.064), (0.054, 0.064), 0.50, 'square'),
-        Kind('ball', (0.058, 0.066), (0.058, 0.066), 0.48),
-        Kind('cup', (0.062, 0.070), (0.072, 0.082), 0.60, 'handled', 'dish'),
-        Kind('bowl', (0.084, 0.092), (0.042, 0.050), 0.55, 'round', 'dish'),
-        Kind('plate', (0.090, 0.096), (0.018, 0.021), 0.55, 'round', 'dish'),
-        Kind('can', (0.054, 0.062), (0.105, 0.118), 0.70, 'round', 'trash'),
-        Kind('bottle', (0.052, 0.058), (0.150, 0.165), 0.45, 'round', 'trash'),
-        Kind('carton', (0.052, 0.058), (0.098, 0.110), 0.62, 'square', 'trash'),
+        ObjectKind('block', (0.054, 0.064), (0.054, 0.064), 0.50, 'square'),
+        ObjectKind('ball', (0.058, 0.066), (0.058, 0.066), 0.48),
+        ObjectKind('cup', (0.062, 0.070), (0.072, 0.082), 0.60, 'handled', 'dish'),
+        ObjectKind('bowl', (0.084, 0.092), (0.042, 0.050), 0.55, 'round', 'dish'),
+        ObjectKind('plate', (0.090, 0.096), (0.018, 0.021), 0.55, 'round', 'dish'),
+        ObjectKind('can', (0.054, 0.062), (0.105, 0.118), 0.70, 'round', 'trash'),
+        ObjectKind('bottle', (0.052, 0.058), (0.150, 0.165), 0.45, 'round', 'trash'),
+        ObjectKind('carton', (0.052, 0.058), (0.098, 0.110), 0.62, 'square', 'trash'),
     )
 }
-KNOWLEDGE_KINDS: dict[str, Kind] = {
+KNOWLEDGE_KINDS: dict[str, ObjectKind] = {
     kind.name: kind
     for kind in (
-        Kind('book', (0.085, 0.100), (0.020, 0.030), 0.5, 'square'),
-        Kind('banana', (0.110, 0.130), (0.030, 0.034), 0.5, 'square'),
-        Kind('apple', (0.060, 0.068), (0.060, 0.068), 0.5),
-        Kind('spoon', (0.120, 0.140), (0.014, 0.018), 0.5, 'square'),
-        Kind('candle', (0.036, 0.044), (0.090, 0.110), 0.5),
-        Kind('lamp', (0.070, 0.080), (0.130, 0.150), 0.5),
-        Kind('hat', (0.100, 0.112), (0.055, 0.065), 0.5),
-        Kind('hammer', (0.120, 0.140), (0.034, 0.040), 0.5, 'square'),
+        ObjectKind('book', (0.085, 0.100), (0.020, 0.030), 0.5, 'square'),
+        ObjectKind('banana', (0.110, 0.130), (0.030, 0.034), 0.5, 'square'),
+        ObjectKind('apple', (0.060, 0.068), (0.060, 0.068), 0.5),
+        ObjectKind('spoon', (0.120, 0.140), (0.014, 0.018), 0.5, 'square'),
+        ObjectKind('candle', (0.036, 0.044), (0.090, 0.110), 0.5),
+        ObjectKind('lamp', (0.070, 0.080), (0.130, 0.150), 0.5),
+        ObjectKind('hat', (0.100, 0.112), (0.055, 0.065), 0.5),
+        ObjectKind('hammer', (0.120, 0.140), (0.034, 0.040), 0.5, 'square'),
     )
 }
 ALL_KINDS = {**KINDS, **KNOWLEDGE_KINDS}
@@ -107,7 +107,7 @@ def pairs(split: str, kinds: tuple[str, ...] = (), colours: tuple[str, ...] = ()
     ]
 
 
-def check_kind(name: str) -> Kind:
+def check_kind(name: str) -> ObjectKind:
     """The kind of a name, or SimError with the names there are."""
     if name not in ALL_KINDS:
         raise SimError(f"object '{name}' is not known: use one of {', '.join(ALL_KINDS)}")

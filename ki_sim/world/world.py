@@ -15,7 +15,7 @@ from ki_sim.world.controllers import (
     ForwardController,
     JointTrajectoryController,
     Point,
-    Trajectory,
+    TrajectoryCommand,
     TwistController,
     rate_limited,
 )
@@ -50,7 +50,7 @@ STOPPED = 'the emergency stop is pressed: release it before commanding the robot
 
 
 @dataclass(frozen=True)
-class Observation:
+class SimObservation:
     """What the robot senses at one moment.
 
     `images` are uint8 RGB by camera; `joints` maps each joint to (position, velocity); `pose` is the base's odometry
@@ -100,7 +100,7 @@ class World:
         cameras: tuple[str, ...] = CAMERAS,
         shadows: bool = False,
         command_timeout_ns: int = 0,
-        episode: tasks.Episode | None = None,
+        episode: tasks.TaskEpisode | None = None,
     ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (int(height), int(width))
@@ -116,7 +116,7 @@ class World:
         now = self.episode
         self.load(tasks.episode(task or now.task, seed, goal, split or now.split))
 
-    def load(self, episode: tasks.Episode) -> None:
+    def load(self, episode: tasks.TaskEpisode) -> None:
         """Build an episode's scene and put the robot at its start."""
         self.close()
         self.episode = episode
@@ -169,12 +169,12 @@ class World:
         for offset, side in ((0, 'left'), (7, 'right')):
             # From where the arm is commanded to be: without a point there its controller would lead there too fast.
             points = (Point(0, self.arms[side].commanded.tolist()), Point(STEP_NS, row[offset : offset + 6].tolist()))
-            self.command_arm(side, Trajectory(ARM_JOINTS[side], points))
+            self.command_arm(side, TrajectoryCommand(ARM_JOINTS[side], points))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
         self.advance(STEP_NS, each_tick)
 
-    def command_arm(self, side: str, trajectory: Trajectory) -> None:
+    def command_arm(self, side: str, trajectory: TrajectoryCommand) -> None:
         """Give an arm's controller a trajectory."""
         self._check_stop()
         self.arms[side].accept(trajectory, self.time_ns)
@@ -211,11 +211,11 @@ class World:
 
     # senses -----------------------------------------------------------------------------------------------------
 
-    def observe(self, images: bool = True) -> Observation:
+    def observe(self, images: bool = True) -> SimObservation:
         """What the robot senses now; `images=False` leaves the cameras out."""
         joints = self.joint_states()
         pose, twist = self.odometry()
-        return Observation(
+        return SimObservation(
             self.time_ns,
             {name: self.image(name) for name in self.camera_names} if images else {},
             joints,

@@ -1,7 +1,7 @@
 """Strict key mapping: every tensor of a foreign checkpoint is used, known to be dead, or known to be a tied copy.
 
-A `Plan` says where each of our tensors comes from. `convert` compares it with what the checkpoint holds, refuses any
-difference with a list of it, and only then writes. So a model is never half imported and half random; what a plan
+An `ImportPlan` says where each of our tensors comes from. `convert` compares it with what the checkpoint holds, refuses
+any difference with a list of it, and only then writes. So a model is never half imported and half random; what a plan
 leaves to be freshly initialised is written down in its report.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ki_vla.errors import VlaError
-from ki_vla.importers.stream import Checkpoint, Pieces, write_tensors
+from ki_vla.importers.stream import CheckpointTensors, Pieces, write_tensors
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
@@ -48,7 +48,7 @@ GEMMA_PARTS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportPlan:
     """Where every tensor of our model comes from.
 
     Attributes:
@@ -138,7 +138,7 @@ def gemma_name(ours: str, prefix: str) -> str:
 
 
 def convert(
-    checkpoint: Checkpoint, plan: Plan, config: ModelConfig, path: str | Path, dtype: torch.dtype
+    checkpoint: CheckpointTensors, plan: ImportPlan, config: ModelConfig, path: str | Path, dtype: torch.dtype
 ) -> ImportReport:
     """Check a checkpoint against a plan and write our model, one piece of a tensor in memory at a time.
 
@@ -167,7 +167,7 @@ def convert(
 
 
 def account(
-    checkpoint: Checkpoint, plan: Plan, config: ModelConfig, shapes: dict[str, tuple[int, ...]], path: Path
+    checkpoint: CheckpointTensors, plan: ImportPlan, config: ModelConfig, shapes: dict[str, tuple[int, ...]], path: Path
 ) -> ImportReport:
     """Compare plan and checkpoint by names and shapes alone; the report, or an error with every difference."""
     found = checkpoint.tensors
@@ -196,13 +196,13 @@ def account(
     return ImportReport(config, path, tuple(used), tuple(tied), tuple(dead), dropped, plan.fresh)
 
 
-def tied_copies(checkpoint: Checkpoint, plan: Plan) -> dict[str, list[str]]:
+def tied_copies(checkpoint: CheckpointTensors, plan: ImportPlan) -> dict[str, list[str]]:
     """Our name -> the foreign names present, for those with more than one."""
     present = {ours: [n for n in names if n in checkpoint.tensors] for ours, names in plan.sources.items()}
     return {ours: names for ours, names in present.items() if len(names) > 1}
 
 
-def equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+def equal(checkpoint: CheckpointTensors, first: str, second: str) -> bool:
     """Whether two tensors hold the same numbers."""
     if checkpoint.tensors[first].shape != checkpoint.tensors[second].shape:
         return False
@@ -210,7 +210,7 @@ def equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def finite(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Pieces:
+def finite(checkpoint: CheckpointTensors, name: str, rows: int | None = None) -> Pieces:
     """The pieces of a tensor, refused where they hold NaN or infinity."""
     for piece in checkpoint.pieces(name, rows):
         if not torch.isfinite(piece).all():
@@ -218,7 +218,7 @@ def finite(checkpoint: Checkpoint, name: str, rows: int | None = None) -> Pieces
         yield piece
 
 
-def pick(checkpoint: Checkpoint, candidates: Iterable[str], probe: Callable[[str], str], what: str) -> str:
+def pick(checkpoint: CheckpointTensors, candidates: Iterable[str], probe: Callable[[str], str], what: str) -> str:
     """The first candidate prefix under which the probe tensor exists.
 
     Raises:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ki_vla.errors import VlaError
-from ki_vla.importers.mapping import ImportReport, Plan, convert, gemma_name, our_shapes, pick, vision_name
-from ki_vla.importers.stream import WEIGHTS_FILE, Checkpoint, open_checkpoint, write_tensors
+from ki_vla.importers.mapping import ImportPlan, ImportReport, convert, gemma_name, our_shapes, pick, vision_name
+from ki_vla.importers.stream import WEIGHTS_FILE, CheckpointTensors, open_checkpoint, write_tensors
 from ki_vla.model.config import ModelConfig, preset
 
 ROOT = 'paligemma_with_expert.'
@@ -44,7 +44,7 @@ def import_openpi(
     return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
 
 
-def default_config(checkpoint: Checkpoint) -> ModelConfig:
+def default_config(checkpoint: CheckpointTensors) -> ModelConfig:
     """The full-size configuration of the variant a checkpoint holds; action width as found, horizon 50."""
     root = find_root(checkpoint)
     action_dim = checkpoint.tensors[f'{root}action_in_proj.weight'].shape[-1]
@@ -54,12 +54,12 @@ def default_config(checkpoint: Checkpoint) -> ModelConfig:
     return config.replace(name='pi0', adaptive=False, state_repr='suffix', max_prompt=48)
 
 
-def find_root(checkpoint: Checkpoint) -> str:
+def find_root(checkpoint: CheckpointTensors) -> str:
     """What stands in front of every name: nothing, or 'model.' in what lerobot saved."""
     return pick(checkpoint, ('', 'model.'), lambda root: f'{root}action_in_proj.weight', 'pi0 or pi0.5')
 
 
-def openpi_plan(checkpoint: Checkpoint, config: ModelConfig) -> Plan:
+def openpi_plan(checkpoint: CheckpointTensors, config: ModelConfig) -> ImportPlan:
     """Where every tensor of our model lies in an openpi or lerobot checkpoint."""
     root = find_root(checkpoint)
     tower = pick(
@@ -69,7 +69,9 @@ def openpi_plan(checkpoint: Checkpoint, config: ModelConfig) -> Plan:
         'SigLIP tower',
     )
     sources = {ours: openpi_names(ours, config, root, tower) for ours in our_shapes(config)}
-    return Plan(sources, dead=frozenset({root + DEAD_HEAD, f'{root}{ROOT}gemma_expert.model.embed_tokens.weight'}))
+    return ImportPlan(
+        sources, dead=frozenset({root + DEAD_HEAD, f'{root}{ROOT}gemma_expert.model.embed_tokens.weight'})
+    )
 
 
 def openpi_names(ours: str, config: ModelConfig, root: str = '', tower: str | None = None) -> tuple[str, ...]:

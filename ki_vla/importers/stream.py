@@ -39,7 +39,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointTensors:
     """Every tensor of a checkpoint of one or several files, by name."""
 
     path: Path
@@ -63,7 +63,7 @@ class Checkpoint:
                 yield piece.reshape(count, *row_shape) if info.shape else piece.reshape(())
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path) -> CheckpointTensors:
     """A safetensors file, or a folder with model.safetensors or with shards and their index.
 
     Raises:
@@ -71,11 +71,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_file():
-        return Checkpoint(path, read_header(path))
+        return CheckpointTensors(path, read_header(path))
     if (path / INDEX_FILE).is_file():
-        return Checkpoint(path, _read_shards(path))
+        return CheckpointTensors(path, _read_shards(path))
     if (path / WEIGHTS_FILE).is_file():
-        return Checkpoint(path, read_header(path / WEIGHTS_FILE))
+        return CheckpointTensors(path, read_header(path / WEIGHTS_FILE))
     raise VlaError(f'{path}: no safetensors file, no {WEIGHTS_FILE} and no {INDEX_FILE} in it.')
 
 

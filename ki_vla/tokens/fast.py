@@ -47,7 +47,7 @@ def error_bound(steps: int, scale: float) -> float:
 
 
 @dataclass(frozen=True)
-class RoundTrip:
+class CodecRoundTrip:
     """What encoding and decoding cost on a set of chunks, in units of the normalised action."""
 
     chunks: int
@@ -136,12 +136,12 @@ class FastCodec:
         actions_HD: np.ndarray = dct_matrix(self.horizon).T @ coefficients_HD
         return actions_HD
 
-    def round_trip(self, chunks: Sequence[np.ndarray]) -> RoundTrip:
+    def round_trip(self, chunks: Sequence[np.ndarray]) -> CodecRoundTrip:
         """Error and length over chunks [n, H, D]."""
         streams = [self.encode(chunk) for chunk in chunks]
         errors = np.stack([self.decode(s) for s in streams]) - np.stack([np.asarray(c, float) for c in chunks])
         lengths = [len(stream) for stream in streams]
-        return RoundTrip(
+        return CodecRoundTrip(
             chunks=len(streams),
             rmse=float(np.sqrt(np.mean(errors**2))),
             max_error=float(np.abs(errors).max()),

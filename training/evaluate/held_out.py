@@ -39,7 +39,7 @@ IOU = 0.5  # a box that overlaps the true one by half is right
 
 
 @dataclass(frozen=True)
-class Settings:
+class HeldOutSettings:
     """How much is looked at, and on which device: cpu, cuda or auto."""
 
     samples: int = 128
@@ -69,7 +69,10 @@ def open_policy(path: str | Path) -> Bundle:
 
 
 def evaluate(
-    bundle: Bundle, data: EpisodeDataset | None, words: VlmDataset | None = None, settings: Settings | None = None
+    bundle: Bundle,
+    data: EpisodeDataset | None,
+    words: VlmDataset | None = None,
+    settings: HeldOutSettings | None = None,
 ) -> dict[str, Any]:
     """Everything that can be measured, as plain data.
 
@@ -82,7 +85,7 @@ def evaluate(
     Raises:
         VlaError: the data are of another robot.
     """
-    settings = settings or Settings()
+    settings = settings or HeldOutSettings()
     report: dict[str, Any] = {'policy': bundle.policy_id}
     model = bundle.model(settings.device, torch.float32).eval()
     if data is not None:
@@ -95,7 +98,7 @@ def evaluate(
 
 @torch.no_grad()
 def actions_report(
-    model: KiVla, processor: Processor, data: EpisodeDataset, recipe: Recipe, settings: Settings
+    model: KiVla, processor: Processor, data: EpisodeDataset, recipe: Recipe, settings: HeldOutSettings
 ) -> dict[str, Any]:
     """Losses, token accuracy, the error of sampled chunks by step and column, and what the instruction changes."""
     drawn = spread('held', data, settings.samples)
@@ -141,7 +144,7 @@ def language_report(
     data: EpisodeDataset,
     drawn: Sequence[Draw],
     recipe: Recipe,
-    settings: Settings,
+    settings: HeldOutSettings,
 ) -> dict[str, Any]:
     """Does the policy listen? The same picture and noise with the right and with another instruction of the data.
 
@@ -186,7 +189,9 @@ def language_report(
 
 
 @torch.no_grad()
-def questions_report(model: KiVla, processor: Processor, words: VlmDataset, settings: Settings) -> dict[str, Any]:
+def questions_report(
+    model: KiVla, processor: Processor, words: VlmDataset, settings: HeldOutSettings
+) -> dict[str, Any]:
     """Answers of the policy to questions about pictures, by kind: the share that is right word for word.
 
     Boxes are right when they overlap the true one by half; captions are only counted, as there are many right ones.

@@ -31,7 +31,7 @@ ACTIONS_FROM = ('auto', 'commands', 'state')
 
 
 @dataclass(frozen=True)
-class Options:
+class IndexOptions:
     """How recordings become episodes; part of what an index is hashed with.
 
     Attributes:
@@ -126,7 +126,12 @@ class _Span:
 
 
 def episodes_of(
-    found: Collected, contract: Contract, options: Options, custom: Mapping[str, str], path: Path, problems: Problems
+    found: Collected,
+    contract: Contract,
+    options: IndexOptions,
+    custom: Mapping[str, str],
+    path: Path,
+    problems: Problems,
 ) -> list[Episode]:
     """Cuts and resamples; everything that cannot be used is counted in `problems`.
 
@@ -165,7 +170,7 @@ def _spans(
     part: Collected,
     reach: tuple[int, int],
     custom: Mapping[str, str],
-    options: Options,
+    options: IndexOptions,
     path: Path,
     problems: Problems,
 ) -> list[_Span]:
@@ -228,7 +233,7 @@ def _told(text: str, path: Path, problems: Problems) -> list[_Span]:
 
 
 def _episode(
-    part: Collected, contract: Contract, options: Options, span: _Span, path: Path, problems: Problems
+    part: Collected, contract: Contract, options: IndexOptions, span: _Span, path: Path, problems: Problems
 ) -> Episode | None:
     count = (span.end_ns - span.start_ns) // contract.step_ns + 1
     grid = span.start_ns + np.arange(count, dtype=np.int64) * contract.step_ns
@@ -259,7 +264,7 @@ def _episode(
 def _states(
     part: Collected,
     contract: Contract,
-    options: Options,
+    options: IndexOptions,
     grid: NDArray[np.int64],
     valid: NDArray[np.bool_],
     path: Path,
@@ -326,7 +331,7 @@ def _expire(
 def _actions(
     part: Collected,
     contract: Contract,
-    options: Options,
+    options: IndexOptions,
     state: NDArray[np.float64],
     fresh: NDArray[np.bool_],
     grid: NDArray[np.int64],
@@ -360,7 +365,7 @@ def _from_state(
     actions: NDArray[np.float64],
     known: NDArray[np.bool_],
     contract: Contract,
-    options: Options,
+    options: IndexOptions,
     state: NDArray[np.float64],
     fresh: NDArray[np.bool_],
     path: Path,

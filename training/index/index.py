@@ -30,7 +30,7 @@ from ki_common.errors import KiError
 from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
-from training.index.episodes import Options, episodes_of
+from training.index.episodes import IndexOptions, episodes_of
 from training.index.parallel import run_all
 from training.index.streams import collect, stream_rates
 
@@ -98,7 +98,7 @@ def index_bags(
     source: Path,
     contract: Contract,
     out: Path,
-    options: Options | None = None,
+    options: IndexOptions | None = None,
     workers: int = 1,
     ray: bool = False,
     progress: Progress | None = None,
@@ -111,7 +111,7 @@ def index_bags(
     Raises:
         TrainingError: No recording there, options that name nothing of the contract, or `out` cannot be written.
     """
-    options = options or Options()
+    options = options or IndexOptions()
     options.check(contract)
     paths = [path for path in find_bags(source) if out.resolve() not in path.resolve().parents]
     if not paths:
@@ -153,7 +153,7 @@ def index_bags(
 
 def index_one(job: dict[str, Any]) -> dict[str, Any]:
     """Reads one recording; returns its key and the hash of its entry. Never raises for what is wrong with data."""
-    contract, options = Contract.parse(job['contract']), Options(**job['options'])
+    contract, options = Contract.parse(job['contract']), IndexOptions(**job['options'])
     path, out = Path(job['path']), Path(job['out'])
     try:
         digest = hash_bag(path)
@@ -172,7 +172,7 @@ def index_one(job: dict[str, Any]) -> dict[str, Any]:
     return {'key': key, 'entry': sha256_of(folder / ENTRY)}
 
 
-def _build(path: Path, digest: str, contract: Contract, options: Options, folder: Path) -> None:
+def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, folder: Path) -> None:
     problems = Problems()
     episodes: list[EpisodeInfo] = []
     streams: dict[str, dict[str, float]] = {}
@@ -313,12 +313,12 @@ def signature(path: Path) -> list[list[Any]]:
     return [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
 
 
-def _key(digest: str, contract: Contract, options: Options) -> str:
+def _key(digest: str, contract: Contract, options: IndexOptions) -> str:
     text = json.dumps([FORMAT, digest, contract.hash, options.to_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _known(out: Path, contract: Contract, options: Options) -> dict[str, dict[str, Any]]:
+def _known(out: Path, contract: Contract, options: IndexOptions) -> dict[str, dict[str, Any]]:
     """Rows of the index that is there, if it is of the same contract and options."""
     try:
         top = json.loads((out / INDEX).read_text(encoding='utf-8'))

@@ -9,7 +9,7 @@ from pathlib import Path
 from ki_bags.reader import find_bags
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
-from training.index.episodes import Options
+from training.index.episodes import IndexOptions
 from training.index.index import INDEX, Index, Progress, index_bags, load_index, signature
 from training.index.simulator_arrays import index_arrays
 
@@ -57,14 +57,14 @@ def open_recordings(data: Path, contract: Contract, task: str = '', progress: Pr
                 stacklevel=2,
             )
             contract = there.contract
-        options = Options(**{**there.options, 'task': task or there.options.get('task', '')})
+        options = IndexOptions(**{**there.options, 'task': task or there.options.get('task', '')})
         same = there.contract.hash == contract.hash and options.to_dict() == there.options
         if same and is_current(place, data):
             return there
         return index_bags(data, contract, place, options, progress=progress)
     if not data.exists():
         raise TrainingError(f'{data} does not exist; name a folder of recordings, or an index.')
-    return index_bags(data, contract, place, Options(task=task), progress=progress)
+    return index_bags(data, contract, place, IndexOptions(task=task), progress=progress)
 
 
 def is_current(folder: Path, data: Path) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
-from ki_bags.reader import Bag, Topic
+from ki_bags.reader import Bag, BagTopic
 from ki_bags.topics import find_topic
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
@@ -83,7 +83,7 @@ class Collected:
     messages: int = 0
 
 
-def _topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems) -> Topic | None:
+def _topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems) -> BagTopic | None:
     """The topic that a contract calls `wanted`; one of another type, or several candidates, are noted."""
     match = find_topic(bag, wanted, types, remap)
     if match.doubt:
@@ -187,7 +187,7 @@ def _dated(stamp: int, mode: str) -> int | None:
     return stamp
 
 
-def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> Topic | None:
+def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> BagTopic | None:
     """The camera's topic; where only the other transport was recorded, that one."""
     kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
     topic = _topic(bag, camera.topic, kinds, remap, problems)

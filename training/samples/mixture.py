@@ -26,7 +26,7 @@ BLOCK = 4096  # draws whose sources are decided at once
 GRACE_S = 60  # of a worker process, after the first SIGTERM
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Anything with a length and positions."""
 
     def __len__(self) -> int: ...
@@ -39,7 +39,7 @@ class Part:
     """One source of a mixture; a draw takes it with probability weight / sum of weights."""
 
     name: str
-    source: Source
+    source: SampleSource
     weight: float = 1.0
 
 

@@ -47,8 +47,8 @@ def test_two_builds_of_onnx_runtime_are_broken(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_check_that_fails_is_a_finding_and_the_others_go_on() -> None:
-    def breaks() -> doctor.Iterator[doctor.Finding]:
-        yield doctor.Finding('first', 'ok', 'fine')
+    def breaks() -> doctor.Iterator[doctor.CheckResult]:
+        yield doctor.CheckResult('first', 'ok', 'fine')
         raise OSError('no such thing')
 
     states = [(finding.state, finding.found) for finding in doctor.examine(breaks)]

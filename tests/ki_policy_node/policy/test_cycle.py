@@ -16,7 +16,7 @@ from ki_policy_node.policy.cycle import FAILURE_LIMIT, Dropped, Held, Made, Poli
 from ki_policy_node.policy.hold_reasons import HoldReason
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
-from ki_robot.observation.observation import Hold, NotReady, Observation, Problem
+from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import MODES
 
@@ -76,9 +76,9 @@ class Scene:
     def __init__(self, gaps: Iterable[tuple[int, int]] = ()) -> None:
         self.epoch, self.gaps, self.words = 0, tuple(gaps), ('', '')
 
-    def problems(self, now_ns: int) -> tuple[Problem, ...]:
+    def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         late = any(first <= now_ns < last for first, last in self.gaps)
-        return (Problem('scene', Hold.STALE, 'scene: the newest message is old.'),) if late else ()
+        return (StreamProblem('scene', InputFault.STALE, 'scene: the newest message is old.'),) if late else ()
 
     def sample(self, now_ns: int) -> Observation | NotReady:
         if problems := self.problems(now_ns):
@@ -374,7 +374,7 @@ def test_inputs_out_of_step_are_waited_for_while_a_chunk_runs() -> None:
     cycle, scene = cycle_of()
     cycle.commit(made(cycle, BEGIN), BEGIN + 20 * MS)
     due_ns = BEGIN - 5 * MS + 5 * STEP
-    problem = (Problem('*', Hold.UNSYNCHRONIZED, 'scene is behind.'),)
+    problem = (StreamProblem('*', InputFault.UNSYNCHRONIZED, 'scene is behind.'),)
     scene.problems = lambda now_ns: problem  # type: ignore[method-assign]
     cycle.on_frame('scene', due_ns)
     assert cycle.watch(due_ns) is None
@@ -385,4 +385,4 @@ def test_inputs_out_of_step_are_waited_for_while_a_chunk_runs() -> None:
 
 
 def test_every_reason_of_the_buffer_is_a_hold_reason() -> None:
-    assert {reason.value for reason in Hold} < {reason.value for reason in HoldReason}
+    assert {reason.value for reason in InputFault} < {reason.value for reason in HoldReason}

@@ -11,9 +11,9 @@ pytest.importorskip('rclpy')
 from ki_bags.errors import BagError
 from ki_bags.reader import open_bag
 from ki_policy_node.errors import NodeError
-from ki_policy_node.recorder.episode_writer import Channel, EpisodeWriter, definition_of, parts_of
+from ki_policy_node.recorder.episode_writer import EpisodeWriter, RecordedTopic, definition_of, parts_of
 
-STRING = Channel('/words', 'std_msgs/msg/String', '', *definition_of('std_msgs/msg/String'))
+STRING = RecordedTopic('/words', 'std_msgs/msg/String', '', *definition_of('std_msgs/msg/String'))
 HELLO = b'\x00\x01\x00\x00\x06\x00\x00\x00hello\x00'
 
 
@@ -27,7 +27,7 @@ def test_what_does_not_fit_the_cache_is_dropped_and_counted(tmp_path: Path) -> N
 
 
 def test_a_failing_disk_is_told_at_the_end_and_stops_the_writing(tmp_path: Path) -> None:
-    unknown = Channel('/words', 'std_msgs/msg/Int8', '', *definition_of('std_msgs/msg/Int8'))
+    unknown = RecordedTopic('/words', 'std_msgs/msg/Int8', '', *definition_of('std_msgs/msg/Int8'))
     writer = EpisodeWriter(tmp_path / 'bag', 'none', cache_bytes=1000)
     writer.write(STRING, 1, HELLO)
     writer.write(unknown, 2, HELLO)  # another type on the same topic: the file refuses it

@@ -14,7 +14,7 @@ from ki_policy_node.policy.continuation import Planned
 from ki_policy_node.replay.comparison import HOLD, LAST, POLICY, TREND, compare, gain, guesses, least, truth, verdict
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded
-from ki_policy_node.replay.replay import Options, Replay, ReplayedChunk
+from ki_policy_node.replay.replay import Replay, ReplayedChunk, ReplayOptions
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 from ki_vla.policy.inferred import Inferred
@@ -30,7 +30,7 @@ def contract(rigs) -> Contract:
 
 def replayed(contract: Contract, commanded: Curve, measured: Curve, said: Curve, chunks: int = 4) -> Replay:
     """All columns follow one curve: of seconds, what was commanded, measured, and said by the policy."""
-    found = Replay('bag', contract, 'policy', 'torch', Options(), recorded=Recorded(contract))
+    found = Replay('bag', contract, 'policy', 'torch', ReplayOptions(), recorded=Recorded(contract))
     assert found.recorded is not None
     found.begin_ns, found.end_ns = BEGIN, BEGIN + 200 * STEP
     for tick in range(200):

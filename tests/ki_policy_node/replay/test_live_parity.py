@@ -20,8 +20,8 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import Wanted, open_policy
 from ki_policy_node.policy.continuation import Timing
 from ki_policy_node.replay import live_parity
-from ki_policy_node.replay.live_parity import Heard
-from ki_policy_node.replay.replay import Options, Replay, replay
+from ki_policy_node.replay.live_parity import LiveRun
+from ki_policy_node.replay.replay import Replay, ReplayOptions, replay
 from ki_robot.contract.contract import Contract
 
 NS = 10**9
@@ -86,12 +86,12 @@ def policy(bundle: Path) -> Any:
 
 
 def run(bag: Path, contract: Contract, policy: Any, **options: Any) -> Replay:
-    return replay(bag, contract, policy, Options(TIMING, instruction='wave', **options))
+    return replay(bag, contract, policy, ReplayOptions(TIMING, instruction='wave', **options))
 
 
-def heard_of(found: Replay) -> Heard:
+def heard_of(found: Replay) -> LiveRun:
     """A node that took the observations of another replay."""
-    return Heard(tuple(made.planned.chunk for made in found.chunks), {'option': 'wave'})
+    return LiveRun(tuple(made.planned.chunk for made in found.chunks), {'option': 'wave'})
 
 
 def test_a_node_that_was_later_made_the_same_chunks_of_what_it_saw(contract: Contract, bag: Path, policy: Any) -> None:
@@ -158,7 +158,7 @@ def test_a_view_is_found_although_messages_overtook_each_other(
 def test_silence_and_another_policy_are_sentences(contract: Contract, bag: Path, policy: Any) -> None:
     found = run(bag, contract, policy)
     with pytest.raises(NodeError, match=r'published not one chunk .* It says: No instruction was given\.'):
-        live_parity.compare(found, Heard((), {}, 'No instruction was given.'), policy)
+        live_parity.compare(found, LiveRun((), {}, 'No instruction was given.'), policy)
     heard = heard_of(found)
     foreign = replace(heard, chunks=(replace(heard.chunks[0], policy_id='other@1'),))
     with pytest.raises(NodeError, match='runs policy other@1'):
@@ -216,10 +216,10 @@ def test_a_running_node_is_played_to_only_in_dry_run_with_the_same_seed(
     node = rigs.Process('ki_policy_node.policy.policy_node', tmp_path / 'node.log', parameters)
     try:
         with pytest.raises(NodeError, match='runs with dry_run False; a bag is played only to one with dry_run True'):
-            play_live(bag, contract, 'policy_node', Options(TIMING), {'seed': 0}, 1.0, str)
+            play_live(bag, contract, 'policy_node', ReplayOptions(TIMING), {'seed': 0}, 1.0, str)
         set_parameter('dry_run', True)
         with pytest.raises(NodeError, match='runs with seed 0; a bag is played only to one with seed 3'):
-            play_live(bag, contract, 'policy_node', Options(TIMING), {'seed': 3}, 1.0, str)
+            play_live(bag, contract, 'policy_node', ReplayOptions(TIMING), {'seed': 3}, 1.0, str)
         words = [bag, '--bundle', bundle, '--backend', 'torch', '--out', tmp_path, '--live', '--attach', 'policy_node']
         done = ki(*words)
     finally:

@@ -21,7 +21,7 @@ from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy  #
 from ki_policy_node.policy.continuation import Timing  # noqa: E402
 from ki_policy_node.replay import replay_report  # noqa: E402
 from ki_policy_node.replay.comparison import guesses, truth  # noqa: E402
-from ki_policy_node.replay.replay import Options, replay  # noqa: E402
+from ki_policy_node.replay.replay import ReplayOptions, replay  # noqa: E402
 from ki_robot.contract.contract import Contract  # noqa: E402
 from ki_robot.messages.arrays import (  # noqa: E402
     fill_compressed,
@@ -92,7 +92,7 @@ def contract(rigs) -> Contract:
 def run(path, contract, **options):
     policy = CommissioningPolicy(contract, Commissioning())
     timing = Timing('latest', execute_steps=10)
-    return replay(path, contract, policy, Options(timing, **options))
+    return replay(path, contract, policy, ReplayOptions(timing, **options))
 
 
 def test_every_chunk_is_compared_with_what_was_commanded(contract, tmp_path):
@@ -190,7 +190,7 @@ def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path
     write_untrained(tmp_path / 'bundle', contract)
     bag = write_bag(tmp_path / 'bag', seconds=1.5)
     timing = Timing('rtc', execute_steps=10)
-    options = Options(timing, instruction='wave')
+    options = ReplayOptions(timing, instruction='wave')
     chunks = []
     for live in (False, True):
         policy = open_policy(Wanted('torch', str(tmp_path / 'bundle')), contract, timing)

@@ -13,10 +13,10 @@ import pytest
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_state, fill_twist
-from ki_robot.observation.buffer import ObservationBuffer, Settings
+from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 from ki_robot.observation.frozen_camera import FrozenWatch, spread_checksum
 from ki_robot.observation.observation import (
-    Hold,
+    InputFault,
     NotReady,
     Observation,
     StreamState,
@@ -136,7 +136,7 @@ def test_a_frame_that_does_not_decode_ahead_is_refused_by_the_sample(robot: Robo
     broken.data = broken.data[:150]
     assert robot.buffer.push('head', broken, T0 + 9 * MS)
     robot.buffer.decode(CAMERAS)
-    assert held(robot, T0 + 10 * MS).hold is Hold.INVALID
+    assert held(robot, T0 + 10 * MS).hold is InputFault.INVALID
 
 
 def test_the_state_alone_is_there_without_cameras_and_only_while_fresh(robot: Robot) -> None:
@@ -152,7 +152,7 @@ def test_the_state_alone_is_there_without_cameras_and_only_while_fresh(robot: Ro
 def test_before_the_first_message_every_stream_is_named(robot: Robot) -> None:
     result = held(robot, T0)
     assert [problem.stream for problem in result.problems] == [*CAMERAS, 'joint_states', 'odom']
-    assert {problem.hold for problem in result.problems} == {Hold.NEVER_RECEIVED}
+    assert {problem.hold for problem in result.problems} == {InputFault.NEVER_RECEIVED}
     assert 'head: nothing received on head_camera/image_raw/compressed.' in str(result)
 
 
@@ -164,7 +164,7 @@ def test_a_stream_that_stops_is_stale_and_named_with_its_age(robot: Robot) -> No
     robot.joint_states(later)
     robot.odom(later)
     result = held(robot, later + 11 * MS)
-    assert [(p.stream, p.hold) for p in result.problems] == [('head', Hold.STALE)]
+    assert [(p.stream, p.hold) for p in result.problems] == [('head', InputFault.STALE)]
     assert 'head: the newest message is 0.251 s old; max_age_s is 0.25.' in str(result)
     assert robot.camera('head', later + 12 * MS)
     seen(robot, later + 13 * MS)
@@ -175,19 +175,19 @@ def test_streams_that_were_seen_at_different_times_hold(robot: Robot) -> None:
     robot.joint_states(T0 + 150 * MS)
     robot.odom(T0 + 150 * MS)
     result = held(robot, T0 + 151 * MS)
-    assert result.hold is Hold.UNSYNCHRONIZED
+    assert result.hold is InputFault.UNSYNCHRONIZED
     assert 'head is 0.150 s behind' in str(result)
 
 
 def test_without_an_instruction_the_robot_holds(robot: Robot) -> None:
     robot.everything(T0)
     robot.buffer.set_instruction('   ')
-    assert held(robot, T0 + 10 * MS).hold is Hold.NO_INSTRUCTION
+    assert held(robot, T0 + 10 * MS).hold is InputFault.NO_INSTRUCTION
 
 
 def test_a_camera_that_is_not_required_may_be_missing(make: Any, contract: Contract) -> None:
     cameras = (contract.cameras[0].replace(required=False), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), BufferSettings(require_instruction=False)))
     robot.camera('left_wrist', T0)
     robot.camera('right_wrist', T0)
     robot.joint_states(T0)
@@ -265,7 +265,7 @@ def test_a_frame_that_does_not_decode_is_refused_once_and_named(robot: Robot) ->
     assert robot.buffer.push('head', broken, T0 + 9 * MS), 'arrival does not decode'
     for _ in range(3):
         result = held(robot, T0 + 10 * MS)
-        assert result.hold is Hold.INVALID
+        assert result.hold is InputFault.INVALID
         assert 'cut off' in str(result)
     report = robot.buffer.health(T0 + 10 * MS)[0]
     assert (report.state, report.rejected) == (StreamState.INVALID, {Reason.UNDECODABLE: 1})
@@ -275,7 +275,7 @@ def test_a_frame_that_does_not_decode_is_refused_once_and_named(robot: Robot) ->
 
 def test_a_frame_of_another_size_than_the_contract_says_is_refused(make: Any, contract: Contract) -> None:
     cameras = (contract.cameras[0].replace(width=640, height=480), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), BufferSettings(require_instruction=False)))
     robot.everything(T0)
     assert 'image is 16 x 12; the contract says 640 x 480' in str(held(robot, T0 + 7 * MS))
 
@@ -285,7 +285,7 @@ def test_a_clock_that_jumps_back_begins_a_new_epoch(robot: Robot) -> None:
     earlier = T0 - 10_000 * MS
     assert robot.camera('head', earlier)
     result = held(robot, earlier + MS)
-    assert {p.hold for p in result.problems} == {Hold.CLOCK_JUMP}
+    assert {p.hold for p in result.problems} == {InputFault.CLOCK_JUMP}
     assert [p.stream for p in result.problems] == ['left_wrist', 'right_wrist', 'joint_states', 'odom']
     robot.everything(earlier + 2 * MS)
     assert seen(robot, earlier + 9 * MS).epoch == 1
@@ -296,7 +296,7 @@ def test_a_clock_that_jumps_back_begins_a_new_epoch(robot: Robot) -> None:
 def test_flush_forgets_everything(robot: Robot) -> None:
     robot.everything(T0)
     robot.buffer.flush()
-    assert held(robot, T0 + 10 * MS).hold is Hold.CLOCK_JUMP
+    assert held(robot, T0 + 10 * MS).hold is InputFault.CLOCK_JUMP
     robot.everything(T0)
     assert seen(robot, T0 + 10 * MS).epoch == 1
 
@@ -319,7 +319,7 @@ def frozen_run(robot: Robot, moving: bool) -> Observation | NotReady:
 def test_a_camera_that_repeats_itself_while_the_robot_moves_is_frozen(robot: Robot) -> None:
     result = frozen_run(robot, moving=True)
     assert isinstance(result, NotReady)
-    assert [(p.stream, p.hold) for p in result.problems] == [('head', Hold.FROZEN)]
+    assert [(p.stream, p.hold) for p in result.problems] == [('head', InputFault.FROZEN)]
     assert 'head: 10 equal frames in a row while the robot moved.' in str(result)
     last = T0 + 9 * 33 * MS
     robot.camera('head', last + 5 * MS)
@@ -342,7 +342,7 @@ def test_frames_that_differ_between_the_slabs_of_the_checksum_are_not_frozen() -
 
 
 def test_an_image_above_the_cap_is_refused_on_arrival(make: Any, contract: Contract) -> None:
-    buffer = ObservationBuffer(contract, Settings(max_image_bytes=100))
+    buffer = ObservationBuffer(contract, BufferSettings(max_image_bytes=100))
     msg = fill_compressed(make('sensor_msgs/CompressedImage'), np.zeros((64, 64, 3), np.uint8), T0)
     assert not buffer.push('head', msg, T0)
     assert buffer.health(T0)[0].rejected == {Reason.TOO_LARGE: 1}
@@ -350,7 +350,7 @@ def test_an_image_above_the_cap_is_refused_on_arrival(make: Any, contract: Contr
 
 def test_a_driver_without_a_clock_is_dated_by_arrival(make: Any, contract: Contract) -> None:
     cameras = (contract.cameras[0].replace(stamp='receive'), *contract.cameras[1:])
-    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), Settings(require_instruction=False)))
+    robot = Robot(make, ObservationBuffer(contract.replace(cameras=cameras), BufferSettings(require_instruction=False)))
     robot.everything(T0)
     assert robot.camera('head', 0, receive=T0 + 8 * MS)
     assert seen(robot, T0 + 9 * MS).image_stamps_ns['head'] == T0 + 8 * MS
@@ -358,7 +358,7 @@ def test_a_driver_without_a_clock_is_dated_by_arrival(make: Any, contract: Contr
 
 def test_raw_cameras_and_prefixed_arms_work_as_well(make: Any) -> None:
     contract = load_contract('bimanual_static')
-    buffer = ObservationBuffer(contract, Settings(require_instruction=False))
+    buffer = ObservationBuffer(contract, BufferSettings(require_instruction=False))
     for camera in contract.cameras:
         image = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         assert buffer.push(camera.name, fill_image(make('sensor_msgs/Image'), image, T0), T0)
@@ -405,7 +405,7 @@ def test_a_bag_and_a_live_robot_give_the_identical_observation(contract: Contrac
 
 
 def test_one_thread_pushes_while_another_samples(rosbags_maker: Any, contract: Contract) -> None:
-    robot = Robot(rosbags_maker, ObservationBuffer(contract, Settings(require_instruction=False)))
+    robot = Robot(rosbags_maker, ObservationBuffer(contract, BufferSettings(require_instruction=False)))
     robot.everything(T0)
     failures: list[BaseException] = []
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import (
+    EvaluationReport,
+    EvaluationSettings,
     Outcome,
-    Report,
-    Settings,
     evaluate,
     expert_table,
     rate,
@@ -23,9 +23,9 @@ from ki_sim.evaluate.closed_loop import (
 )
 from ki_sim.record.record import record_episode
 from ki_sim.tasks.tasks import episode
-from ki_sim.world.world import Observation, clipped
+from ki_sim.world.world import SimObservation, clipped
 
-SMALL = Settings(execute_steps=20, image_size=16)
+SMALL = EvaluationSettings(execute_steps=20, image_size=16)
 
 
 class Replay:
@@ -38,13 +38,13 @@ class Replay:
     def reset(self) -> None:
         self.resets += 1
 
-    def __call__(self, observation: Observation) -> np.ndarray:
+    def __call__(self, observation: SimObservation) -> np.ndarray:
         self.asked.append(observation.time_ns)
         first = observation.time_ns // 50_000_000 - self.lead
         return self.rows[np.clip(np.arange(first, first + 50), 0, len(self.rows) - 1)]
 
 
-def idle(observation: Observation) -> np.ndarray:
+def idle(observation: SimObservation) -> np.ndarray:
     row = clipped(observation.state)
     row[14:] = 0
     return np.tile(row, (50, 1))
@@ -64,12 +64,12 @@ def test_a_perfect_policy_succeeds_and_is_asked_every_execute_steps(arms):
 
 def test_rows_may_be_counted_from_the_one_in_force(arms):
     policy = Replay('demo', 3, None, arms, lead=1)
-    assert run_episode(policy, 'demo', 3, settings=Settings(20, first_row=1, image_size=16)).success
+    assert run_episode(policy, 'demo', 3, settings=EvaluationSettings(20, first_row=1, image_size=16)).success
 
 
 def test_a_late_chunk_skips_the_rows_that_are_past(arms):
     policy = Replay('demo', 3, None, arms)
-    outcome = run_episode(policy, 'demo', 3, settings=Settings(20, delay_steps=4, image_size=16))
+    outcome = run_episode(policy, 'demo', 3, settings=EvaluationSettings(20, delay_steps=4, image_size=16))
     assert outcome.success
 
 
@@ -77,14 +77,14 @@ def test_the_other_instruction_makes_it_a_failure(arms):
     policy = Replay('demo', 3, 0, arms)
     same = episode('demo', 3, 0).goal
     other = next(g for g in range(1, 30) if episode('demo', 3, g).goal.things != same.things)
-    outcome = run_episode(policy, 'demo', 3, other, Settings(50, image_size=16, limit_s=9.0))
+    outcome = run_episode(policy, 'demo', 3, other, EvaluationSettings(50, image_size=16, limit_s=9.0))
     assert not outcome.success
     assert not outcome.followed
     assert outcome.first_touched
 
 
 def test_doing_nothing_fails_and_touches_nothing(tmp_path):
-    report = evaluate(idle, 'demo', [0], Settings(50, image_size=16, limit_s=1.0), videos=tmp_path)
+    report = evaluate(idle, 'demo', [0], EvaluationSettings(50, image_size=16, limit_s=1.0), videos=tmp_path)
     summary = report.summary()
     assert summary['success']['k'] == 0
     assert summary['followed']['n'] == 0
@@ -98,7 +98,9 @@ def test_doing_nothing_fails_and_touches_nothing(tmp_path):
 
 def test_pairs_play_every_scene_twice(arms):
     seen = []
-    report = evaluate(idle, 'demo', [0, 1], Settings(50, image_size=16, limit_s=0.2), progress=seen.append, paired=True)
+    report = evaluate(
+        idle, 'demo', [0, 1], EvaluationSettings(50, image_size=16, limit_s=0.2), progress=seen.append, paired=True
+    )
     assert len(report.outcomes) == len(seen) == 4
     assert report.outcomes[0].instruction != report.outcomes[1].instruction
 
@@ -107,12 +109,12 @@ def test_a_policy_that_hears_no_words_follows_no_pair():
     deaf = [
         Outcome('demo', seed, goal, '', first_touched='cup', followed=goal == 0) for seed in range(4) for goal in (0, 1)
     ]
-    summary = Report('demo', {}, deaf).summary()
+    summary = EvaluationReport('demo', {}, deaf).summary()
     assert summary['followed'] == rate(4, 8)
     assert summary['pairs_followed'] == rate(0, 4)
     listens = [replace(outcome, followed=outcome.seed != 3 or outcome.followed) for outcome in deaf]
-    assert Report('demo', {}, listens).summary()['pairs_followed'] == rate(3, 4)
-    assert Report('demo', {}, deaf[::2]).summary()['pairs_followed']['n'] == 0
+    assert EvaluationReport('demo', {}, listens).summary()['pairs_followed'] == rate(3, 4)
+    assert EvaluationReport('demo', {}, deaf[::2]).summary()['pairs_followed']['n'] == 0
 
 
 @pytest.mark.parametrize(
@@ -132,17 +134,17 @@ def test_a_broken_policy_is_a_failure_with_a_reason(chunk, said):
 
 
 def test_rows_outside_the_limits_are_clipped_and_counted():
-    def wild(observation: Observation) -> np.ndarray:
+    def wild(observation: SimObservation) -> np.ndarray:
         return idle(observation) + np.eye(17)[6]
 
-    outcome = run_episode(wild, 'demo', 0, settings=Settings(50, image_size=16, limit_s=0.5))
+    outcome = run_episode(wild, 'demo', 0, settings=EvaluationSettings(50, image_size=16, limit_s=0.5))
     assert outcome.clipped == 10
     assert outcome.error == ''
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(SimError, match='use at least 1'):
-        run_episode(idle, 'demo', 0, settings=Settings(execute_steps=0))
+        run_episode(idle, 'demo', 0, settings=EvaluationSettings(execute_steps=0))
 
 
 def test_wilson_intervals_are_the_known_ones():
@@ -155,7 +157,7 @@ def test_wilson_intervals_are_the_known_ones():
 
 def test_the_experts_table_counts_it(arms):
     table = expert_table(['demo'], [0, 1], workers=1)
-    assert isinstance(table['demo'], Report)
+    assert isinstance(table['demo'], EvaluationReport)
     assert table['demo'].summary()['success'] == rate(2, 2)
     with pytest.raises(SimError, match="task 'mop'"):
         expert_table(['mop'], [0])

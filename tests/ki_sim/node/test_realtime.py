@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ki_sim.errors import SimError
-from ki_sim.node.realtime import Live, Settings
+from ki_sim.node.realtime import LiveSimulation, SimSettings
 from ki_sim.record.sim_bags import EPOCH_NS
 from ki_sim.world.robot import GRIPPERS, POSITION_JOINTS
 from ki_sim.world.world import STEP_NS, TICK_NS, World
@@ -48,13 +48,15 @@ class Listener:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., tuple[Live, Listener]]]:
+def start() -> Iterator[Callable[..., tuple[LiveSimulation, Listener]]]:
     """`start(settings, draw_s)` makes a running world; it must not have failed at the end of the test."""
-    made: list[tuple[Live, Listener]] = []
+    made: list[tuple[LiveSimulation, Listener]] = []
 
-    def begin(settings: Settings, draw_s: float = 0.0, sources: tuple[str, ...] = ()) -> tuple[Live, Listener]:
+    def begin(
+        settings: SimSettings, draw_s: float = 0.0, sources: tuple[str, ...] = ()
+    ) -> tuple[LiveSimulation, Listener]:
         listener = Listener(draw_s)
-        live = Live(settings, listener, sources)
+        live = LiveSimulation(settings, listener, sources)
         made.append((live, listener))
         live.start()
         return live, listener
@@ -72,8 +74,8 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-def test_pictures_give_way_before_time_does(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, _ = start(Settings(camera_hz=50.0), draw_s=0.1)
+def test_pictures_give_way_before_time_does(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, _ = start(SimSettings(camera_hz=50.0), draw_s=0.1)
     until(lambda: live.counters.ticks > 5)
     ticks, begin = live.counters.ticks, time.monotonic()
     time.sleep(1.5)
@@ -83,8 +85,8 @@ def test_pictures_give_way_before_time_does(start: Callable[..., tuple[Live, Lis
     assert 5 <= live.counters.pictures <= 20
 
 
-def test_stamps_are_as_even_as_the_ticks(start: Callable[..., tuple[Live, Listener]]) -> None:
-    _, listener = start(Settings())
+def test_stamps_are_as_even_as_the_ticks(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    _, listener = start(SimSettings())
     until(lambda: len(listener.ticks) > 60)
     stamps = np.array([tick.time_ns for tick in listener.ticks])
     steps = np.diff(stamps[10:])
@@ -94,9 +96,9 @@ def test_stamps_are_as_even_as_the_ticks(start: Callable[..., tuple[Live, Listen
 
 
 def test_the_clock_goes_on_over_a_reset_and_runs_ahead_of_the_wall(
-    start: Callable[..., tuple[Live, Listener]],
+    start: Callable[..., tuple[LiveSimulation, Listener]],
 ) -> None:
-    live, listener = start(Settings(clock=True, speed=0.0, camera_hz=2.0))
+    live, listener = start(SimSettings(clock=True, speed=0.0, camera_hz=2.0))
     begin = time.monotonic()
     until(lambda: len(listener.clocks) > 300)
     assert time.monotonic() - begin < 2.5, 'slower than the wall clock'
@@ -109,16 +111,16 @@ def test_the_clock_goes_on_over_a_reset_and_runs_ahead_of_the_wall(
     assert live.world.episode.task == 'stack'
 
 
-def test_every_picture_is_there_when_time_waits_for_it(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, listener = start(Settings(clock=True, speed=0.0, camera_hz=20.0), draw_s=0.01)
+def test_every_picture_is_there_when_time_waits_for_it(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, listener = start(SimSettings(clock=True, speed=0.0, camera_hz=20.0), draw_s=0.01)
     until(lambda: len(listener.images) > 10)
     live.close()
     assert [time_ns - EPOCH_NS for time_ns, _ in listener.images] == [i * STEP_NS for i in range(len(listener.images))]
     assert live.counters.left_out == 0
 
 
-def test_a_picture_is_what_the_world_itself_would_draw(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, listener = start(Settings(task='stack', seed=7, clock=True, speed=0.0, camera_hz=20.0))
+def test_a_picture_is_what_the_world_itself_would_draw(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, listener = start(SimSettings(task='stack', seed=7, clock=True, speed=0.0, camera_hz=20.0))
     until(lambda: len(listener.images) > 4)
     live.close()
     with World('stack', 7) as world:
@@ -128,9 +130,9 @@ def test_a_picture_is_what_the_world_itself_would_draw(start: Callable[..., tupl
             world.advance(STEP_NS)
 
 
-def test_in_lock_step_time_waits_for_every_controller(start: Callable[..., tuple[Live, Listener]]) -> None:
+def test_in_lock_step_time_waits_for_every_controller(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
     sources = ('left', 'right')
-    live, _ = start(Settings(clock=True, speed=0.0, lock_step=True, operated=True), sources=sources)
+    live, _ = start(SimSettings(clock=True, speed=0.0, lock_step=True, operated=True), sources=sources)
     opening = 0.02
 
     def nudge(world: World, offset_ns: int) -> None:
@@ -148,15 +150,15 @@ def test_in_lock_step_time_waits_for_every_controller(start: Callable[..., tuple
 
 
 def test_in_lock_step_without_an_operator_an_idle_robot_does_not_stop_the_world(
-    start: Callable[..., tuple[Live, Listener]],
+    start: Callable[..., tuple[LiveSimulation, Listener]],
 ) -> None:
-    live, _ = start(Settings(clock=True, speed=0.0, lock_step=True), sources=('left',))
+    live, _ = start(SimSettings(clock=True, speed=0.0, lock_step=True), sources=('left',))
     until(lambda: live.counters.ticks >= 10)
     assert live.counters.waits >= 2
 
 
-def test_a_job_is_done_while_time_stands_still(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, _ = start(Settings(clock=True, speed=0.0, lock_step=True, operated=True), sources=('left',))
+def test_a_job_is_done_while_time_stands_still(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, _ = start(SimSettings(clock=True, speed=0.0, lock_step=True, operated=True), sources=('left',))
     assert live.call(lambda: threading.current_thread().name) == 'physics'
     assert live.call(lambda: live.reset(9, 'demo', None, 'train')) == live.world.instruction
     with pytest.raises(SimError, match="task 'juggle' is not known"):
@@ -164,8 +166,8 @@ def test_a_job_is_done_while_time_stands_still(start: Callable[..., tuple[Live, 
     assert live.world.episode.seed == 9, 'a reset that fails changes nothing'
 
 
-def test_a_refused_command_is_told_and_the_rest_goes_on(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, listener = start(Settings())
+def test_a_refused_command_is_told_and_the_rest_goes_on(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, listener = start(SimSettings())
     live.command('left_gripper', lambda world, offset: world.command_gripper('left', float('nan')))
     live.refuse('left_gripper', 'two publishers')
     live.command('left_gripper', lambda world, offset: world.command_gripper('left', 0.03))
@@ -175,8 +177,8 @@ def test_a_refused_command_is_told_and_the_rest_goes_on(start: Callable[..., tup
     assert live.counters.refused == 2
 
 
-def test_the_emergency_stop_outlives_a_reset(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, listener = start(Settings())
+def test_the_emergency_stop_outlives_a_reset(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, listener = start(SimSettings())
     live.call(lambda: live.press(True))
     live.call(lambda: live.reset(2, 'demo', None, 'train'))
     live.command('left_gripper', lambda world, offset: world.command_gripper('left', 0.0))
@@ -187,8 +189,8 @@ def test_the_emergency_stop_outlives_a_reset(start: Callable[..., tuple[Live, Li
     until(lambda: listener.ticks[-1].position[GRIPPER] < 0.02)
 
 
-def test_an_episode_counts_from_its_first_command(start: Callable[..., tuple[Live, Listener]]) -> None:
-    live, _ = start(Settings(clock=True, speed=0.0, camera_hz=1.0))
+def test_an_episode_counts_from_its_first_command(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
+    live, _ = start(SimSettings(clock=True, speed=0.0, camera_hz=1.0))
     until(lambda: live.world.time_ns > 30 * 10**9, 30.0)
     assert live.judge.ended == ''
     live.command('base', lambda world, offset: world.command_base((0.0, 0.0, 0.1)))
@@ -210,4 +212,4 @@ def test_an_episode_counts_from_its_first_command(start: Callable[..., tuple[Liv
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(SimError, match=words):
-        Settings(**wrong)
+        SimSettings(**wrong)

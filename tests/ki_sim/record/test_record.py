@@ -14,7 +14,7 @@ from ki_robot.contract.contract import load_contract
 from ki_robot.messages.arrays import joint_positions, odometry_values, stamp_ns
 from ki_robot.messages.images import decode_compressed
 from ki_sim.errors import SimError
-from ki_sim.record.batch import Job, jobs, parallel, record, record_one
+from ki_sim.record.batch import RecordingJob, jobs, parallel, record, record_one
 from ki_sim.record.record import Recording, load, record_episode, save
 from ki_sim.record.sim_bags import EPOCH_NS, ROBOT, write_bag
 from ki_sim.world.robot import COLUMNS, POSITION_JOINTS
@@ -172,7 +172,7 @@ def test_a_failed_episode_is_left_out_unless_asked_for(tmp_path, recording, monk
     monkeypatch.setattr('ki_sim.record.record.record_episode', lambda *_, **__: failed)
     assert record_one(work).status == 'failed'
     assert not list(tmp_path.iterdir())
-    kept = record_one(Job(**{**work.__dict__, 'keep_failures': True}))
+    kept = record_one(RecordingJob(**{**work.__dict__, 'keep_failures': True}))
     assert kept.status == 'written'
     assert load(work.path)['meta']['success'] is False
 

@@ -14,7 +14,7 @@ from ki_sim.world.controllers import (
     ForwardController,
     JointTrajectoryController,
     Point,
-    Trajectory,
+    TrajectoryCommand,
     TwistController,
     rate_limited,
 )
@@ -35,7 +35,7 @@ class Arm:
         self.now = 0
         self.commands: list[np.ndarray] = []
 
-    def accept(self, trajectory: Trajectory) -> None:
+    def accept(self, trajectory: TrajectoryCommand) -> None:
         self.controller.accept(trajectory, self.now)
 
     def until(self, ms: int, measured: Sequence[float] | None = None, speeds: Sequence[float] | None = None):
@@ -47,8 +47,10 @@ class Arm:
         return self.commands[-1] if self.commands else np.zeros(2)
 
 
-def trajectory(*points: tuple[int, list[float]], stamp_ms: int = 0, joints: tuple[str, ...] = ('a', 'b')) -> Trajectory:
-    return Trajectory(joints, [Point(ms * MS, q) for ms, q in points], stamp_ms * MS)
+def trajectory(
+    *points: tuple[int, list[float]], stamp_ms: int = 0, joints: tuple[str, ...] = ('a', 'b')
+) -> TrajectoryCommand:
+    return TrajectoryCommand(joints, [Point(ms * MS, q) for ms, q in points], stamp_ms * MS)
 
 
 def test_positions_alone_are_joined_by_straight_lines():
@@ -63,7 +65,7 @@ def test_velocities_make_a_cubic_that_meets_them():
     rest = [0.0, 0.0]
     points = [Point(0, rest, rest), Point(1000 * MS, [0.9, 0.0], rest)]
     points += [Point(2000 * MS, rest, [0.2, 0.0]), Point(3000 * MS, rest, rest)]
-    arm.accept(Trajectory(('a', 'b'), points))
+    arm.accept(TrajectoryCommand(('a', 'b'), points))
     assert arm.until(100)[0] < 0.1  # starts from rest, unlike a straight line
     assert np.allclose(arm.until(500), [0.45, 0.0])  # half way of a rest-to-rest cubic
     end = arm.until(2000)
@@ -73,7 +75,7 @@ def test_velocities_make_a_cubic_that_meets_them():
 def test_accelerations_make_a_quintic():
     arm = Arm()
     points = [Point(at * MS, [goal, 0.0], [0.0, 0.0], [0.0, 0.0]) for at, goal in ((0, 0.0), (1000, 1.0))]
-    arm.accept(Trajectory(('a', 'b'), points))
+    arm.accept(TrajectoryCommand(('a', 'b'), points))
     s = 0.25
     assert arm.until(250)[0] == pytest.approx(s**3 * (10 - 15 * s + 6 * s * s))
 
@@ -127,7 +129,7 @@ def test_a_splice_to_a_point_in_the_future_is_a_spike(from_desired):
     for start in range(0, 500, 50):  # a constant 0.5 rad/s, said anew every 50 ms, stamped 0
         points = [Point(t * MS, [0.5 * (start + t) / 1000, 0.0], [0.5, 0.0]) for t in (100, 200, 299)]
         points.append(Point(300 * MS, [0.5 * (start + 299.5) / 1000, 0.0], [0.0, 0.0]))
-        arm.accept(Trajectory(('a', 'b'), points))
+        arm.accept(TrajectoryCommand(('a', 'b'), points))
         behind = arm.commands[-4] if len(arm.commands) > 3 else AT
         arm.until(start + 10, behind, [0.5, 0.0])
         arm.until(start + 50)
@@ -148,7 +150,7 @@ def test_a_splice_to_a_point_in_the_past_runs_on_as_if_there_were_none(from_desi
         points.append(Point(300 * MS, [0.5 * (start + 299.5) / 1000, 0.0], [0.0, 0.0]))
         if start == 0:
             points[0] = Point(0, AT, [0.5, 0.0])
-        arm.accept(Trajectory(('a', 'b'), points, start * MS))
+        arm.accept(TrajectoryCommand(('a', 'b'), points, start * MS))
         arm.until(start + 50, [0.0, 0.0], [0.0, 0.0])
     assert speeds_of(arm) == pytest.approx(0.5, abs=1e-9)
 
@@ -184,7 +186,7 @@ def test_a_controller_that_is_activated_again_stays_where_the_joints_are_now():
         (trajectory((100, AT), (100, AT)), 'not after the one before'),
         (trajectory(), 'without points'),
         (
-            Trajectory(('b', 'a'), [Point(100 * MS, AT, [0.2, 0.1]), Point(200 * MS, AT, [-0.2, 0.0])]),
+            TrajectoryCommand(('b', 'a'), [Point(100 * MS, AT, [0.2, 0.1]), Point(200 * MS, AT, [-0.2, 0.0])]),
             'a last point at which b still moves at -0.2 rad/s: .*allow_nonzero_velocity_at_trajectory_end is false',
         ),
     ],
@@ -214,7 +216,7 @@ def test_replacements_never_jump_and_stay_inside_the_limits(commands):
     arm = Arm()
     for wait, start, a, b in commands:
         arm.until(arm.now // MS + wait)
-        arm.accept(Trajectory(('a', 'b'), [Point(100 * MS, [a, b])], arm.now + start * MS))
+        arm.accept(TrajectoryCommand(('a', 'b'), [Point(100 * MS, [a, b])], arm.now + start * MS))
     arm.until(arm.now // MS + 500)
     played = np.array(arm.commands)
     # Every trajectory gives at least 100 ms for at most the whole range, and two periods' worth at its splice.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ki_sim.errors import SimError
-from ki_sim.world.controllers import Point, Trajectory
+from ki_sim.world.controllers import Point, TrajectoryCommand
 from ki_sim.world.robot import ARM_JOINTS, CAMERAS
 from ki_sim.world.world import World, clipped
 
@@ -129,7 +129,7 @@ def test_a_trajectory_of_many_points_is_followed(blind_world):
     world = blind_world()
     start = np.array([world.joint_states()[name][0] for name in ARM_JOINTS['right']])
     points = [Point(i * 100_000_000, start + 0.05 * i) for i in range(1, 5)]
-    world.command_arm('right', Trajectory(ARM_JOINTS['right'], points))
+    world.command_arm('right', TrajectoryCommand(ARM_JOINTS['right'], points))
     world.advance(700_000_000)
     end = [world.joint_states()[name][0] for name in ARM_JOINTS['right']]
     assert np.allclose(end, start + 0.2, atol=0.01)

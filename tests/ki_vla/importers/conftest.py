@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ki_vla.importers.stream import Checkpoint, TensorInfo
+from ki_vla.importers.stream import CheckpointTensors, TensorInfo
 from ki_vla.model.config import GemmaConfig, ModelConfig, VisionConfig, preset
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
@@ -102,11 +102,11 @@ def tables() -> tuple[Callable[..., Table], Callable[..., Table]]:
 
 
 @pytest.fixture
-def as_checkpoint() -> Callable[[Table], Checkpoint]:
+def as_checkpoint() -> Callable[[Table], CheckpointTensors]:
     """A checkpoint of the given names and shapes without any data, for checks by name and shape at full size."""
 
-    def make(table: Table) -> Checkpoint:
-        return Checkpoint(
+    def make(table: Table) -> CheckpointTensors:
+        return CheckpointTensors(
             Path('synthetic'), {n: TensorInfo(Path('synthetic'), torch.float32, s, 0) for n, s in table.items()}
         )
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from training.errors import TrainingError
-from training.evaluate.held_out import Settings, _is_right, draw_report, evaluate, open_policy
+from training.evaluate.held_out import HeldOutSettings, _is_right, draw_report, evaluate, open_policy
 from training.samples.vlm_data import VlmDataset
 from training.train.run import train, unseen
 
 MakeRun = Callable[..., Any]
-FEW = Settings(samples=8, questions=5, batch=4)
+FEW = HeldOutSettings(samples=8, questions=5, batch=4)
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def test_the_questions_are_those_that_the_run_held_out(
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-    assert Settings(device='auto').device == 'cpu'
+    assert HeldOutSettings(device='auto').device == 'cpu'
     for device, says in (('cuda', 'torch sees no GPU; write cpu or auto'), ('gpu', "device: 'gpu' is unknown")):
         with pytest.raises(TrainingError, match=says):
-            Settings(device=device)
+            HeldOutSettings(device=device)
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:

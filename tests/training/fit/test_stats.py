@@ -15,7 +15,7 @@ from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import load_stats, quantile_scaling, save_stats
 from training.fit.stats import Finding, compute_stats, diagnose, worst
-from training.index.episodes import Options
+from training.index.episodes import IndexOptions
 from training.index.index import Index, index_bags
 from training.samples.dataset import EpisodeDataset
 
@@ -120,7 +120,7 @@ def test_an_outlier_and_a_limit_are_named_by_column(toy: Contract, tmp_path: Pat
         writer = scribe(bag)
         writer.stretch(8.0)
         writer.gripper(START_NS + 4_050_000_000, 0.5)
-    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index', Options())
+    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index', IndexOptions())
     findings = diagnose(index)
     assert {'outlier', 'limit'} <= kinds(findings, 'gripper/position')
 

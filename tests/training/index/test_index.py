@@ -17,7 +17,7 @@ from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
-from training.index.episodes import Options
+from training.index.episodes import IndexOptions
 from training.index.index import check_index, index_bags, load_index
 from training.samples.dataset import EpisodeDataset
 
@@ -55,7 +55,7 @@ def test_an_episode_is_on_the_grid_with_states_held_and_commands_in_force(
 
 def test_states_are_interpolated_where_a_column_asks_for_it(make_bag: MakeBag, tmp_path: Path, toy: Contract) -> None:
     odd = Contract.parse({**toy.to_dict(), 'rate_hz': 13.0})  # a grid that falls between the messages
-    options = Options(columns={'joint1/position': 'linear'})
+    options = IndexOptions(columns={'joint1/position': 'linear'})
     arrays = arrays_of(index_bags(make_bag(), odd, tmp_path / 'index', options))
     seconds = (arrays['stamps'] - START_NS) / 1e9
     linear = np.abs(arrays['state'][:, 0] - np.sin(seconds)).max()
@@ -167,7 +167,7 @@ def test_actions_come_from_future_states_where_no_command_was_recorded(
         'joint1/position',
         'joint2/position',
     }
-    strict = index_bags(path, toy, tmp_path / 'strict', Options(actions='commands'))
+    strict = index_bags(path, toy, tmp_path / 'strict', IndexOptions(actions='commands'))
     assert not strict.episodes
     assert any('arm_controller/joint_trajectory' in each.text for each in strict.problems)
 
@@ -178,7 +178,7 @@ def test_several_points_are_followed_in_time(toy: Contract, tmp_path: Path, scri
         writer.stretch(1.0)
         writer.without = ()
         writer.arm(START_NS, [(0.2, 0.0, 1.0), (0.4, 1.0, 1.0)])
-    arrays = arrays_of(index_bags(tmp_path / 'bag', toy, tmp_path / 'index', Options(task='x')))
+    arrays = arrays_of(index_bags(tmp_path / 'bag', toy, tmp_path / 'index', IndexOptions(task='x')))
     seconds = (arrays['stamps'] - START_NS) / 1e9
     np.testing.assert_allclose(arrays['actions'][:, 0], np.clip((seconds - 0.2) / 0.2, 0.0, 1.0), atol=1e-9)
 
@@ -368,20 +368,23 @@ def test_nothing_to_index_is_one_sentence(toy: Contract, tmp_path: Path) -> None
     with pytest.raises(TrainingError, match='holds no recording'):
         index_bags(tmp_path, toy, tmp_path / 'index')
     with pytest.raises(TrainingError, match='choose one of hold, linear'):
-        Options(state='cubic')
+        IndexOptions(state='cubic')
 
 
 def test_options_that_name_nothing_of_the_robot_are_refused(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     path = make_bag(seconds=1.0)
     for options, says in (
         (
-            Options(columns={'joint_1/position': 'linear'}),
+            IndexOptions(columns={'joint_1/position': 'linear'}),
             "--column: toy has no 'joint_1/position'; did you mean joint1/",
         ),
-        (Options(remap={'joint_state': 'joints'}), "--remap: toy has no 'joint_state'; did you mean joint_states?"),
-        (Options(remap={'xyz': 'joints'}), "--remap: toy has no 'xyz'; it has scene/image_raw/compressed, "),
+        (
+            IndexOptions(remap={'joint_state': 'joints'}),
+            "--remap: toy has no 'joint_state'; did you mean joint_states?",
+        ),
+        (IndexOptions(remap={'xyz': 'joints'}), "--remap: toy has no 'xyz'; it has scene/image_raw/compressed, "),
     ):
         with pytest.raises(TrainingError) as caught:
             index_bags(path, toy, tmp_path / 'index', options)
         assert str(caught.value).startswith(says)
-    Options(columns={'joint1/position': 'linear'}, remap={'scene/image_raw': 'front', 'odom': 'o'}).check(toy)
+    IndexOptions(columns={'joint1/position': 'linear'}, remap={'scene/image_raw': 'front', 'odom': 'o'}).check(toy)

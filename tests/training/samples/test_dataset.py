@@ -94,11 +94,11 @@ def test_a_dataset_travels_to_another_process(make_bag: MakeBag, toy: Contract, 
 
 
 def test_images_can_be_stored_at_the_size_of_the_model(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
-    from training.index.episodes import Options
+    from training.index.episodes import IndexOptions
 
     path = make_bag(seconds=1.0)
     exact = EpisodeDataset(index_bags(path, toy, tmp_path / 'exact'))
-    small = EpisodeDataset(index_bags(path, toy, tmp_path / 'small', Options(store='model')))
+    small = EpisodeDataset(index_bags(path, toy, tmp_path / 'small', IndexOptions(store='model')))
     assert small[3].images['scene'].shape == (32, 32, 3)
     difference = np.abs(small[3].images['scene'].astype(int) - exact[3].images['scene'])
     assert difference.mean() < 4.0
