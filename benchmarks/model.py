@@ -25,7 +25,8 @@ from ki_vla.model.config import preset
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.model.summary import random_batch, skeleton
-from ki_vla.objective.recipes import Recipe, prepare, recipe
+from ki_vla.objective.recipes import Recipe, recipe
+from ki_vla.objective.trainable import prepare
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'model.json'
 FLOW_ONLY = Recipe(

@@ -22,7 +22,8 @@ from ki_vla.model.config import GemmaConfig, ModelConfig, preset
 from ki_vla.model.gemma import Context
 from ki_vla.model.kivla import KiVla, Prefix
 from ki_vla.model.summary import parameters_by_part, skeleton
-from ki_vla.objective.recipes import Recipe, prepare, recipe
+from ki_vla.objective.recipes import Recipe, recipe
+from ki_vla.objective.trainable import prepare
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'roofline.json'
 # bf16 as measured on such a card (not the datasheet's 989), and its memory bandwidth.

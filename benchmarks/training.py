@@ -33,7 +33,8 @@ from ki_vla.model.config import preset  # noqa: E402
 from ki_vla.model.initial_weights import initialise  # noqa: E402
 from ki_vla.model.kivla import KiVla  # noqa: E402
 from ki_vla.model.summary import random_batch  # noqa: E402
-from ki_vla.objective.recipes import prepare, recipe  # noqa: E402
+from ki_vla.objective.recipes import recipe  # noqa: E402
+from ki_vla.objective.trainable import prepare  # noqa: E402
 from training.fit.initial_policy import begin  # noqa: E402
 from training.train.config import Run  # noqa: E402
 from training.train.distributed import World  # noqa: E402

@@ -188,10 +188,10 @@ class OnnxRunner:
     def host(self, value: Any) -> np.ndarray:
         """A value as float32 numpy; numpy knows no bfloat16, torch does."""
         if 'bfloat16' not in value.data_type():
-            return value.numpy().astype(np.float32)
-        import torch
+            return np.asarray(value.numpy(), dtype=np.float32)
+        from torch.utils.dlpack import from_dlpack
 
-        return torch.from_dlpack(value).float().cpu().numpy()
+        return from_dlpack(value).float().cpu().numpy()
 
     def on_device(self, array: np.ndarray, like: Any) -> Any:
         """A float array on the device, in the precision of another value."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,8 @@ class Product(nn.Module):
         groups = [layers] if packed else [[layer] for layer in layers]
         parts = [_joined(group, scale, shift) for group in groups]
         self.weights = nn.ParameterList(_fixed(weight) for weight, _ in parts)
-        self.biases = None if parts[0][1] is None else nn.ParameterList(_fixed(bias) for _, bias in parts)
+        biases = [bias for _, bias in parts if bias is not None]
+        self.biases = nn.ParameterList(map(_fixed, biases)) if biases else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., sum of widths]; `widths` says how to split it."""
@@ -186,7 +188,7 @@ class Patches(nn.Module):
         self.size, self.folded = patch.stride[0], fusions.pixels
         # Colours last, as cameras give them.
         weight_DP = patch.weight.detach().float().permute(0, 2, 3, 1).flatten(1)
-        bias_D = patch.bias.detach().float()
+        bias_D = cast(Tensor, patch.bias).detach().float()
         if self.folded:
             # x / 127.5 - 1: whole numbers up to 255 are exact in every float type there is here, bfloat16 too.
             weight_DP, bias_D = weight_DP / 127.5, bias_D - weight_DP.sum(dim=1)
@@ -216,14 +218,18 @@ class Times(nn.Module):
         tau: float32 [T].
     """
 
+    # Of every norm in the order of use [n, T, D]; for plain norms the bias of pi0's MLP [T, D].
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+    bias: Tensor
+
     def __init__(self, expert: Expert, tau: Tensor) -> None:
         super().__init__()
         self.adaptive = expert.adaptive
         with torch.no_grad():
             if self.adaptive:
-                entries = expert.modulations(tau[:, None])
-                flat = [entry for pair in entries[:-1] for entry in pair] + [entries[-1]]
-                table_nTD3 = torch.stack([entry[:, 0] for entry in flat])
+                table_nTD3 = torch.stack([each[:, 0] for each in expert.modulations(tau[:, None])])
                 scale, shift, gate = table_nTD3.chunk(3, dim=-1)
                 self.register_buffer('scale', 1.0 + scale.float(), persistent=False)
                 self.register_buffer('shift', shift.float().contiguous(), persistent=False)

@@ -132,8 +132,8 @@ def candidates(wish: Wish, cuda: bool, exported: bool, built: bool) -> list[tupl
     found.append(
         ('torch', 'cpu', 'always there' if exported else 'no ONNX graphs in the bundle (ki export makes them)')
     )
-    seen: set[tuple[str, str]] = set()
-    return [each for each in found if each[:2] not in seen and not seen.add(each[:2])]
+    first = {each[:2]: each for each in reversed(found)}
+    return [each for each in found if first[each[:2]] is each]
 
 
 def _started(

@@ -12,7 +12,7 @@ width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,8 @@ class VisionStage(nn.Module):
         x_VND = self.patches(images_VHWC)
         for layer in self.layers:
             x_VND = layer(x_VND)
-        return self.projector(self.norm(x_VND))
+        tokens_VND: Tensor = self.projector(self.norm(x_VND))
+        return tokens_VND
 
 
 class Cached(NamedTuple):
@@ -212,6 +213,9 @@ class ActionStage(nn.Module):
         consume: see `PrefixStage`.
     """
 
+    tau_T: Tensor
+    strength_T: Tensor
+
     def __init__(
         self, model: KiVla, steps: int, fusions: Fusions, attend: str = 'matmul', consume: bool = False
     ) -> None:
@@ -253,7 +257,8 @@ class ActionStage(nn.Module):
         )
         rows = self._rows(row, 2 * len(self.layers))
         x_QD, _ = self.norm(x_QD, rows and rows[0])
-        return self.action_out(x_QD[-H:]).float()
+        field_HA: Tensor = self.action_out(x_QD[-H:]).float()
+        return field_HA
 
     def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
         return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None
@@ -307,6 +312,12 @@ def first_layer(expert: Expert) -> nn.Linear:
 KINDS = ('plain', 'trained', 'guided')
 
 
+def split_carried(kind: str, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Cached]:
+    """The tensors of a step after its actions and row: what it carries from the old chunk, and what it reads."""
+    count = 0 if kind == 'plain' else 2
+    return tensors[:count], Cached(*tensors[count:])
+
+
 class Step(nn.Module):
     """One Euler step of one kind, its tensors in a row: noisy actions [H, A] -> the next ones.
 
@@ -321,10 +332,9 @@ class Step(nn.Module):
 
     def forward(self, noisy_HA: Tensor, row: Tensor, *rest: Tensor) -> Tensor:
         """`row` int64 [1]; then previous_HA and given_H or weights_H, unless the kind is plain; then `Cached`."""
-        carried, cached = (), rest
-        if self.kind != 'plain':
-            carried, cached = rest[:2], rest[2:]
-        return getattr(self.stage, self.kind)(Cached(*cached), noisy_HA, row, *carried)
+        carried, cached = split_carried(self.kind, rest)
+        stepped_HA: Tensor = getattr(self.stage, self.kind)(cached, noisy_HA, row, *carried)
+        return stepped_HA
 
 
 class Loop(nn.Module):
@@ -336,12 +346,10 @@ class Loop(nn.Module):
 
     def forward(self, noise_HA: Tensor, *rest: Tensor) -> Tensor:
         """See the class."""
-        carried, cached = (), rest
-        if self.kind != 'plain':
-            carried, cached = rest[:2], rest[2:]
+        carried, cached = split_carried(self.kind, rest)
         x_HA = noise_HA
         for row in range(self.stage.steps):
-            x_HA = getattr(self.stage, self.kind)(Cached(*cached), x_HA, row, *carried)
+            x_HA = getattr(self.stage, self.kind)(cached, x_HA, row, *carried)
         return x_HA
 
 
@@ -361,7 +369,7 @@ def pure(step: Step, tensors: tuple[Tensor, ...], symbolic: bool = False) -> nn.
     traced = make_fx(
         lambda *given: step(*given),
         # ONNX has no operator for it: pi0's time MLP.
-        decomposition_table=get_decompositions([torch.ops.aten.silu_backward]),
+        decomposition_table=cast(Any, get_decompositions([torch.ops.aten.silu_backward])),
         tracing_mode='symbolic' if symbolic else 'real',
         _allow_non_fake_inputs=True,
     )

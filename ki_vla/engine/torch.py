@@ -12,7 +12,6 @@ Shape legend: H horizon, A action dims.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ki_vla.engine.graphs import Capture, Fixed, capture_cuda
+from ki_vla.engine.graphs import Capture, Fixed, Function, capture_cuda
 from ki_vla.engine.interface import Carried, Shape
 from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
@@ -123,7 +122,8 @@ class TorchRunner:
         self._clock, self._capture = Clock(self.device), capture
         model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
         self._plain: _Plain | None = None
-        self._vision, self._prefix, self._loops = None, None, {}
+        self._stages: _Stages | None = None
+        self._loops: dict[Any, Function] = {}
         self._graphs: dict[Any, Fixed] = {}
         self._pinned: dict[Any, Tensor] = {}
         self._sent: torch.cuda.Event | None = None  # after the last prefill's copies
@@ -131,11 +131,12 @@ class TorchRunner:
             self._plain = _Plain(model, steps)
             return
         with torch.no_grad():
-            self._vision = VisionStage(model, mode.fusions)
-            self._prefix = PrefixStage(model, mode.fusions, mode.attend)
-            self._stage = ActionStage(model, steps, mode.fusions, mode.attend)
+            vision: Function = VisionStage(model, mode.fusions)
+            prefix: Function = PrefixStage(model, mode.fusions, mode.attend)
+            action = ActionStage(model, steps, mode.fusions, mode.attend)
         if mode.compiled:
-            self._vision, self._prefix = (_compiled(each) for each in (self._vision, self._prefix))
+            vision, prefix = _compiled(vision), _compiled(prefix)
+        self._stages = _Stages(vision, prefix, action)
 
     @torch.no_grad()
     def prefill(self, shape: Shape, inputs: ModelInputs) -> Any:
@@ -147,14 +148,15 @@ class TorchRunner:
         tensors = [self._input(name, getattr(inputs, name)) for name in INPUTS]
         self._clock.mark('copy')
         if self._plain is not None:
-            found: Any = self._plain.prefill(*tensors, self._clock)
+            found: Any = self._plain.prefill(self._clock, *tensors)
         elif self.mode.graphs:
             found = self._graph(('prefix', shape), self._whole_prefix, tensors)(*tensors)
             self._clock.mark('prefix')
         else:
-            tokens_VND = self._vision(tensors[0])
+            stages = self._packed
+            tokens_VND = stages.vision(tensors[0])
             self._clock.mark('vision')
-            found = self._prefix(tokens_VND, *tensors[1:])
+            found = stages.prefix(tokens_VND, *tensors[1:])
             self._clock.mark('prefix')
         if self.device.type == 'cuda':
             self._sent = torch.cuda.Event()
@@ -193,9 +195,15 @@ class TorchRunner:
         self._graphs.clear()
         self._loops.clear()
         self._pinned.clear()
-        self._plain = self._vision = self._prefix = self._stage = None
+        self._plain = self._stages = None
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
+
+    @property
+    def _packed(self) -> _Stages:
+        if self._stages is None:
+            raise VlaError('this engine is closed; open a new one.')
+        return self._stages
 
     def _input(self, name: str, value: np.ndarray) -> Tensor:
         """A numpy array as a tensor on the device; in pinned memory still, where a graph fetches it itself."""
@@ -210,26 +218,29 @@ class TorchRunner:
         return pinned if self.mode.graphs else pinned.to(self.device, non_blocking=True)
 
     def _whole_prefix(self, images: Tensor, *rest: Tensor) -> Cached:
-        return self._prefix(self._vision(images), *rest)
+        stages = self._packed
+        found: Cached = stages.prefix(stages.vision(images), *rest)
+        return found
 
-    def _graph(self, key: Any, function: Callable, examples: list[Tensor], shared: Any = ()) -> Fixed:
+    def _graph(self, key: Any, function: Function, examples: list[Tensor], shared: Any = ()) -> Fixed:
         if key not in self._graphs:
             self._graphs[key] = Fixed(function, examples, tuple(shared), self._capture, self.device)
         return self._graphs[key]
 
-    def _loop_for(self, shape: Shape, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
+    def _loop_for(self, shape: Shape, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Function:
         """All steps of one kind as a function of tensors."""
         # The written-out backward pass is made for one shape.
         key = (kind, shape if kind == 'guided' else None)
         if key not in self._loops:
             by_step = self.mode.compiled or (kind == 'guided' and self.mode.graphs)
-            self._loops[key] = self._stepped(kind, tensors, cached) if by_step else Loop(self._stage, kind)
+            whole = Loop(self._packed.action, kind)
+            self._loops[key] = self._stepped(kind, tensors, cached) if by_step else whole
         return self._loops[key]
 
-    def _stepped(self, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Callable:
+    def _stepped(self, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Function:
         """All steps of one kind, each the same function: compiling or tracing the whole loop would take minutes."""
         rows = [torch.full((1,), row, dtype=torch.int64, device=self.device) for row in range(self.steps)]
-        step: Any = Step(self._stage, kind)
+        step: Any = Step(self._packed.action, kind)
         if kind == 'guided':
             noise, *carried = (each.to(self.device) for each in tensors)
             step = pure(step, (noise, rows[0], *carried, *cached))
@@ -243,6 +254,15 @@ class TorchRunner:
         return loop
 
 
+@dataclass(frozen=True, eq=False)
+class _Stages:
+    """The packed stages: images -> tokens; tokens, prompt and state -> `Cached`; the action expert."""
+
+    vision: Function
+    prefix: Function
+    action: ActionStage
+
+
 class _Plain:
     """`KiVla` itself behind the same calls."""
 
@@ -254,7 +274,7 @@ class _Plain:
         self._model, self._steps = model, steps
 
     def prefill(
-        self, images: Tensor, image_mask: Tensor, prompt: Tensor, prompt_mask: Tensor, state: Tensor, clock: Clock
+        self, clock: Clock, images: Tensor, image_mask: Tensor, prompt: Tensor, prompt_mask: Tensor, state: Tensor
     ) -> Prefix:
         tokens = self._model.encode(images.permute(0, 3, 1, 2)[None])
         clock.mark('vision')

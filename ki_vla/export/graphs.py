@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ INLINE_BYTES = 1024  # smaller tensors stay in the graph
 ALIGN = 4096  # so that weights can be mapped into memory
 AUTO = torch.export.Dim.AUTO
 Progress = Callable[[str], None]
+Stage = TypeVar('Stage', bound=nn.Module)
 
 
 def export_graphs(
@@ -66,26 +67,26 @@ def export_graphs(
     with quiet(), torch.no_grad():
         tell('exporting vision')
         with one_part(source, 'vision', dtype) as model:
-            stage = laid_out(VisionStage(model, Fusions()))
+            vision = laid_out(VisionStage(model, Fusions()))
         images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
-        _write(stage, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
-        del stage
+        _write(vision, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
+        del vision
         tell('exporting prefix')
         with one_part(source, 'prefix', dtype) as model:
-            stage = laid_out(PrefixStage(model, Fusions(), consume=True))
-        state_token = stage.state_in is not None
+            prefix = laid_out(PrefixStage(model, Fusions(), consume=True))
+        state_token = prefix.state_in is not None
         names = CACHED if state_token else CACHED[:-1]
         dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
-        _write(stage, 'prefix', prefix_example(config, dtype), dynamic, names, weights, info)
-        del stage
+        _write(prefix, 'prefix', prefix_example(config, dtype), dynamic, names, weights, info)
+        del prefix
         gc.collect()
         with one_part(source, 'action', dtype) as model:
-            stage = laid_out(ActionStage(model, steps, Fusions(), consume=True))
+            action = laid_out(ActionStage(model, steps, Fusions(), consume=True))
         for kind in kinds:
             tell(f'exporting {kind} step')
             tensors, dynamic = step_example(config, dtype, kind, state_token)
             # Traced operation by operation, so that a backward pass becomes operations too.
-            step = pure(Step(stage, kind), tensors, symbolic=True)
+            step = pure(Step(action, kind), tensors, symbolic=True)
             _write(step, kind, tensors, dynamic, [ACTIONS], weights, info, state_token)
     weights.close()
     return state_token
@@ -117,7 +118,7 @@ def step_example(
     return tensors, (*[None] * (len(tensors) - len(cached)), *dynamic)
 
 
-def laid_out(stage: nn.Module) -> nn.Module:
+def laid_out(stage: Stage) -> Stage:
     """Every weight as the graph wants it, one after the other so that memory holds no second model."""
     for parameter in stage.parameters():
         parameter.data = parameter.data.contiguous()
@@ -148,6 +149,7 @@ def _write(
         output_names=list(outputs),
         verbose=False,
     )
+    assert program is not None  # only without dynamo
     model = program.model
     name_dimensions(model)
     forget_origins(model)

@@ -153,7 +153,7 @@ def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | N
             tokens = model.encode(images.permute(0, 1, 4, 2, 3))
         with one_part(source, 'prefix', torch.float32) as model:
             prefix = model.prefix(tokens, image_mask, prompt, prompt_mask, state)
-        keys, values = (torch.stack(each)[:, 0].numpy() for each in (prefix.k, prefix.v))
+        keys, values = (torch.stack(list(each))[:, 0].numpy() for each in (prefix.k, prefix.v))
         tokens_VND = tokens[0].unflatten(0, (images.shape[1], -1)).numpy()
         valid_S = prefix.mask_BS[0].numpy()
         found = Reference(inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {})

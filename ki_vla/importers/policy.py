@@ -17,9 +17,8 @@ from ki_vla.importers.norm_stats import read_norm_stats, write_norm_stats
 from ki_vla.importers.openpi import default_config, export_openpi, import_openpi
 from ki_vla.importers.paligemma import import_paligemma
 from ki_vla.importers.stream import open_checkpoint
-from ki_vla.model.config import ModelConfig, preset
+from ki_vla.model.config import HEAD, ModelConfig, preset
 from ki_vla.model.kivla import KiVla
-from ki_vla.objective.recipes import HEAD
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor

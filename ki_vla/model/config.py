@@ -15,12 +15,14 @@ from typing_extensions import Self
 from ki_common.configuration.model import Config
 from ki_vla.errors import VlaError
 
-StateRepr = Literal['text', 'special', 'continuous', 'suffix']
+PromptState = Literal['text', 'special', 'continuous']
+StateRepr = Literal[PromptState, 'suffix']
 Head = Literal['expert', 'shared', 'parallel', 'none']
 STATE_REPRS: tuple[StateRepr, ...] = get_args(StateRepr)
 HEADS: tuple[Head, ...] = get_args(Head)
-# Top-level modules of a `KiVla`; `expert` is the action head, of whichever kind.
+# Top-level modules of a `KiVla`, with which the names of weights begin; HEAD is the action head, of whichever kind.
 PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
+HEAD = 'expert'
 
 
 class VlaConfig(Config):

@@ -11,18 +11,17 @@ of cond.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ki_vla.errors import VlaError
 from ki_vla.model import masks
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.flow import time_features
 from ki_vla.model.gemma import AdaptiveNorm, Context, GemmaLayer, RMSNorm, reader, rope_table, run_layers
-
-# What the adaptive norms read: `condition(tau)`, or `modulations(tau)` tabled beforehand.
-Cond = Tensor | list[Tensor | tuple[Tensor, Tensor]]
 
 
 class Expert(nn.Module):
@@ -46,17 +45,14 @@ class Expert(nn.Module):
         features = time_features(tau, self.width).to(self.time_in.weight.dtype)
         return F.silu(self.time_out(F.silu(self.time_in(features))))
 
-    def modulations(self, tau: Tensor) -> list[tuple[Tensor, Tensor] | Tensor]:
-        """Every adaptive norm's (scale, shift, gate) for tau [..., 1|Q]: one pair a layer, then the last norm's.
+    def modulations(self, tau: Tensor) -> list[Tensor]:
+        """Scale, shift and gate of every adaptive norm for tau [..., 1|Q], each [..., 1|Q, 3 D], in the order of use.
 
-        They depend on tau only, so a sampler with fixed steps can compute them once and hand them to `forward` as
-        `cond`.
+        They depend on tau only, so an engine with fixed steps computes them once (`ki_vla.engine.packing.Times`).
         """
         cond = self.condition(tau)
-        table: list[tuple[Tensor, Tensor] | Tensor] = [
-            (layer.input_norm.dense(cond), layer.mlp_norm.dense(cond)) for layer in self.layers
-        ]
-        return [*table, self.norm.dense(cond)]
+        norms = [norm for layer in self.layers for norm in (layer.input_norm, layer.mlp_norm)]
+        return [cast(AdaptiveNorm, norm).dense(cond) for norm in (*norms, self.norm)]
 
     def forward(
         self,
@@ -66,7 +62,6 @@ class Expert(nn.Module):
         positions_BQ: Tensor,
         state_BS: Tensor | None = None,
         insulate: bool = True,
-        cond: Cond | None = None,
         checkpointing: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The flow field omega - a at the noisy actions.
@@ -78,13 +73,12 @@ class Expert(nn.Module):
             positions_BQ: positions of the queries, after the prefix.
             state_BS: normalised state; only for a state token (pi0).
             insulate: stop the gradient towards the context (equations 5 and 6).
-            cond: `condition(tau)` or `modulations(tau)`, where the caller has them already.
             checkpointing: recompute the layers in the backward pass.
 
         Returns:
             field_BRHA, and the expert's own keys and values per layer [B, R, Q, G, K].
         """
-        x_BRQD, cond = self._embed(noisy_BRHA, tau, state_BS, cond)
+        x_BRQD, cond = self._embed(noisy_BRHA, tau, state_BS)
         Q = x_BRQD.shape[2]
         own = masks.everyone if self.state_in is None else masks.state_then_actions
         sees_own = own(Q, noisy_BRHA.device)
@@ -93,26 +87,26 @@ class Expert(nn.Module):
             x_BRQD,
             rope_table(positions_BQ[:, None], self.head_dim),
             partial(reader, context, sees_own, insulate),
-            lambda index: cond[index] if isinstance(cond, list) else cond,
+            lambda index: cond,
             checkpointing,
         )
-        x_BRQD, _ = self.norm(x_BRQD, cond[-1] if isinstance(cond, list) else cond)
+        x_BRQD, _ = self.norm(x_BRQD, cond)
         return self.action_out(x_BRQD[:, :, -noisy_BRHA.shape[2] :]), keys, values
 
-    def _embed(
-        self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None, cond: Cond | None
-    ) -> tuple[Tensor, Cond | None]:
+    def _embed(self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Inputs of the first layer, and what the adaptive norms read; None for plain ones."""
         x_BRQD = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
-        if self.adaptive:
-            cond = self.condition(tau) if cond is None else cond
-        else:
+        cond = self.condition(tau) if self.adaptive else None
+        if not self.adaptive:
             features = time_features(tau, self.width).to(x_BRQD.dtype).expand_as(x_BRQD)
             x_BRQD = self.time_out(F.silu(self.time_in(torch.cat([x_BRQD, features], dim=-1))))
         if self.state_in is not None:
+            if state_BS is None:
+                raise VlaError("state_repr 'suffix' needs the state, and the prefix was made without one.")
             state_BD = self.state_in(state_BS.to(self.state_in.weight.dtype))
             state = state_BD[:, None, None].expand(-1, x_BRQD.shape[1], 1, -1)
             x_BRQD = torch.cat([state, x_BRQD], dim=2)
-            if self.adaptive and isinstance(cond, Tensor) and cond.shape[2] > 1:
+            if cond is not None and cond.shape[2] > 1:
                 # The state is clean: its own tau is 1.
                 clean = self.condition(torch.ones_like(tau[..., :1]))
                 cond = torch.cat([clean, cond], dim=2)
@@ -133,7 +127,7 @@ class SharedHead(nn.Module):
 
     def embed(self, noisy_BRHA: Tensor, tau: Tensor) -> Tensor:
         """Noisy actions and tau [B, R, 1|H] -> backbone inputs [B, R, H, D]."""
-        x_BRHD = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
+        x_BRHD: Tensor = self.action_in(noisy_BRHA.to(self.action_in.weight.dtype))
         return x_BRHD + time_features(tau, self.width).to(x_BRHD.dtype)
 
 
@@ -153,4 +147,5 @@ class ParallelHead(nn.Module):
 
     def decode(self, x_BRHD: Tensor) -> Tensor:
         """Backbone outputs -> actions [B, R, H, A]."""
-        return self.action_out(F.gelu(self.hidden(x_BRHD), approximate='tanh'))
+        actions_BRHA: Tensor = self.action_out(F.gelu(self.hidden(x_BRHD), approximate='tanh'))
+        return actions_BRHA

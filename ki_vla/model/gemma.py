@@ -28,7 +28,7 @@ from ki_vla.model.insulation import attend
 EPS = 1e-6
 ROPE_BASE = 10_000.0
 Rope = tuple[Tensor, Tensor]
-Outputs = tuple[Tensor, Tensor, Tensor]  # output, keys, values
+Outputs = tuple[Tensor | None, Tensor, Tensor]  # output (None where none is asked for), keys, values
 # (q [..., S, N, K], k [..., S, G, K], v [..., S, G, K]) -> mixed values [..., S, N * K]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -74,13 +74,11 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, width: int, cond_width: int) -> None:
         super().__init__()
-        self.width = width
         self.dense = nn.Linear(cond_width, 3 * width)
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """X [..., Q, D]; cond [..., 1|Q, C], or what `dense` makes of it, tabled beforehand [..., 1|Q, 3D]."""
-        tabled = cond.shape[-1] == 3 * self.width
-        scale, shift, gate = (cond if tabled else self.dense(cond)).float().chunk(3, dim=-1)
+        """X [..., Q, D] and cond [..., 1|Q, C] -> normed [..., Q, D], and the gate of what follows [..., 1|Q, D]."""
+        scale, shift, gate = self.dense(cond).float().chunk(3, dim=-1)
         return (rms(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 
 
@@ -111,6 +109,10 @@ class DecoderLayer(nn.Module):
     """
 
     head_dim: int
+    input_norm: nn.Module
+    mlp_norm: nn.Module
+    o: nn.Module
+    down: nn.Module
 
     def heads_of(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Normed inputs [..., S, D] -> rotated queries [..., S, N, K], rotated keys and values [..., S, G, K]."""
@@ -148,6 +150,11 @@ class DecoderLayer(nn.Module):
 class GemmaLayer(DecoderLayer):
     """The layer as it is trained and saved."""
 
+    input_norm: RMSNorm | AdaptiveNorm
+    mlp_norm: RMSNorm | AdaptiveNorm
+    o: nn.Linear
+    down: nn.Linear
+
     def __init__(self, config: GemmaConfig, norm: Callable[[int], RMSNorm | AdaptiveNorm] = RMSNorm) -> None:
         super().__init__()
         D, K = config.width, config.head_dim
@@ -161,9 +168,7 @@ class GemmaLayer(DecoderLayer):
         self.up = nn.Linear(D, config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, D, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: Rope, attend: Attend, cond: Any = None, rows: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, cond: Any = None, rows: Tensor | None = None) -> Outputs:
         """As `DecoderLayer.forward`, for all rows of x or only for some.
 
         With `rows`, int64 [B, n], for x [B, S, D] and plain norms: the output of these rows alone, [B, n, D], or None
@@ -193,7 +198,8 @@ class GemmaLayer(DecoderLayer):
         return rotate(self._split(self.k(h)), rope), self._split(self.v(h))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads
 
 
 def run_layers(

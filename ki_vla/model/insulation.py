@@ -46,5 +46,5 @@ def attend(
     P_ab, P_aa = P.split([S, Q], dim=-1)
     E_ab = P_ab.reshape(B, G, R * M * Q, S) @ v_BSGK.transpose(1, 2)
     E_aa = P_aa.reshape(B, G, R, M * Q, Q) @ v_BRQGK.permute(0, 3, 1, 2, 4)
-    E = (E_ab.view(B, G, R, M, Q, K) + E_aa.view(B, G, R, M, Q, K)).permute(0, 2, 4, 1, 3, 5)
-    return E.reshape(B, R, Q, N, K)
+    E_BGRMQK: Tensor = E_ab.view(B, G, R, M, Q, K) + E_aa.view(B, G, R, M, Q, K)
+    return E_BGRMQK.permute(0, 2, 4, 1, 3, 5).reshape(B, R, Q, N, K)

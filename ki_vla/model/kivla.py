@@ -25,6 +25,14 @@ from ki_vla.objective.batch import Batch, check_inputs
 from ki_vla.objective.losses import Losses, action_loss, masked_mean, token_losses
 from ki_vla.objective.recipes import OURS, Recipe
 
+# A field or outputs, and the keys and values of every layer.
+FieldOutputs = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+HEAD_CLASSES: dict[str, type[Expert | SharedHead | ParallelHead]] = {
+    'expert': Expert,
+    'shared': SharedHead,
+    'parallel': ParallelHead,
+}
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -58,7 +66,8 @@ class Prefix:
 
 def embedded(embed: nn.Embedding, ids: Tensor) -> Tensor:
     """Token ids [...] -> backbone inputs [..., D]; text is scaled by sqrt(D), image tokens are not (Gemma)."""
-    return embed(ids) * embed.embedding_dim**0.5
+    found: Tensor = embed(ids) * embed.embedding_dim**0.5
+    return found
 
 
 def prefix_inputs(
@@ -88,8 +97,8 @@ class KiVla(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, D)
         self.backbone = Backbone(config.backbone)
         self.state_proj = nn.Linear(config.state_dim, D) if config.state_repr == 'continuous' else None
-        heads = {'expert': Expert, 'shared': SharedHead, 'parallel': ParallelHead}
-        self.expert = heads[config.head](config) if config.head in heads else None
+        head = HEAD_CLASSES.get(config.head)
+        self.expert = None if head is None else head(config)
 
     # The prefix
 
@@ -100,7 +109,8 @@ class KiVla(nn.Module):
             images_BVCHW = images_BVCHW.to(dtype) / 127.5 - 1.0
         B = len(images_BVCHW)
         tokens_IND = self.vision(images_BVCHW.to(dtype).flatten(0, 1), self.checkpointing)
-        return self.projector(tokens_IND).reshape(B, -1, self.config.backbone.width)
+        projected_IND: Tensor = self.projector(tokens_IND)
+        return projected_IND.reshape(B, -1, self.config.backbone.width)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> backbone inputs [..., D]; text is scaled by sqrt(D), image tokens are not."""
@@ -153,7 +163,7 @@ class KiVla(nn.Module):
         """
         check_inputs(images_BVCHW, image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, self.config)
         found = self.prefix(self.encode(images_BVCHW), image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, hidden)
-        return replace(found, k=torch.stack(found.k), v=torch.stack(found.v))
+        return replace(found, k=torch.stack(list(found.k)), v=torch.stack(list(found.v)))
 
     # What looks at it
 
@@ -167,7 +177,12 @@ class KiVla(nn.Module):
             target_BT: token ids; the last one is predicted, not read.
             target_mask_BT: their validity.
             seen: what targets see besides themselves; the prefix, unless a recipe says otherwise.
+
+        Raises:
+            VlaError: the prefix has no last output.
         """
+        if prefix.hidden_BD is None:
+            raise VlaError('token_hidden: the prefix has no last output; make it with hidden=True.')
         first_B1D = prefix.hidden_BD[:, None]
         read = target_BT.shape[1] - 1
         if read < 1:
@@ -190,7 +205,6 @@ class KiVla(nn.Module):
         noisy: Tensor,
         tau: Tensor,
         insulate: bool = True,
-        cond: Tensor | list | None = None,
     ) -> Tensor:
         """The flow field omega - a at noisy actions.
 
@@ -199,27 +213,25 @@ class KiVla(nn.Module):
             noisy: [B, H, A], or [B, R, H, A] for several draws that share the prefix.
             tau: [B] or [B, R] for one time a chunk; [B, H] or [B, R, H] for one a step.
             insulate: stop the gradient towards the prefix.
-            cond: see `Expert.forward`.
 
         Returns:
             Like `noisy`.
         """
         if noisy.ndim == 3:
-            return self._field(prefix, noisy[:, None], tau[:, None], insulate, cond)[0][:, 0]
-        return self._field(prefix, noisy, tau, insulate, cond)[0]
+            return self._field(prefix, noisy[:, None], tau[:, None], insulate)[0][:, 0]
+        return self._field(prefix, noisy, tau, insulate)[0]
 
-    def _field(
-        self, prefix: Prefix, noisy_BRHA: Tensor, tau: Tensor, insulate: bool, cond: Tensor | list | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _field(self, prefix: Prefix, noisy_BRHA: Tensor, tau: Tensor, insulate: bool) -> FieldOutputs:
         if tau.ndim == 2:
             tau = tau[..., None]
         H = noisy_BRHA.shape[2]
         if isinstance(self.expert, Expert):
             Q = H + (self.expert.state_in is not None)
             positions_BQ = masks.positions_after(prefix.length_B, Q)
-            return self.expert(
-                noisy_BRHA, tau, prefix.context, positions_BQ, prefix.state_BS, insulate, cond, self.checkpointing
+            found: FieldOutputs = self.expert(
+                noisy_BRHA, tau, prefix.context, positions_BQ, prefix.state_BS, insulate, self.checkpointing
             )
+            return found
         if isinstance(self.expert, SharedHead):
             hidden_BRHD, k, v = self._after_prefix(prefix, self.expert.embed(noisy_BRHA, tau))
             return self.expert.action_out(hidden_BRHD), k, v
@@ -232,7 +244,7 @@ class KiVla(nn.Module):
         hidden_BRHD, _, _ = self._after_prefix(prefix, self.expert.embed(len(prefix.mask_BS)))
         return self.expert.decode(hidden_BRHD)[:, 0]
 
-    def _after_prefix(self, prefix: Prefix, x_BRHD: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _after_prefix(self, prefix: Prefix, x_BRHD: Tensor) -> FieldOutputs:
         H = x_BRHD.shape[2]
         positions_BH = masks.positions_after(prefix.length_B, H)
         own = masks.everyone(H, x_BRHD.device)

@@ -25,6 +25,12 @@ class EncoderLayer(nn.Module):
     A subclass has the norms `norm1` and `norm2` and the projections `out`, `fc1` and `fc2`.
     """
 
+    norm1: nn.Module
+    norm2: nn.Module
+    out: nn.Module
+    fc1: nn.Module
+    fc2: nn.Module
+
     def heads_of(self, h_IND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed inputs -> queries, keys and values [I, E, N, K]."""
         raise NotImplementedError
@@ -33,11 +39,18 @@ class EncoderLayer(nn.Module):
         """[I, N, D] -> [I, N, D]."""
         mixed_IENK = full_attention(*self.heads_of(self.norm1(x_IND)))
         x_IND = x_IND + self.out(mixed_IENK.transpose(1, 2).flatten(2))
-        return x_IND + self.fc2(F.gelu(self.fc1(self.norm2(x_IND)), approximate='tanh'))
+        mlp_IND: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x_IND)), approximate='tanh'))
+        return x_IND + mlp_IND
 
 
 class VisionLayer(EncoderLayer):
     """The layer as it is trained and saved."""
+
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    out: nn.Linear
+    fc1: nn.Linear
+    fc2: nn.Linear
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -68,4 +81,5 @@ class Vision(nn.Module):
         x_IND = self.patch(images_ICHW).flatten(2).transpose(1, 2) + self.position
         for layer in self.layers:
             x_IND = run(layer, checkpointing, x_IND)
-        return self.norm(x_IND)
+        normed_IND: Tensor = self.norm(x_IND)
+        return normed_IND

@@ -18,7 +18,8 @@ from ki_vla.errors import VlaError
 from ki_vla.model.config import PARTS, PRESETS, ModelConfig, preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.batch import Batch
-from ki_vla.objective.recipes import RECIPES, Recipe, prepare, recipe
+from ki_vla.objective.recipes import RECIPES, Recipe, recipe
+from ki_vla.objective.trainable import prepare
 
 
 def part_of(name: str) -> str:
@@ -97,7 +98,8 @@ def _one_loss(model: KiVla, chosen: Recipe, loss: str) -> torch.Tensor:
     keep = batch.has_actions_B if loss in ('fast', 'flow') else ~batch.has_actions_B
     batch = replace(batch, **{f.name: v[keep] for f in fields(batch) if (v := getattr(batch, f.name)) is not None})
     losses = model(batch, chosen.at(0.0), generator=torch.Generator().manual_seed(0))
-    return losses.flow if loss == 'flow' else losses.tokens
+    found: torch.Tensor = losses.flow if loss == 'flow' else losses.tokens
+    return found
 
 
 def _tree(module: nn.Module, name: str, depth: int = 0) -> Iterator[tuple[str, str, int]]:

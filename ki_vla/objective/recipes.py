@@ -1,23 +1,18 @@
-"""The paper's method, its baselines and its ablations, as data. docs/recipes.md says which line of the paper is which.
+"""The paper's method, its baselines and its ablations, as data. docs/recipes.md gives the line of the paper for each.
 
-A recipe says what is trained and which gradients flow. `configure` gives the structure it needs, `prepare` freezes
-what it does not train, and `KiVla.forward(batch, recipe)` computes its losses. All of them read the same `Batch`;
-what differs in the data is `targets` (which tokens stand for an action) and `vlm_data` (whether language samples are
-mixed in).
+A recipe says what is trained and which gradients flow. `configure` gives the structure it needs, `trainable.prepare`
+freezes what it does not train, and `KiVla.forward(batch, recipe)` computes its losses. All recipes read the same
+`Batch`; in the data they differ by `targets` (which tokens stand for an action) and `vlm_data` (whether language
+samples are mixed in).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import HEADS, PARTS, STATE_REPRS, ModelConfig
+from ki_vla.model.config import HEADS, STATE_REPRS, Head, ModelConfig, StateRepr
 
-if TYPE_CHECKING:
-    from ki_vla.model.kivla import KiVla
-
-HEAD = 'expert'  # the part of a model that predicts continuous actions, whichever head it is
 TARGETS = ('fast', 'naive', 'naive_stride5', 'none')
 
 
@@ -45,13 +40,13 @@ class Recipe:
     about: str
     targets: str = 'fast'
     vlm_data: bool = True
-    head: str = 'expert'
+    head: Head = 'expert'
     loss: str = 'flow'
     insulate: bool = True
     frozen: bool = False
     targets_see_actions: bool = False
     adaptive: bool = True
-    state_repr: str = 'text'
+    state_repr: StateRepr = 'text'
     alpha: float = 1.0
     stages: tuple[tuple[float, str], ...] = ()
 
@@ -97,64 +92,6 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise VlaError(f'recipe: {name!r} is unknown; choose one of {", ".join(RECIPES)}.')
     return RECIPES[name]
-
-
-def prepare(model: KiVla, recipe: Recipe) -> list[str]:
-    """Ask for gradients exactly where this recipe trains; returns the names of the trained parameters.
-
-    Weights that take part in no loss (the last backbone layer beyond its keys and values, when no token is predicted;
-    the expert, when it has no loss) are switched off, so that optimisers and distributed wrappers meet no parameter
-    without gradient.
-    """
-    recipe = recipe.at(0.0)
-    _check_structure(model.config, recipe)
-    trained = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_trains(name, model.config, recipe))
-        if parameter.requires_grad:
-            trained.append(name)
-    return trained
-
-
-def parts_of(recipe: Recipe, config: ModelConfig, actions: bool = True) -> set[str]:
-    """The parts of a model (its top-level modules: vision, projector, embed, backbone, ...) that a recipe trains.
-
-    Args:
-        recipe: with all its stages.
-        config: the model's structure.
-        actions: whether samples with actions are drawn; without them no gradient reaches the action head.
-    """
-    parts: set[str] = set()
-    for each in [recipe, *(RECIPES[name] for _, name in recipe.stages)]:
-        parts |= {part for part in PARTS if _trains(f'{part}.', config, each)}
-    if config.state_repr != 'continuous':
-        parts.discard('state_proj')
-    return parts if actions and config.head != 'none' else parts - {HEAD}
-
-
-def _check_structure(config: ModelConfig, recipe: Recipe) -> None:
-    if recipe.action_loss and config.head != recipe.head:
-        raise VlaError(
-            f'recipe {recipe.name}: needs model.head {recipe.head!r}, the model has {config.head!r}; '
-            'build it from recipe.configure(config).'
-        )
-
-
-def _trains(name: str, config: ModelConfig, recipe: Recipe) -> bool:
-    if name.startswith('expert.'):
-        return recipe.action_loss
-    if recipe.frozen:
-        return False
-    if not recipe.token_loss and recipe.insulate and recipe.head == 'expert':
-        return False
-    tokens_reach_the_end = recipe.token_loss or recipe.head in ('shared', 'parallel')
-    if not tokens_reach_the_end:
-        last = f'backbone.layers.{config.backbone.depth - 1}.'
-        if name == 'backbone.norm.weight':
-            return False
-        if name.startswith(last):
-            return name.removeprefix(last).split('.')[0] in ('input_norm', 'k', 'v')
-    return True
 
 
 def _table(*rows: Recipe) -> dict[str, Recipe]:

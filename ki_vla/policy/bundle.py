@@ -31,8 +31,7 @@ from ki_robot.transforms import Stats, load_stats, save_stats
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import our_shapes
 from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
-from ki_vla.model.config import ModelConfig
-from ki_vla.objective.recipes import HEAD
+from ki_vla.model.config import HEAD, ModelConfig
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving

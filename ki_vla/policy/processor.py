@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,14 +32,13 @@ from ki_vla.model.config import ModelConfig
 from ki_vla.policy.model_inputs import NORMALISATIONS, ModelInputs, Processing, Targets
 from ki_vla.tokens.actions import ActionCodec, ActionTokens
 from ki_vla.tokens.naive import NaiveCodec
-from ki_vla.tokens.prompt import action_prompt, plain_prompt
+from ki_vla.tokens.prompt import Asks, action_prompt, plain_prompt
 from ki_vla.tokens.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from ki_robot.observation.observation import Observation
 
 Images = Mapping[str, np.ndarray]
-Asks = Literal['Action', 'Subtask']
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from ki_vla.errors import VlaError
+from ki_vla.model.config import PromptState
 from ki_vla.tokens.state import discretise, state_text
 from ki_vla.tokens.tokenizer import TextTokenizer
 
-StateRepr = Literal['text', 'special', 'continuous']
+Asks = Literal['Action', 'Subtask']
 
 
 def clean(instruction: str) -> str:
@@ -36,12 +37,12 @@ def action_prompt(
     tokenizer: TextTokenizer,
     instruction: str,
     state_S: np.ndarray,
-    state_repr: StateRepr = 'text',
+    state_repr: PromptState = 'text',
     *,
     limit: int,
     truncate: bool = False,
     subtask: str = '',
-    asks: Literal['Action', 'Subtask'] = 'Action',
+    asks: Asks = 'Action',
 ) -> list[int]:
     """Ids of the prompt that asks for an action, or for what to do next.
 

@@ -13,7 +13,8 @@ from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.model.summary import random_batch
 from ki_vla.objective.batch import Batch
-from ki_vla.objective.recipes import prepare, recipe
+from ki_vla.objective.recipes import recipe
+from ki_vla.objective.trainable import prepare
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.untrained import tiny_for, untrained_processor
 

@@ -24,7 +24,8 @@ from ki_vla.errors import VlaError
 from ki_vla.model.config import PARTS as MODEL_PARTS
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.kivla import KiVla
-from ki_vla.objective.recipes import parts_of, recipe
+from ki_vla.objective.recipes import recipe
+from ki_vla.objective.trainable import parts_of
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving

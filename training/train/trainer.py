@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from ki_vla.model.kivla import KiVla
-from ki_vla.objective.recipes import Recipe, prepare, recipe
+from ki_vla.objective.recipes import Recipe, recipe
+from ki_vla.objective.trainable import prepare
 from ki_vla.policy.processor import Processor
 from training.errors import TrainingError
 from training.samples.collator import Collator, Packet, counts

@@ -86,6 +86,24 @@ def test_an_engine_that_differs_from_torch_is_not_kept(case: tuple[Bundle, Expor
     assert list((case[0].folder / 'engines').iterdir()) == []
 
 
+def test_unless_told_otherwise_the_tensorrt_provider_is_what_builds(
+    case: tuple[Bundle, Export], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ki_vla.export import tensorrt
+
+    caches: list[Path] = []
+
+    def on_the_cpu(export: Export, cache: Path) -> OnnxRunner:
+        caches.append(cache)
+        return OnnxRunner(export, threads=1)
+
+    monkeypatch.setattr(tensorrt, 'open_runner', on_the_cpu)
+    folder = build_engine(*case, machine=MACHINE)
+    assert (folder / 'engine.json').is_file()
+    assert [each.parent for each in caches] == [folder.parent]
+    shutil.rmtree(folder.parent)
+
+
 def test_a_build_that_breaks_off_leaves_nothing(case: tuple[Bundle, Export]) -> None:
     def broken(cache: Path) -> OnnxRunner:
         (cache / 'half.engine').write_bytes(b'x')

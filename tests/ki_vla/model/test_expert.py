@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ki_vla.model.expert import AdaptiveNorm
-from ki_vla.model.gemma import rms
+from ki_vla.model.gemma import AdaptiveNorm, rms
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla, Prefix
 
@@ -53,14 +52,6 @@ def test_draws_that_share_a_prefix_do_not_see_each_other(name: str, make_model: 
     together = model.field(prefix, noisy, tau)
     alone = torch.stack([model.field(prefix, noisy[:, r], tau[:, r]) for r in range(3)], dim=1)
     assert torch.allclose(together, alone, atol=1e-5)
-
-
-def test_tabled_modulations_give_the_same_field(make_model: Callable, make_batch: Callable) -> None:
-    model = make_model()
-    prefix, noisy = _prefix(model, make_batch), torch.randn(4, 8, 4)
-    table = model.expert.modulations(torch.full((1, 1, 1), 0.3))
-    tabled = model.field(prefix, noisy, torch.full((4,), 0.3), cond=table)
-    assert torch.allclose(tabled, model.field(prefix, noisy, torch.full((4,), 0.3)), atol=1e-6)
 
 
 def test_order_of_actions_matters_and_all_see_all(make_model: Callable, make_batch: Callable) -> None:

@@ -16,7 +16,8 @@ from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.model.summary import random_batch
 from ki_vla.objective.batch import Batch
-from ki_vla.objective.recipes import OURS, prepare
+from ki_vla.objective.recipes import OURS
+from ki_vla.objective.trainable import prepare
 from ki_vla.policy.generation import generate
 
 STEPS, RATE, DRAWS = 260, 5e-3, 4

@@ -13,7 +13,8 @@ from ki_vla.model.config import preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.model.summary import part_of
 from ki_vla.objective.batch import Batch
-from ki_vla.objective.recipes import RECIPES, Recipe, parts_of, prepare, recipe
+from ki_vla.objective.recipes import RECIPES, Recipe, recipe
+from ki_vla.objective.trainable import parts_of, prepare
 
 VISION_LANGUAGE = {'vision', 'projector', 'embed', 'backbone'}
 MOVED = {

@@ -13,7 +13,8 @@ from ki_robot.contract.contract import load_contract
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.batch import collate
-from ki_vla.objective.recipes import prepare, recipe
+from ki_vla.objective.recipes import recipe
+from ki_vla.objective.trainable import prepare
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
