@@ -24,6 +24,7 @@ class Reason(str, Enum):
     EXTRA_NAME = 'extra_name'
     DUPLICATE_NAME = 'duplicate_name'
     NON_FINITE = 'non_finite'
+    IMPLAUSIBLE = 'implausible'
     ZERO_STAMP = 'zero_stamp'
     STALE = 'stale'
     FUTURE_STAMP = 'future_stamp'

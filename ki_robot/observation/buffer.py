@@ -36,6 +36,7 @@ from ki_robot.observation.observation import (
     build_observation,
     decode_camera,
 )
+from ki_robot.observation.plausibility import StateCheck
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class _Stream:
     newest: _Entry | None = None
     last_stamp_ns: int = 0
     frozen: FrozenWatch | None = None
+    check: StateCheck | None = None
     received: int = 0
     rejected: Counter[Reason] = field(default_factory=Counter)
     last_reason: Reason | None = None
@@ -94,6 +96,8 @@ class _Stream:
         self.newest = None
         self.last_stamp_ns = 0
         self.arrivals.clear()
+        if self.check is not None:
+            self.check.reset()
         if self.frozen is not None:
             self.frozen.clear()
 
@@ -116,7 +120,9 @@ class ObservationBuffer:
         for spec in contract.state_streams:
             indices = [index for index, column in enumerate(contract.state) if column.source == spec.name]
             names = tuple(contract.state_names[index] for index in indices)
-            self._streams[spec.name] = _Stream(spec, names, np.array(indices, dtype=np.intp))
+            self._streams[spec.name] = _Stream(
+                spec, names, np.array(indices, dtype=np.intp), check=StateCheck(contract, names)
+            )
 
     def set_instruction(self, text: str, instruction_id: str = '') -> None:
         """The instruction of every later sample."""
@@ -149,6 +155,8 @@ class ObservationBuffer:
                     stream.newest = _Entry(stamp, msg)
                 else:
                     values = _state_values(stream.spec, stream.columns, msg)
+                    if stream.check is not None:
+                        stream.check.check(values, stamp)
                     stream.newest = _Entry(stamp, values)
                     self._state[stream.indices] = values
             except Rejected as error:

@@ -24,6 +24,7 @@ from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.messages.commands import MESSAGE_TYPES, command_stamp_ns, read_command
 from ki_robot.messages.images import compressed_size, decode_compressed, decode_image
+from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
 
@@ -261,6 +262,7 @@ def _add_state(
     columns = tuple(column.name for column in contract.state if column.source == source.name)
     found.state_columns[source.name] = columns
     track = found.states[source.name] = Track()
+    check, newest_ns = StateCheck(contract, columns), 0
 
     def take(message: Any, log_ns: int) -> None:
         stamp = _dated(stamp_ns(message.header), source.stamp)
@@ -268,6 +270,13 @@ def _add_state(
             row = joint_values(message, columns, source.prefix, source.extra_joints)
         else:
             row = odometry_values(message, columns)
+        nonlocal newest_ns
+        time_ns = log_ns if stamp is None else stamp
+        if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
+            check.reset()
+        else:
+            check.check(row, time_ns)
+        newest_ns = time_ns
         track.add(stamp, log_ns, row)
 
     handlers.setdefault(topic.name, []).append(take)

@@ -25,6 +25,7 @@ from ki_robot.observation.observation import (
 MS = 1_000_000
 T0 = 1_700_000_000_000_000_000
 CAMERAS = ('head', 'left_wrist', 'right_wrist')
+ARMS = np.arange(14) % 7 < 6  # and not the grippers
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +39,7 @@ class Robot:
     def __init__(self, make: Any, buffer: ObservationBuffer) -> None:
         self.make, self.buffer = make, buffer
         self.joints = [name.rpartition('/')[0] for name in buffer.contract.state_names[:14]]
-        self.pose = np.linspace(0.01, 0.14, 14)
+        self.pose = np.linspace(0.01, 0.10, 14)
 
     def camera(self, name: str, stamp: int, shade: int = 0, receive: int | None = None) -> bool:
         image = np.full((12, 16, 3), (stamp // MS + shade) % 256, np.uint8)
@@ -306,7 +307,7 @@ def frozen_run(robot: Robot, moving: bool) -> Observation | NotReady:
     image = np.full((12, 16, 3), 9, np.uint8)
     for index in range(10):
         now = T0 + index * 33 * MS
-        robot.pose = np.linspace(0.01, 0.14, 14) + (0.02 * index if moving else 0.0)
+        robot.pose = np.linspace(0.01, 0.10, 14) + (0.02 * index if moving else 0.0) * ARMS
         robot.joint_states(now + MS)
         robot.odom(now + MS)
         for name in CAMERAS[1:]:
@@ -363,11 +364,11 @@ def test_raw_cameras_and_prefixed_arms_work_as_well(make: Any) -> None:
         image = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         assert buffer.push(camera.name, fill_image(make('sensor_msgs/Image'), image, T0), T0)
     joints = ['waist', 'shoulder', 'elbow', 'forearm_roll', 'wrist_angle', 'wrist_rotate', 'gripper', 'left_finger']
-    for side, pose in (('left_arm', np.arange(8.0)), ('right_arm', np.arange(8.0) + 10)):
+    for side, pose in (('left_arm', np.arange(8) / 100), ('right_arm', np.arange(8) / 100 + 0.005)):
         assert buffer.push(side, fill_joint_state(make('sensor_msgs/JointState'), joints, pose, T0), T0)
     observation = buffer.sample(T0 + MS)
     assert isinstance(observation, Observation)
-    np.testing.assert_array_equal(observation.state, [*range(7), *range(10, 17)])
+    np.testing.assert_array_equal(observation.state, [*np.arange(7) / 100, *(np.arange(7) / 100 + 0.005)])
     np.testing.assert_array_equal(observation.images['low'], image)
 
 
