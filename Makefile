@@ -6,6 +6,7 @@
 #   make demo                  ten instructions on the simulated robot through the whole stack: out/demo/report.html
 #                              ARGS="--bundle B" a policy of yours; see `ki demo --help`
 #   make test | check | bench  what must pass | what must be tidy | the numbers of BENCHMARKS.md
+#   make docs                  site/index.html: tutorials, how-tos, reference, design
 #   make ws                    ros2_ws/install, as `colcon build` makes it on a robot
 #   make lock                  choose the pinned versions anew (needs uv)
 
@@ -15,7 +16,7 @@ BIN := .venv/bin
 # On a machine with a sourced ROS 2, ki_msgs lives in the workspace that `make setup` built with it.
 OVERLAY := if [ -n "$$ROS_DISTRO" ] && [ -f ros2_ws/install/local_setup.sh ]; then . ros2_ws/install/local_setup.sh; fi
 
-.PHONY: setup ready demo test check bench ws lock clean
+.PHONY: setup ready demo test check bench docs ws lock clean
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
@@ -39,6 +40,9 @@ check: ready
 bench: ready
 	@$(OVERLAY); for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
+docs: ready
+	@$(OVERLAY); NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet && echo 'open site/index.html'
+
 ws:
 	@$(PYTHON) tools/build_ws.py
 
@@ -47,4 +51,4 @@ lock:
 	  $(foreach extra,cpu export sim train space docs ros dev,--extra $(extra)) --custom-compile-command 'make lock' --output-file constraints.txt
 
 clean:
-	rm -rf build install log ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build install log site ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info .mypy_cache .pytest_cache .ruff_cache
