@@ -94,11 +94,11 @@ def config_files() -> list[tuple[str, list[str]]]:
 setup(
     name=PACKAGE,
     version='0.1.0',
-    description='ROS 2 robot control stack around the knowledge-insulated vision-language-action model.',
+    description='KI Stack: knowledge-insulated vision-language-action policies on ROS 2.',
     long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    maintainer='Knowledge-insulated VLA maintainers',
+    maintainer='KI Stack maintainers',
     maintainer_email='maintainers@example.com',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f'{room}.*')]),
