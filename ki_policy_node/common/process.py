@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import rclpy
@@ -17,35 +13,19 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
 from ki_policy_node.common.ros import use_own_dds_profile
+from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
 SPIN_S = 0.05
 # For watchdogs: a simulated clock that is slow or stands still must not silence them.
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 SAME_FAILURE_LIMIT = 200  # exceptions in a row before the process gives up
-
-
-class StopRequest:
-    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._event.is_set():
-            os._exit(128 + number)
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Whether a signal has come."""
-        return self._event.is_set()
 
 
 def program_name() -> str:
@@ -114,7 +94,7 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
         raise NodeError(f'The node cannot be started: {error}') from error
 
 
-def spin(node: LifecycleNode, executor: Any, stopped: Callable[[], bool]) -> int:
+def spin(node: Node, executor: Any, stopped: Callable[[], bool]) -> int:
     """Serves callbacks until `stopped()`; an exception in one callback is logged and does not end the node."""
     failures, last = 0, ''
     while not stopped() and rclpy.ok():

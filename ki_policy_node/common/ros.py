@@ -7,12 +7,12 @@ import functools
 import importlib
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from ki_common.share import share_file
+from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
 DDS_PROFILES = ('loopback', 'lan', 'none')
@@ -163,30 +163,26 @@ def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
 
 
 def spin_until_signal(node: Any, seconds: float = math.inf) -> None:
-    """Spins a node until SIGINT, SIGTERM or the end of the time, and leaves ROS running for last words."""
+    """Spins a node until SIGINT, SIGTERM or the end of the time, and leaves ROS running for last words.
+
+    A second signal does not cut those short, see `StopRequest`.
+    """
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
-    told: list[int] = []
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-
-    def stop(number: int, _: Any) -> None:
-        told.append(number)
-        executor.wake()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = StopRequest(executor.wake)
     try:
         end = time.monotonic() + seconds
-        while not told and rclpy.ok() and time.monotonic() < end:
+        while not stop.is_set() and rclpy.ok() and time.monotonic() < end:
             executor.spin_once(timeout_sec=min(0.5, max(end - time.monotonic(), 0.0)))
     except ExternalShutdownException:
         pass
     finally:
         executor.remove_node(node)
         executor.shutdown()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        stop.release()
 
 
 def offered_qos(text: str, depth: int = 10) -> Any:

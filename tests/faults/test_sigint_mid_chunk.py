@@ -32,3 +32,15 @@ def test_the_robot_holds_when_the_policy_is_interrupted(rig):
     held_ns = rig.holds(asked_ns)
     assert (held_ns - asked_ns) / 1e6 < 300.0
     assert policy.popen.wait(5.0) == 0
+
+
+def test_a_second_signal_does_not_cut_the_stop_short(rig):
+    """Ctrl-C under `ros2 launch` reaches a node twice: from the terminal, and from launch."""
+    executor = rig.start_executor()
+    rig.start_policy()
+    rig.running()
+    asked_ns = executor.send(signal.SIGINT)
+    executor.send(signal.SIGINT)
+    assert executor.popen.wait(5.0) == 0
+    held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
+    assert rig.robot.commands['arm'][-1] == held[-1]

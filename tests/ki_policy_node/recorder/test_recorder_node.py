@@ -31,7 +31,8 @@ def start_recorder(tmp_path: Path, ros_domain: int) -> Iterator[Callable[..., su
 
     yield start
     for process in started:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
 
 
@@ -160,6 +161,25 @@ def test_what_waited_for_a_recorder_that_stalled_keeps_the_time_it_arrived_at(tm
             recorder.destroy_node()
     times = [message.log_ns for message in read(tmp_path / 'bag')['/words']]
     assert times[-1] - times[0] > 0.1e9, 'sent over 0.2 s'
+
+
+@pytest.mark.parametrize('signals', [1, 2], ids=['once', 'twice, as ros2 launch does'])
+def test_an_episode_that_is_open_when_the_recorder_is_stopped_is_finished(
+    node: Any, start_recorder: Callable[..., Any], tmp_path: Path, signals: int
+) -> None:
+    from ki_msgs.msg import EpisodeMarker
+    from ki_msgs.srv import StartRecording
+    from rclpy.serialization import deserialize_message
+
+    recorder = start_recorder()
+    started = call(node, StartRecording, 'start_recording', task='t')
+    assert started.success, started.message
+    for _ in range(signals):
+        recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(10) == 0
+    assert [path.name for path in (tmp_path / 'bags').iterdir()] == ['episode_0000']
+    last = deserialize_message(read(started.uri)['/episode'][-1].data, EpisodeMarker)
+    assert (last.phase, last.outcome) == (EpisodeMarker.PHASE_END, EpisodeMarker.OUTCOME_UNLABELED)
 
 
 def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[..., Any]) -> None:

@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM as a wish to stop, which never cuts short what must still be done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+SIGNALS_TO_END = 3
+
+
+class StopRequest:
+    """Set by the first SIGINT or SIGTERM; the third ends the process at once.
+
+    Not the second: Ctrl-C in the terminal of a `ros2 launch` reaches a node twice, from the terminal and from launch,
+    and the robot must still be brought to rest, the recording finished. Make it in the main thread.
+
+    Args:
+        wake: Called at every signal, for a loop that sleeps.
+    """
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        self._wake = wake
+        self._event = threading.Event()
+        self._signals = 0
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals >= SIGNALS_TO_END:
+            os._exit(128 + number)
+        self._event.set()
+        self._wake()
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self._event.is_set()
+
+    def release(self) -> None:
+        """Gives the signals back to whom they belonged; not after one has come, while its work is still being done."""
+        if not self.is_set():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
