@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AllowInfNan, Field
 
+from ki_common.configuration.model import Config
 from ki_common.errors import shown
 from ki_common.files import read_json
 from ki_robot.contract.contract import Contract
@@ -29,6 +31,30 @@ Vector = NDArray[np.float64]
 EPSILON = 1e-6  # openpi adds it to every span
 MIN_SPAN = 1e-2  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
 _MOMENTS = ('mean', 'std', 'q01', 'q99')
+
+
+Moments = tuple[Annotated[float, AllowInfNan(True)], ...]  # `Stats` names the column that is not finite
+
+
+class StatsFile(Config):
+    """`Stats` as plain JSON."""
+
+    raises = RobotError
+
+    names: tuple[str, ...]
+    """Of the columns."""
+    mean: Moments
+    """Of every column, in its unit."""
+    std: Moments
+    """Standard deviation of every column, in its unit."""
+    q01: Moments
+    """What 1 % of the values of a column lie below, in its unit."""
+    q99: Moments
+    """What 99 % of the values of a column lie below, in its unit."""
+    count: int = Field(ge=1)
+    """Values of each column."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Of which data: bags, hash, units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,27 +91,10 @@ class Stats:
     @classmethod
     def from_dict(cls, data: object, where: str = 'stats') -> Stats:
         """The statistics in plain data; every flaw is a RobotError that begins with `where`."""
-        if not isinstance(data, Mapping):
-            raise RobotError(f'{where} is {shown(data)}; a mapping with names, mean, std, q01, q99, count is needed.')
-        known = ('names', *_MOMENTS, 'count', 'provenance')
-        for key in data:
-            if key not in known:
-                raise RobotError(f'{where} has the unknown field {shown(key)}; known are {", ".join(known)}.')
-        for key in known[:-1]:
-            if key not in data:
-                raise RobotError(f'{where} has no field {key!r}; compute the statistics anew.')
-        names, count, provenance = data['names'], data['count'], data.get('provenance', {})
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RobotError(f'{where}.names is {shown(names)}; a list of column names is needed.')
-        if isinstance(count, bool) or not isinstance(count, int) or not isinstance(provenance, dict):
-            raise RobotError(
-                f'{where}.count is {shown(count)}; a whole number, and a mapping as provenance, are needed.'
-            )
+        said = StatsFile.parse(data, where)
+        moments = {name: np.asarray(getattr(said, name), dtype=np.float64) for name in _MOMENTS}
         try:
-            moments = {key: np.asarray(data[key], dtype=np.float64) for key in _MOMENTS}
-            return cls(names=tuple(names), count=count, provenance=dict(provenance), **moments)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RobotError(f'{where} holds something that is no number ({error}).') from error
+            return cls(names=said.names, count=said.count, provenance=said.provenance, **moments)
         except RobotError as error:
             raise RobotError(f'{where}: {error}') from error
 

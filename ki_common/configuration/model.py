@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 from typing_extensions import Self
 
 from ki_common.configuration.refusal import sentence_of
 from ki_common.configuration.yaml_reader import read_yaml
 from ki_common.errors import ConfigError, KiError
+
+
+def _take_lists_as_tuples(schema: Any) -> None:
+    """Makes every tuple inside a schema take a list, which strict types would refuse; YAML and JSON have no tuples."""
+    if isinstance(schema, dict):
+        if schema.get('type') == 'tuple':
+            schema['strict'] = False
+        for part in schema.values():
+            _take_lists_as_tuples(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _take_lists_as_tuples(part)
 
 
 class Config(BaseModel):
@@ -42,13 +54,19 @@ class Config(BaseModel):
     def __init__(self, **fields: Any) -> None:
         """Checks the fields; what does not fit is an error of the type `raises`."""
         try:
-            super().__init__(**_with_tuples(fields))
+            super().__init__(**fields)
         except ValidationError as error:
             raise self.raises(sentence_of(error, type(self), fields, '')) from None
 
     # Tells pydantic that this is its own `__init__`, so that it builds nested models without a call of it: the errors
     # of a nested model then carry the whole path of the field.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _take_lists_as_tuples(schema)
+        return schema
 
     @classmethod
     def parse(cls, data: object, where: str = '') -> Self:
@@ -62,7 +80,7 @@ class Config(BaseModel):
             KiError: of the type `raises`; one sentence with source, field, value and what to write instead.
         """
         try:
-            return cls.model_validate(_with_tuples(data))
+            return cls.model_validate(data)
         except ValidationError as error:
             raise cls.raises(sentence_of(error, cls, data, where)) from None
 
@@ -78,10 +96,3 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse`, YAML and JSON take back."""
         return self.model_dump(mode='json')
-
-
-def _with_tuples(data: Any) -> Any:
-    """`data` with tuples in place of lists, at every depth."""
-    if isinstance(data, Mapping):
-        return {key: _with_tuples(each) for key, each in data.items()}
-    return tuple(_with_tuples(each) for each in data) if isinstance(data, list | tuple) else data

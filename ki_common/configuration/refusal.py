@@ -51,7 +51,7 @@ class _Refusal:
         self.path = dotted(self.keys)
         self._wanted = _schema_at(schema, self.keys)
         self._holder = _schema_at(schema, self.keys[:-1])
-        self._nearest = nearest(str(self.keys[-1]), self._holder.get('properties', ())) if self.keys else None
+        self._nearest = nearest(str(self.keys[-1]), _fields(self._holder)) if self.keys else None
 
     def explains(self, other: _Refusal) -> bool:
         """Whether `other`, a missing field, is what this unknown field was meant to be."""
@@ -64,7 +64,7 @@ class _Refusal:
         if kind in ('extra_forbidden', 'invalid_key', 'missing'):
             return f'{_joined(where, dotted(self.keys[:-1]))} {self._key_refused(kind)}.'
         rule = str(self._detail.get('ctx', {}).get('error', '')).rstrip('.') if kind == 'value_error' else ''
-        if rule and 'properties' in self._wanted:  # a rule between fields, which names the first of them itself
+        if rule and _fields(self._wanted):  # a rule between fields, which names the first of them itself
             return f'{_joined(where, f"{self.path}.{rule}" if self.path else rule)}.'
         if self._detail['loc'][-1:] == ('[key]',):
             holder = _joined(where, dotted(self.keys[:-1]))
@@ -83,7 +83,8 @@ class _Refusal:
             ending = ', without quotes'
         elif isinstance(value, bool | int | float) and kinds <= {'string', 'null'}:
             ending = ', in quotes'
-        if 'null' in kinds or (value is None and self.keys and self.keys[-1] not in self._holder.get('required', ())):
+        required = {name for each in _options(self._holder) for name in each.get('required', ())}
+        if 'null' in kinds or (value is None and self.keys and self.keys[-1] not in required):
             ending += ', or leave it out'
         choices = [str(each) for option in options for each in option.get('enum', ())]
         near = nearest(value, choices) if isinstance(value, str) else None
@@ -94,7 +95,7 @@ class _Refusal:
         if kind == 'missing':
             about = ' '.join(self._wanted.get('description', '').split('\n\n')[0].split()).rstrip('.')
             return f'has no field {str(key)!r}; add it as {_noun(self._wanted)}{f" ({about})" if about else ""}'
-        known = ', '.join(self._holder.get('properties', ())) or 'none'
+        known = ', '.join(_fields(self._holder)) or 'none'
         return f'has the unknown field {shown(key)}; ' + (
             f'did you mean {self._nearest!r}? Known are {known}' if self._nearest else f'known are {known}'
         )
@@ -176,6 +177,11 @@ def _resolved(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
 
 def _options(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(part.get('anyOf', [part]))
+
+
+def _fields(part: Mapping[str, Any]) -> list[str]:
+    """The fields of a configuration, or of one that may be left out."""
+    return [name for each in _options(part) for name in each.get('properties', ())]
 
 
 def _unquoted(text: str, kinds: set[str]) -> bool:

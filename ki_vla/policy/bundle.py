@@ -17,14 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import yaml
 
-from ki_common.errors import KiError
+from ki_common.errors import KiError, shown
 from ki_common.files import atomic_folder, read_json, sha256_of
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import Stats, load_stats, save_stats
@@ -32,7 +32,7 @@ from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import our_shapes
 from ki_vla.importers.stream import WEIGHTS_FILE, open_checkpoint, read_header, write_tensors
 from ki_vla.model.config import HEAD, ModelConfig
-from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.bundle_files import FORMAT, ConfigFile, FileEntry, ManifestFile
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving
 from ki_vla.tokens.actions import load_codec, save_codec
@@ -41,7 +41,6 @@ from ki_vla.tokens.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, load_tokeni
 if TYPE_CHECKING:
     from ki_vla.model.kivla import KiVla
 
-FORMAT = 1
 MANIFEST = 'manifest.json'
 CONFIG, CONTRACT, STATS, CODEC = 'config.json', 'contract.yaml', 'stats.json', 'fast.json'
 TOKENIZER = (f'tokenizer/{TOKENIZER_FILE}', f'tokenizer/{VOCABULARY_FILE}')
@@ -203,24 +202,21 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    for path, entry in manifest['files'].items():
+    for path, entry in manifest.files.items():
         _check_file(folder, path, entry, verify)
-    config = read_json(folder / CONFIG, VlaError)
+    said = ConfigFile.parse(read_json(folder / CONFIG, VlaError), str(folder / CONFIG))
     try:
-        model, processing = ModelConfig.parse(config['model']), Processing.from_dict(config['processing'])
-        serving = Serving.from_dict(config.get('serving'), model.horizon)
         contract = Contract.load(folder / CONTRACT)
-        codec = load_codec(folder / CODEC) if CODEC in manifest['files'] else None
+        codec = load_codec(folder / CODEC) if CODEC in manifest.files else None
         state, actions = _read_stats(folder / STATS)
-        processor = Processor(contract, state, actions, load_tokenizer(folder / 'tokenizer'), codec, model, processing)
-    except KeyError as error:
-        raise VlaError(f'{folder / CONFIG}: the field {error} is missing.') from error
+        tokenizer = load_tokenizer(folder / 'tokenizer')
+        processor = Processor(contract, state, actions, tokenizer, codec, said.model, said.processing)
     except KiError as error:
         raise VlaError(f'{folder}: {error}') from error
-    _check_weights(folder / WEIGHTS_FILE, model)
-    digest = _digest(manifest['files'])
-    recipe, provenance = config.get('recipe', {}), manifest.get('provenance', {})
-    return Bundle(folder, manifest['name'], digest, processor, serving, recipe, provenance)
+    _check_weights(folder / WEIGHTS_FILE, said.model)
+    serving = said.serving or Serving.for_horizon(said.model.horizon)
+    digest = _digest({path: entry.sha256 for path, entry in manifest.files.items()})
+    return Bundle(folder, manifest.name, digest, processor, serving, said.recipe, manifest.provenance)
 
 
 def _write_weights(
@@ -257,8 +253,8 @@ def _write_parts(folder: Path, processor: Processor, serving: Serving, recipe: M
     """Everything but the weights and the manifest."""
     config = {
         'model': processor.config.to_dict(),
-        'processing': asdict(processor.processing),
-        'serving': asdict(serving),
+        'processing': processor.processing.to_dict(),
+        'serving': serving.to_dict(),
         'recipe': dict(recipe),
     }
     _write_json(folder / CONFIG, config)
@@ -270,38 +266,34 @@ def _write_parts(folder: Path, processor: Processor, serving: Serving, recipe: M
     processor.tokenizer.save(folder / 'tokenizer')
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> ManifestFile:
     """The manifest, its structure checked and the required files named in it."""
     path = folder / MANIFEST
     if not path.is_file():
         raise VlaError(f'{folder}: no {MANIFEST} in it; this is not a bundle, or its writing was interrupted.')
-    manifest = read_json(path, VlaError)
-    if manifest.get('format') != FORMAT:
-        raise VlaError(f'{path}: format {manifest.get("format")!r}; this version reads {FORMAT}.')
-    files, name = manifest.get('files'), manifest.get('name')
-    if not isinstance(files, dict) or not isinstance(name, str) or not name:
-        raise VlaError(f'{path}: the fields name and files must be a text and a table.')
-    missing = [part for part in REQUIRED if part not in files]
+    data = read_json(path, VlaError)
+    if data.get('format') != FORMAT:
+        raise VlaError(f'{path}: format {shown(data.get("format"))}; this version reads {FORMAT}.')
+    manifest = ManifestFile.parse(data, str(path))
+    missing = [part for part in REQUIRED if part not in manifest.files]
     if missing:
         raise VlaError(f'{path}: does not list {", ".join(missing)}.')
-    unknown = sorted(set(files) - {*REQUIRED, CODEC})
+    unknown = sorted(set(manifest.files) - {*REQUIRED, CODEC})
     if unknown:
-        raise VlaError(f'{path}: lists files that no bundle has: {", ".join(unknown)}.')
+        raise VlaError(f'{path}: lists files that no bundle has: {", ".join(map(shown, unknown))}.')
     return manifest
 
 
-def _check_file(folder: Path, path: str, entry: Any, verify: bool) -> None:
+def _check_file(folder: Path, path: str, entry: FileEntry, verify: bool) -> None:
     """One file against its entry."""
     file = folder / path
-    if not isinstance(entry, dict) or not {'bytes', 'sha256'} <= set(entry):
-        raise VlaError(f'{folder / MANIFEST}: the entry of {path} needs bytes and sha256.')
     if not file.is_file():
         raise VlaError(f'{folder}: {path} is missing.')
     size = file.stat().st_size
-    if size != entry['bytes']:
-        raise VlaError(f'{file}: has {size} bytes, the manifest says {entry["bytes"]}; it was changed or cut short.')
-    if verify and (found := sha256_of(file)) != entry['sha256']:
-        raise VlaError(f'{file}: sha256 {found[:12]}... is not the {str(entry["sha256"])[:12]}... of the manifest.')
+    if size != entry.bytes:
+        raise VlaError(f'{file}: has {size} bytes, the manifest says {entry.bytes}; it was changed or cut short.')
+    if verify and (found := sha256_of(file)) != entry.sha256:
+        raise VlaError(f'{file}: sha256 {found[:12]}... is not the {entry.sha256[:12]}... of the manifest.')
 
 
 def _check_weights(path: Path, config: ModelConfig) -> None:
@@ -343,9 +335,9 @@ def _entry(path: Path) -> dict[str, Any]:
     return {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
 
 
-def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+def _digest(files: Mapping[str, str]) -> str:
     """sha256 over every file's name and sha256."""
-    lines = ''.join(f'{path} {files[path]["sha256"]}\n' for path in sorted(files))
+    lines = ''.join(f'{path} {files[path]}\n' for path in sorted(files))
     return hashlib.sha256(lines.encode('utf-8')).hexdigest()
 
 

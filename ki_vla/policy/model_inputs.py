@@ -6,58 +6,39 @@ model, L prompt tokens, T target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ki_robot.transforms import quantile_scaling, zscore_scaling
-from ki_vla.errors import VlaError
+from ki_robot.transforms import Scaling, Stats, quantile_scaling, zscore_scaling
+from ki_vla.model.config import VlaConfig
 
-NORMALISATIONS = {'quantile': quantile_scaling, 'zscore': zscore_scaling}
-PAD_STEPS = ('mask', 'keep')
+Normalisation = Literal['quantile', 'zscore']
+PadSteps = Literal['mask', 'keep']
+NORMALISATIONS: dict[Normalisation, Callable[[Stats], Scaling]] = {
+    'quantile': quantile_scaling,
+    'zscore': zscore_scaling,
+}
 
 
-@dataclass(frozen=True)
-class Processing:
-    """Choices that belong to a policy and are saved with it.
+class Processing(VlaConfig):
+    """Choices that belong to a policy and are saved with it."""
 
-    Attributes:
-        normalisation: 'quantile' (pi0.5, FAST) or 'zscore' (pi0), for state and actions.
-        pad_steps: what becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all
-            steps, so 'mask' leaves the tokens of such a chunk out; 'keep' trains on them with the values that the data
-            give for those steps. The continuous loss is never taken on them.
-        truncate_prompt: leave words out of an instruction that is too long, instead of refusing it.
-        lower_case: instructions in lower case, as pi0-FAST was trained.
-        subtasks: the policy works in two levels, as pi0.5 does: it first says what it will do next, and acts with those
-            words in its prompt.
-    """
-
-    normalisation: str = 'quantile'
-    pad_steps: str = 'mask'
+    normalisation: Normalisation = 'quantile'
+    """Of state and actions: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
+    pad_steps: PadSteps = 'mask'
+    """What becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all steps, so
+    `mask` leaves the tokens of such a chunk out; `keep` trains on them with the values that the data give for those
+    steps. The continuous loss is never taken on them."""
     truncate_prompt: bool = False
+    """Leave words out of an instruction that is too long, instead of refusing it."""
     lower_case: bool = False
+    """Instructions in lower case, as pi0-FAST was trained."""
     subtasks: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse choices that do not exist."""
-        if self.normalisation not in tuple(NORMALISATIONS):
-            raise VlaError(f'processing.normalisation: {self.normalisation!r}; choose {" or ".join(NORMALISATIONS)}.')
-        if self.pad_steps not in PAD_STEPS:
-            raise VlaError(f'processing.pad_steps: {self.pad_steps!r}; choose {" or ".join(PAD_STEPS)}.')
-        for name in ('truncate_prompt', 'lower_case', 'subtasks'):
-            if not isinstance(getattr(self, name), bool):
-                raise VlaError(f'processing.{name}: {getattr(self, name)!r}; write true or false.')
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Processing:
-        """From plain JSON; unknown and missing fields are errors, but for `subtasks`, which older policies lack."""
-        names = {each.name for each in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) | {'subtasks'} != names:
-            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-            raise VlaError(f'processing: needs exactly the fields {sorted(names)}, got {found}.')
-        return cls(**data)
+    """The policy works in two levels, as pi0.5 does: it first says what it will do next, and acts with those words in
+    its prompt."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ki_common.errors import shown
 from ki_common.files import read_json
 from ki_vla.errors import VlaError
 from ki_vla.tokens.fast import FastCodec
@@ -24,24 +24,23 @@ from ki_vla.tokens.vocabulary import Vocabulary
 ActionCodec = FastCodec | NaiveCodec
 
 
-def codec_from_dict(data: dict[str, Any]) -> ActionCodec:
-    """The codec a `to_dict` describes."""
-    kind = data.get('kind') if isinstance(data, dict) else None
-    if kind == 'fast':
-        return FastCodec.from_dict(data)
-    if kind == 'naive':
-        return NaiveCodec.from_dict(data)
-    raise VlaError(f"action codec: kind must be 'fast' or 'naive', got {kind!r}.")
-
-
 def save_codec(codec: ActionCodec, path: str | Path) -> None:
     """Write fast.json."""
     Path(path).write_text(json.dumps(codec.to_dict(), ensure_ascii=True) + '\n', encoding='utf-8')
 
 
 def load_codec(path: str | Path) -> ActionCodec:
-    """Read fast.json."""
-    return codec_from_dict(read_json(Path(path), VlaError))
+    """Read fast.json.
+
+    Raises:
+        VlaError: no JSON, of neither kind, or a field that does not fit.
+    """
+    data = read_json(Path(path), VlaError)
+    if data.get('kind') == 'fast':
+        return FastCodec.from_dict(data, str(path))
+    if data.get('kind') == 'naive':
+        return NaiveCodec.from_dict(data, str(path))
+    raise VlaError(f'{path}: kind is {shown(data.get("kind"))}; write fast or naive.')
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, PositiveInt, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from typing_extensions import Self
 
 from ki_vla.errors import VlaError
+from ki_vla.model.config import VlaConfig
 from ki_vla.tokens.bpe import read_bpe
 
 # Two-byte UTF-8 and no surrogates: what both kinds of alphabet can hold.
@@ -57,6 +60,31 @@ class CodecRoundTrip:
     tokens_mean: float
     tokens_max: int
     values_per_token: float
+
+
+class FastFile(VlaConfig):
+    """A `FastCodec` as plain JSON."""
+
+    kind: Literal['fast']
+    """Tells it from a naive codec."""
+    scale: float = Field(gt=0)
+    """Coefficients are rounded to multiples of 1 / scale."""
+    min_token: int
+    """The smallest rounded coefficient that can be written."""
+    max_token: int
+    """The largest."""
+    horizon: PositiveInt
+    """Steps of a chunk."""
+    columns: PositiveInt
+    """Columns of an action."""
+    tokenizer: dict[str, Any]
+    """A tokenizer.json of byte-pair encoding."""
+
+    @model_validator(mode='after')
+    def _range_is_not_empty(self) -> Self:
+        if self.max_token < self.min_token:
+            raise ValueError(f'max_token is {self.max_token}, below min_token {self.min_token}; swap or correct them')
+        return self
 
 
 @dataclass(frozen=True)
@@ -179,22 +207,11 @@ class FastCodec:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> FastCodec:
+    def from_dict(cls, data: object, where: str = 'FAST codec') -> FastCodec:
         """From `to_dict`; a missing or malformed field is an error that names it."""
-        try:
-            tokenizer = read_bpe(json.dumps(data['tokenizer']), 'FAST codec')
-            codec = cls(
-                tokenizer,
-                float(data['scale']),
-                *(int(data[name]) for name in ('min_token', 'max_token', 'horizon', 'columns')),
-            )
-        except KeyError as error:
-            raise VlaError(f'FAST codec: the field {error} is missing.') from error
-        except (TypeError, ValueError, OverflowError) as error:
-            raise VlaError(f'FAST codec: not readable ({error}).') from error
-        if not 0 < codec.scale < np.inf or codec.horizon < 1 or codec.columns < 1 or codec.max_token < codec.min_token:
-            raise VlaError(f'FAST codec: impossible scale {codec.scale} or shape {codec.horizon} x {codec.columns}.')
-        return codec
+        said = FastFile.parse(data, where)
+        tokenizer = read_bpe(json.dumps(said.tokenizer), where)
+        return cls(tokenizer, said.scale, said.min_token, said.max_token, said.horizon, said.columns)
 
     def save_public(self, folder: str | Path) -> None:
         """Write tokenizer.json and processor_config.json, the layout of physical-intelligence/fast."""

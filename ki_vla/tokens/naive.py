@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from ki_vla.errors import VlaError
+from ki_vla.model.config import VlaConfig
+
+
+class NaiveFile(VlaConfig):
+    """A `NaiveCodec` as plain JSON."""
+
+    kind: Literal['naive']
+    """Tells it from FAST."""
+    horizon: PositiveInt
+    """Steps of a chunk."""
+    columns: PositiveInt
+    """Columns of an action."""
+    bins: PositiveInt
+    """Tokens, one a bin."""
+    stride: PositiveInt
+    """Every how many steps are written."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +110,7 @@ class NaiveCodec:
         return {'kind': 'naive', **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> NaiveCodec:
+    def from_dict(cls, data: object, where: str = 'naive codec') -> NaiveCodec:
         """From `to_dict`; a missing or malformed field is an error that names it."""
-        names = ('horizon', 'columns', 'bins', 'stride')
-        for name in names:
-            if isinstance(data.get(name), bool) or not isinstance(data.get(name), int):
-                raise VlaError(f'naive codec: {name} is {data.get(name)!r}; a whole number is needed.')
-        return cls(**{name: data[name] for name in names})
+        said = NaiveFile.parse(data, where)
+        return cls(said.horizon, said.columns, said.bins, said.stride)

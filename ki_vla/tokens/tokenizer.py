@@ -85,7 +85,7 @@ class TextTokenizer:
 def load_tokenizer(folder: str | Path) -> TextTokenizer:
     """Read what `save` wrote."""
     folder = Path(folder)
-    vocabulary = Vocabulary.from_dict(read_json(folder / VOCABULARY_FILE, VlaError))
+    vocabulary = Vocabulary.parse(read_json(folder / VOCABULARY_FILE, VlaError), str(folder / VOCABULARY_FILE))
     tokenizer = _read(folder / TOKENIZER_FILE)
     if tokenizer.token_to_id('<eos>') != vocabulary.eos or tokenizer.token_to_id('|') != vocabulary.bar:
         raise VlaError(f'{folder}: {TOKENIZER_FILE} and {VOCABULARY_FILE} disagree about the ids of <eos> and |.')

@@ -8,12 +8,12 @@ trained from scratch, keeps every kind apart.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
-
 import numpy as np
+from pydantic import model_validator
+from typing_extensions import Self
 
 from ki_vla.errors import VlaError
+from ki_vla.model.config import VlaConfig
 
 GEMMA_SIZE = 257152
 GEMMA_TEXT_SIZE = 256000
@@ -24,48 +24,52 @@ STATE_BINS = 256
 MAX_ACTION_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The layout of token ids: a row of the embedding table for each token.
-
-    Attributes:
-        size: rows of the embedding table.
-        text_size: ids below this one are ordinary text (control tokens included).
-        pad, eos, bos, bar: the control ids; `bar` is the id of '|', which closes the action tokens.
-        loc_start, loc_bins: <loc0000> and how many of them follow.
-        state_start, state_bins: the first special token for a state bin, and how many.
-        action_end, action_size: action token t has the id action_end - t, for t below action_size.
-    """
+class Vocabulary(VlaConfig):
+    """The layout of token ids: a row of the embedding table for each token."""
 
     size: int
+    """Rows of the embedding table."""
     text_size: int
+    """Ids below this one are ordinary text (control tokens included)."""
     pad: int
+    """Control id that fills a row of a batch."""
     eos: int
+    """Control id that ends a text."""
     bos: int
+    """Control id that begins a text."""
     bar: int
+    """The id of '|', which closes the action tokens."""
     loc_start: int
+    """The id of <loc0000>."""
     loc_bins: int
+    """How many <loc> tokens follow each other."""
     state_start: int
+    """The first special token for a state bin."""
     state_bins: int
+    """How many special tokens for state bins follow each other."""
     action_end: int
+    """The id of action token 0; action token t has the id action_end - t."""
     action_size: int
+    """How many action tokens there are."""
 
-    def __post_init__(self) -> None:
-        """Refuse a layout with a range outside the table or control ids that coincide."""
+    @model_validator(mode='after')
+    def _ranges_fit(self) -> Self:
         ranges = {
-            'text': (0, self.text_size),
-            'loc': (self.loc_start, self.loc_start + self.loc_bins),
-            'state': (self.state_start, self.state_start + self.state_bins),
-            'action': (self.action_end - self.action_size + 1, self.action_end + 1),
+            'text_size': ('text', 0, self.text_size),
+            'loc_start': ('<loc>', self.loc_start, self.loc_start + self.loc_bins),
+            'state_start': ('state', self.state_start, self.state_start + self.state_bins),
+            'action_end': ('action', self.action_end - self.action_size + 1, self.action_end + 1),
         }
-        for name, (low, high) in ranges.items():
+        for name, (kind, low, high) in ranges.items():
             if low < 0 or high > self.size or high < low:
-                raise VlaError(
-                    f'vocabulary: the {name} ids {low}..{high - 1} do not fit in a table of {self.size} rows.'
+                raise ValueError(
+                    f'{name} is {getattr(self, name)}: the {kind} ids {low}..{high - 1} do not fit in a table of '
+                    f'{self.size} rows'
                 )
         control = (self.pad, self.eos, self.bos, self.bar)
         if len(set(control)) != len(control) or not all(0 <= i < self.text_size for i in control):
-            raise VlaError(f'vocabulary: pad, eos, bos, bar must be four text ids, all different; got {control}.')
+            raise ValueError(f'pad, eos, bos, bar are {control}; write four text ids, all different')
+        return self
 
     @property
     def action_range(self) -> tuple[int, int]:
@@ -106,23 +110,6 @@ class Vocabulary:
     def is_control(self, token: int) -> bool:
         """Whether an id is pad, eos or bos, which never may come out of a piece of text."""
         return token in (self.pad, self.eos, self.bos)
-
-    def to_dict(self) -> dict[str, int]:
-        """As plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Vocabulary:
-        """From `to_dict`; an unknown or missing field is an error that names it."""
-        names = {field.name for field in fields(cls)}
-        if set(data) != names:
-            raise VlaError(
-                f'vocabulary: missing {sorted(names - set(data))}, unexpected {sorted(set(data) - names)} fields.'
-            )
-        wrong = [name for name, value in data.items() if isinstance(value, bool) or not isinstance(value, int)]
-        if wrong:
-            raise VlaError(f'vocabulary: {wrong[0]} is {data[wrong[0]]!r}; a whole number is needed.')
-        return cls(**data)
 
 
 def gemma_vocabulary() -> Vocabulary:

@@ -16,6 +16,7 @@ from ki_common.errors import shown
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PRESETS, ModelConfig
 from ki_vla.objective.recipes import RECIPES
+from ki_vla.policy.model_inputs import Normalisation, PadSteps
 from training.errors import TrainingError
 
 Outcome = Literal['unlabeled', 'success', 'failure', 'discard']
@@ -226,9 +227,9 @@ class Run(TrainingConfig):
     """Stretches of training, in order."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, draws and noise."""
-    normalisation: Literal['quantile', 'zscore'] = 'quantile'
+    normalisation: Normalisation = 'quantile'
     """Of state and actions: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
-    pad_steps: Literal['mask', 'keep'] = 'mask'
+    pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode: left out, or trained on."""
     subtasks: bool = False
     """Two levels, as pi0.5: the policy first says what it will do next, and acts on those words."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ki_vla.policy.processor import Processor
@@ -31,7 +30,7 @@ def identity_of(
         'seed': run.seed,
         'stage': {k: v for k, v in stage.to_dict().items() if k != 'accumulate'},
         'tokens': run.tokens.to_dict(),
-        'processing': asdict(processor.processing),
+        'processing': processor.processing.to_dict(),
         'lora': run.lora,
         'parts': digests(processor),
         'data.vlm': [part.source.hash for part in parts if isinstance(part.source, VlmDataset)],

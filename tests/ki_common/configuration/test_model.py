@@ -57,6 +57,7 @@ class Robot(RoomConfig):
     start_speed: float | None = Field(default=None, gt=0)
     cameras: tuple[Camera, ...] = Field(default=(), max_length=3)
     main: Camera = Camera(topic='a')
+    second: Camera | None = None
     options: dict[str, bool | float | str] = Field(default_factory=dict)
     mode: Literal['auto'] | float = 'auto'
 
@@ -144,6 +145,9 @@ REFUSALS: list[tuple[Any, str]] = [
     ({'main': None}, 'r.yaml: main has no value; write a mapping of fields, or leave it out.'),
     ({'rate_hz': None}, 'r.yaml: rate_hz has no value; write a number above 0 and at most 1000.'),
     ({'main': 3}, 'r.yaml: main is 3; write a mapping of fields.'),
+    ({'second': {'topc': 'a'}}, "r.yaml: second has the unknown field 'topc'; did you mean 'topic'? Known are "),
+    ({'second': {'topic': 'a', 'width': 3}}, 'r.yaml: second.width is 3 and height None; give both or neither.'),
+    ({'second': 3}, 'r.yaml: second is 3; write a mapping of fields, or leave it out.'),
     ({'options': {'x': None}}, 'r.yaml: options.x has no value; write true or false or a number'),
     ({'options': {5: 1.0}}, 'r.yaml: options has the key 5; write a word.'),
     ({'options': 3}, 'r.yaml: options is 3; write a mapping.'),

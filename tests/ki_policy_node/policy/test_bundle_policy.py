@@ -112,7 +112,7 @@ def test_a_policy_that_was_trained_with_delays_is_continued_in_the_trained_way_u
     bundle, contract, tmp_path, caplog
 ):
     plain = load_bundle(bundle)
-    serving = Serving('rtc', 10, max_delay=3)
+    serving = Serving(mode='rtc', execute_steps=10, max_delay=3)
     write_bundle(tmp_path / 'rtc', name='rtc', weights=plain.weights, processor=plain.processor, serving=serving)
     policy, _ = opened(str(tmp_path / 'rtc'), contract)
     old = policy.infer(seen(), None, 0, 0).data_HN

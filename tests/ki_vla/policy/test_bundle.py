@@ -101,10 +101,10 @@ def edit_manifest(folder, change):
     ('change', 'message'),
     [
         (lambda m: m.update(format=2), 'format 2'),
-        (lambda m: m.pop('name'), 'name and files'),
+        (lambda m: m.pop('name'), r"manifest\.json has no field 'name'; add it as a word"),
         (lambda m: m['files'].pop('stats.json'), r'does not list stats\.json'),
-        (lambda m: m['files'].update({'../../etc/passwd': {'bytes': 1, 'sha256': ''}}), 'no bundle has'),
-        (lambda m: m['files'].update({'config.json': 3}), 'needs bytes and sha256'),
+        (lambda m: m['files'].update({'../../etc/passwd': {'bytes': 1, 'sha256': 64 * '0'}}), 'no bundle has'),
+        (lambda m: m['files'].update({'config.json': 3}), r"files\.'config\.json' is 3; write a mapping of fields"),
     ],
 )
 def test_a_manifest_that_does_not_hold_is_refused(copy, change, message):
@@ -139,7 +139,9 @@ def rewrite(folder, name, change):
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
-        ('config.json', lambda d: d.pop('processing'), 'processing'),
+        ('config.json', lambda d: d.pop('processing'), "config.json has no field 'processing'; add it as a mapping"),
+        ('config.json', lambda d: d['processing'].pop('pad_steps'), 'processing has no field pad_steps; a policy says'),
+        ('config.json', lambda d: d.update(colour=3), "config.json has the unknown field 'colour'"),
         ('config.json', lambda d: d['model'].update(depth=3), 'depth'),
         ('config.json', lambda d: d['model'].update(horizon=13), 'horizon'),
         ('config.json', lambda d: d['model']['backbone'].update(mlp=256), 'do not fit the configuration'),

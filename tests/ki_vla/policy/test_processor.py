@@ -332,5 +332,3 @@ def test_choices_that_do_not_exist_are_refused():
         Processing(normalisation=[])
     with pytest.raises(VlaError, match='true or false'):
         Processing(lower_case='yes')
-    with pytest.raises(VlaError, match='exactly the fields'):
-        Processing.from_dict({'normalisation': 'quantile'})

@@ -10,6 +10,7 @@ from ki_common.files import sha256_of
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
+from ki_vla.policy.bundle_files import ConfigFile
 from ki_vla.policy.serving import Serving
 from ki_vla.policy.untrained import write_untrained
 
@@ -26,7 +27,7 @@ def rewritten(bundle: Bundle, tmp_path, **about) -> Bundle:
 
 
 def test_what_is_recommended_is_written_and_read(written, tmp_path):
-    wanted = Serving('rtc', 6, denoise_steps=5, max_delay=4)
+    wanted = Serving(mode='rtc', execute_steps=6, denoise_steps=5, max_delay=4)
     assert load_bundle(rewritten(written, tmp_path, serving=wanted).folder).serving == wanted
 
 
@@ -39,29 +40,34 @@ def test_a_bundle_without_the_section_has_the_defaults(written, tmp_path):
     listed = json.loads(manifest.read_text())
     listed['files']['config.json'] = {'bytes': config.stat().st_size, 'sha256': sha256_of(config)}
     manifest.write_text(json.dumps(listed))
-    assert load_bundle(bundle.folder).serving == Serving('latest', HORIZON // 2, denoise_steps=10, max_delay=0)
+    assert load_bundle(bundle.folder).serving == Serving(
+        mode='latest', execute_steps=HORIZON // 2, denoise_steps=10, max_delay=0
+    )
 
 
 def test_a_policy_trained_with_delays_is_continued_by_default():
-    assert Serving.for_horizon(50, max_delay=6) == Serving('rtc', 25, max_delay=6)
+    assert Serving.for_horizon(50, max_delay=6) == Serving(mode='rtc', execute_steps=25, max_delay=6)
     assert Serving.for_horizon(1).execute_steps == 1
 
 
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ({'mode': 'rct'}, r"serving\.mode: 'rct' is unknown; write one of latest"),
-        ({'execute_steps': 0}, r'serving\.execute_steps: 0; write a whole number from 1'),
-        ({'execute_steps': HORIZON}, r'serving\.execute_steps: 12; a chunk has 12 steps, write at most 11'),
-        ({'max_delay': HORIZON}, r'serving\.max_delay: 12; a chunk has 12 steps'),
-        ({'denoise_steps': True}, r'serving\.denoise_steps: True; write a whole number'),
-        ({'speed': 2}, r'serving: needs exactly the fields'),
+        ({'mode': 'rct'}, r"serving\.mode is 'rct'; write one of latest, queue"),
+        ({'execute_steps': 0}, r'serving\.execute_steps is 0; write a whole number above 0'),
+        ({'execute_steps': HORIZON}, r'serving\.execute_steps is 12; a chunk has 12 steps, write at most 11'),
+        ({'max_delay': HORIZON}, r'serving\.max_delay is 12; a chunk has 12 steps'),
+        ({'denoise_steps': True}, r'serving\.denoise_steps is True; write a whole number'),
+        ({'denoise_steps': ...}, r'serving has no field denoise_steps; a policy says all of them'),
+        ({'speed': 2}, r"serving has the unknown field 'speed'; known are mode, execute_steps"),
     ],
 )
-def test_what_no_node_could_do_is_refused_by_field(change, said):
-    plain = {'mode': 'rtc', 'execute_steps': 6, 'denoise_steps': 10, 'max_delay': 4, **change}
-    with pytest.raises(VlaError, match=said):
-        Serving.from_dict(plain, HORIZON)
+def test_what_no_node_could_do_is_refused_by_field(written, change, said):
+    serving = {'mode': 'rtc', 'execute_steps': 6, 'denoise_steps': 10, 'max_delay': 4, **change}
+    config = json.loads((written.folder / 'config.json').read_text())
+    config['serving'] = {name: value for name, value in serving.items() if value is not ...}
+    with pytest.raises(VlaError, match=f'^config.json: {said}'):
+        ConfigFile.parse(config, 'config.json')
 
 
 def test_a_head_that_no_step_has_trained_is_refused(written, tmp_path):

@@ -201,8 +201,8 @@ def test_gemma_layout_keeps_state_clear_of_actions_and_boxes():
 def test_layouts_that_do_not_fit_are_refused():
     with pytest.raises(VlaError, match='too small'):
         small_vocabulary(500, 300, 95, loc_bins=64, action_size=100)
-    with pytest.raises(VlaError, match='missing'):
-        Vocabulary.from_dict({'size': 3})
+    with pytest.raises(VlaError, match=r"vocabulary\.json has no field 'text_size'; add it as a whole number"):
+        Vocabulary.parse({'size': 3}, 'vocabulary.json')
     with pytest.raises(VlaError, match='trained on'):
         train_tokenizer([], size=1024)
 

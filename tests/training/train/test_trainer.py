@@ -90,7 +90,7 @@ def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(
 
 def test_a_bundle_says_which_delay_it_was_trained_for_and_whether_its_head_was_trained(run_of: MakeRun) -> None:
     run = run_of({'steps': 1, 'max_delay': 3})
-    assert load_bundle(train(run)).serving == Serving('rtc', 4, max_delay=3)
+    assert load_bundle(train(run)).serving == Serving(mode='rtc', execute_steps=4, max_delay=3)
     words = run.stages[0].replace(name='words', recipe='pi05_first', max_delay=0)
     first = run.replace(out=run.out + '_first', stages=(words,))
     bundle = load_bundle(train(first))
