@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,53 @@ def test_commands_import_their_rooms_lazily() -> None:
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             wrong += [f'{path.relative_to(ROOT)}: {name}' for name in names if name.split('.')[0] in heavy]
     assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('room', sorted(MAY_IMPORT))
+def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
+    """Wherever in the file the import stands, and for types alone, too: what belongs together is one module."""
+    files = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in (ROOT / room).rglob('*.py')}
+    order = graphlib.TopologicalSorter({name: _modules_of(path) & set(files) - {name} for name, path in files.items()})
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(' imports '.join(error.args[1]))
+
+
+def _modules_of(path: Path) -> set[str]:
+    """Names that a file imports, as modules: `from a import b` may be the module a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return found
+
+
+def test_no_two_types_of_the_project_share_a_name() -> None:
+    """Classes of a module's top level, and of classes in it unless they are private; and no alias is called like one."""
+    classes: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
+    for room in sorted(MAY_IMPORT):
+        for path in sorted((ROOT / room).rglob('*.py')):
+            body = ast.parse(path.read_text(encoding='utf-8')).body
+            for name, line in _classes(body):
+                classes.setdefault(name, []).append(f'{path.relative_to(ROOT)}:{line}')
+            for node in body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    aliases.setdefault(node.targets[0].id, []).append(f'{path.relative_to(ROOT)}:{node.lineno}')
+    shared = {name: [*places, *aliases.get(name, [])] for name, places in classes.items()}
+    wrong = [f'{name}: {", ".join(places)}' for name, places in shared.items() if len(places) > 1]
+    assert not wrong, '\n'.join(wrong)
+
+
+def _classes(body: list[ast.stmt], inside: bool = False) -> Iterator[tuple[str, int]]:
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            if not (inside and node.name.startswith('_')):
+                yield node.name, node.lineno
+            yield from _classes(node.body, inside=True)
 
 
 @pytest.mark.ros

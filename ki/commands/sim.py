@@ -69,8 +69,9 @@ def record(
     from collections import Counter
 
     from ki.support.sim_stack import record_live
-    from ki_sim.record.batch import RecordingResult, jobs, record
+    from ki_sim.record.batch import jobs, record
     from ki_sim.record.existing_recordings import check
+    from ki_sim.record.job import RecordingResult
     from ki_sim.tasks.tasks import TASKS
 
     names = list(TASKS) if task == ['all'] else task

@@ -148,7 +148,7 @@ def last_words(log: Path, name: str) -> str:
 
 def present(job: Any) -> Any:
     """The result of a job that was done before."""
-    from ki_sim.record.batch import RecordingResult
+    from ki_sim.record.job import RecordingResult
 
     return RecordingResult(job.task, job.seed, 'present')
 

@@ -19,7 +19,7 @@ from ki_bags.reader import open_bag
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import EvaluationReport, Outcome, goal_pair
-from ki_sim.record.batch import RecordingJob, RecordingResult
+from ki_sim.record.job import RecordingJob, RecordingResult
 from ki_sim.record.record import Recording
 from ki_sim.record.sim_bags import ROBOT
 from ki_sim.tasks import tasks

@@ -13,7 +13,7 @@ from ki_sim.evaluate.closed_loop import SETTLED_STEPS
 from ki_sim.expert.motions import Move
 from ki_sim.expert.scripted_expert import ScriptedExpert
 from ki_sim.record.sim_bags import SUBTASK, Sender
-from ki_sim.tasks.tasks import TaskEpisode
+from ki_sim.tasks.episode import TaskEpisode
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import COLUMNS
 from ki_sim.world.world import STEP_NS, World

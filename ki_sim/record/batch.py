@@ -8,39 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ki_sim.errors import SimError
+from ki_sim.record.job import RecordingJob, RecordingResult
 from ki_sim.tasks.tasks import TASKS
 
 FORMATS = ('bag', 'npz')
-
-
-@dataclass(frozen=True)
-class RecordingJob:
-    """One episode to record: which one, where to, and how."""
-
-    task: str
-    seed: int
-    index: int
-    split: str
-    image_size: int
-    quality: int
-    path: str
-    format: str
-    keep_failures: bool
-
-
-@dataclass(frozen=True)
-class RecordingResult:
-    """What became of one job: `written`, `present` (from an earlier run), or `failed` (the expert did not succeed)."""
-
-    task: str
-    seed: int
-    status: str
-    steps: int = 0
 
 
 def jobs(
@@ -94,7 +69,7 @@ def record(
     """Do all jobs; those whose file is there already are skipped. `workers` 0 means one per core, 1 this process.
 
     Raises:
-        SimError: what is there has other pictures than what is asked for; see `present.check`.
+        SimError: what is there has other pictures than what is asked for; see `existing_recordings.check`.
     """
     from ki_sim.record.existing_recordings import check
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ki_sim.errors import SimError
+from ki_sim.record.job import RecordingJob
 from ki_sim.record.record import jpeg, load
-
-if TYPE_CHECKING:
-    from ki_sim.record.batch import RecordingJob
 
 
 def check(work: Sequence[RecordingJob]) -> None:

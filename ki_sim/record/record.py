@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ki_common.files import atomic_file
 from ki_sim.errors import SimError
 from ki_sim.expert.scripted_expert import ScriptedExpert
-from ki_sim.tasks.tasks import TaskEpisode
+from ki_sim.tasks.episode import TaskEpisode
 from ki_sim.vqa.boxes import Pointer
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import CAMERAS, COLUMNS, POSITION_JOINTS

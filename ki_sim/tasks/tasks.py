@@ -1,4 +1,4 @@
-"""The tasks: what stands where, what is asked, and when it is done.
+"""The tasks: what stands where, what is asked, and what success means (see `success.py`).
 
 A scene is drawn from the episode's seed and the goal from another, so that the same picture comes with different
 instructions: only the words say which thing and which bin. Success is judged from the true state of the world.
@@ -6,72 +6,35 @@ instructions: only the words say which thing and which bin. Success is judged fr
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ki_sim.errors import SimError
+from ki_sim.tasks.episode import Goal, TaskEpisode
 from ki_sim.tasks.language import word
+from ki_sim.tasks.success import (
+    NEXT_TO_GAP,
+    OTHER,
+    WorldState,
+    done_bin,
+    done_fetch,
+    done_hand_over,
+    done_next_to,
+    done_stack,
+)
 from ki_sim.world.objects import KINDS, pairs
 from ki_sim.world.scene import (
-    BIN_CENTRE,
-    BIN_HALF,
-    BIN_HEIGHT,
-    TABLE_CENTRE,
-    TABLE_HALF,
-    TABLE_TOP,
     Pose,
     Scene,
     place,
     sample_look,
 )
 
-if TYPE_CHECKING:
-    from ki_sim.world.world import World
-
 SPLITS = ('train', 'heldout')
-OTHER = {'left': 'right', 'right': 'left'}
-RELEASED_SPEED = 0.05  # m/s: a thing slower than this has come to rest
-NEXT_TO_GAP = 0.06  # m between two things that stand next to each other
-SINK = 0.002  # m by which things that touch may sink into each other: contacts are soft
-TIP = 0.012  # m by which tilting raises a thing's centre, less than a plate does that it stands on
 SECOND_STATION = Pose(-0.42, 0.55, math.pi / 2)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What to do to which things: `things` by index, and per thing its place: a bin's side, 'top', 'beside', ...
-
-    `other` is the thing they are put on or beside; `giver` and `taker` are hands.
-    """
-
-    things: tuple[int, ...]
-    places: tuple[str, ...] = ()
-    other: int = -1
-    giver: str = ''
-    taker: str = ''
-
-
-@dataclass(frozen=True)
-class TaskEpisode:
-    """A scene and what is asked of the robot in it."""
-
-    task: str
-    seed: int
-    goal_seed: int
-    split: str
-    scene: Scene
-    goal: Goal
-    instruction: str
-    limit_s: float
-
-    def label(self, index: int) -> str:
-        """How people call thing `index`."""
-        return self.scene.things[index].label
 
 
 @dataclass(frozen=True)
@@ -82,7 +45,7 @@ class Task:
     summary: str
     scene: Callable[[np.random.Generator, str], Scene]
     goal: Callable[[Scene, np.random.Generator, str], tuple[Goal, dict[str, str]]]
-    done: Callable[[World], list[bool]]
+    done: Callable[[WorldState], list[bool]]
     limit_s: float
 
 
@@ -106,12 +69,12 @@ def episode(task: str, seed: int, goal: int | None = None, split: str = 'train')
     return TaskEpisode(task, seed, goal_seed, split, scene, wanted, word(task, rng, **names), kind.limit_s)
 
 
-def success(world: World) -> bool:
+def success(world: WorldState) -> bool:
     """Whether the episode's task is done in the present state."""
     return all(TASKS[world.episode.task].done(world))
 
 
-def score(world: World) -> float:
+def score(world: WorldState) -> float:
     """Share of the episode's things that are where they belong, 0 to 1."""
     return float(np.mean(TASKS[world.episode.task].done(world)))
 
@@ -252,88 +215,15 @@ def _fetch_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goa
     return Goal((target,), ('table',)), {'thing': scene.things[target].label}
 
 
-# success --------------------------------------------------------------------------------------------------------
-
-
-def at_rest(world: World, index: int) -> bool:
-    """No hand touches it and it does not move."""
-    return not world.touches.touching(index) and world.thing_speed(index) < RELEASED_SPEED
-
-
-def in_bin(world: World, index: int, side: str) -> bool:
-    """Its centre is between a bin's walls and not above its rim by more than a lying thing would be."""
-    x, y, z = world.thing_position(index)
-    cx, cy = BIN_CENTRE[side]
-    inside = abs(x - cx) <= BIN_HALF[0] and abs(y - cy) <= BIN_HALF[1]
-    return bool(inside and TABLE_TOP < z < TABLE_TOP + BIN_HEIGHT + 0.03)
-
-
-def gap_between(world: World, one: int, other: int) -> float:
-    """Free space between two things on a table, m; negative where one is over the other."""
-    a, b = world.thing_position(one), world.thing_position(other)
-    things = world.episode.scene.things
-    return float(np.linalg.norm(a[:2] - b[:2])) - things[one].width / 2 - things[other].width / 2
-
-
-def on_table(world: World, index: int, table: int = 1) -> bool:
-    """It lies or stands on a table's top itself, clear of the edge."""
-    scene, position = world.episode.scene, world.thing_position(index)
-    thing, (x, y) = scene.things[index], scene.table_of(table).into(*position[:2])
-    over = abs(x - TABLE_CENTRE[0]) < TABLE_HALF[0] and abs(y - TABLE_CENTRE[1]) < TABLE_HALF[1]
-    low = min(thing.width, thing.height) / 2 - 0.01
-    return bool(over and low < position[2] - TABLE_TOP < thing.height / 2 + TIP)
-
-
-def _done_bin(world: World) -> list[bool]:
-    goal = world.episode.goal
-    strangers = [i for i in range(len(world.episode.scene.things)) if i not in goal.things]
-    clean = not any(in_bin(world, i, side) for i, side in itertools.product(strangers, OTHER))
-    return [
-        clean and in_bin(world, i, side) and at_rest(world, i) for i, side in zip(goal.things, goal.places, strict=True)
-    ]
-
-
-def _done_stack(world: World) -> list[bool]:
-    (top,), foot = world.episode.goal.things, world.episode.goal.other
-    things, a, b = world.episode.scene.things, world.thing_position(top), world.thing_position(foot)
-    rise = a[2] - b[2] - things[foot].height / 2
-    above = abs(rise - things[top].height / 2) < 0.012 and np.linalg.norm(a[:2] - b[:2]) < things[foot].width / 2
-    return [bool(above and at_rest(world, top) and world.in_contact(top, foot))]
-
-
-def _done_next_to(world: World) -> list[bool]:
-    (target,), other = world.episode.goal.things, world.episode.goal.other
-    kept = np.linalg.norm(world.thing_position(other)[:2] - world.start[other][:2]) < 0.05
-    near = -SINK <= gap_between(world, target, other) <= NEXT_TO_GAP and not world.bears(target, other)
-    return [bool(near and kept and at_rest(world, target) and on_table(world, target) and on_table(world, other))]
-
-
-def _done_hand_over(world: World) -> list[bool]:
-    goal, (target,) = world.episode.goal, world.episode.goal.things
-    lifted = world.thing_position(target)[2] - world.episode.scene.things[target].height / 2 > TABLE_TOP + 0.05
-    given = target in world.touches.ever_held[goal.giver]
-    return [bool(given and lifted and world.touches.touching(target) == {goal.taker} and _held(world, target))]
-
-
-def _held(world: World, target: int) -> bool:
-    return target in world.touches.held(world.episode.goal.taker)
-
-
-def _done_fetch(world: World) -> list[bool]:
-    (target,) = world.episode.goal.things
-    binned = any(in_bin(world, target, side) for side in OTHER)  # the bins stand on the first table
-    return [on_table(world, target, 1) and not binned and at_rest(world, target)]
-
-
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task('demo', 'put one of two things into the left or right bin', _demo_scene, _bin_goal, _done_bin, 20.0),
-        Task('put_in_bin', 'put the thing into the left or right bin', _bin_scene, _bin_goal, _done_bin, 20.0),
-        Task('stack', 'stack one thing on another', _stack_scene, _stack_goal, _done_stack, 20.0),
-        Task('next_to', 'move one thing next to another', _next_to_scene, _next_to_goal, _done_next_to, 20.0),
-        Task('bus_table', 'dishes into one bin, trash into the other', _bus_scene, _bus_goal, _done_bin, 60.0),
-        Task('hand_over', 'hand a thing from hand to hand', _hand_over_scene, _hand_over_goal, _done_hand_over, 25.0),
-        Task('fetch', 'bring a thing from the second table', _fetch_scene, _fetch_goal, _done_fetch, 50.0),
+        Task('demo', 'put one of two things into the left or right bin', _demo_scene, _bin_goal, done_bin, 20.0),
+        Task('put_in_bin', 'put the thing into the left or right bin', _bin_scene, _bin_goal, done_bin, 20.0),
+        Task('stack', 'stack one thing on another', _stack_scene, _stack_goal, done_stack, 20.0),
+        Task('next_to', 'move one thing next to another', _next_to_scene, _next_to_goal, done_next_to, 20.0),
+        Task('bus_table', 'dishes into one bin, trash into the other', _bus_scene, _bus_goal, done_bin, 60.0),
+        Task('hand_over', 'hand a thing from hand to hand', _hand_over_scene, _hand_over_goal, done_hand_over, 25.0),
+        Task('fetch', 'bring a thing from the second table', _fetch_scene, _fetch_goal, done_fetch, 50.0),
     )
 }

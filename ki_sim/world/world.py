@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
+from ki_sim.tasks.episode import TaskEpisode
 from ki_sim.world.controllers import (
     ForwardController,
     JointTrajectoryController,
@@ -34,6 +35,7 @@ from ki_sim.world.robot import (
     TIMESTEP_NS,
 )
 from ki_sim.world.scene import scene_xml
+from ki_sim.world.touches import Touches
 
 Floats = npt.NDArray[np.float64]
 TICK_NS = 10_000_000  # controllers run at 100 Hz, as the contract's joint states do
@@ -66,23 +68,6 @@ class SimObservation:
     instruction: str
 
 
-@dataclass
-class Touches:
-    """Which things the fingers touch, and did: `first` is the first thing ever touched, -1 for none yet."""
-
-    first: int = -1
-    now: dict[str, set[int]] = field(default_factory=lambda: {f'{s}_{f}': set() for s in SIDES for f in 'ab'})
-    ever_held: dict[str, set[int]] = field(default_factory=lambda: {side: set() for side in SIDES})
-
-    def held(self, side: str) -> set[int]:
-        """Things between the pads of a hand: both touch them."""
-        return self.now[f'{side}_a'] & self.now[f'{side}_b']
-
-    def touching(self, thing: int) -> set[str]:
-        """Hands that touch a thing."""
-        return {side for side in SIDES for finger in 'ab' if thing in self.now[f'{side}_{finger}']}
-
-
 class World:
     """One episode of a task: the same (task, seed, goal, split) gives the same states and pictures, bit for bit.
 
@@ -100,7 +85,7 @@ class World:
         cameras: tuple[str, ...] = CAMERAS,
         shadows: bool = False,
         command_timeout_ns: int = 0,
-        episode: tasks.TaskEpisode | None = None,
+        episode: TaskEpisode | None = None,
     ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (int(height), int(width))
@@ -116,7 +101,7 @@ class World:
         now = self.episode
         self.load(tasks.episode(task or now.task, seed, goal, split or now.split))
 
-    def load(self, episode: tasks.TaskEpisode) -> None:
+    def load(self, episode: TaskEpisode) -> None:
         """Build an episode's scene and put the robot at its start."""
         self.close()
         self.episode = episode

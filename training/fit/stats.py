@@ -21,7 +21,8 @@ from ki_robot.transforms import MIN_SPAN, Stats, delta_reference, to_delta
 from training.errors import TrainingError
 from training.fit.quantiles import Running
 from training.index.index import Index
-from training.samples.dataset import EpisodeDataset, decode_stored
+from training.index.stored_images import decode_stored
+from training.samples.dataset import EpisodeDataset
 
 ERROR, WARNING, NOTE = 'error', 'warning', 'note'
 OUTLIER_SPANS = 5.0  # beyond q01..q99 by this many of its spans

@@ -29,9 +29,11 @@ from ki_bags.reader import find_bags, open_bag
 from ki_common.errors import KiError
 from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
 from ki_robot.contract.contract import Contract
+from ki_robot.errors import Rejected
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions, episodes_of
 from training.index.parallel import run_all
+from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
 FORMAT = 1
@@ -282,9 +284,6 @@ def check_index(index: Index, deep: bool = False, progress: Progress | None = No
 
 
 def _deep(index: Index, entry: Entry) -> Iterator[Problem]:
-    from ki_robot.errors import Rejected
-    from training.samples.dataset import decode_stored
-
     path = Path(entry.path)
     with contextlib.suppress(OSError):
         if entry.sha256 and hash_bag(path) != entry.sha256:

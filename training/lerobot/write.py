@@ -24,9 +24,10 @@ from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
 from training.index.index import Index
+from training.index.stored_images import decode_stored
 from training.lerobot.read import ACTION, IMAGES, STATE
 from training.lerobot.video import VideoWriter, about
-from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, decode_stored
+from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset
 
 DATA_MB, VIDEO_MB = 100, 200
 FILE = 'chunk-000/file-{:03d}'

@@ -10,8 +10,6 @@ import io
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,10 @@ from numpy.typing import NDArray
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
-from ki_robot.messages.images import decode_compressed
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
 from training.index.index import Entry, EpisodeInfo, Index
+from training.index.stored_images import decode_stored
 
 KEPT_OUTCOMES = ('unlabeled', 'success')
 MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
@@ -56,18 +54,6 @@ class Sample:
     episode: str
     step: int
     stamp_ns: int
-
-
-def decode_stored(file: Path, offset: int, length: int) -> NDArray[np.uint8]:
-    """One image of a CAMERA.images file as uint8 (h, w, 3) RGB.
-
-    Raises:
-        Rejected: The bytes are no image.
-    """
-    with file.open('rb', buffering=0) as stream:
-        stream.seek(offset)
-        data = np.frombuffer(stream.read(length), dtype=np.uint8)
-    return decode_compressed(SimpleNamespace(data=data, format=''))
 
 
 class EpisodeDataset:

@@ -14,7 +14,8 @@ from ki_robot.contract.contract import load_contract
 from ki_robot.messages.arrays import joint_positions, odometry_values, stamp_ns
 from ki_robot.messages.images import decode_compressed
 from ki_sim.errors import SimError
-from ki_sim.record.batch import RecordingJob, jobs, parallel, record, record_one
+from ki_sim.record.batch import jobs, parallel, record, record_one
+from ki_sim.record.job import RecordingJob
 from ki_sim.record.record import Recording, load, record_episode, save
 from ki_sim.record.sim_bags import EPOCH_NS, ROBOT, write_bag
 from ki_sim.world.robot import COLUMNS, POSITION_JOINTS

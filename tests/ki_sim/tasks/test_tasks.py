@@ -7,7 +7,8 @@ import pytest
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import goal_pair
 from ki_sim.tasks.language import WORDINGS
-from ki_sim.tasks.tasks import OTHER, TASKS, episode, gap_between, on_table
+from ki_sim.tasks.success import OTHER, gap_between, on_table
+from ki_sim.tasks.tasks import TASKS, episode
 from ki_sim.world.objects import COLOURS, HELD_OUT, KINDS
 from ki_sim.world.scene import BIN_CENTRE, TABLE_TOP
 
