@@ -170,7 +170,7 @@ def _modules_of(path: Path) -> set[str]:
 
 
 def test_no_two_types_of_the_project_share_a_name() -> None:
-    """Classes of a module's top level, and of classes in it unless they are private; and no alias is called like one."""
+    """Of a module's top level, or inside its classes unless they are private; and no alias is called like a class."""
     classes: dict[str, list[str]] = {}
     aliases: dict[str, list[str]] = {}
     for room in sorted(MAY_IMPORT):

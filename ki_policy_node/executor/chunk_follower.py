@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ki_policy_node.executor.limiter import Clamp, Limiter
+from ki_policy_node.executor.limiter import Correction, Limiter
 from ki_policy_node.executor.outputs import Plan, is_gripper
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Rules, Severity, State
 from ki_policy_node.executor.state_tracker import Measured
@@ -297,7 +297,7 @@ class Follower:
         empty = np.empty((0, len(self.setpoint_N)))
         return Plan(self.setpoint_N, np.empty(0, np.int64), empty, empty)
 
-    def _tell_clamp(self, clamp: Clamp, now_ns: int, steady_ns: int) -> None:
+    def _tell_clamp(self, clamp: Correction, now_ns: int, steady_ns: int) -> None:
         assert self._chunk is not None
         column = self.contract.action_names[clamp.column]
         text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'

@@ -27,7 +27,7 @@ from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
 from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.chunk_follower import Follower, Hold
-from ki_policy_node.executor.outputs import Output, Plan, in_the_way, make_output
+from ki_policy_node.executor.outputs import ControllerOutput, Plan, in_the_way, make_output
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.contract.contract import load_contract
@@ -49,7 +49,7 @@ class ChunkExecutor(LifecycleNode):
     def __init__(self) -> None:
         super().__init__('chunk_executor', automatically_declare_parameters_from_overrides=True)
         self._follower: Follower | None = None
-        self._outputs: list[Output] = []
+        self._outputs: list[ControllerOutput] = []
         self._inputs: list[Any] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()

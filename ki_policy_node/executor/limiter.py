@@ -21,7 +21,7 @@ TELL_SHARE = 0.02  # of a limit: smaller corrections are rounding, not an interv
 
 
 @dataclass(frozen=True)
-class Clamp:
+class Correction:
     """The hardest correction of one step: `what` (position, velocity, acceleration) was asked for and limited."""
 
     column: int
@@ -67,7 +67,7 @@ class Limiter:
         made.value_N, made.speed_N = self.value_N.copy(), self.speed_N.copy()
         return made
 
-    def step(self, target_N: Matrix, target_speed_N: Matrix, dt: float) -> Clamp | None:
+    def step(self, target_N: Matrix, target_speed_N: Matrix, dt: float) -> Correction | None:
         """One step of `dt` seconds towards a target that is at `target_N` now and moves at `target_speed_N`.
 
         Where the target can be followed, it is followed exactly. Where it cannot, the column closes in as fast as it
@@ -100,22 +100,24 @@ class Limiter:
         self.value_N = value_N
         return clamp
 
-    def _hardest(self, wanted_N: Matrix, inside_N: Matrix, value_N: Matrix, speed_N: Matrix, dt: float) -> Clamp | None:
+    def _hardest(
+        self, wanted_N: Matrix, inside_N: Matrix, value_N: Matrix, speed_N: Matrix, dt: float
+    ) -> Correction | None:
         beyond_N = np.abs(wanted_N - inside_N)
         worst = int(np.argmax(beyond_N))
         if beyond_N[worst] > ROUNDING:
             limit = self._upper_N[worst] if wanted_N[worst] > inside_N[worst] else self._lower_N[worst]
-            return Clamp(worst, 'position', float(wanted_N[worst]), float(limit))
+            return Correction(worst, 'position', float(wanted_N[worst]), float(limit))
         asked_N = (inside_N - self.value_N) / dt  # what arriving in one step would have taken
         over_N = np.where(np.isfinite(self._speed_N), (np.abs(asked_N) - self._speed_N) / self._speed_N, -1.0)
         worst = int(np.argmax(over_N))
         if over_N[worst] > TELL_SHARE:
             what = 'velocity' if self._position_N[worst] else 'acceleration'
-            return Clamp(worst, what, float(asked_N[worst]), float(self._speed_N[worst]))
+            return Correction(worst, what, float(asked_N[worst]), float(self._speed_N[worst]))
         # An acceleration matters once it leaves the setpoint behind its target.
         behind_N = np.where(np.isfinite(self._change_N), np.abs(inside_N - value_N) / (self._change_N * dt), -1.0)
         worst = int(np.argmax(behind_N))
         if behind_N[worst] > 1.0:
             asked = float((asked_N[worst] - self.speed_N[worst]) / dt)
-            return Clamp(worst, 'acceleration', asked, float(self._change_N[worst]))
+            return Correction(worst, 'acceleration', asked, float(self._change_N[worst]))
         return None

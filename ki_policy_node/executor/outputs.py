@@ -43,7 +43,7 @@ class Plan:
     velocities_KN: np.ndarray
 
 
-class Output(Protocol):
+class ControllerOutput(Protocol):
     """One controller's command topic or action; `publisher` is None for an action."""
 
     spec: OutputSpec
@@ -284,7 +284,7 @@ def is_gripper(spec: OutputSpec) -> bool:
     return spec.kind == 'gripper' or all('gripper' in column for column in spec.columns)
 
 
-def make_output(node: Any, spec: OutputSpec, contract: Contract) -> Output:
+def make_output(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOutput:
     """The sender for one output of a contract.
 
     Raises:
@@ -301,7 +301,9 @@ def make_output(node: Any, spec: OutputSpec, contract: Contract) -> Output:
     return GripperActionOutput(node, spec, contract)
 
 
-def in_the_way(node: Any, outputs: Sequence[Output], exclusive: bool, needs_listeners: bool) -> tuple[str, int]:
+def in_the_way(
+    node: Any, outputs: Sequence[ControllerOutput], exclusive: bool, needs_listeners: bool
+) -> tuple[str, int]:
     """Why nothing may be commanded: others on a command topic (if `exclusive`), or nobody (if `needs_listeners`).
 
     Returns:

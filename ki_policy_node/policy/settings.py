@@ -10,7 +10,7 @@ from ki_policy_node.errors import NodeError
 from ki_vla.policy.serving import Mode
 
 Backend = Literal['auto', 'torch', 'onnx', 'tensorrt', 'commissioning']
-Motion = Literal['hold', 'sine']
+CommissioningMotion = Literal['hold', 'sine']
 LatencyKind = Literal['wait', 'compute']
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
@@ -54,7 +54,7 @@ class PolicyNodeSettings(LifecycleSettings):
     """Configure and activate at the start; false leaves that to a lifecycle manager."""
     run_on_activate: bool = setting(False)
     """Start a run as soon as the node is active; else call ~/start or the action ~/run."""
-    motion: Motion = setting('hold')
+    motion: CommissioningMotion = setting('hold')
     """What backend commissioning does: hold the measured pose, or swing every joint about it."""
     amplitude: float = setting(0.05, unit='rad or m', ge=0.0, le=3.0)
     """Swing of each joint with motion sine; cut to half of what its velocity limit allows."""

@@ -38,7 +38,7 @@ class RecordedTopic:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _QueuedMessage:
     channel: RecordedTopic
     log_ns: int
     data: bytes
@@ -67,7 +67,7 @@ class EpisodeWriter:
         self._cache_bytes = cache_bytes
         self._waiting_bytes = 0
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_QueuedMessage | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._drain, name='episode_writer', daemon=True)
         self._thread.start()
 
@@ -80,7 +80,7 @@ class EpisodeWriter:
             self._waiting_bytes += len(data)
             self.messages += 1
             self.bytes += len(data)
-        self._queue.put(_Entry(channel, log_ns, data, publish_ns or log_ns))
+        self._queue.put(_QueuedMessage(channel, log_ns, data, publish_ns or log_ns))
         return True
 
     def _drain(self) -> None:

@@ -44,7 +44,7 @@ MAX_AVERAGED = 1000  # periods that a jerk limit may spread an acceleration over
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class MotionState:
     """Where a motion is at one grid point; (N,) each unless said otherwise.
 
     value_N, rate_N: what is commanded, and its first derivative. reach_N, pace_N: the same before the jerk is
@@ -138,15 +138,17 @@ class Motion:
         self._input.max_jerk = [float('inf')] * len(names)
         self._input.target_position = self._input.target_velocity = [0.0] * len(names)
 
-    def rest(self, value_N: Vector) -> State:
+    def rest(self, value_N: Vector) -> MotionState:
         """At rest at some values; also outside the limits."""
         value_N = np.array(value_N, dtype=np.float64)
         still_N, bounds = np.zeros_like(value_N), self.bounds
         lower_N, upper_N = np.minimum(bounds.lower_N, value_N), np.maximum(bounds.upper_N, value_N)
         past_MN = np.repeat(value_N[None], self._length, axis=0)
-        return State(value_N, still_N, value_N, still_N, lower_N, upper_N, past_MN, past_MN)
+        return MotionState(value_N, still_N, value_N, still_N, lower_N, upper_N, past_MN, past_MN)
 
-    def follow(self, state: State, target_N: Vector, lead_N: Vector, speed_N: Vector | None = None) -> State:
+    def follow(
+        self, state: MotionState, target_N: Vector, lead_N: Vector, speed_N: Vector | None = None
+    ) -> MotionState:
         """One period towards a target that will be at `target_N`, moving at `lead_N`, when the period ends.
 
         A target that can be met is met exactly, one that cannot is closed in on as fast as the limits allow.
@@ -174,7 +176,7 @@ class Motion:
         reach_N = state.reach_N + 0.5 * (state.pace_N + pace_N) * dt
         return self._advance(state, np.where(met_N, goal_N, reach_N), np.where(met_N, lead_N, pace_N))
 
-    def brake(self, state: State, to_zero_N: Mask | None = None) -> State:
+    def brake(self, state: MotionState, to_zero_N: Mask | None = None) -> MotionState:
         """One period of the hardest braking, to rest where it can first stand; columns of `to_zero_N` go to 0."""
         slower_N = np.maximum(np.abs(state.pace_N) - self.bounds.change_N * self.period_s, 0.0)
         pace_N = np.where(state.pace_N < 0.0, -slower_N, slower_N)
@@ -186,7 +188,7 @@ class Motion:
             pace_N = np.where(to_zero_N, ending.pace_N, pace_N)
         return self._advance(state, reach_N, pace_N)
 
-    def resting(self, state: State, to_zero_N: Mask | None = None) -> bool:
+    def resting(self, state: MotionState, to_zero_N: Mask | None = None) -> bool:
         """Whether nothing moves any more, also by what a jerk limit has still to let through."""
         if state.rate_N.any() or state.pace_N.any() or (state.value_N != state.reach_N).any():
             return False
@@ -200,7 +202,7 @@ class Motion:
         half_N = 0.5 * self.bounds.change_N * self.period_s
         return np.sqrt(half_N * half_N + 2.0 * self.bounds.change_N * np.maximum(room_N, 0.0)) - half_N
 
-    def _meets(self, state: State, goal_N: Vector, lead_N: Vector, speed_N: Vector) -> Mask:
+    def _meets(self, state: MotionState, goal_N: Vector, lead_N: Vector, speed_N: Vector) -> Mask:
         """Which columns can be at their target, at its speed, one period on, by one cubic within limits."""
         dt, change_N = self.period_s, self.bounds.change_N
         gap_N = 6.0 / dt * (goal_N - state.reach_N)
@@ -219,7 +221,7 @@ class Motion:
         met_N &= inside_N | (steady_N & (state.pace_N * lead_N >= 0.0))
         return met_N & ~self._smooth_N
 
-    def _closing(self, state: State, goal_N: Vector, lead_N: Vector, speed_N: Vector, met_N: Mask) -> Vector:
+    def _closing(self, state: MotionState, goal_N: Vector, lead_N: Vector, speed_N: Vector, met_N: Mask) -> Vector:
         """The speed at the end of the period for the columns that cannot meet their target within it."""
         dt, change_N = self.period_s, self.bounds.change_N
         near_N, landing_N = self._lands(state, goal_N, lead_N)
@@ -235,7 +237,7 @@ class Motion:
         pace_N = np.maximum(pace_N, step_N - np.sqrt(step_N * step_N + 2.0 * change_N * down_N))
         return np.minimum(np.maximum(pace_N, state.pace_N - step_N), state.pace_N + step_N)
 
-    def _lands(self, state: State, goal_N: Vector, lead_N: Vector) -> tuple[Mask, Vector]:
+    def _lands(self, state: MotionState, goal_N: Vector, lead_N: Vector) -> tuple[Mask, Vector]:
         """Jerk-limited columns that can meet their target in two periods of one acceleration each; the speed between.
 
         Averaging bounds the jerk of accelerations that change at grid points only, so these columns cannot use a cubic.
@@ -248,7 +250,7 @@ class Motion:
         most_N = np.maximum(np.abs(first_N), np.abs(speeds_N - first_N))
         return self._smooth_N & (most_N <= self.bounds.change_N), state.pace_N + first_N * dt
 
-    def _fastest(self, state: State, goal_N: Vector, lead_N: Vector, speed_N: Vector, met_N: Mask) -> Vector:
+    def _fastest(self, state: MotionState, goal_N: Vector, lead_N: Vector, speed_N: Vector, met_N: Mask) -> Vector:
         """Time-optimal speed relative to the target, one period on; braking to the target's if there is no answer."""
         given = self._input
         gap_N = np.where(met_N, 0.0, state.reach_N - (goal_N - lead_N * self.period_s))
@@ -267,7 +269,7 @@ class Motion:
         step_N = self.bounds.change_N * self.period_s
         return np.sign(ahead_N) * np.maximum(np.abs(ahead_N) - step_N, 0.0)
 
-    def _advance(self, state: State, reach_N: Vector, pace_N: Vector) -> State:
+    def _advance(self, state: MotionState, reach_N: Vector, pace_N: Vector) -> MotionState:
         """The state one period on, its jerk limited."""
         lower_N, upper_N = state.lower_N, state.upper_N
         if (lower_N < self.bounds.lower_N).any() or (upper_N > self.bounds.upper_N).any():
@@ -275,7 +277,7 @@ class Motion:
             upper_N = np.maximum(self.bounds.upper_N, np.minimum(upper_N, np.maximum(reach_N, reach_N + stop_N)))
             lower_N = np.minimum(self.bounds.lower_N, np.maximum(lower_N, np.minimum(reach_N, reach_N + stop_N)))
         if not self._length:
-            return State(reach_N, pace_N, reach_N, pace_N, lower_N, upper_N, state.past_MN, state.mean_MN)
+            return MotionState(reach_N, pace_N, reach_N, pace_N, lower_N, upper_N, state.past_MN, state.mean_MN)
         dt = self.period_s
         mean_N = 0.5 * (state.reach_N + reach_N) - (dt / 12.0) * (pace_N - state.pace_N)
         past_MN = np.concatenate([state.past_MN[1:], state.reach_N[None]])
@@ -285,7 +287,7 @@ class Motion:
         rate_N = (reach_N - past_MN[self._oldest_N, self._columns_N]) / (self._averaged_N * dt)
         value_N = np.where(self._smooth_N, value_N, reach_N)
         rate_N = np.where(self._smooth_N, rate_N, pace_N)
-        return State(value_N, rate_N, reach_N, pace_N, lower_N, upper_N, past_MN, mean_MN)
+        return MotionState(value_N, rate_N, reach_N, pace_N, lower_N, upper_N, past_MN, mean_MN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ class EvaluationSettings:
 
 
 @dataclass
-class Outcome:
+class SceneOutcome:
     """What came of one episode. `first_touched` is a label, '' when nothing was touched."""
 
     task: str
@@ -77,7 +77,7 @@ class EvaluationReport:
 
     task: str
     settings: dict[str, Any]
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[SceneOutcome] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Rates: success, language following (of the episodes in which anything was touched), mean score and time.
@@ -135,7 +135,7 @@ def evaluate(
     seeds: Iterable[int],
     settings: EvaluationSettings | None = None,
     videos: str | Path | None = None,
-    progress: Callable[[Outcome], None] | None = None,
+    progress: Callable[[SceneOutcome], None] | None = None,
     paired: bool = False,
 ) -> EvaluationReport:
     """Run a policy on the episodes of a task.
@@ -180,7 +180,7 @@ def run_episode(
     goal: int | None = None,
     settings: EvaluationSettings | None = None,
     videos: str | Path | None = None,
-) -> Outcome:
+) -> SceneOutcome:
     """One episode in closed loop, until success has held for a moment or time is up."""
     settings = settings or EvaluationSettings()
     if settings.execute_steps < 1 or settings.first_row < 0 or settings.delay_steps < 0:
@@ -190,7 +190,7 @@ def run_episode(
     frames: list[npt.NDArray[np.uint8]] = []
     with World(task, seed, goal, settings.split, settings.image_size, CAMERAS) as world:
         episode = world.episode
-        outcome = Outcome(task, seed, episode.goal_seed, episode.instruction)
+        outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
         limit = round((settings.limit_s or episode.limit_s) * 1e9 / STEP_NS)
         rows, held = _Rows(policy, settings, outcome), 0
         try:
@@ -216,7 +216,7 @@ def run_episode(
 class _Rows:
     """Hands out the rows of the chunk in force and asks the policy when they are used up."""
 
-    def __init__(self, policy: SimPolicy, settings: EvaluationSettings, outcome: Outcome) -> None:
+    def __init__(self, policy: SimPolicy, settings: EvaluationSettings, outcome: SceneOutcome) -> None:
         self.policy, self.settings, self.outcome = policy, settings, outcome
         self.chunk, self.row, self.end = np.empty((0, len(COLUMNS))), 0, 0
         self.coming: tuple[Floats, int] | None = None  # a chunk being made, and the steps until it is there
@@ -286,13 +286,13 @@ def _telling(frames: Sequence[npt.NDArray[np.uint8]], most: int = 50_000) -> npt
     return np.concatenate(chosen)[None]
 
 
-def expert_outcome(work: tuple[str, int, str]) -> Outcome:
+def expert_outcome(work: tuple[str, int, str]) -> SceneOutcome:
     """How the scripted expert fares on one (task, seed, split), without cameras."""
     from ki_sim.expert.scripted_expert import ScriptedExpert
 
     task, seed, split = work
     world = World(task, seed, None, split, cameras=())
-    outcome = Outcome(task, seed, world.episode.goal_seed, world.episode.instruction)
+    outcome = SceneOutcome(task, seed, world.episode.goal_seed, world.episode.instruction)
     try:
         for move in ScriptedExpert(world).moves():
             world.step(move.action)
@@ -312,7 +312,7 @@ def expert_table(
     seeds: Sequence[int],
     split: str = 'train',
     workers: int = 0,
-    progress: Callable[[Outcome], None] | None = None,
+    progress: Callable[[SceneOutcome], None] | None = None,
 ) -> dict[str, EvaluationReport]:
     """The expert's reports by task over the same seeds."""
     from ki_sim.record.batch import parallel

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ki_sim.evaluate.closed_loop import SETTLED_STEPS, Outcome
+from ki_sim.evaluate.closed_loop import SETTLED_STEPS, SceneOutcome
 from ki_sim.world.world import World
 
 
@@ -15,7 +15,7 @@ class Judge:
 
     def __init__(self, world: World) -> None:
         episode = world.episode
-        self.outcome = Outcome(episode.task, episode.seed, episode.goal_seed, episode.instruction)
+        self.outcome = SceneOutcome(episode.task, episode.seed, episode.goal_seed, episode.instruction)
         self.ended = ''  # 'success', 'time', or 'operator' when who drives says it is over
         self._begin_ns: int | None = None
         self._held = 0

@@ -18,7 +18,7 @@ from ki_bags.bag_metadata import annotate
 from ki_bags.reader import open_bag
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
-from ki_sim.evaluate.closed_loop import EvaluationReport, Outcome, goal_pair
+from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome, goal_pair
 from ki_sim.record.job import RecordingJob, RecordingResult
 from ki_sim.record.record import Recording
 from ki_sim.record.sim_bags import ROBOT
@@ -90,7 +90,7 @@ def evaluate(
     seeds: Iterable[int],
     match: EpisodeOptions,
     settings: dict[str, Any],
-    progress: Callable[[Outcome], None] | None = None,
+    progress: Callable[[SceneOutcome], None] | None = None,
     paired: bool = False,
 ) -> EvaluationReport:
     """Plays the episodes of a task through the running nodes.
@@ -122,7 +122,7 @@ def play(
     match: EpisodeOptions,
     ready: Callable[[], None] | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
-) -> Outcome:
+) -> SceneOutcome:
     """One episode: the scene is new before anybody may command, and nobody may once it has ended.
 
     Args:
@@ -173,9 +173,9 @@ def state(port: StackServices) -> dict[str, Any]:
     return found
 
 
-def outcome_of(said: dict[str, Any]) -> Outcome:
+def outcome_of(said: dict[str, Any]) -> SceneOutcome:
     """The outcome in what the simulator says."""
-    return Outcome(**{field.name: said[field.name] for field in fields(Outcome)})
+    return SceneOutcome(**{field.name: said[field.name] for field in fields(SceneOutcome)})
 
 
 def need(answer: tuple[bool, str]) -> None:

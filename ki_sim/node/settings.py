@@ -18,7 +18,7 @@ SENTENCE = 400  # characters of one that are shown
 
 TaskName = Literal['demo', 'put_in_bin', 'stack', 'next_to', 'bus_table', 'hand_over', 'fetch']
 Split = Literal['train', 'heldout']
-Operator = Literal['none', 'expert', 'plan']
+OperatorName = Literal['none', 'expert', 'plan']
 
 
 class SimRobotSettings(NodeSettings):
@@ -50,7 +50,7 @@ class SimRobotSettings(NodeSettings):
     """Real-time factor; 0 is as fast as it goes. Anything but 1 needs clock."""
     lock_step: bool = setting(False)
     """Let time wait for commands; needs clock."""
-    operator: Operator = setting('none')
+    operator: OperatorName = setting('none')
     """Who drives after ~/operate: the scripted expert by the command topics, or its plan as a policy node."""
 
     @property

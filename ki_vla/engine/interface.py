@@ -98,7 +98,7 @@ class Runner(Protocol):
 
 
 @dataclass(eq=False)
-class Prefix:
+class PrefillHandle:
     """A prefilled observation; belongs to the engine that made it."""
 
     shape: Shape
@@ -145,7 +145,7 @@ class Engine:
         """Every static shape, smallest first."""
         return [Shape(self.views, bucket) for bucket in self.buckets]
 
-    def prefill(self, inputs: ModelInputs) -> Prefix:
+    def prefill(self, inputs: ModelInputs) -> PrefillHandle:
         """Read an observation: images, prompt, state (as `Processor.inputs` gives them).
 
         Raises:
@@ -159,10 +159,10 @@ class Engine:
         self.times_ms = {**runner.times_ms, 'prefill': 1e3 * (time.perf_counter() - begin)}
         self._count += 1
         self._latest[shape] = self._count
-        return Prefix(shape, payload, self, self._count)
+        return PrefillHandle(shape, payload, self, self._count)
 
     def denoise(
-        self, prefix: Prefix, noise_HA: np.ndarray | None = None, *, seed: int = 0, carry: Carry | None = None
+        self, prefix: PrefillHandle, noise_HA: np.ndarray | None = None, *, seed: int = 0, carry: Carry | None = None
     ) -> np.ndarray:
         """Sample a chunk: normalised actions, float32 [H, A].
 

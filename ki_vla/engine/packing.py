@@ -207,7 +207,7 @@ class Patches(nn.Module):
         return pixels_VNP @ self.weight + self.offset
 
 
-class Times(nn.Module):
+class TimeModulation(nn.Module):
     """Everything of the action expert that depends on tau alone, for given times.
 
     Adaptive norms: 1 + scale, shift and gate of every norm. pi0's plain norms: the time half of the first layer of its

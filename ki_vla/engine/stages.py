@@ -26,7 +26,7 @@ from ki_vla.engine.packing import (
     Patches,
     Product,
     Rows,
-    Times,
+    TimeModulation,
     norm_of,
 )
 from ki_vla.errors import VlaError
@@ -224,7 +224,7 @@ class ActionStage(nn.Module):
         self.steps, self.attend = steps, ATTENTIONS[attend]
         device = expert.action_in.weight.device
         tau_T = torch.cat([flow.step_times(steps, device), torch.ones(1, device=device)])
-        self.times = Times(expert, tau_T)
+        self.times = TimeModulation(expert, tau_T)
         self.register_buffer('tau_T', tau_T, persistent=False)
         self.register_buffer('strength_T', rtc.guidance_strength(tau_T), persistent=False)
         self.action_in = Product([first_layer(expert)], True)

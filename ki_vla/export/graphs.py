@@ -34,7 +34,7 @@ INLINE_BYTES = 1024  # smaller tensors stay in the graph
 ALIGN = 4096  # so that weights can be mapped into memory
 AUTO = torch.export.Dim.AUTO
 Progress = Callable[[str], None]
-Stage = TypeVar('Stage', bound=nn.Module)
+AnyStage = TypeVar('AnyStage', bound=nn.Module)
 
 
 def export_graphs(
@@ -61,7 +61,7 @@ def export_graphs(
         VlaError: the model's head cannot be exported, or a package is missing.
     """
     _check_packages()
-    weights = Weights(folder / WEIGHTS)
+    weights = ExternalWeights(folder / WEIGHTS)
     tell = progress or (lambda line: None)
     config, info = source.config, dict(metadata or {})
     with quiet(), torch.no_grad():
@@ -118,7 +118,7 @@ def step_example(
     return tensors, (*[None] * (len(tensors) - len(cached)), *dynamic)
 
 
-def laid_out(stage: Stage) -> Stage:
+def laid_out(stage: AnyStage) -> AnyStage:
     """Every weight as the graph wants it, one after the other so that memory holds no second model."""
     for parameter in stage.parameters():
         parameter.data = parameter.data.contiguous()
@@ -131,7 +131,7 @@ def _write(
     tensors: tuple[Tensor, ...],
     dynamic: tuple[Any, ...],
     outputs: Sequence[str],
-    weights: Weights,
+    weights: ExternalWeights,
     metadata: Mapping[str, str],
     state_token: bool = False,
 ) -> None:
@@ -214,7 +214,7 @@ def forget_origins(model: Any) -> None:
     model.metadata_props.clear()
 
 
-class Weights:
+class ExternalWeights:
     """One file that holds the large tensors of several graphs, equal ones once."""
 
     def __init__(self, path: Path) -> None:

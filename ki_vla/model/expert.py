@@ -48,7 +48,7 @@ class Expert(nn.Module):
     def modulations(self, tau: Tensor) -> list[Tensor]:
         """Scale, shift and gate of every adaptive norm for tau [..., 1|Q], each [..., 1|Q, 3 D], in the order of use.
 
-        They depend on tau only, so an engine with fixed steps computes them once (`ki_vla.engine.packing.Times`).
+        They depend on tau only: an engine with fixed steps computes them once (`ki_vla.engine.packing.TimeModulation`).
         """
         cond = self.condition(tau)
         norms = [norm for layer in self.layers for norm in (layer.input_norm, layer.mlp_norm)]

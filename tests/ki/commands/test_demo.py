@@ -168,7 +168,7 @@ def test_a_bundle_or_task_that_is_not_there_is_named(ki: Ki, tmp_path: Path) -> 
     assert 'only one can drive' in done.stderr
     done = ki('demo', '--task', 'iron')
     assert done.returncode == 2
-    assert "task 'iron' is not known" in done.stderr
+    assert "task is 'iron'; write one of demo" in done.stderr
 
 
 def test_the_last_words_of_a_program_are_found_in_the_common_log(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_robot.actions.motion import Motion, Profile, State, hermite
+from ki_robot.actions.motion import Motion, MotionState, Profile, hermite
 from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
@@ -30,7 +30,7 @@ def motion(names=NAMES, limits=LIMITS) -> Motion:
     return Motion(names, limits, PERIOD)
 
 
-def pieces(states: list[State]):
+def pieces(states: list[MotionState]):
     """Values, speeds, accelerations at 21 places of every period, (21, K, N), and the jerk (K, N)."""
     values, rates = np.array([each.value_N for each in states]), np.array([each.rate_N for each in states])
     gap = 6.0 / DT * np.diff(values, axis=0)
@@ -41,7 +41,7 @@ def pieces(states: list[State]):
     return value, rate, first + part * (last - first), (last - first) / DT
 
 
-def assert_within(made: Motion, states: list[State], outside: float = 0.0) -> None:
+def assert_within(made: Motion, states: list[MotionState], outside: float = 0.0) -> None:
     value, rate, change, jerk = pieces(states)
     bounds = made.bounds
     assert np.isfinite(value).all()
@@ -53,7 +53,7 @@ def assert_within(made: Motion, states: list[State], outside: float = 0.0) -> No
     assert (np.abs(jerk).max(axis=0) <= bounds.jerk_N * ROOM).all()
 
 
-def wander(made: Motion, rng: np.random.Generator, ticks: int) -> list[State]:
+def wander(made: Motion, rng: np.random.Generator, ticks: int) -> list[MotionState]:
     """From rest after targets that rest, run, swing and jump, with brakes between."""
     count = len(made.names)
     states = [made.rest(rng.uniform(-0.4, 0.4, count))]

@@ -13,7 +13,7 @@ from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import (
     EvaluationReport,
     EvaluationSettings,
-    Outcome,
+    SceneOutcome,
     evaluate,
     expert_table,
     rate,
@@ -107,7 +107,9 @@ def test_pairs_play_every_scene_twice(arms):
 
 def test_a_policy_that_hears_no_words_follows_no_pair():
     deaf = [
-        Outcome('demo', seed, goal, '', first_touched='cup', followed=goal == 0) for seed in range(4) for goal in (0, 1)
+        SceneOutcome('demo', seed, goal, '', first_touched='cup', followed=goal == 0)
+        for seed in range(4)
+        for goal in (0, 1)
     ]
     summary = EvaluationReport('demo', {}, deaf).summary()
     assert summary['followed'] == rate(4, 8)
