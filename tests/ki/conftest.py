@@ -55,11 +55,23 @@ def ki(tmp_path: Path) -> Ki:
 
 @pytest.fixture
 def ki_process(tmp_path: Path) -> Ki:
-    """`ki_process(*arguments)` runs the command in an empty folder, as a process of its own."""
+    """`ki_process(*arguments)` runs the command in an empty folder, as a process of its own.
 
-    def run(*arguments: object, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    Nothing that it has started outlives a command that does not end in time.
+    """
+
+    def run(*arguments: object, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, '-m', 'ki.main', *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path, start_new_session=True
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
 
