@@ -36,6 +36,7 @@ check: ready
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python -m pytest -q tests/test_import_directions.py
+	@$(MAKE) --no-print-directory docs
 
 bench: ready
 	@$(OVERLAY); for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
