@@ -41,6 +41,7 @@ LIVE = (
     'tests/ki/commands/test_demo.py',
     'tests/ki/commands/test_topic.py',
     'tests/ki/commands/test_up.py',
+    'tests/ki/support/test_doctor_data.py',
     'tests/ki/support/test_policy_stack.py',
     'tests/ki_policy_node/executor/test_executor_node.py',
     'tests/ki_policy_node/policy/test_policy_node.py',
