@@ -53,15 +53,15 @@ def parameters_page() -> str:
         rows = [
             (
                 code(spec.name),
-                spec.type_name + (f' [{spec.unit}]' if spec.unit else ''),
-                code(_shown(spec.default)),
-                spec.range,
-                WHEN[spec.change],
                 spec.description,
+                spec.type_name + (f' [{spec.unit}]' if spec.unit else ''),
+                spec.range,
+                code(_shown(spec.default)),
+                WHEN[spec.change],
             )
             for spec in settings.specs().values()
         ]
-        said += [f'## {node}', '', table(('parameter', 'type', 'default', 'values', 'may be set', ''), rows)]
+        said += [f'## {node}', '', table(('parameter', '', 'type', 'values', 'default', 'may be set'), rows)]
     return '\n'.join(said)
 
 
