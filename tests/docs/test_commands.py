@@ -1,7 +1,7 @@
 """Every command in the documentation: those marked `run` are run, and all others are at least commands that exist.
 
-A block that begins with ```bash {.run} is run with the default tests, one with {.run .slow} with the slow ones; all
-blocks of a page share one folder, in order, as a reader would go through them.
+A block that begins with ```bash {.run}, or python, is run with the default tests, one with {.run .slow} with the slow
+ones; all blocks of a page share one folder, in order, as a reader would go through them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import typer
 from ki_policy_node.common.launch_arguments import launch_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
-FENCE = re.compile(r'^```bash(?P<marks> \{[^}]*\})?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')} - {ROOT / 'CHANGELOG.md'})  # it names what is gone
+FENCE = re.compile(r'^```(?P<language>bash|python)(?P<marks> \{[^}]*\})?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 SEEN_FROM_THE_FOLDER = ('bundles', 'config', 'docs')  # what a reader finds beside them
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of bash."""
+    """One fenced block."""
 
+    language: str
     text: str
     run: bool
     slow: bool
@@ -40,7 +41,10 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page, in order."""
     found = FENCE.finditer(page.read_text(encoding='utf-8'))
-    return [Block(each['text'], '.run' in (each['marks'] or ''), '.slow' in (each['marks'] or '')) for each in found]
+    return [
+        Block(each['language'], each['text'], '.run' in (each['marks'] or ''), '.slow' in (each['marks'] or ''))
+        for each in found
+    ]
 
 
 def run_all(chosen: list[Block], folder: Path) -> None:
@@ -50,8 +54,9 @@ def run_all(chosen: list[Block], folder: Path) -> None:
     programs = Path(sys.executable).parent
     environment = os.environ | {'PATH': f'{programs}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'COLUMNS': '120'}
     for block in chosen:
+        program = ['bash', '-euo', 'pipefail', '-c'] if block.language == 'bash' else [sys.executable, '-c']
         done = subprocess.run(
-            ['bash', '-euo', 'pipefail', '-c', block.text],
+            [*program, block.text],
             cwd=folder,
             env=environment,
             text=True,
@@ -86,8 +91,11 @@ def test_all_commands_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize('page', [page for page in PAGES if blocks(page)], ids=named)
-def test_every_block_is_bash(page: Path) -> None:
+def test_every_block_can_be_read(page: Path) -> None:
     for block in blocks(page):
+        if block.language == 'python':
+            compile(block.text, named(page), 'exec')
+            continue
         text = block.text.replace('<this repository>', 'REPOSITORY').replace('<its folder>', 'FOLDER')
         done = subprocess.run(['bash', '-n'], input=text, text=True, capture_output=True)
         assert done.returncode == 0, f'{block.text}\n{done.stderr}'
@@ -96,7 +104,8 @@ def test_every_block_is_bash(page: Path) -> None:
 def calls(page: Path, program: str) -> Iterator[list[str]]:
     """The calls of a program in the blocks of a page, as words; also those in backticks within a sentence."""
     text = page.read_text(encoding='utf-8')
-    lines = [line for block in blocks(page) for line in block.text.replace('\\\n', ' ').splitlines()]
+    shell = [block for block in blocks(page) if block.language == 'bash']
+    lines = [line for block in shell for line in block.text.replace('\\\n', ' ').splitlines()]
     lines += re.findall(r'`([^`\n]+)`', re.sub(r'^```.*?^```$', '', text, flags=re.MULTILINE | re.DOTALL))
     for line in lines:
         for part in re.split(r'&&|;|\\?\|', line.split(' #')[0]):
