@@ -59,7 +59,9 @@ def replay(
     timing = Timing(mode or ('latest' if live else 'rtc'), execute_steps)
     named = load_contract(robot) if robot else None
     check_steps(execute_steps, bundle, named)
-    policy = open_policy(Wanted(backend, bundle, seed=seed, denoise_steps=denoise_steps), named, timing)
+    # Nothing moves here, so an untrained policy may show what it would do.
+    wanted = Wanted(backend, bundle, seed=seed, denoise_steps=denoise_steps, allow_untrained=True)
+    policy = open_policy(wanted, named, timing)
     try:
         contract = named or policy.contract
         check_fits(policy.policy_id, policy.contract, contract)
@@ -73,6 +75,7 @@ def replay(
                 'backend': backend,
                 'seed': seed,
                 'denoise_steps': denoise_steps,
+                'allow_untrained': True,
             }
             heard = listen(bag, contract, options, parameters, attach, rate, out)
             parity = compare(replayed, heard, policy)

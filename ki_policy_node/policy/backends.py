@@ -117,8 +117,8 @@ class Wanted:
 
     `backend` is one of `BACKENDS`: with 'auto' the bundle's own order decides, the others name one engine. `bundle` is
     a folder, not read for the commissioning backend, which `commissioning` describes. `strict` refuses another backend
-    than the one asked for; `threads` (0: the engine's choice), `seed` and `denoise_steps` (0: what the graphs were
-    exported for, else 10) are the engine's.
+    than the one asked for; `threads` (0: the engine's choice), `seed` and `denoise_steps` (0: what the bundle
+    recommends) are the engine's. `allow_untrained` takes a bundle whose action head was never trained.
     """
 
     backend: str = 'auto'
@@ -128,6 +128,7 @@ class Wanted:
     threads: int = 0
     seed: int = 0
     denoise_steps: int = 0
+    allow_untrained: bool = False
 
 
 def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Policy:
@@ -158,8 +159,17 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.policy.bundle_policy import BundlePolicy
 
-    engine = (wanted.strict, wanted.threads, wanted.seed, wanted.denoise_steps)
-    return BundlePolicy(Path(bundle), backend, robot, timing, *engine)
+    return BundlePolicy(
+        Path(bundle),
+        backend,
+        robot,
+        timing,
+        strict=wanted.strict,
+        threads=wanted.threads,
+        seed=wanted.seed,
+        denoise_steps=wanted.denoise_steps,
+        allow_untrained=wanted.allow_untrained,
+    )
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

@@ -34,9 +34,10 @@ class BundlePolicy:
             and from a bag.
         denoise_steps: From noise to actions; 0: what the bundle recommends. One gives the mean of what the policy would
             do, more give one of the things that it would do.
+        allow_untrained: Take a bundle whose action head no training step has reached.
 
     Raises:
-        VlaError: the bundle is damaged, does not fit the robot, or the backend cannot run it.
+        VlaError: the bundle is damaged, untrained, does not fit the robot, or the backend cannot run it.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class BundlePolicy:
         threads: int = 0,
         seed: int = 0,
         denoise_steps: int = 0,
+        allow_untrained: bool = False,
     ) -> None:
         self._bundle: Bundle = load_bundle(folder)
         self.contract = self._bundle.contract
         if robot is not None:
             self._bundle.check(robot)
+        if not allow_untrained:
+            self._bundle.check_trained()
         self.policy_id = self._bundle.policy_id
         self._timing, self._seed = timing, seed
         self._engine: Engine = open_engine(

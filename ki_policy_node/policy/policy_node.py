@@ -353,6 +353,7 @@ def wanted_by(settings: PolicyNodeSettings, bundle: str) -> Wanted:
         threads=settings.threads,
         seed=settings.seed,
         denoise_steps=settings.denoise_steps,
+        allow_untrained=settings.allow_untrained,
     )
 
 

@@ -49,7 +49,9 @@ class PolicyNodeSettings(LifecycleSettings):
     seed: int = setting(0, ge=0, le=2**31 - 1)
     """Seed of the noise that flow matching starts from."""
     denoise_steps: int = setting(0, ge=0, le=100)
-    """Steps from noise to actions; 0 takes what the bundle was exported with, else 10."""
+    """Steps from noise to actions; 0 takes what the bundle recommends, or what its graphs were exported with."""
+    allow_untrained: bool = setting(False)
+    """Load a bundle whose action head no training step has reached; for dry runs, its motion means nothing."""
     autostart: bool = setting(True, change=Change.READ_ONLY)
     """Configure and activate at the start; false leaves that to a lifecycle manager."""
     run_on_activate: bool = setting(False)

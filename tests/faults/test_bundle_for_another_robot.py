@@ -19,7 +19,8 @@ def test_another_robots_bundle_is_refused_and_the_robot_stays_still(rig, rigs):
     write_untrained(rig.folder / 'swapped', Contract.parse(plain))
     write_untrained(rig.folder / 'fits', rig.contract)
     rig.start_executor()
-    process = rig.start_policy(backend='torch', bundle=rig.folder / 'swapped', instruction='wave')
+    given = {'backend': 'torch', 'bundle': rig.folder / 'swapped', 'instruction': 'wave'}
+    process = rig.start_policy(**given, allow_untrained=True)
     rig.until('a refusal', lambda: 'does not fit' in rig.status.message, 30.0)
     assert 'actions (name, in order)' in rig.status.message
     assert rig.status.state == PolicyStatus.STATE_UNCONFIGURED

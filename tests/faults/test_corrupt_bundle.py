@@ -23,7 +23,7 @@ def test_a_damaged_bundle_changes_nothing(rig):
     content[-100] ^= 1
     weights.write_bytes(content)
     given = {'backend': 'torch', 'bundle': whole, 'instruction': 'wave', 'run_on_activate': False, 'dry_run': True}
-    rig.start_policy(**given)
+    rig.start_policy(**given, allow_untrained=True)
     rig.until('ready', lambda: rig.status.state == PolicyStatus.STATE_READY, 40.0)
     before = rig.status.policy_id
     answer = rig.call(LoadPolicy, 'policy_node/load_policy', LoadPolicy.Request(path=str(damaged)), 30.0)

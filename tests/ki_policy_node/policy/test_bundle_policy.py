@@ -45,7 +45,7 @@ def seen(step: int = 0) -> Observation:
 
 def opened(bundle, contract, mode='rtc', **wanted):
     timing = Timing(mode, execute_steps=10)
-    return open_policy(Wanted('torch', bundle, **wanted), contract, timing), timing
+    return open_policy(Wanted('torch', bundle, **{'allow_untrained': True, **wanted}), contract, timing), timing
 
 
 def test_the_same_stamps_give_the_same_chunk_and_others_another(bundle, contract):
@@ -120,6 +120,11 @@ def test_a_policy_that_was_trained_with_delays_is_continued_in_the_trained_way_u
     np.testing.assert_allclose(within[:3], old[10:13], atol=1e-6)
     assert np.array_equal(beyond, free), 'a delay that it was not trained for is not continued'
     assert 'beyond the 3 that' in caplog.text
+
+
+def test_an_untrained_policy_is_refused_unless_it_is_allowed(bundle, contract):
+    with pytest.raises(KiError, match=r'untrained@.*reached its action head .* allow_untrained: true'):
+        opened(bundle, contract, allow_untrained=False)
 
 
 def test_without_rtc_nothing_is_carried(bundle, contract):

@@ -80,7 +80,7 @@ def write_bag(folder: Path, contract: Contract, late_ns: int = 0) -> Path:
 
 @pytest.fixture
 def policy(bundle: Path) -> Any:
-    made = open_policy(Wanted('torch', str(bundle)), None, TIMING)
+    made = open_policy(Wanted('torch', str(bundle), allow_untrained=True), None, TIMING)
     yield made
     made.close()
 
@@ -109,7 +109,7 @@ def test_a_node_that_was_later_made_the_same_chunks_of_what_it_saw(contract: Con
 def test_a_node_with_another_seed_differs_in_every_chunk(
     contract: Contract, bag: Path, bundle: Path, policy: Any
 ) -> None:
-    other = open_policy(Wanted('torch', str(bundle), seed=1), None, TIMING)
+    other = open_policy(Wanted('torch', str(bundle), seed=1, allow_untrained=True), None, TIMING)
     heard = heard_of(run(bag, contract, other))
     other.close()
     numbers = live_parity.summary(live_parity.compare(run(bag, contract, policy), heard, policy))
@@ -212,6 +212,7 @@ def test_a_running_node_is_played_to_only_in_dry_run_with_the_same_seed(
     from ki_policy_node.replay.live_replay import play_live
 
     parameters = {'robot': bundle / 'contract.yaml', 'bundle': bundle, 'backend': 'torch', 'use_sim_time': True}
+    parameters['allow_untrained'] = True
     parameters |= {'mode': 'latest', 'execute_steps': 5, 'dry_run': False}
     node = rigs.Process('ki_policy_node.policy.policy_node', tmp_path / 'node.log', parameters)
     try:

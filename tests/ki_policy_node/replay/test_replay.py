@@ -193,7 +193,7 @@ def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path
     options = ReplayOptions(timing, instruction='wave')
     chunks = []
     for live in (False, True):
-        policy = open_policy(Wanted('torch', str(tmp_path / 'bundle')), contract, timing)
+        policy = open_policy(Wanted('torch', str(tmp_path / 'bundle'), allow_untrained=True), contract, timing)
         run = ReplayRun(open_bag(bag), contract, policy, options)
         for message in open_bag(bag).messages(run.wanted):
             kind = TYPES[message.topic.removeprefix('/robot1/')]
