@@ -65,7 +65,7 @@ def ki() -> None:
     """A robot, told what to do in plain words: check, record, train, export, replay, run."""
 
 
-def mend(module: str) -> str:
+def fix(module: str) -> str:
     """What to do about a module that is not there."""
     top = module.partition('.')[0]
     if top == 'rclpy' or top.endswith('_msgs'):
@@ -90,7 +90,7 @@ def main() -> None:
         name = error.name or ''
         if not name or name.partition('.')[0] in ROOMS:
             raise
-        print(f'ki: this needs the module {name}, which is not installed here. {mend(name)}', file=sys.stderr)
+        print(f'ki: this needs the module {name}, which is not installed here. {fix(name)}', file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `ki topic echo ... | head`
         sys.stderr.close()

@@ -6,4 +6,4 @@ from ki_common.errors import KiError
 
 
 class BagError(KiError):
-    """A recording that cannot be read or written at all; the sentence names file, field and mend."""
+    """A recording that cannot be read or written at all; the sentence names file, field and fix."""

@@ -6,4 +6,4 @@ from ki_common.errors import KiError
 
 
 class NodeError(KiError):
-    """A node, topic, parameter or peer that cannot be used; the message names it and the mend."""
+    """A node, topic, parameter or peer that cannot be used; the message names it and the fix."""

@@ -6,4 +6,4 @@ from ki_common.errors import KiError
 
 
 class SimError(KiError):
-    """A scene, task, command or recording that cannot be had; the message names the field, the value and the mend."""
+    """A scene, task, command or recording that cannot be had; the message names the field, the value and the fix."""

@@ -6,4 +6,4 @@ from ki_common.errors import KiError
 
 
 class VlaError(KiError):
-    """A model, batch, token stream or bundle that does not fit; the message names the field, the value and the mend."""
+    """A model, batch, token stream or bundle that does not fit; the message names the field, the value and the fix."""

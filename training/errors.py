@@ -6,4 +6,4 @@ from ki_common.errors import KiError
 
 
 class TrainingError(KiError):
-    """Data or a run that cannot go on; the sentence names file, field and mend."""
+    """Data or a run that cannot go on; the sentence names file, field and fix."""

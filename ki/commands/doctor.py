@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that mends it; and the same for data."""
+"""What this machine has, what it lacks, and the command that fixes it; and the same for data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CheckResult:
     what: str
     state: str
     found: str
-    mend: str = ''
+    fix: str = ''
 
 
 @app.callback(invoke_without_command=True)
@@ -100,23 +100,23 @@ def show(finding: CheckResult) -> None:
     """Prints one finding."""
     typer.secho(f'{finding.state:>6}  ', fg=COLOURS[finding.state], nl=False)
     print(f'{finding.what:<14} {finding.found}')
-    if finding.mend:
-        print(f'{"":>23}-> {finding.mend}')
+    if finding.fix:
+        print(f'{"":>23}-> {finding.fix}')
 
 
-def optional(name: str, mend: str) -> Any:
+def optional(name: str, fix: str) -> Any:
     """The module, or a CheckResult when it is not there or does not import."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        return CheckResult(name, 'note', f'not here ({error})', mend)
+        return CheckResult(name, 'note', f'not here ({error})', fix)
 
 
 def python() -> Iterator[CheckResult]:
     """Interpreter and environment."""
     fits = (3, 10) <= sys.version_info[:2] < (3, 13)
-    mend = '' if fits else 'make setup PYTHON=python3.12'
-    yield CheckResult('Python', 'ok' if fits else 'broken', f'{platform.python_version()} at {sys.prefix}', mend)
+    fix = '' if fits else 'make setup PYTHON=python3.12'
+    yield CheckResult('Python', 'ok' if fits else 'broken', f'{platform.python_version()} at {sys.prefix}', fix)
 
 
 def torch() -> Iterator[CheckResult]:
@@ -140,20 +140,18 @@ def onnxruntime() -> Iterator[CheckResult]:
     """ONNX Runtime, and whether exactly one build of it is installed."""
     builds = [name for name in ('onnxruntime', 'onnxruntime-gpu') if version_of(name)]
     if len(builds) > 1:
-        mend = 'pip uninstall -y onnxruntime onnxruntime-gpu && make setup ACCELERATOR=gpu'
-        yield CheckResult('ONNX Runtime', 'broken', 'two builds share one module: ' + ' and '.join(builds), mend)
+        fix = 'pip uninstall -y onnxruntime onnxruntime-gpu && make setup ACCELERATOR=gpu'
+        yield CheckResult('ONNX Runtime', 'broken', 'two builds share one module: ' + ' and '.join(builds), fix)
         return
     module = optional('onnxruntime', 'make setup')
     if isinstance(module, CheckResult):
-        yield CheckResult('ONNX Runtime', 'note', module.found, module.mend)
+        yield CheckResult('ONNX Runtime', 'note', module.found, module.fix)
         return
     providers = [
         name.removesuffix('ExecutionProvider') for name in module.get_available_providers() if 'Azure' not in name
     ]
-    mend = 'make setup ACCELERATOR=gpu' if shutil.which('nvidia-smi') and 'CUDA' not in providers else ''
-    yield CheckResult(
-        'ONNX Runtime', 'note' if mend else 'ok', f'{module.__version__} with {", ".join(providers)}', mend
-    )
+    fix = 'make setup ACCELERATOR=gpu' if shutil.which('nvidia-smi') and 'CUDA' not in providers else ''
+    yield CheckResult('ONNX Runtime', 'note' if fix else 'ok', f'{module.__version__} with {", ".join(providers)}', fix)
 
 
 def tensorrt() -> Iterator[CheckResult]:
@@ -183,8 +181,8 @@ def ros() -> Iterator[CheckResult]:
     if wheels and folder.is_relative_to(here):
         yield CheckResult('ROS 2', 'ok', f'jazzy, rclpy {wheels} from PyPI wheels')
     elif wheels_here and wheels_here.is_relative_to(here):
-        mend = f'use a shell without it, or: {sys.executable} -m pip uninstall ros-jazzy-rclpy'
-        yield CheckResult('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', mend)
+        fix = f'use a shell without it, or: {sys.executable} -m pip uninstall ros-jazzy-rclpy'
+        yield CheckResult('ROS 2', 'broken', f'rclpy comes from {folder.parent}, and there are wheels too', fix)
     else:
         yield CheckResult('ROS 2', 'ok', f'{os.environ.get("ROS_DISTRO", "unknown distribution")} at {folder.parent}')
     domain, reach = os.environ.get('ROS_DOMAIN_ID', '0'), os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'not set')
@@ -221,12 +219,12 @@ def dds() -> Iterator[CheckResult]:
         yield CheckResult('DDS profile', 'broken', f'{path}: {error}', 'unset FASTRTPS_DEFAULT_PROFILES_FILE')
         return
     size = max(sizes, default=512 * 1024)
-    mend = (
+    fix = (
         ''
         if size >= SEGMENT_BYTES
         else f'export FASTRTPS_DEFAULT_PROFILES_FILE={share_file("ki_policy_node", "config/dds/loopback.xml")}'
     )
-    yield CheckResult('DDS profile', 'note' if mend else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', mend)
+    yield CheckResult('DDS profile', 'note' if fix else 'ok', f'{path}: shared memory {size / 2**20:g} MiB', fix)
 
 
 def round_trip() -> Iterator[CheckResult]:
@@ -260,17 +258,15 @@ def rendering() -> Iterator[CheckResult]:
         if done.returncode == 0:
             yield CheckResult('rendering', 'ok', f'MuJoCo {version_of("mujoco")} draws with MUJOCO_GL={backend}')
             return
-    mend = 'sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6'
-    yield CheckResult('rendering', 'broken', f'MuJoCo cannot draw with {" or ".join(backends)}', mend)
+    fix = 'sudo apt-get install libegl1 libgl1-mesa-dri libosmesa6'
+    yield CheckResult('rendering', 'broken', f'MuJoCo cannot draw with {" or ".join(backends)}', fix)
 
 
 def tools() -> Iterator[CheckResult]:
     """Programs that some commands call."""
     missing = [name for name in ('cmake', 'g++', 'ffmpeg') if shutil.which(name) is None]
-    mend = f'sudo apt-get install {" ".join(missing)}' if missing else ''
-    yield CheckResult(
-        'programs', 'note' if missing else 'ok', 'cmake, g++, ffmpeg' + (' lack' if missing else ''), mend
-    )
+    fix = f'sudo apt-get install {" ".join(missing)}' if missing else ''
+    yield CheckResult('programs', 'note' if missing else 'ok', 'cmake, g++, ffmpeg' + (' lack' if missing else ''), fix)
 
 
 def data() -> Iterator[CheckResult]:

@@ -40,7 +40,7 @@ class DataReport:
 
     @property
     def is_serious(self) -> bool:
-        """Whether something must be mended first."""
+        """Whether something must be fixed first."""
         return any(finding.level == 'error' for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def verdict(made: DataReport) -> str:
     """All of it in one sentence."""
     count = {level: sum(finding.level == level for finding in made.findings) for level in COLOURS}
     if made.is_serious:
-        what = 'mend it before a policy runs here' if made.compared else 'a model would learn wrong things from this'
+        what = 'fix it before a policy runs here' if made.compared else 'a model would learn wrong things from this'
         return f'Seriously wrong ({_counted(count["error"], "error")}): {what}.'
     if count['warning']:
         return f'Usable; look at {_counted(count["warning"], "warning")} first.'

@@ -45,7 +45,7 @@ class GuardPolicy:
 
     `jump_s` allows the first command as far from the measured position as the column's velocity limit covers in that
     time. Rejecting is the default there: a far first step means a wrong robot, a wrong order or a wrong unit, and none
-    of them is mended by going there slowly. `max_age_ns` bounds the age of the observation behind the chunk.
+    of them is fixed by going there slowly. `max_age_ns` bounds the age of the observation behind the chunk.
     """
 
     position: str = 'clamp'

@@ -1,4 +1,4 @@
-"""What must hold between the parts of a contract; each broken rule is one sentence with field, value and mend."""
+"""What must hold between the parts of a contract; each broken rule is one sentence with field, value and fix."""
 
 from __future__ import annotations
 

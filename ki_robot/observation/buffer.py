@@ -239,7 +239,7 @@ class ObservationBuffer:
         name = stream.spec.name
         if stamp <= 0:
             raise Rejected(
-                Reason.ZERO_STAMP, f'{name}: header.stamp is not set; mend the driver, or set stamp: receive.'
+                Reason.ZERO_STAMP, f'{name}: header.stamp is not set; fix the driver, or set stamp: receive.'
             )
         if stamp > receive_ns + self.settings.future_tolerance_ns:
             raise Rejected(

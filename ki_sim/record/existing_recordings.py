@@ -32,10 +32,10 @@ def check(work: Sequence[RecordingJob]) -> None:
         )
     if tables != _tables(job.quality):
         known = [str(quality) for quality in range(1, 101) if _tables(quality) == tables]
-        mend = f'give --quality {known[0]}, or another folder with --out' if known else 'give another folder with --out'
+        fix = f'give --quality {known[0]}, or another folder with --out' if known else 'give another folder with --out'
         raise SimError(
             f'{job.path} was recorded with JPEGs of quality {known[0] if known else "unknown"}, and {job.quality} is '
-            f'asked for: {mend}'
+            f'asked for: {fix}'
         )
 
 

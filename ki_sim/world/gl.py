@@ -1,4 +1,4 @@
-"""Headless OpenGL for MuJoCo: EGL where it works, OSMesa otherwise, or a sentence with the mend."""
+"""Headless OpenGL for MuJoCo: EGL where it works, OSMesa otherwise, or a sentence with the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ki_sim.errors import SimError
 
 BACKENDS = ('egl', 'osmesa')
-MEND = (
+FIX = (
     'install one with `apt-get install libegl1 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa), '
     'or set MUJOCO_GL to egl or osmesa to see why that one fails'
 )
@@ -32,7 +32,7 @@ def candidates() -> tuple[str, ...]:
         raise SimError(f'MUJOCO_GL={wanted} switches rendering off, and this needs cameras: unset it')
     found = tuple(name for name, library in (('egl', 'EGL'), ('osmesa', 'OSMesa')) if ctypes.util.find_library(library))
     if not found:
-        raise SimError(f'no OpenGL library for headless rendering was found (neither libEGL nor libOSMesa): {MEND}')
+        raise SimError(f'no OpenGL library for headless rendering was found (neither libEGL nor libOSMesa): {FIX}')
     return found
 
 
@@ -53,7 +53,7 @@ def make_current() -> str:
             except Exception as error:  # PyOpenGL raises anything from AttributeError to GLError here
                 reasons.append(f'{name}: {type(error).__name__}: {error}')
         else:
-            raise SimError(f'no OpenGL context could be made ({"; ".join(reasons)}): {MEND}')
+            raise SimError(f'no OpenGL context could be made ({"; ".join(reasons)}): {FIX}')
     _context.make_current()
     return _backend
 

@@ -82,21 +82,21 @@ def find_export(bundle: Path, digest: str, precision: str) -> Export:
     Raises:
         VlaError: there is none, it was made from another bundle, or a file is missing, cut short or changed.
     """
-    mend = f'run: ki export {bundle} --to onnx --precision {precision}'
+    fix = f'run: ki export {bundle} --to onnx --precision {precision}'
     entry = read_parity(bundle).get(precision)
     if entry is None:
-        raise VlaError(f'{bundle}: has no {precision} ONNX graphs; {mend}')
+        raise VlaError(f'{bundle}: has no {precision} ONNX graphs; {fix}')
     try:
-        return _checked(bundle / FOLDER / precision, precision, entry, digest, mend)
+        return _checked(bundle / FOLDER / precision, precision, entry, digest, fix)
     except (KeyError, TypeError, AttributeError) as error:
-        raise VlaError(f'{bundle / FOLDER / PARITY}: the entry {precision} is incomplete ({error}); {mend}') from error
+        raise VlaError(f'{bundle / FOLDER / PARITY}: the entry {precision} is incomplete ({error}); {fix}') from error
 
 
-def _checked(folder: Path, precision: str, entry: Mapping[str, Any], digest: str, mend: str) -> Export:
+def _checked(folder: Path, precision: str, entry: Mapping[str, Any], digest: str, fix: str) -> Export:
     if entry['bundle'] != digest:
-        raise VlaError(f'{folder}: was exported from bundle {entry["bundle"][:12]}, this one is {digest[:12]}; {mend}')
+        raise VlaError(f'{folder}: was exported from bundle {entry["bundle"][:12]}, this one is {digest[:12]}; {fix}')
     for name, said in entry['files'].items():
-        check_file(folder / name, said['bytes'], said['sha256'], mend)
+        check_file(folder / name, said['bytes'], said['sha256'], fix)
     return Export(
         folder,
         precision,
@@ -110,16 +110,16 @@ def _checked(folder: Path, precision: str, entry: Mapping[str, Any], digest: str
     )
 
 
-def check_file(path: Path, size: int, digest: str, mend: str) -> None:
+def check_file(path: Path, size: int, digest: str, fix: str) -> None:
     """One file of an export against what was written down.
 
     Raises:
         VlaError: it is missing, cut short or changed.
     """
     if not path.is_file():
-        raise VlaError(f'{path}: is missing; {mend}')
+        raise VlaError(f'{path}: is missing; {fix}')
     found = path.stat().st_size
     if found != size:
-        raise VlaError(f'{path}: has {found} bytes where {size} were written; it was cut short or changed; {mend}')
+        raise VlaError(f'{path}: has {found} bytes where {size} were written; it was cut short or changed; {fix}')
     if size <= HASHED_BYTES and sha256_of(path) != digest:
-        raise VlaError(f'{path}: is not the file that was checked against torch; {mend}')
+        raise VlaError(f'{path}: is not the file that was checked against torch; {fix}')

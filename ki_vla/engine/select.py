@@ -78,7 +78,7 @@ def open_engine(
         **wishes: the other fields of `Wish`.
 
     Raises:
-        VlaError: nothing fits, or (strict) what was wanted does not; names the reason and the mend.
+        VlaError: nothing fits, or (strict) what was wanted does not; names the reason and the fix.
     """
     try:
         wish = Wish(backend, **wishes)

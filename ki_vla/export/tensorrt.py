@@ -143,12 +143,12 @@ def require_cache(
         return folder
     if build:
         return build_engine(bundle, export, progress=progress, machine=machine)
-    mend = f'run: ki export {bundle.folder} --to tensorrt --precision {export.precision}'
+    fix = f'run: ki export {bundle.folder} --to tensorrt --precision {export.precision}'
     others = [_read(path) for path in sorted((bundle.folder / FOLDER).glob(f'*/{TABLE}'))]
     differ = [_difference(target, other) for other in others if other is not None]
     if differ:
-        raise VlaError(f'{bundle.folder / FOLDER}: no engine fits: {"; ".join(differ)}; {mend}')
-    raise VlaError(f'{bundle.folder}: has no TensorRT engine; {mend}')
+        raise VlaError(f'{bundle.folder / FOLDER}: no engine fits: {"; ".join(differ)}; {fix}')
+    raise VlaError(f'{bundle.folder}: has no TensorRT engine; {fix}')
 
 
 def _read(path: Path) -> dict[str, Any] | None:

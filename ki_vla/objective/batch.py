@@ -198,7 +198,7 @@ def check_values(batch: Batch, config: ModelConfig) -> None:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             where = (~value.isfinite()).nonzero()[0].tolist()
             raise VlaError(
-                f'batch.{name}: {value[tuple(where)].item()} at {where} is not finite; drop or mend that sample.'
+                f'batch.{name}: {value[tuple(where)].item()} at {where} is not finite; drop or fix that sample.'
             )
     outside = batch.loss_mask_BT & ~batch.target_mask_BT
     if bool(outside.any()):

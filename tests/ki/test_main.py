@@ -56,7 +56,7 @@ def test_an_error_becomes_one_sentence_and_status_2(
 
 
 @pytest.mark.parametrize(('module', 'words'), [('rclpy', 'Source your ROS 2'), ('mujoco', 'make setup')])
-def test_a_missing_library_is_named_with_what_mends_it(
+def test_a_missing_library_is_named_with_what_fixes_it(
     module: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(**_: object) -> None:

@@ -45,7 +45,7 @@ def test_part_of_a_name_is_no_match(bag: Bag) -> None:
     assert name_of(bag, 'era') is None
 
 
-def test_of_several_none_is_taken_and_the_mend_is_said(bag: Bag) -> None:
+def test_of_several_none_is_taken_and_the_fix_is_said(bag: Bag) -> None:
     match = find_topic(bag, 'words', (STRING,), {})
     assert match.topic is None
     assert match.doubt == 'words could be any of /left/words, /right/words; say which with --remap words:=NAME'

@@ -109,7 +109,7 @@ def test_a_recording_without_messages_is_a_recording(tmp_path: Path) -> None:
     assert len(bag.problems) == 0
 
 
-def test_refusals_name_topic_and_mend(tmp_path: Path) -> None:
+def test_refusals_name_topic_and_fix(tmp_path: Path) -> None:
     with BagWriter(tmp_path / 'bag') as writer:
         with pytest.raises(BagError, match='/a was not declared'):
             writer.write('/a', 0, b'')

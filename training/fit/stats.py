@@ -39,7 +39,7 @@ PROBE_IMAGES = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing the doctor noticed: how bad, which column or stream, what, in one sentence with the mend."""
+    """One thing the doctor noticed: how bad, which column or stream, what, in one sentence with the fix."""
 
     level: str
     field: str

@@ -79,8 +79,8 @@ class IndexOptions:
             for name in given:
                 if name not in known:
                     near = difflib.get_close_matches(name, known, 1, 0.5)
-                    mend = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}.'
-                    raise TrainingError(f'{what}: {contract.name} has no {name!r}; {mend}')
+                    fix = f'did you mean {near[0]}?' if near else f'it has {", ".join(known)}.'
+                    raise TrainingError(f'{what}: {contract.name} has no {name!r}; {fix}')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and hashing."""

@@ -24,7 +24,7 @@ def test_this_machine_has_what_the_other_tests_use(ki_process: Ki) -> None:
     assert (done.returncode == 0) == all(entry['state'] != 'broken' for entry in findings.values())
 
 
-def test_a_segment_too_small_for_images_is_noted_with_the_mend(
+def test_a_segment_too_small_for_images_is_noted_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path
 ) -> None:
     small = tmp_path / 'small.xml'
@@ -33,7 +33,7 @@ def test_a_segment_too_small_for_images_is_noted_with_the_mend(
     [finding] = doctor.dds()
     assert finding.state == 'note'
     assert '0.5 MiB' in finding.found
-    assert finding.mend.endswith('config/dds/loopback.xml')
+    assert finding.fix.endswith('config/dds/loopback.xml')
     small.write_text('<profiles>')
     [finding] = doctor.dds()
     assert finding.state == 'broken'
@@ -43,7 +43,7 @@ def test_two_builds_of_onnx_runtime_are_broken(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, 'version_of', lambda name: '1.0')
     [finding] = doctor.onnxruntime()
     assert (finding.state, finding.found) == ('broken', 'two builds share one module: onnxruntime and onnxruntime-gpu')
-    assert 'pip uninstall' in finding.mend
+    assert 'pip uninstall' in finding.fix
 
 
 def test_a_check_that_fails_is_a_finding_and_the_others_go_on() -> None:

@@ -144,7 +144,7 @@ def test_a_dataset_becomes_recordings_a_bundle_and_a_report_that_the_first_one_l
         (lambda make, path: str(make(path / 'd', episodes=2)), 'has 2 episodes on disk, 5 are needed'),
     ],
 )
-def test_what_is_skipped_is_said_loudly_with_the_mend_and_the_first_part_stays(
+def test_what_is_skipped_is_said_loudly_with_the_fix_and_the_first_part_stays(
     dataset: MakeDataset, tmp_path: Path, prepare: Callable[[MakeDataset, Path], str], words: str
 ) -> None:
     out = first_part(tmp_path / 'shown')

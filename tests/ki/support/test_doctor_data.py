@@ -97,7 +97,7 @@ def test_recordings_from_elsewhere_are_indexed_and_compared(
     result = run(trained, '--against', other)
     assert result.exit_code == 1
     assert 'looks like degrees' in result.output
-    assert result.output.splitlines()[-1].startswith('Seriously wrong (1 error): mend it before a policy runs here')
+    assert result.output.splitlines()[-1].startswith('Seriously wrong (1 error): fix it before a policy runs here')
 
 
 def test_a_bundle_stands_for_the_data_it_was_trained_on(trained: Path, small: Contract, tmp_path: Path) -> None:

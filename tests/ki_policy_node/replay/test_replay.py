@@ -134,7 +134,7 @@ def test_refused_messages_are_counted_by_reason(contract, tmp_path):
     assert result['rejected'] == {'joint_states': {'non_finite': 30}}
 
 
-def test_a_missing_topic_is_named_with_its_stream_and_the_mend(contract, tmp_path):
+def test_a_missing_topic_is_named_with_its_stream_and_the_fix(contract, tmp_path):
     bag = write_bag(tmp_path / 'bag', skip=('joint_states',))
     with pytest.raises(NodeError, match=r'no topic joint_states of type .*JointState.*--remap joint_states:=NAME'):
         run(bag, contract)

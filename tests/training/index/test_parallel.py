@@ -40,7 +40,7 @@ def test_a_job_that_kills_its_process_costs_only_itself() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec('ray') is not None, reason='ray is installed')
-def test_a_missing_ray_is_told_with_the_mend() -> None:
+def test_a_missing_ray_is_told_with_the_fix() -> None:
     with pytest.raises(TrainingError, match=r"pip install 'ray\[data\]'"):
         list(run_all(double, [{'number': 0}], ray=True))
 

@@ -93,7 +93,7 @@ def test_leftovers_of_a_writer_that_was_killed_are_not_read_and_go_with_the_next
 
 
 @pytest.mark.parametrize('name', [WEIGHTS, OPTIMISER, STATE])
-def test_damage_is_named_with_the_mend(tmp_path: Path, name: str) -> None:
+def test_damage_is_named_with_the_fix(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, made(3))
     (path / name).write_bytes((path / name).read_bytes()[:-7])
     with pytest.raises(TrainingError, match=f'{path}.*remove'):

@@ -37,7 +37,7 @@ def test_a_lora_run_ships_merged_weights_of_low_rank(run_of: Callable[..., Any],
     assert not any('base_layer' in name for name in moments), 'the optimiser holds nothing for what stands still'
 
 
-def test_without_peft_the_mend_is_named(run_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_fix_is_named(run_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, 'peft', None)
