@@ -7,6 +7,7 @@
 #                              ARGS="--bundle B" a policy of yours; see `ki demo --help`
 #   make test | check | bench  what must pass | what must be tidy | the numbers of BENCHMARKS.md
 #   make docs                  site/index.html: tutorials, how-tos, reference, design
+#   make schema                config/schema/: what editors complete and check robot, run and `ki up` files with
 #   make ws                    ros2_ws/install, as `colcon build` makes it on a robot
 #   make lock                  choose the pinned versions anew (needs uv)
 
@@ -16,7 +17,7 @@ BIN := .venv/bin
 # On a machine with a sourced ROS 2, ki_msgs lives in the workspace that `make setup` built with it.
 OVERLAY := if [ -n "$$ROS_DISTRO" ] && [ -f ros2_ws/install/local_setup.sh ]; then . ros2_ws/install/local_setup.sh; fi
 
-.PHONY: setup ready demo test check bench docs ws lock clean
+.PHONY: setup ready demo test check bench docs schema ws lock clean
 
 setup:
 	@$(PYTHON) tools/setup_env.py $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
@@ -43,6 +44,9 @@ bench: ready
 
 docs: ready
 	@$(OVERLAY); NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet && echo 'open site/index.html'
+
+schema: ready
+	@PYTHONPATH=. $(BIN)/python tools/write_schemas.py
 
 ws:
 	@$(PYTHON) tools/build_ws.py

@@ -61,7 +61,9 @@ class _Refusal:
     def sentence(self, where: str) -> str:
         """The refusal in words; `where` is the source."""
         kind = self._detail['type']
-        if kind in ('extra_forbidden', 'invalid_key', 'missing'):
+        if kind in ('extra_forbidden', 'invalid_key') or (
+            kind == 'missing' and isinstance(self._detail['loc'][-1], str)
+        ):
             return f'{_joined(where, dotted(self.keys[:-1]))} {self._key_refused(kind)}.'
         rule = str(self._detail.get('ctx', {}).get('error', '')).rstrip('.') if kind == 'value_error' else ''
         if rule and _fields(self._wanted):  # a rule between fields, which names the first of them itself
@@ -84,7 +86,8 @@ class _Refusal:
         elif isinstance(value, bool | int | float) and kinds <= {'string', 'null'}:
             ending = ', in quotes'
         required = {name for each in _options(self._holder) for name in each.get('required', ())}
-        if 'null' in kinds or (value is None and self.keys and self.keys[-1] not in required):
+        last = self.keys[-1] if self.keys else None
+        if 'null' in kinds or (value is None and isinstance(last, str) and last not in required):
             ending += ', or leave it out'
         choices = [str(each) for option in options for each in option.get('enum', ())]
         near = nearest(value, choices) if isinstance(value, str) else None
@@ -131,7 +134,7 @@ def _place(detail: ErrorDetails, data: object) -> tuple[tuple[int | str, ...], o
         if inner is not _ABSENT:
             keys.append(key)
             value = inner
-    if detail['type'] == 'missing':
+    if detail['type'] == 'missing' and isinstance(detail['loc'][-1], str):  # an int: a list is too short
         return (*keys, detail['loc'][-1]), None
     return tuple(keys), value
 
@@ -152,7 +155,7 @@ def _schema_at(schema: Mapping[str, Any], keys: Sequence[int | str]) -> Mapping[
     for key in keys:
         options = [_resolved(each, schema) for each in _options(_resolved(found, schema))]
         if isinstance(key, int):
-            inner = (each['items'] for each in options if 'items' in each)
+            inner = (_item(each, key) for each in options)
         else:
             inner = (
                 each.get('properties', {}).get(key, each.get('additionalProperties'))
@@ -164,6 +167,12 @@ def _schema_at(schema: Mapping[str, Any], keys: Sequence[int | str]) -> Mapping[
             return {}
         found = chosen
     return _resolved(found, schema)
+
+
+def _item(part: Mapping[str, Any], index: int) -> Any:
+    """What a list wants at a place: of a list of so many, each has its own."""
+    places = part.get('prefixItems', ())
+    return places[index] if 0 <= index < len(places) else part.get('items')
 
 
 def _resolved(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,6 +227,7 @@ def _counts(least: int | None, most: int | None) -> str:
     if least is None and most is None:
         return ''
     words = f'at most {most}' if least is None else f'at least {least}' if most is None else f'{least} to {most}'
+    words = f'{least}' if least == most else words
     return f' of {words} {"entry" if (most or least) == 1 else "entries"}'
 
 

@@ -17,4 +17,18 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Types, defaults, bounds, choices and descriptions of every field (JSON Schema, draft 2020-12)."""
-    return model.model_json_schema(schema_generator=_WithoutFieldTitles)
+    schema = model.model_json_schema(schema_generator=_WithoutFieldTitles)
+    _unwrap_descriptions(schema)
+    return schema
+
+
+def _unwrap_descriptions(part: Any) -> None:
+    """Joins the lines of every paragraph: they were broken for the width of the source."""
+    if isinstance(part, dict):
+        text = part.get('description')
+        if isinstance(text, str):
+            part['description'] = '\n\n'.join(' '.join(each.split()) for each in text.split('\n\n'))
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            _unwrap_descriptions(each)

@@ -102,5 +102,5 @@ def _all_optional(model: type[Config]) -> type[Config]:
             kind = _all_optional(kind)
         for bound in about.metadata:
             kind = Annotated[kind, bound]
-        fields[name] = (kind, Field(default=None, description=about.description))
+        fields[name] = (kind, Field(default_factory=lambda: None, description=about.description))
     return create_model(f'{model.__name__}Changes', __base__=Config, __doc__=f'Fields of {model.__name__}.', **fields)

@@ -36,7 +36,7 @@ def _one_of_two(bags: str | None, arrays: str | None) -> None:
 
 
 class Data(TrainingConfig):
-    """Where samples come from."""
+    """The recordings and the pictures with words of a run, and how samples are drawn from them."""
 
     bags: str | None = None
     """An index (`ki data index`), or a folder of recordings, which is then indexed."""

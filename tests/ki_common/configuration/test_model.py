@@ -58,6 +58,7 @@ class Robot(RoomConfig):
     cameras: tuple[Camera, ...] = Field(default=(), max_length=3)
     main: Camera = Camera(topic='a')
     second: Camera | None = None
+    corner: tuple[float, float] = (0.0, 0.0)
     options: dict[str, bool | float | str] = Field(default_factory=dict)
     mode: Literal['auto'] | float = 'auto'
 
@@ -148,6 +149,9 @@ REFUSALS: list[tuple[Any, str]] = [
     ({'second': {'topc': 'a'}}, "r.yaml: second has the unknown field 'topc'; did you mean 'topic'? Known are "),
     ({'second': {'topic': 'a', 'width': 3}}, 'r.yaml: second.width is 3 and height None; give both or neither.'),
     ({'second': 3}, 'r.yaml: second is 3; write a mapping of fields, or leave it out.'),
+    ({'corner': [1]}, 'r.yaml: corner is [1]; write a list of 2 entries.'),
+    ({'corner': [1, 2, 3]}, 'r.yaml: corner is [1, 2, 3]; write a list of 2 entries.'),
+    ({'corner': [1, None]}, 'r.yaml: corner[1] has no value; write a number, such as 0.5 or 1e-3.'),
     ({'options': {'x': None}}, 'r.yaml: options.x has no value; write true or false or a number'),
     ({'options': {5: 1.0}}, 'r.yaml: options has the key 5; write a word.'),
     ({'options': 3}, 'r.yaml: options is 3; write a mapping.'),

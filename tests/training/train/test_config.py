@@ -60,7 +60,7 @@ REFUSALS = [
     ('data: {}', 'run.yaml: data.bags and arrays are both left out; name the one that there is.'),
     ('data: {bags: a, arrays: b}', "run.yaml: data.bags is 'a' and arrays 'b'; name only one of the two."),
     ('data: {bags: x, validation: 0.95}', 'run.yaml: data.validation is 0.95; write a number from 0 to 0.9.'),
-    ('data: {bags: x, outcomes: [succes]}', "data.outcomes[0] is 'succes'; write one of unlabeled, success, failure, "),
+    ('data: {bags: x, outcomes: [won]}', "data.outcomes[0] is 'won'; write one of unlabeled, success, failure, "),
     ('data: {bags: x, vlm: [1]}', 'data.vlm[0] is 1; write a word, in quotes.'),
     ('stages: [{steps: ten}]', "run.yaml: stages[0].steps is 'ten'; write a whole number of at least 1."),
     ('stages: [{steps: 0}]', 'run.yaml: stages[0].steps is 0; write a whole number of at least 1.'),
