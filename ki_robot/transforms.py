@@ -42,9 +42,9 @@ class StatsFile(Config):
     raises = RobotError
 
     names: tuple[str, ...]
-    """Of the columns."""
+    """Names of the columns."""
     mean: Moments
-    """Of every column, in its unit."""
+    """Mean of every column, in its unit."""
     std: Moments
     """Standard deviation of every column, in its unit."""
     q01: Moments
@@ -54,7 +54,7 @@ class StatsFile(Config):
     count: int = Field(ge=1)
     """Values of each column."""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Of which data: bags, hash, units."""
+    """Where the data come from: bags, hash, units."""
 
 
 @dataclass(frozen=True, eq=False)

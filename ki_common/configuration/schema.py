@@ -18,17 +18,20 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Types, defaults, bounds, choices and descriptions of every field (JSON Schema, draft 2020-12)."""
     schema = model.model_json_schema(schema_generator=_WithoutFieldTitles)
-    _unwrap_descriptions(schema)
+    _tidy(schema)
     return schema
 
 
-def _unwrap_descriptions(part: Any) -> None:
-    """Joins the lines of every paragraph: they were broken for the width of the source."""
+def _tidy(part: Any) -> None:
+    """Joins the lines of every paragraph of a description, and leaves out defaults that repeat those of a model within.
+
+    Lines were broken for the width of the source; the fields of an inner model say their own defaults.
+    """
     if isinstance(part, dict):
         text = part.get('description')
         if isinstance(text, str):
             part['description'] = '\n\n'.join(' '.join(each.split()) for each in text.split('\n\n'))
-        part = list(part.values())
-    if isinstance(part, list):
-        for each in part:
-            _unwrap_descriptions(each)
+        if isinstance(part.get('default'), dict | list) and '$ref' in {*part, *part.get('items', ())}:
+            del part['default']
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _tidy(each)

@@ -34,7 +34,7 @@ class Contract(ContractPart):
     unhashed = ('on_far_start', 'start_speed', 'space')
 
     name: Name
-    """Of the robot."""
+    """Name of the robot."""
     rate_hz: float = Field(gt=0, le=1000)
     """Action steps per second, Hz."""
     horizon: int = Field(ge=1, le=1000)
@@ -56,7 +56,7 @@ class Contract(ContractPart):
     on_far_start: Literal['refuse', 'approach'] = 'refuse'
     """What to do about a first command far from the robot: refuse the chunk, or go there at start_speed."""
     start_speed: float = Field(default=0.1, gt=0, le=1)
-    """Of an approach, as a share of each column's velocity limit."""
+    """Speed of an approach, as a share of each column's velocity limit."""
     space: Space | None = None
     """Which links must not touch, and which boxes they must not leave; left out, only columns are checked."""
 

@@ -218,7 +218,7 @@ class OutputOptions(ContractPart):
     dead_band: float | None = Field(default=None, gt=0)
     """A gripper's smaller changes are not sent, in the column's unit. Left out: 0 on a topic, 0.002 for an action."""
     max_effort: float | None = Field(default=None, gt=0)
-    """Of a gripper action's goals, N. Left out: the controller's own."""
+    """Effort in the goals of a gripper action, N. Left out: the controller's own."""
 
     def given(self) -> dict[str, Any]:
         """The options that were given."""

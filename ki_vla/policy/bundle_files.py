@@ -22,14 +22,14 @@ class FileEntry(VlaConfig):
     bytes: NonNegativeInt
     """Its size."""
     sha256: Annotated[str, Matches(r'[0-9a-f]{64}', 'write 64 hex digits')]
-    """Of its content."""
+    """sha256 of its content."""
 
 
 class ManifestFile(VlaConfig):
     """`manifest.json`: every file of the policy, and where it comes from."""
 
     format: Literal[1]
-    """Of the folder; a newer one is read by a newer version."""
+    """Version of the form of the folder; a newer one needs a newer KI Stack."""
     name: str = Field(min_length=1)
     """What people call the policy."""
     files: dict[str, FileEntry]

@@ -27,7 +27,7 @@ class Processing(VlaConfig):
     """Choices that belong to a policy and are saved with it."""
 
     normalisation: Normalisation = 'quantile'
-    """Of state and actions: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
+    """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
     pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all steps, so
     `mask` leaves the tokens of such a chunk out; `keep` trains on them with the values that the data give for those

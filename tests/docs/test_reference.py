@@ -61,6 +61,21 @@ def test_every_field_of_a_contract_is_listed_with_its_bounds(pages: dict[str, Mo
     assert '| `rate_hz` | number, > 0, ≤ 1000 | **required** |' in text
 
 
+def test_every_field_of_a_run_and_of_a_file_of_ki_up_is_listed(pages: dict[str, ModuleType]) -> None:
+    from ki.support.up_file import UpFile, UpNode
+    from training.train.config import Augment, Data, Embodiment, Run, Simulate, Stage, Tokens
+
+    for text, models in (
+        (pages['settings'].run_page(), (Run, Data, Embodiment, Simulate, Tokens, Augment, Stage)),
+        (pages['settings'].up_page(), (UpFile, UpNode)),
+    ):
+        for model in models:
+            assert f'## {model.__name__}\n' in text
+            for name in model.model_fields:
+                assert f'| `{name}` |' in text
+    assert '| `final_rate` | number, ≥ 0, ≤ 1 | `0.1` |' in pages['settings'].run_page()
+
+
 def test_every_command_is_listed(pages: dict[str, ModuleType]) -> None:
     text = pages['commands'].page()
     for path in (ROOT / 'ki' / 'commands').glob('[a-z]*.py'):

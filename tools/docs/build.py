@@ -23,6 +23,8 @@ PAGES = {
     'reference/parameters.md': settings.parameters_page,
     'reference/launch.md': settings.launch_page,
     'reference/contract.md': settings.contract_page,
+    'reference/run.md': settings.run_page,
+    'reference/up.md': settings.up_page,
     'reference/interfaces.md': interfaces.page,
     'reference/messages.md': messages.page,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from tables import code, table
 
+from ki.support.up_file import UpFile
 from ki_common.configuration.model import Config
 from ki_common.configuration.schema import json_schema
 from ki_common.node_settings import Change, NodeSettings
@@ -18,6 +19,7 @@ from ki_policy_node.recorder.settings import RecorderSettings
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.contract.contract import Contract
 from ki_sim.node.settings import SimRobotSettings
+from training.train.config import Run
 
 NODES: Mapping[str, type[NodeSettings]] = {
     'policy_node': PolicyNodeSettings,
@@ -89,6 +91,22 @@ def contract_page() -> str:
         'The tutorial [Your first arm](../tutorials/first-arm.md) writes one.'
     )
     return f'# Contract\n\n{head}\n\n{model_sections(Contract)}'
+
+
+def run_page() -> str:
+    """Every field of the YAML file of a training run."""
+    head = (
+        'A run is one YAML file: `ki train FILE.yaml`; examples are in `config/train/`. Every field is checked before '
+        'anything is read; an unknown one is refused. The tutorial [Train from your bags]'
+        '(../tutorials/train-from-bags.md) goes through one.'
+    )
+    return f'# Training run\n\n{head}\n\n{model_sections(Run)}'
+
+
+def up_page() -> str:
+    """Every field of a file of `ki up`."""
+    head = '`ki up FILE.yaml` starts the nodes that a file names; examples are in `config/node/`.'
+    return f'# Files of ki up\n\n{head}\n\n{model_sections(UpFile)}'
 
 
 def model_sections(model: type[Config]) -> str:

@@ -49,9 +49,9 @@ class Data(TrainingConfig):
     validation: float = Field(default=0.1, ge=0, le=0.9)
     """Share of the episodes that is held out."""
     split_seed: int = Field(default=0, ge=0)
-    """Another seed, another split."""
+    """Seed of the split: another one holds out other episodes."""
     stride: int = Field(default=1, ge=1)
-    """Every how many steps of an episode a sample begins."""
+    """Steps of an episode between the beginnings of two samples."""
     outcomes: tuple[Outcome, ...] = Field(default=('unlabeled', 'success'), min_length=1)
     """Episodes of which outcome take part."""
     subtask: float = Field(default=0.3, ge=0, le=1)
@@ -94,9 +94,9 @@ class Simulate(TrainingConfig):
     out: str = 'out/simulated'
     """Folder for arrays/ and knowledge/."""
     tasks: Words = ('demo',)
-    """Of ki_sim.tasks.tasks, or `all`."""
+    """Tasks of the simulator (`ki sim --help`), or `all`."""
     episodes: int = Field(default=100, ge=1)
-    """Of each task, from `first_seed` on."""
+    """Episodes of each task, from scene `first_seed` on."""
     first_seed: int = Field(default=0, ge=0)
     """Scene of the first episode."""
     scenes: int = Field(default=0, ge=0)
@@ -106,7 +106,7 @@ class Simulate(TrainingConfig):
     arrangements: int = Field(default=1, ge=1)
     """Pictures of each training scene, its objects elsewhere in each."""
     image_size: int = Field(default=96, ge=1)
-    """Of the cameras, pixels."""
+    """Side of the camera images, pixels."""
     workers: int = Field(default=0, ge=0)
     """Processes; 0: one per core."""
 
@@ -123,7 +123,7 @@ class Tokens(TrainingConfig):
     actions: int = Field(default=512, ge=1)
     """Action tokens."""
     scale: float = Field(default=10.0, gt=0)
-    """Of FAST: how finely coefficients are rounded; higher is finer, in more tokens."""
+    """How finely FAST rounds its coefficients: higher is finer and takes more tokens."""
     split_digits: bool = False
     """One token a digit."""
 
@@ -147,7 +147,7 @@ class Stage(TrainingConfig):
     """One stretch of training with a schedule of its own; the next one starts from its weights."""
 
     name: Annotated[str, Matches(r'[A-Za-z_][A-Za-z0-9_]*', 'write a plain word; it names a folder')] = 'vla'
-    """Of its folder."""
+    """Name of the stage and of its folder."""
     recipe: Annotated[str, OneOf(RECIPES)] = 'ours'
     """Losses and gradients: a name of ki_vla.objective.recipes."""
     steps: int = Field(default=1000, ge=1)
@@ -161,7 +161,7 @@ class Stage(TrainingConfig):
     must everything be read from pictures and words: later, where the robot is already going tells most of where it
     goes."""
     kinds: Words = ()
-    """Of the pictures with words, only these (caption, box, ...); all where it is empty."""
+    """Kinds of pictures with words to draw (caption, box, ...); empty: all."""
     batch: int = Field(default=32, ge=1)
     """Samples of a step, over all processes and micro-batches together."""
     accumulate: int = Field(default=1, ge=1)
@@ -177,11 +177,11 @@ class Stage(TrainingConfig):
     warmup: int = Field(default=100, ge=0)
     """Steps to the peak of the learning rate."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Of AdamW: decay of the mean square of gradients."""
+    """Decay of the mean square of gradients in AdamW."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)
-    """Longest norm of the gradient."""
+    """Gradients are shortened to this norm."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the averaged weights, which are the ones evaluated and shipped; 0: none."""
     expert_rate: float = Field(default=1.0, gt=0)
@@ -197,10 +197,10 @@ class Stage(TrainingConfig):
 
 
 class Run(TrainingConfig):
-    """All of a run."""
+    """A training run: data, model, stages, and what is logged and saved."""
 
     name: Annotated[str, Matches(r'[^@/\s]+', 'write a name without blanks, @ and /; it names the bundle')] = 'policy'
-    """Of the bundle."""
+    """Name of the policy and of its bundle."""
     out: str = 'out/train'
     """The run's folder."""
     robot: str = 'bimanual_mobile'
@@ -216,7 +216,7 @@ class Run(TrainingConfig):
     simulate: Simulate | None = None
     """Data to make first."""
     data: Data = Data(bags='bags')
-    """Where samples come from."""
+    """Where samples come from. Left out: the folder bags."""
     embodiments: tuple[Embodiment, ...] = ()
     """Other robots in the same run."""
     tokens: Tokens = Tokens()
@@ -224,11 +224,11 @@ class Run(TrainingConfig):
     augment: Augment = Augment()
     """How pictures are changed."""
     stages: tuple[Stage, ...] = Field(default=(Stage(),), min_length=1)
-    """Stretches of training, in order."""
+    """Stretches of training, in order. Left out: one with the defaults."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, draws and noise."""
     normalisation: Normalisation = 'quantile'
-    """Of state and actions: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
+    """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
     pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode: left out, or trained on."""
     subtasks: bool = False

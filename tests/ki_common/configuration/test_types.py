@@ -35,6 +35,10 @@ class Plan(Config):
     net: Annotated[dict[str, Any], ChangesOf(Net)] = Field(default_factory=dict)
 
 
+class Whole(Config):
+    plan: Plan = Plan()
+
+
 def test_what_fits_is_taken() -> None:
     plan = Plan.parse({'topic': 'a/b', 'recipe': 'theirs', 'files': 'one', 'net': {'layer': {'depth': 3}}})
     assert plan.files == ('one',)
@@ -76,6 +80,7 @@ def test_an_editor_is_told_the_same() -> None:
     }
     assert fields['recipe']['enum'] == ['ours', 'theirs']
     assert [each['type'] for each in fields['files']['anyOf']] == ['array', 'string']
+    assert 'default' not in json_schema(Whole)['properties']['plan'], 'its fields say their own'
     layer = schema['$defs']['LayerChanges']
     assert layer['properties']['width'] == {'type': 'integer', 'minimum': 1, 'description': 'Channels.'}
     assert 'required' not in layer
