@@ -24,10 +24,19 @@ from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import joint_columns, message_type
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
+from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import interface_of, joint_of, twist_axis_of
 from ki_robot.contract.parts import Camera, Output, StateStream
-from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_state, fill_twist, set_time, time_ns
+from ki_robot.messages.arrays import (
+    fill_compressed,
+    fill_image,
+    fill_joint_state,
+    fill_twist,
+    set_time,
+    stamp_ns,
+    time_ns,
+)
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -56,7 +65,7 @@ class SyntheticRobot(Node):
             c.name: 0.5 * ((c.limits.lower or 0.0) + (c.limits.upper or 0.0)) for c in self.contract.actions
         }
         self.velocities: dict[str, float] = defaultdict(float)
-        self._targets: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._targets: dict[str, tuple[list[str], Profile]] = {}
         self._count = 0
         size = (settings.height, settings.width)
         self._pictures = [picture(size, index) for index in range(FRAMES)]
@@ -137,16 +146,23 @@ class SyntheticRobot(Node):
         return keep
 
     def _follow(self, message: Any, steady_ns: int) -> None:
-        """A trajectory replaces the one before, and starts where the joint is now."""
-        times = np.array([steady_ns, *(steady_ns + time_ns(point.time_from_start) for point in message.points)])
-        for index, joint in enumerate(message.joint_names):
-            name = f'{joint}/position'
-            values = np.array([self.positions[name], *(point.positions[index] for point in message.points)])
-            self._targets[name] = (times, values)
+        """A trajectory replaces the one before; a first point in the future is led to from where the joints are now."""
+        names = [f'{joint}/position' for joint in message.joint_names]
+        stamp = stamp_ns(message.header)
+        start_ns = steady_ns + (stamp - self._now_ns() if stamp else 0)
+        times = [start_ns + time_ns(point.time_from_start) for point in message.points]
+        values = [list(point.positions) for point in message.points]
+        rates = [list(point.velocities) or [0.0] * len(names) for point in message.points]
+        if times[0] > steady_ns:
+            times.insert(0, steady_ns)
+            values.insert(0, [self.positions[name] for name in names])
+            rates.insert(0, [0.0] * len(names))
+        self._targets[names[0]] = names, Profile(np.array(times), np.array(values), np.array(rates))
 
     def _move(self, steady_ns: int) -> None:
-        for name, (times, values) in self._targets.items():
-            self.positions[name] = float(np.interp(steady_ns, times, values))
+        for names, profile in self._targets.values():
+            values_n, _ = profile.at(steady_ns)
+            self.positions.update(zip(names, values_n.tolist(), strict=True))
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)

@@ -29,10 +29,12 @@ from ki_common.nodes import NODES
 from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract.contract import Contract
+from ki_robot.messages.arrays import time_ns
 
 ROOT = Path(__file__).resolve().parent.parent
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # A machine that runs other things must not turn a late thread into a hold; the tests of the timeouts set their own.
+FOLLOWED_NS = 150_000_000
 PATIENT = {'state_timeout': 1.0, 'status_timeout': 1.0}
 
 
@@ -70,7 +72,13 @@ def small_robot() -> dict[str, Any]:
                 'columns': names[:2],
                 'options': {'window_s': 0.3, 'interpolation': 'cubic'},
             },
-            {'name': 'hand', 'kind': 'forward_command', 'topic': 'hand_controller/commands', 'columns': names[2:]},
+            {
+                'name': 'hand',
+                'kind': 'forward_command',
+                'topic': 'hand_controller/commands',
+                'columns': names[2:],
+                'role': 'gripper',
+            },
             {
                 'name': 'base',
                 'kind': 'twist_stamped',
@@ -209,8 +217,9 @@ class Rig:
         return self.until('the arm holds', lambda: next((t for t, _ in self.hold_points(after_ns)), 0), seconds)
 
     def hold_points(self, after_ns: int) -> list[tuple[int, Any]]:
-        """Trajectories of a single point after a time: a hold has no other."""
-        return [(t, m) for t, m in list(self.robot.commands['arm']) if t >= after_ns and len(m.points) == 1]
+        """Trajectories after a time that only brake; those of a run follow a chunk for 150 ms before they do."""
+        sent = [(t, m) for t, m in list(self.robot.commands['arm']) if t >= after_ns]
+        return [(t, m) for t, m in sent if time_ns(m.points[-1].time_from_start) < FOLLOWED_NS]
 
     def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:
         """Calls a service."""

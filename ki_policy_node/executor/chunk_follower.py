@@ -1,41 +1,37 @@
-"""Follows chunks against the clock, within limits, and decides when to hold: the executor without ROS.
+"""Follows chunks against the clock, within limits, and decides when to brake: the executor without ROS.
 
-States: `disabled` and `idle` command nothing; `run` follows a chunk; `hold` stands at one pose; `fault` holds until an
-operator resets it. Every time is passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs).
-Letters: H steps, N action columns, K knots of a window.
+States: `run` follows a chunk; every other state brakes what moves to rest, within limits, from where it was
+commanded, and is then silent. `fault` lasts until an operator resets it. What begins afresh begins at rest where the
+robot is measured. Every time is passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs).
+N action columns of the contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from ki_policy_node.executor.limiter import Correction, Limiter
-from ki_policy_node.executor.outputs import Plan, is_gripper
+from ki_policy_node.executor.playback import MotionPlayback, Setpoints, windowed_columns
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Rules, Severity, State
 from ki_policy_node.executor.state_tracker import Measured
 from ki_robot.actions import guard
 from ki_robot.actions.chunk import ActionChunk, Matrix
-from ki_robot.actions.interpolation import interpolate, slopes
+from ki_robot.actions.motion import Vector, bounds_of
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
-WINDOW_NS = 300_000_000
-WINDOW_KNOTS = 6
-LATEST_NS = 100_000_000  # a tick later than this is not made up for in one step
+SAID_NS = 250_000_000  # how long rest is said before silence: more than a gripper's dead time
+RIVAL_NS = 2_000_000_000  # a policy that has been silent for this long speaks no more
+NEAR_S = 0.02  # of full speed: a column measured this near its command has not been moved
+STEP_SLACK = 1e-3  # relative: how far a chunk's step may be from the contract's
+GAP_NS = 100_000_000  # a robot stands still after so long without a setpoint
+BEHIND_S = 0.1  # of full speed: a column further behind its chunk is told
+ARRIVED_S = 0.02  # of the approach's own speed: an approach this near its chunk is over
 INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
 EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
-
-
-@dataclass(frozen=True)
-class Hold:
-    """Stand at `pose_N`; velocity columns are 0. `again`: the same hold as at the tick before."""
-
-    pose_N: Matrix
-    again: bool
 
 
 class Follower:
@@ -49,38 +45,47 @@ class Follower:
     """
 
     def __init__(self, contract: Contract, limits: Sequence[Limits], rules: Rules, period_ns: int) -> None:
-        self.contract = contract
-        self.limits = tuple(limits)
-        self.rules = rules
-        self.state = State.DISABLED
-        self.reason = 'not enabled'
+        self.contract, self.limits, self.rules = contract, tuple(limits), rules
+        self.state, self.reason = State.DISABLED, 'not enabled'
         self.events: list[Event] = []
-        self.setpoint_N: Matrix | None = None
-        self._limiter = Limiter(contract.action_names, limits)
-        self._period_ns = min(period_ns, WINDOW_NS // WINDOW_KNOTS // 2)
-        self._limited_ns = 0  # the ROS time that the setpoint is for
-        names = contract.action_names
         self._measured = Measured(contract, rules.state_timeout_ns)
-        self._position_N = self._measured.position_N
-        gripped = {column for output in contract.outputs if is_gripper(output) for column in output.columns}
-        self._gripper_N = np.array([name in gripped for name in names])
-        linear = {c for o in contract.outputs if o.options.interpolation == 'linear' for c in o.columns}
-        self._linear_N = np.array([name in linear for name in names])
-        self._window_ns = WINDOW_NS // WINDOW_KNOTS * np.arange(1, WINDOW_KNOTS + 1, dtype=np.int64)
-        self._windows = any(output.kind == 'joint_trajectory' for output in contract.outputs)
+        self._playback = MotionPlayback(contract, limits, period_ns)
+        grips = {c for o in contract.outputs if o.role == 'gripper' or o.kind == 'gripper' for c in o.columns}
+        self._gripper_N = np.array([name in grips for name in contract.action_names], bool)
+        forces = {c for o in contract.outputs if o.on_hold == 'keep_force' for c in o.columns}
+        self._held_N = self._gripper_N | np.array([name in forces for name in contract.action_names], bool)
+        windowed = windowed_columns(contract)
+        self._windowed_N = np.array([name in windowed for name in contract.action_names], bool)
+        self._near_N = NEAR_S * bounds_of(contract.action_names, limits, period_ns / 1e9).speed_N
+        tolerances = [column.tolerance or rules.max_tracking_error or np.inf for column in contract.actions]
+        # A gripper may stand far from its command: it grips something.
+        self._tolerance_N = np.where(self._measured.position_N & ~self._gripper_N, tolerances, np.inf)
+        self._period_ns, self._ticked_ns = period_ns, -1
         self._invalid_states = self._invalid_chunks = 0
         self._chunk: ActionChunk | None = None
-        self._slope_HN: Matrix | None = None
         self._chunk_steady_ns = 0
+        self._heard: dict[str, int] = {}  # policies, and when each last sent a chunk
         self._policy: PolicyHealth | None = None
         self._estop = False
         self._latched = ''  # why `reset_fault` is needed; neither disabling nor deactivating takes it away
-        self._held_since_ns = 0
-        self._hold_pose_N: Matrix | None = None
-        self._hold_sent = False
-        self._release = False
+        self._fresh = True  # the next motion begins where the robot is measured
+        self._speaks = False  # something was commanded, and has not come to rest and been said to
+        self._rested_ns: int | None = None
+        self._approaches = False
+        self._kept_N: Vector | None = None  # what was commanded last, as long as the controllers may still hold it
+        self._grips = False  # whether grippers may still hold something
         self._tracking_since_ns: int | None = None
         self._told: dict[tuple[Kind, str], int] = {}
+
+    @property
+    def setpoint_N(self) -> Vector | None:
+        """What was commanded last, for every column; None before anything was."""
+        return self._playback.setpoint_N
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is nothing to say: all has come to rest, and has been said to."""
+        return not self._speaks
 
     # What comes in.
 
@@ -97,30 +102,57 @@ class Follower:
             self._fault(Event(Kind.NON_FINITE, Severity.FAULT, text), steady_ns)
 
     def on_chunk(self, chunk: ActionChunk, now_ns: int, steady_ns: int) -> None:
-        """A new chunk; it is followed from the step in force now, or refused as a whole."""
+        """A new chunk; it is followed from the step in force now, or refused as a whole and forgotten."""
         self._invalid_chunks = 0
-        names = self.contract.action_names
-        if chunk.names != names:
-            try:
-                chunk = replace(chunk, names=names, data_HN=chunk.columns(names))
-            except RobotError as error:
-                self._tell(Event(Kind.NON_FINITE, Severity.REJECTED, str(error), chunk.chunk_id), steady_ns)
-                return
+        try:
+            chunk = self._as_contracted(chunk)
+        except RobotError as error:
+            self._tell(Event(Kind.NON_FINITE, Severity.REJECTED, str(error), chunk.chunk_id), steady_ns)
+            return
         if self._chunk is not None and chunk.observation_ns < self._chunk.observation_ns:
             return  # overtaken on the way
-        measured_N = None if self._measured.stale(steady_ns) else self._measured.pose()
-        verdict = guard.check(chunk, self.limits, now_ns, measured_N, self.rules.guard)
+        verdict = guard.check(chunk, self.limits, now_ns, self._start_to_keep(steady_ns), self.rules.guard)
         if isinstance(verdict, guard.Reject):
             self._refuse(_event_of(verdict, chunk), steady_ns)
+            return
+        if self._has_rival(chunk, steady_ns):
             return
         for clamp in verdict.clamps:
             name = clamp.kind.name.lower().replace('_', ' ')
             text = f'{clamp.column}: {clamp.value:.4g} was brought to its {name} of {clamp.limit:.4g}.'
             event = Event(clamp.kind, Severity.CLAMPED, text, chunk.chunk_id, clamp.step)
             self._tell(replace(event, column=clamp.column, value=clamp.value, limit=clamp.limit), steady_ns)
-        self._chunk = verdict.chunk
-        self._slope_HN = slopes(verdict.chunk.data_HN, chunk.step_ns / 1e9)
-        self._chunk_steady_ns = steady_ns
+        self._chunk, self._chunk_steady_ns = verdict.chunk, steady_ns
+        self._playback.aim(verdict.chunk)
+
+    def _as_contracted(self, chunk: ActionChunk) -> ActionChunk:
+        """The chunk with its columns in the contract's order; RobotError where it is none of this contract's."""
+        names, step_ns = self.contract.action_names, self.contract.step_ns
+        if abs(chunk.step_ns - step_ns) > STEP_SLACK * step_ns:
+            raise RobotError(
+                f'Chunk {chunk.chunk_id} has a step of {chunk.step_ns / 1e9:g} s; '
+                f'the contract of {self.contract.name} has {step_ns / 1e9:g} s.'
+            )
+        return chunk if chunk.names == names else replace(chunk, names=names, data_HN=chunk.columns(names))
+
+    def _start_to_keep(self, steady_ns: int) -> Matrix | None:
+        """Where a chunk must begin; None where nothing is known of it, or where a far start is approached."""
+        far_is_fine = self.contract.on_far_start == 'approach' and (self.state is not State.RUN or self._approaches)
+        return None if far_is_fine or self._measured.stale(steady_ns) else self._measured.pose()
+
+    def _has_rival(self, chunk: ActionChunk, steady_ns: int) -> bool:
+        """Whether two policies speak in turn; then neither is followed. That one takes over from another is fine."""
+        heard = {name: at for name, at in self._heard.items() if steady_ns - at < RIVAL_NS}
+        before_ns = heard.pop(chunk.policy_id, None)
+        self._heard = {**heard, chunk.policy_id: steady_ns}
+        if before_ns is None or not any(at > before_ns for at in heard.values()):
+            return False
+        text = f'Policies send chunks in turn: {", ".join(sorted(map(repr, self._heard)))}; end all but one.'
+        self._tell(Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, text, chunk.chunk_id), steady_ns)
+        if self.state is State.RUN:
+            self._hold(text)
+        self._chunk = None
+        return True
 
     def on_invalid_chunk(self, message: str, steady_ns: int) -> None:
         """A chunk that cannot be read (NaN, wrong layout): dropped as a whole; in a row a fault."""
@@ -134,7 +166,6 @@ class Follower:
     def on_policy_health(self, policy: PolicyHealth) -> None:
         """What the policy node says of itself."""
         self._policy = policy
-        self._release = policy.ended
 
     def on_estop(self, pressed: bool, steady_ns: int) -> None:
         """The e-stop topic; pressing latches a fault, releasing alone does not clear it."""
@@ -144,26 +175,30 @@ class Follower:
 
     def on_clock_jump(self, seconds: float, steady_ns: int) -> None:
         """ROS time has jumped: every chunk is on a clock that is no more."""
-        self._chunk = None
+        self._chunk, self._fresh = None, True
         self._measured.on_clock_jump()
+        self._playback.shift(round(seconds * 1e9))
         if self.state is State.RUN:
             self._intervene(f'ROS time jumped by {seconds:.3f} s', steady_ns)
 
     def enable(self, on: bool, steady_ns: int) -> None:
-        """The operator's switch. Off: one last hold, then silence."""
+        """The operator's switch. Off: what moves brakes to rest, then silence."""
         if on and self.state is State.DISABLED:
-            self._chunk = None
+            self._chunk, self._fresh, self._grips = None, True, False
             if self._latched:
                 self.state, self.reason = State.FAULT, self._latched
             else:
                 self.state, self.reason = State.IDLE, 'waits for a policy'
         elif not on and self.state is not State.DISABLED:
-            if self.state is State.RUN:
-                self._hold('disabled by the operator', steady_ns)
+            self._hold('disabled by the operator')
             self.state, self.reason = State.DISABLED, 'not enabled'
 
     def stop(self, reason: str, steady_ns: int) -> None:
-        """Holds for a reason from outside: an absent controller, a second publisher, a fault of our own."""
+        """Brakes for a reason from outside: an absent controller, a second publisher, a fault of our own.
+
+        Whoever is back afterwards may stand elsewhere: the next motion begins where the robot is measured then.
+        """
+        self._fresh, self._kept_N = True, None
         if self.state is State.RUN:
             self._intervene(reason, steady_ns)
         elif self.state in (State.HOLD, State.IDLE):
@@ -181,71 +216,89 @@ class Follower:
             return 'The e-stop is still pressed; release it first.'
         self._latched = ''
         if self.state is State.FAULT:
-            self._chunk = None
+            self._chunk, self._fresh = None, True
             self._invalid_chunks = self._invalid_states = 0
-            self.state = State.IDLE if self._hold_pose_N is None else State.HOLD
+            self.state = State.HOLD if self._speaks else State.IDLE
             self.reason = 'fault reset, waits for a chunk'
         return ''
 
+    def end(self, reason: str) -> None:
+        """The last word: tick on until `silent`, and nothing moves any more."""
+        self._hold(reason)
+        self.state, self.reason, self._fresh, self._grips = State.DISABLED, reason, True, False
+
     # What goes out.
 
-    def tick(self, now_ns: int, steady_ns: int) -> Plan | Hold | None:
+    def tick(self, now_ns: int, steady_ns: int) -> Setpoints | None:
         """One control period: what to send, or None when the executor is to be silent."""
+        late_ns = self._watch_lateness(steady_ns)
+        if self.state is State.RUN:
+            self._watch_tracking(now_ns, steady_ns)
         if self.state is State.RUN:
             why = self._why_not_run(now_ns, steady_ns, tell=True)
-            if why is None:
-                return self._advance(now_ns, steady_ns)
-            self._hold(why, steady_ns)
+            if why is not None:
+                self._hold(why)
         elif self.state in (State.IDLE, State.HOLD) and self._may_start(now_ns, steady_ns):
             self._start(now_ns)
-            return self._advance(now_ns, steady_ns)
-        if self.state is State.HOLD and self._release and steady_ns - self._held_since_ns > self.rules.release_ns:
-            self.state, self.reason, self._hold_pose_N = State.IDLE, 'the run is over', None
-        return self._held()
+        if self._speaks and late_ns >= GAP_NS:
+            self._playback.gap()
+        command = self._command(now_ns, steady_ns) if self._speaks else None
+        if self.state is State.HOLD and self._policy is not None and self._policy.ended and not self._speaks:
+            self.state, self.reason = State.IDLE, 'the run is over'
+        return command
 
-    def last_word(self, reason: str, steady_ns: int) -> Hold | None:
-        """The hold to send before falling silent; None when there is nothing to stop."""
-        if self.state is State.RUN:
-            self._hold(reason, steady_ns)
-        self.state, self.reason = State.DISABLED, reason
-        # Said once: by the time anything is said again, the robot may be elsewhere.
-        pose_N, self._hold_pose_N, self.setpoint_N = self._hold_pose_N, None, None
-        return Hold(pose_N, False) if pose_N is not None else None
-
-    def _held(self) -> Hold | None:
-        if self._hold_pose_N is None:
-            return None
-        if self.state is State.DISABLED and self._hold_sent:
-            self._hold_pose_N = None
-            return None
-        again, self._hold_sent = self._hold_sent, True
-        return Hold(self._hold_pose_N, again)
+    def _command(self, now_ns: int, steady_ns: int) -> Setpoints:
+        """One period on: along the chunk in a run, else braking."""
+        follows = self.state is State.RUN
+        command = self._playback.advance(now_ns, follows, self.contract.start_speed if self._approaches else 1.0)
+        if follows:
+            self._kept_N, self._grips = command.setpoint_N, True
+            self._watch_following(now_ns, steady_ns)
+        elif self._kept_N is not None:
+            self._kept_N = command.setpoint_N
+        # Rest is said for a moment and then no more: by the time it would be, the robot may be elsewhere.
+        if not command.still:
+            self._rested_ns = None
+        elif self._rested_ns is None:
+            self._rested_ns = steady_ns
+        elif steady_ns - self._rested_ns >= SAID_NS:
+            self._speaks, self._fresh = False, True
+        return command
 
     def _may_start(self, now_ns: int, steady_ns: int) -> bool:
         if self._chunk is None or self._estop:
             return False
-        why = self._why_not_run(now_ns, steady_ns, tell=False)
-        if why is not None:
+        if self._fresh and self._speaks and self._rested_ns is None:
+            return False  # first to rest
+        why = self._why_not_run(now_ns, steady_ns, tell=False) or self._measured.implausible()
+        why = why or (self._measured.moving(steady_ns) if self._fresh else '')
+        if why:
             self.reason = why
             return False
         # The robot may have moved since the chunk came, or nothing was measured then.
         chunk = self._chunk
         refused = guard.check_start(chunk, self.limits, now_ns, self._measured.pose(), self.rules.guard)
-        if refused is not None:
+        self._approaches = refused is not None and self.contract.on_far_start == 'approach'
+        if refused is not None and not self._approaches:
             self._chunk = None
             self._refuse(_event_of(refused, chunk), steady_ns)
-        return refused is None
+            return False
+        return True
 
     def _start(self, now_ns: int) -> None:
-        """From the measured pose at rest, so that the first motion is a ramp and never a jump."""
-        start_N = np.where(self._position_N, self._measured.value_N, 0.0)
-        if self._hold_pose_N is not None:
-            start_N = np.where(self._gripper_N, self._hold_pose_N, start_N)
-        self._limiter.reset(start_N)
-        self._limited_ns = now_ns
-        self.setpoint_N = start_N
-        self._hold_pose_N, self._tracking_since_ns = None, None
-        self.state, self.reason = State.RUN, ''
+        """On from the brake that is under way, or afresh: at rest where the robot is measured."""
+        self.state, self.reason, self._tracking_since_ns, self._rested_ns = State.RUN, '', None, None
+        if not self._fresh:
+            return
+        start_N = np.where(self._measured.position_N, self._measured.value_N, 0.0)
+        if self._kept_N is not None:
+            # A joint that sags a little below its command is still held there, and does not jump when it goes on from
+            # there; of one trajectory controller either all or none. What a gripper holds stays gripped.
+            near_N = np.abs(start_N - self._kept_N) <= self._near_N
+            kept_N = near_N & (~self._windowed_N | near_N[self._windowed_N].all())
+            start_N = np.where(kept_N | (self._held_N & self._grips), self._kept_N, start_N)
+        self._playback.begin(start_N, now_ns, self._kept_N)
+        self._speaks, self._fresh = True, False
 
     def _why_not_run(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
         """The first reason not to follow a chunk; None when there is none."""
@@ -276,90 +329,55 @@ class Follower:
             self._tell(event, steady_ns)
         return event.message if event is not None else None
 
-    def _advance(self, now_ns: int, steady_ns: int) -> Plan:
-        """Along the chunk to the next tick, over the ROS time that has passed: a late tick makes up for it."""
-        assert self._chunk is not None
-        assert self.setpoint_N is not None
-        next_ns = now_ns + self._period_ns
-        last_ns = max(self._limited_ns, next_ns - LATEST_NS)
-        knots_ns = now_ns + self._window_ns if self._windows else np.empty(0, np.int64)
-        values_KN, speeds_KN = self._targets(np.concatenate([[last_ns, next_ns], knots_ns]))
-        if next_ns > last_ns:  # a simulated clock may stand still
-            gap_s = (next_ns - last_ns) / 1e9
-            clamp = self._limiter.step(values_KN[0], (values_KN[1] - values_KN[0]) / gap_s, gap_s)
-            self._limited_ns = next_ns
-            self.setpoint_N = self._limiter.value_N.copy()
-            if clamp is not None:
-                self._tell_clamp(clamp, now_ns, steady_ns)
-        self._watch_tracking(steady_ns)
-        if self._windows and self.state is State.RUN:
-            return self._window(now_ns, values_KN[1:], speeds_KN[1:])
-        empty = np.empty((0, len(self.setpoint_N)))
-        return Plan(self.setpoint_N, np.empty(0, np.int64), empty, empty)
+    def _watch_following(self, now_ns: int, steady_ns: int) -> None:
+        """Tells what the limits make late, and ends an approach that has arrived."""
+        behind_N, time_N = self._playback.behind()
+        worst = int(np.argmax(time_N))
+        if self._approaches:
+            self._approaches = bool(time_N[worst] > ARRIVED_S * self.contract.start_speed)
+        elif time_N[worst] > BEHIND_S and self._playback.settled(now_ns):
+            assert self._chunk is not None
+            column, value = self.contract.action_names[worst], float(behind_N[worst])
+            text = f'{column} is {value:.4g} behind its chunk, which asks for more than its limits allow.'
+            event = Event(Kind.VELOCITY_LIMIT, Severity.CLAMPED, text, self._chunk.chunk_id)
+            step = max(0, self._chunk.index_at(now_ns))
+            self._tell(replace(event, step=step, column=column, value=value), steady_ns)
 
-    def _tell_clamp(self, clamp: Correction, now_ns: int, steady_ns: int) -> None:
-        assert self._chunk is not None
-        column = self.contract.action_names[clamp.column]
-        text = f'{column}: a {clamp.what} of {clamp.value:.4g} was brought to {clamp.limit:.4g}.'
-        event = Event(Kind[f'{clamp.what.upper()}_LIMIT'], Severity.CLAMPED, text, self._chunk.chunk_id)
-        step = max(0, self._chunk.index_at(now_ns))
-        self._tell(replace(event, step=step, column=column, value=clamp.value, limit=clamp.limit), steady_ns)
+    def _watch_lateness(self, steady_ns: int) -> int:
+        """Tells a tick that came late in motion; how late, in ns."""
+        late_ns = steady_ns - self._ticked_ns - self._period_ns if self._ticked_ns >= 0 else 0
+        self._ticked_ns = steady_ns
+        if self._speaks and self.rules.late_ns and late_ns > self.rules.late_ns:
+            text = f'A tick came {late_ns / 1e6:.0f} ms late; what is sent tick by tick follows its chunk later.'
+            event = Event(Kind.HOLD, Severity.INFO, text, value=late_ns / 1e9, limit=self.rules.late_ns / 1e9)
+            self._tell(event, steady_ns)
+        return late_ns
 
-    def _targets(self, times_ns: np.ndarray) -> tuple[Matrix, Matrix]:
-        """Values and velocities of the chunk at some times, each column interpolated as its output asks."""
-        assert self._chunk is not None
-        values_KN, speeds_KN = interpolate(self._chunk, times_ns, 'cubic', self._slope_HN)
-        if self._linear_N.any():
-            straight_KN, pace_KN = interpolate(self._chunk, times_ns, 'linear')
-            values_KN = np.where(self._linear_N, straight_KN, values_KN)
-            speeds_KN = np.where(self._linear_N, pace_KN, speeds_KN)
-        return values_KN, speeds_KN
-
-    def _window(self, now_ns: int, values_KN: Matrix, speeds_KN: Matrix) -> Plan:
-        """The next 0.3 s as the limiter will let them pass, without moving it; row 0 is the next tick."""
-        assert self.setpoint_N is not None
-        ahead = self._limiter.copy()
-        times_ns = [self._limited_ns, *(now_ns + self._window_ns).tolist()]
-        followed, paces = [], []
-        for k in range(WINDOW_KNOTS):
-            gap_s = (times_ns[k + 1] - times_ns[k]) / 1e9
-            clamp = ahead.step(values_KN[k], (values_KN[k + 1] - values_KN[k]) / gap_s, gap_s)
-            followed.append(ahead.value_N.copy())
-            paces.append(speeds_KN[k + 1] if clamp is None else ahead.speed_N.copy())
-        return Plan(self.setpoint_N, self._window_ns, np.array(followed), np.array(paces))
-
-    def _watch_tracking(self, steady_ns: int) -> None:
-        """A robot that does not follow is stuck, or somebody else's: stop pulling."""
-        limit = self.rules.max_tracking_error
-        if not limit or self.setpoint_N is None:
-            return
-        error_N = np.where(self._position_N & ~self._gripper_N, np.abs(self.setpoint_N - self._measured.value_N), 0.0)
-        worst = int(np.argmax(error_N))
-        if error_N[worst] <= limit:
+    def _watch_tracking(self, now_ns: int, steady_ns: int) -> None:
+        """A robot that is not where it is commanded is stuck, or somebody else's, or measured wrongly."""
+        error_N = np.abs(self._playback.commanded(now_ns) - self._measured.value_N) / self._tolerance_N
+        worst = int(np.argmax(np.where(np.isfinite(self._tolerance_N), error_N, 0.0)))
+        if not error_N[worst] > 1.0:
             self._tracking_since_ns = None
         elif self._tracking_since_ns is None:
             self._tracking_since_ns = steady_ns
         elif steady_ns - self._tracking_since_ns > self.rules.tracking_time_ns:
-            column, value = self.contract.action_names[worst], float(error_N[worst])
-            text = f'{column} is {value:.3f} away from its setpoint; is its controller active?'
+            column, limit = self.contract.action_names[worst], float(self._tolerance_N[worst])
+            value = float(error_N[worst]) * limit
+            text = f'{column} is measured {value:.3f} away from its command; is its controller active?'
             self._fault(Event(Kind.START_JUMP, Severity.FAULT, text, 0, 0, column, value, limit), steady_ns)
 
-    def _hold(self, reason: str, steady_ns: int) -> None:
-        """From now on stand at the measured pose, or at the last setpoint when the measurement is old."""
-        self.state, self.reason, self._chunk = State.HOLD, reason, None
-        if self.setpoint_N is None or self._hold_pose_N is not None:
-            return  # nothing was commanded, or it is held already: the pose must not creep
-        unsure = bool(self._measured.stale(steady_ns))
-        # A gripper keeps its last command: opening to the measured width would let go of what it holds.
-        pose_N = np.where(self._gripper_N | unsure, self.setpoint_N, self._measured.value_N)
-        self._hold_pose_N = np.where(self._position_N, pose_N, 0.0)
-        self._hold_sent, self._held_since_ns = False, steady_ns
+    def _hold(self, reason: str) -> None:
+        """From now on brake, from where and as fast as commanded, to rest; and stay there."""
+        if self.state is not State.FAULT:
+            self.state, self.reason = State.HOLD, reason
+        self._chunk, self._approaches = None, False
 
     def _fault(self, event: Event, steady_ns: int) -> None:
         if self.state is State.FAULT:
             return
         if self.state is State.RUN:
-            self._hold(event.message, steady_ns)
+            self._hold(event.message)
         self._latched = self._latched or event.message
         if self.state is not State.DISABLED:
             self.state, self.reason = State.FAULT, self._latched
@@ -368,7 +386,7 @@ class Follower:
 
     def _intervene(self, reason: str, steady_ns: int) -> None:
         """A hold for a reason that has no kind of its own."""
-        self._hold(reason, steady_ns)
+        self._hold(reason)
         self._tell(Event(Kind.HOLD, Severity.REJECTED, reason), steady_ns)
 
     def _refuse(self, event: Event, steady_ns: int) -> None:

@@ -26,8 +26,9 @@ from ki_policy_node.common import diagnostics, process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
 from ki_policy_node.errors import NodeError
-from ki_policy_node.executor.chunk_follower import Follower, Hold
-from ki_policy_node.executor.outputs import ControllerOutput, Plan, in_the_way, make_output
+from ki_policy_node.executor.chunk_follower import Follower
+from ki_policy_node.executor.outputs import ControllerOutput, in_the_way, make_output
+from ki_policy_node.executor.playback import Setpoints
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.contract.contract import load_contract
@@ -37,6 +38,7 @@ from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
 
 WATCH_S = 0.1
+BRAKE_S = 5.0  # no brake takes longer
 DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
 LOOKING = 'looks for its controllers'
 FOLLOWED = (PolicyStatus.STATE_RUNNING,)
@@ -123,7 +125,7 @@ class ChunkExecutor(LifecycleNode):
         self._dispatch.start()
 
     def on_deactivate(self, state: LifecycleState) -> Any:
-        """Holds, then falls silent."""
+        """Brakes to rest, then falls silent."""
         self._last_word('deactivated')
         self._say('inactive')
         return process.TransitionCallbackReturn.SUCCESS
@@ -135,12 +137,12 @@ class ChunkExecutor(LifecycleNode):
         return process.TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> Any:
-        """Holds."""
+        """Brakes to rest."""
         self._last_word('shut down')
         return process.TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """The end of the process: the hold goes out and is acknowledged before the context dies."""
+        """The end of the process: the brake is played and acknowledged before the context dies."""
         self._last_word('the executor ends')
         self._say('ended')
 
@@ -154,15 +156,17 @@ class ChunkExecutor(LifecycleNode):
         self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
 
     def _last_word(self, reason: str) -> None:
+        """Brakes what moves to rest, tick by tick, and only then stops to tick."""
+        if self._follower is not None and self._dispatch is not None:
+            with self._lock:
+                self._follower.end(reason)
+            latest_s = time.monotonic() + BRAKE_S
+            while not self._follower.silent and self._dispatch.is_alive() and time.monotonic() < latest_s:
+                time.sleep(0.005)
         self._stopping.set()
         if self._dispatch is not None:
             self._dispatch.join(1.0)
             self._dispatch = None
-        if self._follower is None:
-            return
-        with self._lock:
-            action = self._follower.last_word(reason, time.monotonic_ns())
-            self._send(action, self._now_ns())
         process.flush([output.publisher for output in self._outputs if output.publisher is not None])
 
     # What arrives.
@@ -276,27 +280,21 @@ class ChunkExecutor(LifecycleNode):
             now_ns = self._now_ns()
             if self._blocked:
                 self._follower.stop(self._blocked, steady_ns)
-            action = self._follower.tick(now_ns, steady_ns)
-            self._send(action, now_ns)
+            command = self._follower.tick(now_ns, steady_ns)
+            if command is not None:
+                for output in self._outputs:
+                    output.send(command, now_ns)
             events, self._follower.events = self._follower.events, []
             state, reason = self._follower.state, self._follower.reason
         for event in events:
             self._publish_event(event, now_ns)
             self.get_logger().warning(event.message)
-        if show and action is not None:
-            self._publish_applied(action, now_ns)
+        if show and command is not None:
+            self._publish_applied(command, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)
 
-    def _send(self, action: Plan | Hold | None, now_ns: int) -> None:
-        if isinstance(action, Plan):
-            for output in self._outputs:
-                output.command(action, now_ns)
-        elif isinstance(action, Hold):
-            for output in self._outputs:
-                output.hold(action.pose_N, now_ns, action.again)
-
     def _fail(self, error: Exception) -> None:
-        """A fault of our own: hold once, and keep it."""
+        """A fault of our own: brake, as far as that still works."""
         assert self._follower is not None
         self.get_logger().error(f'The dispatch failed, the robot holds: {type(error).__name__}: {error}')
         with self._lock:
@@ -321,11 +319,10 @@ class ChunkExecutor(LifecycleNode):
         set_time(message.header.stamp, now_ns)
         self._event_pub.publish(message)
 
-    def _publish_applied(self, action: Plan | Hold, now_ns: int) -> None:
-        values_N = action.setpoint_N if isinstance(action, Plan) else action.pose_N
+    def _publish_applied(self, command: Setpoints, now_ns: int) -> None:
         assert self._follower is not None
         names = self._follower.contract.action_names
-        self._applied_pub.publish(fill_joint_state(JointState(), names, values_N, now_ns))
+        self._applied_pub.publish(fill_joint_state(JointState(), names, command.setpoint_N, now_ns))
 
     # What is watched.
 

@@ -1,12 +1,11 @@
-"""Commands to controllers: trajectories, arrays, twists, grippers; and for each the command that means hold.
+"""Commands to controllers: trajectories, arrays, twists, grippers. A hold is a command like any other.
 
-Shapes: K knots of a window, N columns of the contract, n columns of one output.
+N columns of the contract, n columns of one output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,31 +15,15 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ki_policy_node.errors import NodeError
+from ki_policy_node.executor.playback import Setpoints, windowed_columns
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import joint_of
-from ki_robot.contract.parts import MAX_WINDOW_S
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
 
 # Only the newest command matters; a late one must not queue behind it.
 COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-HOLD_REPEAT_NS = 200_000_000
-HOLD_REACH_NS = 100_000_000  # when the joints shall be at the pose to hold
 GRIPPER_PERIOD_NS = 200_000_000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do from now on: the setpoint in force, and the knots after it.
-
-    `times_ns` (K,) counts from now, ascending, above 0; `values_KN` and `velocities_KN` are the knots there,
-    `setpoint_N` is in force now.
-    """
-
-    setpoint_N: np.ndarray
-    times_ns: np.ndarray
-    values_KN: np.ndarray
-    velocities_KN: np.ndarray
 
 
 class ControllerOutput(Protocol):
@@ -49,12 +32,8 @@ class ControllerOutput(Protocol):
     spec: OutputSpec
     publisher: Any
 
-    def command(self, plan: Plan, now_ns: int) -> None:
-        """Sends what of `plan` is due."""
-        ...
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends the command that stops at `pose_N`; `again` when this hold has been sent before."""
+    def send(self, command: Setpoints, now_ns: int) -> None:
+        """Sends what of `command` is this controller's, and due."""
         ...
 
     def heard(self) -> bool:
@@ -64,21 +43,6 @@ class ControllerOutput(Protocol):
     def close(self) -> None:
         """Frees the topic or action."""
         ...
-
-
-def window(
-    joints: Sequence[str], times_ns: np.ndarray, values_Kn: np.ndarray, velocities_Kn: np.ndarray | None
-) -> JointTrajectory:
-    """A trajectory that starts on arrival (stamp zero) and ends at rest.
-
-    A joint_trajectory_controller refuses a trajectory that ends in the past; stamp zero cannot, however far apart
-    the clocks of two machines are. It also refuses a last velocity other than 0, and 0 is what we want there: if
-    nothing follows, the arm comes to rest at the end of the window.
-    """
-    if velocities_Kn is not None:
-        velocities_Kn = velocities_Kn.copy()
-        velocities_Kn[-1] = 0.0
-    return fill_trajectory(JointTrajectory(), JointTrajectoryPoint, joints, times_ns.tolist(), values_Kn, velocities_Kn)
 
 
 class _Columns:
@@ -99,55 +63,39 @@ class _Columns:
 
 
 class TrajectoryOutput(_Columns):
-    """Short windows for a joint_trajectory_controller; each replaces the one before."""
+    """Windows for a joint_trajectory_controller, each a motion that ends at rest, stamped with the time it begins.
+
+    Positions and velocities, so that the controller plays cubics; with accelerations it would play quintics, which
+    are another motion where an acceleration jumps. The first point is not in the future, except where a fresh motion
+    begins: up to there the controller leads from where it stands, at rest.
+    """
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, JointTrajectory)
         self._joints = [joint_of(name) for name in spec.columns]
-        self._cubic = spec.options.interpolation != 'linear'
-        self._window_ns = round((spec.options.window_s or MAX_WINDOW_S) * 1e9)
-        # Two windows before one runs out: a lost message, or a late tick, does not stop the arm.
-        self._period_ns = min(contract.step_ns, self._window_ns // 3)
-        self._sent_ns = 0
+        windowed = windowed_columns(contract)
+        self._place_n = np.array([windowed.index(name) for name in spec.columns])
 
-    def command(self, plan: Plan, now_ns: int) -> None:
-        """Sends the knots inside the window, once a step."""
-        if 0 <= now_ns - self._sent_ns < self._period_ns:
+    def send(self, command: Setpoints, now_ns: int) -> None:
+        """Sends a new window, where there is one."""
+        if command.window is None:
             return
-        self._sent_ns = now_ns
-        inside = max(1, int(np.searchsorted(plan.times_ns, self._window_ns, side='right')))
-        values_Kn = plan.values_KN[:inside, self._index]
-        velocities_Kn = plan.velocities_KN[:inside, self._index] if self._cubic else None
-        self.publisher.publish(window(self._joints, plan.times_ns[:inside], values_Kn, velocities_Kn))
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends one point at the pose, at rest."""
-        if again and 0 <= now_ns - self._sent_ns < HOLD_REPEAT_NS:
-            return
-        self._sent_ns = now_ns
-        pose_1n = pose_N[None, self._index]
-        self.publisher.publish(window(self._joints, np.array([HOLD_REACH_NS]), pose_1n, np.zeros_like(pose_1n)))
+        mine = command.window.columns(self._place_n)
+        start_ns = int(mine.times_ns[0])
+        times_ns = (mine.times_ns - start_ns).tolist()
+        message, knots = JointTrajectory(), (times_ns, mine.values_KN, mine.rates_KN)
+        self.publisher.publish(fill_trajectory(message, JointTrajectoryPoint, self._joints, *knots, stamp=start_ns))
 
 
 class ForwardOutput(_Columns):
-    """One value a column at every tick, for a forward_command_controller.
-
-    It never times out: what was sent last stays in force, so the hold is sent like any other command.
-    """
+    """One value a column at every tick, for a forward_command_controller; what was sent last stays in force."""
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, Float64MultiArray)
 
-    def command(self, plan: Plan, now_ns: int) -> None:
+    def send(self, command: Setpoints, now_ns: int) -> None:
         """Sends the setpoint."""
-        self._send(plan.setpoint_N)
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends the pose."""
-        self._send(pose_N)
-
-    def _send(self, values_N: np.ndarray) -> None:
-        self.publisher.publish(fill_multi_array(Float64MultiArray(), values_N[self._index]))
+        self.publisher.publish(fill_multi_array(Float64MultiArray(), command.setpoint_N[self._index]))
 
 
 class TwistOutput(_Columns):
@@ -157,15 +105,9 @@ class TwistOutput(_Columns):
         self._stamped = spec.kind == 'twist_stamped'
         super().__init__(node, spec, contract, TwistStamped if self._stamped else Twist)
 
-    def command(self, plan: Plan, now_ns: int) -> None:
+    def send(self, command: Setpoints, now_ns: int) -> None:
         """Sends the setpoint."""
-        self._send(plan.setpoint_N[self._index], now_ns)
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends zeros: a base holds by standing still."""
-        self._send(np.zeros(len(self._index)), now_ns)
-
-    def _send(self, values_n: np.ndarray, now_ns: int) -> None:
+        values_n = command.setpoint_N[self._index]
         if not self._stamped:
             self.publisher.publish(fill_twist(Twist(), self.spec.columns, values_n))
             return
@@ -183,15 +125,9 @@ class GripperTopicOutput(_Columns):
         super().__init__(node, spec, contract, Float64MultiArray)
         self._sender = _OnChange(spec.options.dead_band or 0.0, 1_000_000_000)
 
-    def command(self, plan: Plan, now_ns: int) -> None:
+    def send(self, command: Setpoints, now_ns: int) -> None:
         """Sends the setpoint when it has changed."""
-        self._send(float(plan.setpoint_N[self._index[0]]), now_ns)
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends the pose: for a gripper that is the last command, so that what it grips stays gripped."""
-        self._send(float(pose_N[self._index[0]]), now_ns)
-
-    def _send(self, value: float, now_ns: int) -> None:
+        value = float(command.setpoint_N[self._index[0]])
         if self._sender.due(value, now_ns):
             self.publisher.publish(fill_multi_array(Float64MultiArray(), [value]))
 
@@ -216,13 +152,14 @@ class GripperActionOutput(_Columns):
         self._sender = _OnChange(spec.options.dead_band or 0.002, GRIPPER_PERIOD_NS)
         self._sender.repeat_ns = 0
 
-    def command(self, plan: Plan, now_ns: int) -> None:
+    def send(self, command: Setpoints, now_ns: int) -> None:
         """Sends a goal when the setpoint has changed beyond the dead band, at most five a second."""
-        self._send(float(plan.setpoint_N[self._index[0]]), now_ns)
-
-    def hold(self, pose_N: np.ndarray, now_ns: int, again: bool) -> None:
-        """Sends the pose: for a gripper that is the last command, so that what it grips stays gripped."""
-        self._send(float(pose_N[self._index[0]]), now_ns)
+        value = float(command.setpoint_N[self._index[0]])
+        if not self.heard():
+            self._sender.forget()  # a goal to nobody is lost, and the value is due when the server is back
+            return
+        if self._sender.due(value, now_ns):
+            self._offer(value)
 
     def heard(self) -> bool:
         """Whether the action is served."""
@@ -232,12 +169,7 @@ class GripperActionOutput(_Columns):
         """Frees the client."""
         self._client.destroy()
 
-    def _send(self, value: float, now_ns: int) -> None:
-        if not self.heard():
-            self._sender.forget()  # a goal to nobody is lost, and the value is due when the server is back
-            return
-        if not self._sender.due(value, now_ns):
-            return
+    def _offer(self, value: float) -> None:
         goal = self._type.Goal()
         effort = self.spec.options.max_effort or 0.0
         if self._parallel:
@@ -277,11 +209,6 @@ class _OnChange:
     def forget(self) -> None:
         """What was sent last did not arrive."""
         self._value = None
-
-
-def is_gripper(spec: OutputSpec) -> bool:
-    """Whether a hold keeps the last command of this output, because opening to the measured width would let go."""
-    return spec.kind == 'gripper' or all('gripper' in column for column in spec.columns)
 
 
 def make_output(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOutput:

@@ -64,8 +64,9 @@ class Rules:
 
     state_timeout_ns: age of the measured state. status_timeout_ns: silence of the policy node, which speaks many
     times a second. chunk_timeout_ns: time since the last chunk, beside the end of the chunk itself.
-    max_tracking_error: distance [rad or m] of the setpoint from the measured pose, when it lasts longer than
-    `tracking_time_ns`. release_ns: how long the hold after a run is repeated. guard: what a chunk must keep.
+    max_tracking_error: distance [rad or m] of what is commanded from what is measured, when it lasts longer than
+    `tracking_time_ns`; a contract's tolerance goes before it. late_ns: a tick later than this is told. guard: what a
+    chunk must keep.
     """
 
     state_timeout_ns: int = 200_000_000
@@ -73,7 +74,7 @@ class Rules:
     chunk_timeout_ns: int = 0
     max_tracking_error: float = 0.5
     tracking_time_ns: int = 500_000_000
-    release_ns: int = 1_000_000_000
+    late_ns: int = 50_000_000
     guard: GuardPolicy = field(default_factory=GuardPolicy)
 
 
@@ -85,5 +86,6 @@ def rules_of(settings: ChunkExecutorSettings) -> Rules:
         status_timeout_ns=round(settings.status_timeout * 1e9),
         chunk_timeout_ns=round(settings.chunk_timeout * 1e9),
         max_tracking_error=settings.max_tracking_error,
+        late_ns=round(settings.late_limit * 1e9),
         guard=GuardPolicy(excess, excess, excess, jump_s=settings.start_jump, max_age_ns=age_ns),
     )

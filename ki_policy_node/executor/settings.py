@@ -18,7 +18,7 @@ class ChunkExecutorSettings(LifecycleSettings):
 
     robot: str = setting('')
     """Robot contract: a name of config/robots, or the path of a YAML file."""
-    rate: float = setting(100.0, unit='Hz', ge=1.0, le=1000.0)
+    rate: float = setting(100.0, unit='Hz', ge=20.0, le=1000.0)
     """Control rate: the controller_manager's update_rate, or a divisor of it."""
     enabled: bool = setting(False)
     """Command the robot as soon as the node is active; else call ~/enable."""
@@ -39,7 +39,10 @@ class ChunkExecutorSettings(LifecycleSettings):
     limits_file: str = setting('')
     """URDF or joint_limits YAML of the robot; the tighter of its limits and the contract's holds."""
     max_tracking_error: float = setting(0.5, unit='rad or m', ge=0.0, le=10.0)
-    """Greatest distance of the setpoint from the measured pose, half a second long; 0 does not watch it."""
+    """Greatest distance of what is measured from what is commanded, half a second long, where the contract gives a
+    column no tolerance; 0 does not watch it."""
+    late_limit: float = setting(0.05, unit='s', ge=0.0, le=10.0)
+    """Lateness of a tick that is told as an event; 0 tells none."""
     require_controllers: bool = setting(True)
     """Hold while no controller subscribes to a command topic."""
     exclusive: bool = setting(True)

@@ -45,7 +45,8 @@ class GuardPolicy:
 
     `jump_s` allows the first command as far from the measured position as the column's velocity limit covers in that
     time. Rejecting is the default there: a far first step means a wrong robot, a wrong order or a wrong unit, and none
-    of them is fixed by going there slowly. `max_age_ns` bounds the age of the observation behind the chunk.
+    of them is fixed by going there slowly. `max_age_ns` bounds the age of the observation behind the chunk, and how
+    far ahead a chunk may start; an observation may be dated ahead of now by `ahead_ns`, what two clocks may differ by.
     """
 
     position: str = 'clamp'
@@ -54,6 +55,7 @@ class GuardPolicy:
     jump: str = 'reject'
     jump_s: float = 0.3
     max_age_ns: int = NS
+    ahead_ns: int = 100_000_000
 
     def __post_init__(self) -> None:
         for name in ('position', 'velocity', 'acceleration', 'jump'):
@@ -139,7 +141,7 @@ def check(
     policy = policy or GuardPolicy()
     if len(limits) != len(chunk.names):
         raise RobotError(f'{len(limits)} limits are given for {len(chunk.names)} columns of chunk {chunk.chunk_id}.')
-    refused = check_finite(chunk) or check_age(chunk, now_ns, policy.max_age_ns)
+    refused = check_finite(chunk) or check_times(chunk, now_ns, policy)
     if refused is not None:
         return refused
     refused = None if measured_N is None else check_start(chunk, limits, now_ns, measured_N, policy)
@@ -157,18 +159,24 @@ def check_finite(chunk: ActionChunk) -> Reject | None:
     return _reject(Kind.NON_FINITE, chunk, column, step, float(chunk.data_HN[step, column]), 0.0)
 
 
-def check_age(chunk: ActionChunk, now_ns: int, max_age_ns: int) -> Reject | None:
-    """Rejects a chunk that is past to its last step, or whose observation is older than `max_age_ns`."""
+def check_times(chunk: ActionChunk, now_ns: int, policy: GuardPolicy) -> Reject | None:
+    """Rejects a chunk that is past to its last step, starts far ahead, or rests on too old or a future observation."""
+    name, max_s = f'Chunk {chunk.chunk_id}', policy.max_age_ns / NS
     if first_step_due(chunk, now_ns) >= chunk.horizon:
         late_s = (now_ns - chunk.end_ns) / NS
-        message = f'Chunk {chunk.chunk_id} ended {late_s:.3f} s ago.'
-        return Reject(Kind.CHUNK_EXPIRED, '', 0, late_s, 0.0, message)
-    age_ns = now_ns - chunk.observation_ns
-    if age_ns > max_age_ns:
-        message = (
-            f'Chunk {chunk.chunk_id} rests on an observation {age_ns / NS:.3f} s old; at most {max_age_ns / NS} s.'
+        return Reject(Kind.CHUNK_EXPIRED, '', 0, late_s, 0.0, f'{name} ended {late_s:.3f} s ago.')
+    age_s = (now_ns - chunk.observation_ns) / NS
+    if age_s > max_s:
+        message = f'{name} rests on an observation {age_s:.3f} s old; at most {max_s} s.'
+        return Reject(Kind.CHUNK_EXPIRED, '', 0, age_s, max_s, message)
+    if -age_s > policy.ahead_ns / NS:
+        message = f'{name} rests on an observation {-age_s:.3f} s in the future; synchronise the clocks.'
+        return Reject(Kind.CHUNK_EXPIRED, '', 0, age_s, -policy.ahead_ns / NS, message)
+    ahead_s = (chunk.start_ns - now_ns) / NS
+    if ahead_s > max_s:
+        return Reject(
+            Kind.CHUNK_EXPIRED, '', 0, ahead_s, max_s, f'{name} starts in {ahead_s:.3f} s; at most in {max_s} s.'
         )
-        return Reject(Kind.CHUNK_EXPIRED, '', 0, age_ns / NS, max_age_ns / NS, message)
     return None
 
 
@@ -223,13 +231,14 @@ def _within(
 
 def _excesses(rows: Matrix, bounds: _Bounds, step_s: float) -> list[_Excess]:
     """How far each kind of limit is exceeded."""
-    first = np.diff(rows, axis=0) / step_s
-    second = np.diff(first, axis=0) / step_s
     room = SLACK * (1.0 + np.abs(rows).max(initial=0.0))  # rounding, as large as it may get after two differences
     outside = np.maximum(rows - bounds.upper, bounds.lower - rows) - room
     nearest = np.where(rows > bounds.upper, bounds.upper, bounds.lower)
-    fast = np.abs(first) - bounds.speed * (1.0 + SLACK) - room
-    harsh = np.abs(second) - bounds.change * (1.0 + SLACK) - room / step_s
+    with np.errstate(over='ignore', invalid='ignore'):  # a chunk may hold numbers beyond all measure
+        first = np.diff(rows, axis=0) / step_s
+        second = np.diff(first, axis=0) / step_s
+        fast = np.abs(first) - bounds.speed * (1.0 + SLACK) - room
+        harsh = np.abs(second) - bounds.change * (1.0 + SLACK) - room / step_s
     speed, change = np.broadcast_to(bounds.speed, first.shape), np.broadcast_to(bounds.change, second.shape)
     position = bounds.is_position
     return [

@@ -238,20 +238,18 @@ class Motion:
         return np.minimum(np.maximum(pace_N, state.pace_N - step_N), state.pace_N + step_N)
 
     def _lands(self, state: MotionState, goal_N: Vector, lead_N: Vector) -> tuple[Mask, Vector]:
-        """Jerk-limited columns that can meet their target in two periods of one acceleration each; the speed between.
+        """Which columns can meet their target in two periods of one acceleration each, and the speed between the two.
 
-        Averaging bounds the jerk of accelerations that change at grid points only, so these columns cannot use a cubic.
+        The time-optimal way ends within the period where this is needed, and would say to stand still.
         """
-        if not self._length:
-            return self._smooth_N, lead_N
         dt = self.period_s
         speeds_N = (lead_N - state.pace_N) / dt
         first_N = (goal_N + lead_N * dt - state.reach_N - 2.0 * state.pace_N * dt) / (dt * dt) - 0.5 * speeds_N
         most_N = np.maximum(np.abs(first_N), np.abs(speeds_N - first_N))
-        return self._smooth_N & (most_N <= self.bounds.change_N), state.pace_N + first_N * dt
+        return most_N <= self.bounds.change_N, state.pace_N + first_N * dt
 
     def _fastest(self, state: MotionState, goal_N: Vector, lead_N: Vector, speed_N: Vector, met_N: Mask) -> Vector:
-        """Time-optimal speed relative to the target, one period on; braking to the target's if there is no answer."""
+        """Time-optimal speed relative to the target, one period on; without an answer, one that can stop there."""
         given = self._input
         gap_N = np.where(met_N, 0.0, state.reach_N - (goal_N - lead_N * self.period_s))
         ahead_N = np.where(met_N, 0.0, state.pace_N - lead_N)
@@ -266,8 +264,7 @@ class Motion:
                     return found
         except RuckigError:
             pass
-        step_N = self.bounds.change_N * self.period_s
-        return np.sign(ahead_N) * np.maximum(np.abs(ahead_N) - step_N, 0.0)
+        return -np.sign(gap_N) * self._stoppable(np.abs(gap_N))
 
     def _advance(self, state: MotionState, reach_N: Vector, pace_N: Vector) -> MotionState:
         """The state one period on, its jerk limited."""

@@ -126,6 +126,13 @@ class JointTrajectoryController:
         self._commanded = _Knot(now_ns, q, v, a)
         return q
 
+    def shift(self, by_ns: int) -> None:
+        """Go on with a clock that has jumped: the real one counts its time in periods from a trajectory's start on."""
+        if self._start_ns is not None:
+            self._start_ns += by_ns
+        self._before = None if self._before is None else replace(self._before, time_ns=self._before.time_ns + by_ns)
+        self._commanded = replace(self._commanded, time_ns=self._commanded.time_ns + by_ns)
+
     @property
     def commanded(self) -> Floats:
         """The last command, as far as the limits allow a joint to be sent there again."""

@@ -19,7 +19,7 @@ def test_the_executor_says_hold_before_it_ends(rig):
     assert time.monotonic_ns() - asked_ns < 2_000_000_000
     held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
     assert rig.robot.commands['arm'][-1] == held[-1]
-    assert list(held[-1][1].points[0].velocities) == [0.0, 0.0]
+    assert list(held[-1][1].points[-1].velocities) == [0.0, 0.0]
     assert rig.robot.commands['base'][-1][1].twist.linear.x == 0.0
     assert rig.robot.commands['hand'][-1][0] >= asked_ns
 

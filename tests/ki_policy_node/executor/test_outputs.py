@@ -12,9 +12,13 @@ import pytest
 pytest.importorskip('rclpy')
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.executor.outputs import Plan, is_gripper, make_output
+from ki_policy_node.executor.outputs import make_output
+from ki_policy_node.executor.playback import Setpoints
+from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.arrays import time_ns
+from ki_sim.world.controllers import JointTrajectoryController, Point, TrajectoryCommand
+from ki_sim.world.robot import JointLimit
 
 MS = 1_000_000
 POSE = np.array([0.1, -0.2, 0.3, 0.4])
@@ -42,9 +46,15 @@ def output(contract: Contract, name: str):
     return make_output(Node(), spec, contract)
 
 
-def plan(value: float = 0.0) -> Plan:
-    times = np.arange(1, 7) * 50 * MS
-    return Plan(POSE + value, times, np.repeat(POSE[None], 6, axis=0) + value, np.full((6, 4), 0.5))
+def command(value: float = 0.0, window: Profile | None = None) -> Setpoints:
+    return Setpoints(POSE + value, window)
+
+
+def window(start_ns: int = 10**12) -> Profile:
+    """Two joints: one brakes from 0.5 rad/s, the other stands."""
+    times = start_ns + np.array([0, 50, 100, 150]) * MS
+    values = np.array([[0.1, -0.2], [0.125, -0.2], [0.1375, -0.2], [0.1375, -0.2]])
+    return Profile(times, values, np.array([[0.5, 0.0], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]))
 
 
 @pytest.fixture
@@ -52,72 +62,66 @@ def contract(rigs) -> Contract:
     return Contract.parse(rigs.small_robot())
 
 
-def test_a_window_starts_on_arrival_rises_in_time_and_ends_at_rest(contract):
+def test_a_window_is_stamped_with_its_first_knot_and_ends_at_rest(contract):
     arm = output(contract, 'arm')
-    arm.command(plan(), 10**12)
+    arm.send(command(window=window()), 10**12 + 5 * MS)
     [message] = arm.publisher.sent
     assert message.joint_names == ['joint1', 'joint2']
-    assert time_ns(message.header.stamp) == 0
-    times = [time_ns(point.time_from_start) for point in message.points]
-    assert times == [k * 50 * MS for k in range(1, 7)]
-    assert [list(point.positions) for point in message.points] == [[0.1, -0.2]] * 6
-    assert list(message.points[0].velocities) == [0.5, 0.5]
-    assert list(message.points[-1].velocities) == [0.0, 0.0]
+    assert time_ns(message.header.stamp) == 10**12
+    assert [time_ns(point.time_from_start) for point in message.points] == [0, 50 * MS, 100 * MS, 150 * MS]
+    assert [point.positions[0] for point in message.points] == [0.1, 0.125, 0.1375, 0.1375]
+    assert [point.velocities[0] for point in message.points] == [0.5, 0.5, 0.0, 0.0]
+    assert not message.points[0].accelerations, 'a quintic would be another motion'
     assert isinstance(message.points[0].positions, array.array)
 
 
-def test_windows_are_sent_once_a_step_not_at_every_tick(contract):
+def test_knots_at_which_nothing_of_this_output_changes_are_left_out(contract):
+    still = Profile(window().times_ns, window().values_KN[:, [1, 1]], np.zeros((4, 2)))
     arm = output(contract, 'arm')
-    for tick in range(20):
-        arm.command(plan(), 10**12 + tick * 10 * MS)
-    assert len(arm.publisher.sent) == 4
+    arm.send(command(window=still), 10**12)
+    assert len(arm.publisher.sent[0].points) == 2
 
 
-def test_a_shorter_window_and_straight_lines_where_the_contract_says_so(rigs):
-    plain = rigs.small_robot()
-    plain['outputs'][0]['options'] = {'window_s': 0.15, 'interpolation': 'linear'}
-    arm = output(Contract.parse(plain), 'arm')
-    arm.command(plan(), 10**12)
+def test_a_trajectory_controller_is_left_alone_while_its_window_holds(contract):
+    arm = output(contract, 'arm')
+    arm.send(command(), 10**12)
+    assert not arm.publisher.sent
+
+
+def test_a_controller_that_plays_a_window_plays_the_motion(contract):
+    arm = output(contract, 'arm')
+    motion = window()
+    arm.send(command(window=motion), 10**12)
     [message] = arm.publisher.sent
-    assert len(message.points) == 3
-    assert not message.points[0].velocities
+    anywhere = JointLimit(-9.0, 9.0, 9.0, 9.0)
+    controller = JointTrajectoryController('arm', dict.fromkeys(message.joint_names, anywhere), period_ns=2 * MS)
+    controller.activate(10**12 - 2 * MS, [0.1, -0.2])
+    points = [Point(time_ns(p.time_from_start), p.positions, p.velocities) for p in message.points]
+    controller.accept(TrajectoryCommand(message.joint_names, points, time_ns(message.header.stamp)), 10**12)
+    for time in range(10**12, 10**12 + 200 * MS, 2 * MS):
+        assert controller.update(time, [0.0, 0.0]) == pytest.approx(motion.at(time + 2 * MS)[0], abs=1e-12)
 
 
-def test_the_hold_of_an_arm_is_one_point_at_rest_repeated_slowly(contract):
-    arm = output(contract, 'arm')
-    arm.command(plan(), 10**12)
-    for tick in range(1, 60):
-        arm.hold(POSE, 10**12 + tick * 10 * MS, again=tick > 1)
-    holds = arm.publisher.sent[1:]
-    assert len(holds) == 3, 'at once, and then every 0.2 s'
-    for message in holds:
-        assert [list(point.positions) for point in message.points] == [[0.1, -0.2]]
-        assert list(message.points[0].velocities) == [0.0, 0.0]
-
-
-def test_a_forward_controller_gets_every_tick_and_the_hold_as_a_command(contract):
+def test_a_forward_controller_gets_every_tick(contract):
     hand = output(contract, 'hand')
     for tick in range(3):
-        hand.command(plan(0.01 * tick), 10**12 + tick)
-    hand.hold(POSE, 10**12 + 9, again=True)
-    assert [message.data[0] for message in hand.publisher.sent] == pytest.approx([0.3, 0.31, 0.32, 0.3])
+        hand.send(command(0.01 * tick), 10**12 + tick)
+    assert [message.data[0] for message in hand.publisher.sent] == pytest.approx([0.3, 0.31, 0.32])
 
 
-def test_a_base_is_driven_by_stamped_twists_and_holds_by_zero(contract):
+def test_a_base_is_driven_by_stamped_twists(contract):
     base = output(contract, 'base')
-    base.command(plan(), 5 * 10**9)
-    base.hold(POSE, 6 * 10**9, again=False)
-    driven, held = base.publisher.sent
+    base.send(command(), 5 * 10**9)
+    [driven] = base.publisher.sent
     assert (driven.twist.linear.x, driven.twist.angular.z) == (0.4, 0.0)
     assert (driven.header.frame_id, time_ns(driven.header.stamp)) == ('base_link', 5 * 10**9)
-    assert held.twist.linear.x == 0.0
 
 
 def test_a_plain_twist_has_no_header(rigs):
     plain = rigs.small_robot()
     plain['outputs'][2]['kind'] = 'twist'
     base = output(Contract.parse(plain), 'base')
-    base.command(plan(), 1)
+    base.send(command(), 1)
     assert base.publisher.sent[0].linear.x == 0.4
 
 
@@ -126,8 +130,8 @@ def test_a_gripper_topic_is_written_on_change_and_once_a_second(rigs):
     plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'topic', 'dead_band': 0.01}}
     hand = output(Contract.parse(plain), 'hand')
     for tick in range(150):
-        hand.command(plan(0.005 if tick < 100 else 0.05), 10**12 + tick * 10 * MS)
-    hand.command(plan(0.05), 10**12 + 2_100 * MS)
+        hand.send(command(0.005 if tick < 100 else 0.05), 10**12 + tick * 10 * MS)
+    hand.send(command(0.05), 10**12 + 2_100 * MS)
     assert [message.data[0] for message in hand.publisher.sent] == pytest.approx([0.305, 0.35, 0.35])
 
 
@@ -186,19 +190,15 @@ def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
     plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'gripper_command'}}
     hand = output(Contract.parse(plain), 'hand')
 
-    def command(seconds: float) -> int:
-        hand.command(plan(), 10**12 + round(seconds * 1e9))
+    def offer(seconds: float) -> int:
+        hand.send(command(), 10**12 + round(seconds * 1e9))
         return len(server.goals)
 
-    assert [command(0.0), command(0.3), command(0.6)] == [1, 1, 1], 'the same value is sent once'
+    assert [offer(0.0), offer(0.3), offer(0.6)] == [1, 1, 1], 'the same value is sent once'
     server.ready = False
     assert not hand.heard()
-    assert command(0.9) == 1
+    assert offer(0.9) == 1
     server.ready, server.accepts = True, False
-    assert [command(1.0), command(1.01), command(1.21)] == [2, 2, 3], 'refused: again, at most five a second'
+    assert [offer(1.0), offer(1.01), offer(1.21)] == [2, 2, 3], 'refused: again, at most five a second'
     server.accepts = True
-    assert [command(1.5), command(1.8)] == [4, 4]
-
-
-def test_which_outputs_are_grippers(contract):
-    assert [is_gripper(spec) for spec in contract.outputs] == [False, True, False]
+    assert [offer(1.5), offer(1.8)] == [4, 4]

@@ -169,6 +169,16 @@ def test_a_far_target_is_reached_without_overshoot_in_about_the_shortest_time():
     assert values[-1] == pytest.approx(0.9, abs=1e-9)
 
 
+@pytest.mark.parametrize('share', [0.1, 0.17, 0.2, 0.24, 0.26, 0.5, 0.9, 1.1])
+def test_a_target_less_than_a_period_away_is_reached(share):
+    made = motion()
+    gap = share * made.bounds.change_N * DT * DT
+    state = made.rest(np.zeros(5))
+    for _ in range(40):
+        state = made.follow(state, gap, np.zeros(5))
+    assert state.value_N == pytest.approx(gap, rel=1e-9)
+
+
 @pytest.mark.parametrize('start', [1.0 + 1e-9, 1.2])
 def test_a_start_outside_a_limit_may_come_back_and_never_goes_further_out(start):
     made = motion(NAMES[:2], LIMITS[:2])

@@ -1,0 +1,60 @@
+"""What reaches the motors stays within limits, whatever the world does: a mad one, played by the controllers' models.
+
+100,000 ticks take minutes on one core; this is a tenth of them, and `benchmarks/executor.py` plays a million.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from ki_robot.contract.contract import load_contract
+
+TICKS, EPISODE = 10_000, 500
+WORKERS = 4
+ROOM = 1e-6
+
+
+@pytest.fixture(scope='module')
+def bench() -> ModuleType:
+    """The mad world; shared with the benchmark by path."""
+    path = Path(__file__).parents[2] / 'executor_rig.py'
+    spec = importlib.util.spec_from_file_location('executor_rig', path)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules['executor_rig'] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize('worker', range(WORKERS))
+def test_every_limit_holds_at_every_tick_of_a_mad_world(bench, worker):
+    ran = 0
+    for setting in itertools.islice(bench.settings(worker), TICKS // WORKERS // EPISODE):
+        world = bench.Bench(setting)
+        for _ in range(EPISODE):
+            world.step()
+            ran += world.follower.state.value == 'run'
+        worst = {kind: ratio for kind, ratio in world.finish().ratios.items() if ratio > 1.0 + ROOM}
+        assert not worst, f'{setting}: {worst} by {world.worst.columns}'
+        assert world.moved_when_still == 0.0, f'{setting}: something moved in a state that holds'
+    assert ran > 0.2 * TICKS / WORKERS, 'most of it is spent moving'
+
+
+def test_the_world_can_tell_a_breach(bench):
+    """The measurement itself: the window of a violent stop, and a setpoint that jumps."""
+    world = bench.Bench(bench.Setting(load_contract('arm_single'), 0))
+    names, bounds = world.jtc.joints, world.window_bounds
+    middle = 0.5 * (bounds.upper_N + bounds.lower_N)
+    stop = np.array([middle, middle - 0.05]), np.array([bounds.speed_N, np.zeros(len(names))])
+    worst = bench.exact(names, bounds, np.array([0, 100_000_000]), *stop)
+    assert worst.ratios['acceleration'] > 5.0
+    world.arms.begin(middle)
+    world.arms.take(middle + bounds.speed_N * 0.02)
+    world.finish()
+    assert world.worst.ratios['velocity'] > 1.9
