@@ -73,6 +73,8 @@ def test_every_field_of_a_run_and_of_a_file_of_ki_up_is_listed(pages: dict[str, 
             assert f'## {model.__name__}\n' in text
             for name in model.model_fields:
                 assert f'| `{name}` |' in text
+        rows = [line for line in text.splitlines() if line.startswith('| `')]
+        assert not [row for row in rows if row.endswith('|  |')], 'a field without a word'
     assert '| `final_rate` | number, ≥ 0, ≤ 1 | `0.1` |' in pages['settings'].run_page()
 
 

@@ -1,8 +1,7 @@
-"""The reference of configuration: parameters of nodes, launch arguments, contracts; from the models that read them."""
+"""The reference of configuration, from the models that read it: parameters, launch arguments, contracts, runs."""
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,7 +120,7 @@ def model_sections(model: type[Config]) -> str:
             f'## {name}',
             '',
             *([about, ''] if about else []),
-            table(('field', 'type', 'default', ''), _rows(part)),
+            table(('field', 'type', 'default', ''), _rows(part, parts)),
         ]
         for used in _references(part.get('properties', {})):
             if used not in seen and 'properties' in parts[used]:
@@ -130,17 +129,23 @@ def model_sections(model: type[Config]) -> str:
     return '\n'.join(said)
 
 
-def _rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def _rows(part: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     required = part.get('required', ())
     return [
         (
             code(name),
             _type(field),
             '**required**' if name in required else _default(field.get('default')),
-            _text(field.get('description', '')),
+            _text(_about(field, parts)),
         )
         for name, field in part['properties'].items()
     ]
+
+
+def _about(field: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """What a field is for; pydantic leaves that out where its model says the same."""
+    model = parts.get(field.get('$ref', '').rpartition('/')[2], {})
+    return str(field.get('description') or model.get('description', ''))
 
 
 def _type(field: Mapping[str, Any]) -> str:
@@ -178,7 +183,11 @@ def _references(fields: object) -> list[str]:
 
 
 def _default(value: object) -> str:
-    return 'left out' if value is None else code(_shown(value)) if value != {} else 'none'
+    if value is None:
+        return 'left out'
+    if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(each, Mapping) for each in value)):
+        return 'its defaults' if value else 'none'
+    return code(_shown(value))
 
 
 def _shown(value: object) -> str:
@@ -192,4 +201,4 @@ def _shown(value: object) -> str:
 
 
 def _text(description: str) -> str:
-    return ' '.join(typing.cast(str, description).split())
+    return ' '.join(description.split())
