@@ -166,6 +166,11 @@ class ReplayRun:
         if looks:
             self._look(log_ns)
 
+    @property
+    def thinks(self) -> bool:
+        """Whether an inference is in progress."""
+        return self._inference is not None
+
     def next_ns(self) -> int:
         """When the node does something by itself: the inference ends, or a wait does."""
         return self._wait.until_ns if self._inference is None else self._inference.arrival_ns
