@@ -48,8 +48,8 @@ def sim(
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
     heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
-    execute_steps: Annotated[int, typer.Option(help='Rows carried out before the next chunk.')] = 25,
-    delay_steps: Annotated[int, typer.Option(help='Steps that an inference is thought to take.')] = 0,
+    execute_steps: Annotated[int, typer.Option(min=1, help='Steps of a chunk after which the next is planned.')] = 25,
+    delay_steps: Annotated[int, typer.Option(min=0, help='Steps that an inference is thought to take.')] = 0,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
     backend: Annotated[
         str, typer.Option(help='auto, torch, onnx or tensorrt; through the node commissioning.')
@@ -59,7 +59,7 @@ def sim(
     films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
     through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
     plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
-    mode: Annotated[str, typer.Option(help='Through the node: how chunks follow each other.')] = 'latest',
+    mode: Annotated[str, typer.Option(help='How chunks follow each other.')] = 'latest',
     speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.
@@ -67,7 +67,7 @@ def sim(
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot.
     """
-    from ki.support.sim_policy import ClosedLoopPolicy
+    from ki.support.sim_policy import open_sim_policy
     from ki.support.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
     from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate
@@ -84,8 +84,8 @@ def sim(
             print(_row(report.summary()))
         return
     assert bundle is not None
-    settings = EvaluationSettings(execute_steps, 0, delay_steps, image_size, split)
-    policy = ClosedLoopPolicy(bundle, backend, seed)
+    settings = EvaluationSettings(image_size, split)
+    policy = open_sim_policy(bundle, backend, seed, mode, execute_steps, delay_steps)
     try:
         for name in names:
             with progress(name, seeds * (2 if paired else 1)) as line:
@@ -93,6 +93,7 @@ def sim(
                 videos = out / 'films' if films else None
                 report = evaluate(policy, name, scenes, settings, videos, line.advance, paired)
             report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
+            report.settings |= {'mode': mode, 'execute_steps': execute_steps, 'delay_steps': delay_steps}
             report.save(out / f'{name}.json')
             print(_row(report.summary()))
     finally:

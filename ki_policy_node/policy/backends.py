@@ -158,18 +158,19 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
     if not Path(bundle).is_dir():
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.policy.bundle_policy import BundlePolicy
+    from ki_vla.policy.inference import load_policy
 
-    return BundlePolicy(
-        Path(bundle),
+    loaded = load_policy(
+        bundle,
         backend,
-        robot,
-        timing,
+        robot=robot,
         strict=wanted.strict,
         threads=wanted.threads,
         seed=wanted.seed,
         denoise_steps=wanted.denoise_steps,
         allow_untrained=wanted.allow_untrained,
     )
+    return BundlePolicy(loaded, timing)
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

@@ -20,36 +20,38 @@ from ki_sim.world.world import STEP_NS, SimObservation, World, clipped
 
 Floats = npt.NDArray[np.float64]
 SETTLED_STEPS = 5  # success must hold for a quarter of a second
+BASE = slice(14, 17)  # of a row: the twist of the base
 VIDEO_EVERY = 4  # steps between the frames of a video
 VIVID = 80  # between the largest and the smallest of a pixel's red, green and blue
 
 
 class SimPolicy(Protocol):
-    """Anything that turns an observation into a chunk: float (H, 17), absolute SI values in robot.COLUMNS order.
+    """What drives the robot: asked for a row of commands in robot.COLUMNS order at every control step."""
 
-    An object that also has `reset()` is told when an episode begins.
-    """
+    def reset(self) -> None:
+        """An episode begins, at time 0."""
+        ...
 
-    def __call__(self, observation: SimObservation) -> npt.ArrayLike:
-        """The chunk to carry out from this observation on."""
+    def next_row(self, time_ns: int, observe: Callable[[], SimObservation]) -> npt.ArrayLike | None:
+        """The commands (17,), absolute SI, of the step that begins now; None to stand still.
+
+        Args:
+            time_ns: Since the episode began.
+            observe: What the robot senses now, rendered when it is called.
+
+        Raises:
+            SimError: there can be no row any more; the episode has failed, and this is why.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How chunks are carried out.
+    """How episodes are played."""
 
-    `execute_steps` rows are carried out before the policy is asked again, from row `first_row` on (0: a row is the
-    command issued at its time, as the recorder writes it). `delay_steps` is how long the policy is thought to take:
-    so many rows of the old chunk run on while the new one is made.
-    """
-
-    execute_steps: int = 25
-    first_row: int = 0
-    delay_steps: int = 0
-    image_size: int = 96
-    split: str = 'train'
-    limit_s: float | None = None
+    image_size: int = 96  # rows and columns of every camera
+    split: str = 'train'  # whose goals are asked for: train or heldout
+    limit_s: float | None = None  # time of an episode; None: the task's
 
 
 @dataclass
@@ -141,10 +143,10 @@ def evaluate(
     """Run a policy on the episodes of a task.
 
     Args:
-        policy: observation -> chunk (H, 17).
+        policy: Drives the robot.
         task: A name of tasks.TASKS.
         seeds: Scenes; one episode each, or two with `paired`.
-        settings: How chunks are carried out.
+        settings: How episodes are played.
         videos: A folder for a GIF of every failure.
         progress: Called after each episode.
         paired: Play every scene with two different instructions, so that only words tell what to do.
@@ -183,21 +185,18 @@ def run_episode(
 ) -> SceneOutcome:
     """One episode in closed loop, until success has held for a moment or time is up."""
     settings = settings or EvaluationSettings()
-    if settings.execute_steps < 1 or settings.first_row < 0 or settings.delay_steps < 0:
-        raise SimError(f'execute_steps, first_row and delay_steps are {settings}: use at least 1, 0 and 0')
-    if hasattr(policy, 'reset'):
-        policy.reset()
+    policy.reset()
     frames: list[npt.NDArray[np.uint8]] = []
     with World(task, seed, goal, settings.split, settings.image_size, CAMERAS) as world:
         episode = world.episode
         outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
         limit = round((settings.limit_s or episode.limit_s) * 1e9 / STEP_NS)
-        rows, held = _Rows(policy, settings, outcome), 0
+        held = 0
         try:
             for step in range(limit):
                 if videos is not None and step % VIDEO_EVERY == 0:
                     frames.append(film(world))
-                world.step(rows.next(world))
+                world.step(_commands(policy, world, outcome))
                 held = held + 1 if world.success() else 0
                 if held >= SETTLED_STEPS:
                     break
@@ -213,43 +212,24 @@ def run_episode(
     return outcome
 
 
-class _Rows:
-    """Hands out the rows of the chunk in force and asks the policy when they are used up."""
+def _commands(policy: SimPolicy, world: World, outcome: SceneOutcome) -> Floats:
+    """The row for this step, within the limits of the robot."""
 
-    def __init__(self, policy: SimPolicy, settings: EvaluationSettings, outcome: SceneOutcome) -> None:
-        self.policy, self.settings, self.outcome = policy, settings, outcome
-        self.chunk, self.row, self.end = np.empty((0, len(COLUMNS))), 0, 0
-        self.coming: tuple[Floats, int] | None = None  # a chunk being made, and the steps until it is there
+    def observe() -> SimObservation:
+        outcome.calls += 1
+        return world.observe()
 
-    def next(self, world: World) -> Floats:
-        delay = self.settings.delay_steps
-        if self.coming is None and (not len(self.chunk) or self.row + delay >= self.end):
-            made = self._ask(world)
-            # There is nothing to carry out while the first chunk is made, so it is awaited.
-            self.coming = (made, delay if len(self.chunk) else 0)
-        if self.coming is not None:
-            made, left = self.coming
-            if left == 0 or self.row >= len(self.chunk):
-                late = 0 if not len(self.chunk) else delay - left
-                self.chunk, self.row = made, self.settings.first_row + late
-                self.end = min(self.row + self.settings.execute_steps, len(made))
-                self.coming = None
-            else:
-                self.coming = (made, left - 1)
-        row = clipped(self.chunk[self.row])
-        self.outcome.clipped += int(np.any(np.abs(row - self.chunk[self.row]) > 1e-9))
-        self.row += 1
+    given = policy.next_row(world.time_ns, observe)
+    if given is None:
+        row = clipped(world.observe(images=False).state)
+        row[BASE] = 0.0
         return row
-
-    def _ask(self, world: World) -> Floats:
-        chunk = np.asarray(self.policy(world.observe()), np.float64)
-        least = self.settings.first_row + self.settings.delay_steps + 1
-        if chunk.ndim != 2 or chunk.shape[1] != len(COLUMNS) or len(chunk) < least:
-            raise SimError(
-                f'the policy gave a chunk of shape {chunk.shape}: expected (at least {least}, {len(COLUMNS)})'
-            )
-        self.outcome.calls += 1
-        return chunk
+    wanted = np.asarray(given, np.float64)
+    if wanted.shape != (len(COLUMNS),):
+        raise SimError(f'the policy gave commands of shape {wanted.shape}: expected ({len(COLUMNS)},)')
+    row = clipped(wanted)
+    outcome.clipped += int(np.any(np.abs(row - wanted) > 1e-9))
+    return row
 
 
 def film(world: World, size: int = 160) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,68 +24,68 @@ from ki_sim.evaluate.closed_loop import (
 )
 from ki_sim.record.record import record_episode
 from ki_sim.tasks.tasks import episode
-from ki_sim.world.world import SimObservation, clipped
+from ki_sim.world.world import STEP_NS, clipped
 
-SMALL = EvaluationSettings(execute_steps=20, image_size=16)
+SMALL = EvaluationSettings(image_size=16)
 
 
-class Replay:
-    """A policy that knows the future: the expert's rows from the observation's time on, held at the end."""
+class Expert:
+    """A policy that knows the future: the expert's rows, held at the end."""
 
-    def __init__(self, task: str, seed: int, goal: int | None, arms, lead: int = 0) -> None:
+    def __init__(self, task: str, seed: int, goal: int | None, arms) -> None:
         self.rows = np.array([f.action for f in record_episode(task, seed, goal, quality=None, arms=arms).frames])
-        self.lead, self.asked, self.resets = lead, [], 0
+        self.resets = 0
 
     def reset(self) -> None:
         self.resets += 1
 
-    def __call__(self, observation: SimObservation) -> np.ndarray:
-        self.asked.append(observation.time_ns)
-        first = observation.time_ns // 50_000_000 - self.lead
-        return self.rows[np.clip(np.arange(first, first + 50), 0, len(self.rows) - 1)]
+    def next_row(self, time_ns: int, observe) -> np.ndarray:
+        return self.rows[min(time_ns // STEP_NS, len(self.rows) - 1)]
 
 
-def idle(observation: SimObservation) -> np.ndarray:
-    row = clipped(observation.state)
-    row[14:] = 0
-    return np.tile(row, (50, 1))
+class Idle:
+    """Looks every second, and stands still; `ahead` is added to where it stands."""
+
+    def __init__(self, ahead: np.ndarray | None = None) -> None:
+        self.ahead = ahead
+
+    def reset(self) -> None:
+        self.row = None
+
+    def next_row(self, time_ns: int, observe) -> np.ndarray | None:
+        if time_ns % 10**9 == 0:
+            self.row = clipped(observe().state)
+            self.row[14:] = 0
+        return None if self.ahead is None else self.row + self.ahead
 
 
-def test_a_perfect_policy_succeeds_and_is_asked_every_execute_steps(arms):
-    policy = Replay('demo', 3, None, arms)
+def test_a_perfect_policy_succeeds(arms):
+    policy = Expert('demo', 3, None, arms)
     outcome = run_episode(policy, 'demo', 3, settings=SMALL)
     assert outcome.success
     assert outcome.score == 1.0
     assert outcome.followed
     assert outcome.first_touched == episode('demo', 3).label(episode('demo', 3).goal.things[0])
     assert policy.resets == 1
-    assert set(np.diff(policy.asked)) == {20 * 50_000_000}
-    assert outcome.calls == len(policy.asked)
 
 
-def test_rows_may_be_counted_from_the_one_in_force(arms):
-    policy = Replay('demo', 3, None, arms, lead=1)
-    assert run_episode(policy, 'demo', 3, settings=EvaluationSettings(20, first_row=1, image_size=16)).success
-
-
-def test_a_late_chunk_skips_the_rows_that_are_past(arms):
-    policy = Replay('demo', 3, None, arms)
-    outcome = run_episode(policy, 'demo', 3, settings=EvaluationSettings(20, delay_steps=4, image_size=16))
-    assert outcome.success
+def test_a_policy_without_a_row_stands_still_and_its_looks_are_counted():
+    outcome = run_episode(Idle(), 'demo', 0, settings=EvaluationSettings(16, limit_s=2.0))
+    assert (outcome.calls, outcome.clipped, outcome.first_touched) == (2, 0, '')
 
 
 def test_the_other_instruction_makes_it_a_failure(arms):
-    policy = Replay('demo', 3, 0, arms)
+    policy = Expert('demo', 3, 0, arms)
     same = episode('demo', 3, 0).goal
     other = next(g for g in range(1, 30) if episode('demo', 3, g).goal.things != same.things)
-    outcome = run_episode(policy, 'demo', 3, other, EvaluationSettings(50, image_size=16, limit_s=9.0))
+    outcome = run_episode(policy, 'demo', 3, other, EvaluationSettings(16, limit_s=9.0))
     assert not outcome.success
     assert not outcome.followed
     assert outcome.first_touched
 
 
 def test_doing_nothing_fails_and_touches_nothing(tmp_path):
-    report = evaluate(idle, 'demo', [0], EvaluationSettings(50, image_size=16, limit_s=1.0), videos=tmp_path)
+    report = evaluate(Idle(), 'demo', [0], EvaluationSettings(16, limit_s=1.0), videos=tmp_path)
     summary = report.summary()
     assert summary['success']['k'] == 0
     assert summary['followed']['n'] == 0
@@ -98,9 +99,7 @@ def test_doing_nothing_fails_and_touches_nothing(tmp_path):
 
 def test_pairs_play_every_scene_twice(arms):
     seen = []
-    report = evaluate(
-        idle, 'demo', [0, 1], EvaluationSettings(50, image_size=16, limit_s=0.2), progress=seen.append, paired=True
-    )
+    report = evaluate(Idle(), 'demo', [0, 1], EvaluationSettings(16, limit_s=0.2), progress=seen.append, paired=True)
     assert len(report.outcomes) == len(seen) == 4
     assert report.outcomes[0].instruction != report.outcomes[1].instruction
 
@@ -120,33 +119,25 @@ def test_a_policy_that_hears_no_words_follows_no_pair():
 
 
 @pytest.mark.parametrize(
-    ('chunk', 'said'),
+    ('row', 'said'),
     [
-        (np.zeros((50, 14)), r'chunk of shape \(50, 14\)'),
-        (np.zeros((0, 17)), r'chunk of shape \(0, 17\)'),
-        (np.full((50, 17), np.nan), 'the policy is broken'),
+        (np.zeros(14), r'commands of shape \(14,\)'),
+        (np.zeros((50, 17)), r'commands of shape \(50, 17\)'),
+        (np.full(17, np.nan), 'the policy is broken'),
     ],
 )
-def test_a_broken_policy_is_a_failure_with_a_reason(chunk, said):
-    outcome = run_episode(lambda observation: chunk, 'demo', 0, settings=SMALL)
+def test_a_broken_policy_is_a_failure_with_a_reason(row, said):
+    policy = Idle()
+    policy.next_row = lambda time_ns, observe: row
+    outcome = run_episode(policy, 'demo', 0, settings=SMALL)
     assert not outcome.success
-    import re
-
     assert re.search(said, outcome.error)
 
 
 def test_rows_outside_the_limits_are_clipped_and_counted():
-    def wild(observation: SimObservation) -> np.ndarray:
-        return idle(observation) + np.eye(17)[6]
-
-    outcome = run_episode(wild, 'demo', 0, settings=EvaluationSettings(50, image_size=16, limit_s=0.5))
+    outcome = run_episode(Idle(np.eye(17)[6]), 'demo', 0, settings=EvaluationSettings(16, limit_s=0.5))
     assert outcome.clipped == 10
     assert outcome.error == ''
-
-
-def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(SimError, match='use at least 1'):
-        run_episode(idle, 'demo', 0, settings=EvaluationSettings(execute_steps=0))
 
 
 def test_wilson_intervals_are_the_known_ones():

@@ -1,0 +1,118 @@
+"""The node's policy cycle on the simulator's clock: chunks are carried out as on a robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ki.support.sim_policy import ClosedLoopPolicy, open_sim_policy
+from ki_policy_node.policy.continuation import Timing
+from ki_robot.contract.contract import Contract, load_contract
+from ki_robot.observation.observation import Observation
+from ki_sim.errors import SimError
+from ki_sim.evaluate.closed_loop import EvaluationSettings, run_episode
+from ki_sim.record.record import record_episode
+from ki_sim.record.sim_bags import ROBOT
+from ki_sim.world.kinematics import Arms
+from ki_sim.world.world import STEP_NS, SimObservation
+from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import MODES
+
+SMALL = EvaluationSettings(image_size=16)
+
+
+@pytest.fixture(scope='module')
+def contract() -> Contract:
+    return load_contract(ROBOT)
+
+
+@dataclass
+class Chunks:
+    """A policy that answers with rows of a plan, from the observation's time on."""
+
+    contract: Contract
+    rows: np.ndarray
+    policy_id: str = 'chunks@1'
+    backend: str = 'test'
+    asked: list[int] = field(default_factory=list)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def infer(self, observation: Observation, prefix_KN: Any, delay_steps: int, epoch: int) -> Inferred:
+        first = (observation.state_stamp_ns - 1) // STEP_NS
+        self.asked.append(first)
+        return Inferred(self.rows[np.clip(np.arange(first, first + 50), 0, len(self.rows) - 1)])
+
+
+def sensed(time_ns: int) -> SimObservation:
+    return SimObservation(time_ns, {}, {}, np.zeros(3), np.zeros(3), np.zeros(17), 'go')
+
+
+def carried_out(policy: ClosedLoopPolicy, steps: int) -> list[float | None]:
+    """The first column of every step."""
+    rows = [policy.next_row(step * STEP_NS, lambda step=step: sensed(step * STEP_NS)) for step in range(steps)]
+    return [None if row is None else float(row[0]) for row in rows]
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('delay_steps', [0, 4])
+def test_a_perfect_policy_is_carried_out_in_every_mode(contract: Contract, mode: str, delay_steps: int) -> None:
+    plan = Chunks(contract, np.arange(200.0)[:, None] * np.ones(17))
+    policy = ClosedLoopPolicy(plan, Timing(mode, 20), delay_steps)
+    policy.reset()
+    rows = carried_out(policy, 120)
+    if mode != 'queue' or not delay_steps:  # a queue begins each chunk with its first step, however late
+        assert rows == pytest.approx(np.arange(120.0))
+    assert plan.asked[:4] == [0, 20, 40, 60] if mode != 'queue' else len(plan.asked) >= 4
+
+
+def test_it_succeeds_in_the_simulator(contract: Contract) -> None:
+    frames = record_episode('demo', 3, None, quality=None, arms=Arms()).frames
+    plan = Chunks(contract, np.array([frame.action for frame in frames]))
+    outcome = run_episode(ClosedLoopPolicy(plan, Timing('latest', 20), 4), 'demo', 3, settings=SMALL)
+    assert outcome.success
+    assert outcome.calls == len(plan.asked)
+
+
+def test_the_robot_stands_still_where_the_chunk_ends_before_the_next_is_there(contract: Contract) -> None:
+    policy = ClosedLoopPolicy(Chunks(contract, np.arange(200.0)[:, None] * np.ones(17)), Timing('latest', 45), 10)
+    rows = carried_out(policy, 70)
+    assert rows[:50] == pytest.approx(np.arange(50.0))
+    assert rows[50:55] == [None] * 5
+    assert rows[55:] == pytest.approx(np.arange(55.0, 70.0))
+
+
+def test_episodes_do_not_remember_each_other(contract: Contract) -> None:
+    policy = ClosedLoopPolicy(Chunks(contract, np.arange(200.0)[:, None] * np.ones(17)), Timing('rtc', 20), 3)
+    one = carried_out(policy, 50)
+    policy.reset()
+    assert carried_out(policy, 50) == one
+
+
+def test_a_policy_that_is_broken_ends_the_episode_with_the_reason_of_the_node(contract: Contract) -> None:
+    policy = ClosedLoopPolicy(Chunks(contract, np.full((200, 17), np.nan)), Timing('latest', 20))
+    with pytest.raises(SimError, match=r'values are finite\. \(3 times in a row\)'):
+        carried_out(policy, 5)
+
+
+def test_an_episode_has_the_noise_of_its_own_times_and_seed(contract: Contract, tmp_path: Path) -> None:
+    from ki_vla.policy.inference import load_policy
+    from ki_vla.policy.untrained import write_untrained
+
+    write_untrained(tmp_path / 'bundle', contract)
+    images = {name: np.full((16, 16, 3), 90, np.uint8) for name in contract.camera_names}
+    policy = open_sim_policy(tmp_path / 'bundle', 'torch', 3, 'latest', 20, 0)
+    policy.reset()
+    seen = SimObservation(0, images, {}, np.zeros(3), np.zeros(3), np.zeros(17), 'go')
+    row = policy.next_row(0, lambda: seen)
+    policy.close()
+    with load_policy(tmp_path / 'bundle', 'torch', seed=3, allow_untrained=True) as loaded:
+        assert np.array_equal(row, loaded.act(images, np.zeros(17), 'go', stamp_ns=0)[0])
