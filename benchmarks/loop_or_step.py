@@ -27,7 +27,7 @@ from torch import nn
 from ki_vla.engine.onnx import CACHED, open_session
 from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Loop, Step
-from ki_vla.export.graphs import OPSET, laid_out, quiet, step_example
+from ki_vla.export.graphs import OPSET, make_contiguous, silence_exporter, step_example
 from ki_vla.export.source import of_noise
 from ki_vla.model.config import preset
 
@@ -38,7 +38,7 @@ STEPS, PREFIX = 10, 204
 def written(module: nn.Module, tensors: tuple[torch.Tensor, ...], names: list[str], path: Path) -> dict[str, Any]:
     """Export with weights inside; how long it took and what came out."""
     begin = time.perf_counter()
-    with quiet(), torch.no_grad():
+    with silence_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tensors,
@@ -64,7 +64,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.manual_seed(0)
     config = preset(given.preset)
-    stage = laid_out(ActionStage(of_noise(config).part('action'), STEPS, Fusions()))
+    stage = make_contiguous(ActionStage(of_noise(config).part('action'), STEPS, Fusions()))
     (_, row, k, _, cos, sin, _), _ = step_example(config, torch.float32, 'plain', False)
     shape = (k.shape[0], PREFIX, *k.shape[2:])
     cached = (torch.randn(shape), torch.randn(shape), cos, sin, torch.zeros(1, PREFIX + config.horizon))

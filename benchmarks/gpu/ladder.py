@@ -31,7 +31,7 @@ from latency import STEPS, exports, summary
 from roofline import floor
 
 from ki_common.errors import KiError
-from ki_vla.engine.graphs import capture_cuda, capture_nothing
+from ki_vla.engine.graphs import capture_cuda, capture_eagerly
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, first_line
 from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, available_providers
 from ki_vla.engine.packing import PLAIN
@@ -76,7 +76,7 @@ def model_on(device: str, config: ModelConfig, dtype: torch.dtype) -> KiVla:
 @contextmanager
 def engine_of(model: KiVla, mode: TorchMode, device: str, views: int, precision: str) -> Iterator[Engine]:
     """An engine that leaves no memory behind."""
-    capture = capture_cuda if device == 'cuda' else capture_nothing
+    capture = capture_cuda if device == 'cuda' else capture_eagerly
     runner = TorchRunner(model, STEPS, mode, device, capture=capture)
     engine = Engine(runner, model.config, Choice('torch', '', device, precision, ''), views)
     try:

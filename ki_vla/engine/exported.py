@@ -1,11 +1,11 @@
-"""What lies under `onnx/` in a bundle: graphs by precision, and the proof that they compute what torch does.
+"""The folder `onnx/` of a bundle: graphs by precision, and how close each was measured to torch.
 
-onnx/parity.json           for every precision: of which bundle, which files, how close to torch and on which provider
+onnx/parity.json           for every precision: bundle, files, errors against torch, provider they were measured on
 onnx/fp32/vision.onnx      images -> tokens
           prefix.onnx      tokens, prompt, state -> all that the action expert reads
-          plain.onnx       one Euler step; trained.onnx and guided.onnx continue an older chunk
-          weights.data     the numbers of all of them
-          parity_cuda.json how close another provider came, where one first opened them (`export/elsewhere.py`)
+          plain.onnx       one Euler step; trained.onnx and guided.onnx continue the chunk before
+          weights.data     the weights of all graphs
+          parity_cuda.json errors on another provider, measured when it first opened them (`export/provider_parity.py`)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Functions over fixed buffers, recorded once as CUDA graphs and replayed: one launch in place of thousands.
+"""Functions over fixed buffers, captured once as CUDA graphs and replayed: one launch in place of thousands.
 
-Shapes, addresses and the order of operations are fixed when a graph is captured. So its inputs are copied into the
-buffers that it reads, and its outputs stay in the buffers that it writes until the next replay; a graph whose inputs
-are another one's outputs reads them where they are.
+Capturing fixes shapes, addresses and the order of operations. Inputs are therefore copied into the buffers that a graph
+reads; outputs stay in the buffers that it writes until its next replay. A graph that reads another one's outputs reads
+them in place.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def capture_cuda(function: Function, buffers: Sequence[Tensor]) -> tuple[Any, Ca
     return outputs, graph.replay
 
 
-def capture_nothing(function: Function, buffers: Sequence[Tensor]) -> tuple[Any, Callable[[], None]]:
+def capture_eagerly(function: Function, buffers: Sequence[Tensor]) -> tuple[Any, Callable[[], None]]:
     """The same contract without CUDA: fixed buffers, every replay computes and writes into them."""
     outputs = _clones(function(*buffers))
 
@@ -65,14 +65,14 @@ def capture_nothing(function: Function, buffers: Sequence[Tensor]) -> tuple[Any,
     return outputs, replay
 
 
-class Fixed:
+class CapturedFunction:
     """A function over fixed buffers.
 
     Args:
         function: tensors in, a tensor or a tuple of tensors (or None) out.
         examples: one tensor for each input; their values are used for warming up.
-        shared: positions of inputs whose buffers are the given tensors themselves (outputs of another `Fixed`); they
-            are never copied.
+        shared: positions of inputs whose buffers are the given tensors themselves (outputs of another one); they are
+            never copied.
         capture: how to record.
         device: where the buffers lie; the inputs of a call may lie elsewhere (pinned memory, say).
     """

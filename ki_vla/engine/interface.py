@@ -1,8 +1,8 @@
-"""What every engine is to its caller: numpy in, numpy out, fixed shapes, seeds, times.
+"""The interface of every engine: numpy in, numpy out, static shapes, seeded noise, measured times.
 
-An `Engine` checks, pads to a static shape, draws noise and measures; a `Runner` behind it (torch or ONNX Runtime) does
-the numbers. The same noise goes into every backend, so the same observation gives the same chunk within the tolerance
-of the precision.
+An `Engine` checks inputs, pads them to a static shape, draws noise and measures time; a `Runner` behind it (torch or
+ONNX Runtime) computes. Every backend gets the same noise, so the same observation gives the same chunk within the
+tolerance of the precision.
 
 Shape legend: V views, L prompt slots, H horizon, A action dims, P rows left of the old chunk.
 """
@@ -154,7 +154,7 @@ class Engine:
         runner = self._open()
         inputs, shape = self._padded(inputs)
         begin = time.perf_counter()
-        with telling_memory('reading an observation'):
+        with one_line_when_out_of_memory('reading an observation'):
             payload = runner.prefill(shape, inputs)
         self.times_ms = {**runner.times_ms, 'prefill': 1e3 * (time.perf_counter() - begin)}
         self._count += 1
@@ -189,7 +189,7 @@ class Engine:
             )
         noise = self._noise(noise_HA, seed)
         begin = time.perf_counter()
-        with telling_memory('sampling a chunk'):
+        with one_line_when_out_of_memory('sampling a chunk'):
             actions_HA = runner.denoise(prefix.shape, prefix.payload, noise, carried)
         # The runner may know the times of a prefill only now that the device has answered.
         self.times_ms |= {**runner.times_ms, 'denoise': 1e3 * (time.perf_counter() - begin)}
@@ -218,7 +218,7 @@ class Engine:
 
         Args:
             kinds: which ways of denoising.
-            progress: told one line a shape.
+            progress: called with one line for each shape.
             rounds: runs of each.
         """
         for shape in self.shapes:
@@ -333,7 +333,7 @@ def example_inputs(config: ModelConfig, shape: Shape, seed: int = 0) -> ModelInp
 
 
 @contextlib.contextmanager
-def telling_memory(doing: str) -> Iterator[None]:
+def one_line_when_out_of_memory(doing: str) -> Iterator[None]:
     """Turn every library's way of running out of memory into one sentence."""
     try:
         yield

@@ -1,8 +1,8 @@
 """The ONNX runner: exported graphs in ONNX Runtime, on a CPU, with CUDA or with TensorRT.
 
-The files leave views and prompt slots open (`OPEN_SIZES`); a session is made for each static shape with all of them
-fixed, so that nothing is left to be worked out at run time. Values go from graph to graph by IO binding: on a GPU, keys
-and values never visit the host.
+Views and prompt slots are dynamic in the files (`OPEN_SIZES`). Each static shape gets a session of its own in which
+they are fixed, so that no shape is computed at run time. IO binding passes values from graph to graph: on a GPU, keys
+and values never go through host memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROVIDERS = {
 }
 # float32 means float32 here: what a graph computes in it must not be rounded to TF32 on its way.
 OPTIONS: dict[str, dict[str, str]] = {'cuda': {'use_tf32': '0'}}
-# (graph, sizes that are fixed) -> what the provider is told for that session
+# (graph, fixed sizes) -> options of the provider for that session
 Options = Callable[[str, Mapping[str, int]], Mapping[str, str]]
 # No name that an exporter might give to something inside a graph.
 CACHED = ('prefix_keys', 'prefix_values', 'query_cos', 'query_sin', 'query_bias', 'state_token')

@@ -1,8 +1,8 @@
-"""The model's layers for inference: fewer, larger matrix products, and nothing that could be computed before.
+"""The model's layers packed for inference: fewer, larger matrix products; what is constant is computed beforehand.
 
-What a layer does is written in `ki_vla.model.gemma.DecoderLayer` and `ki_vla.model.siglip.EncoderLayer`; here is the
-second way to hold its matrices. `Fusions` names the changes that are made to the weights; each leaves the function as
-it is, and tests/ki_vla/engine/test_stages.py holds each alone, and all together, to the numbers of `KiVla`:
+`ki_vla.model.gemma.DecoderLayer` and `ki_vla.model.siglip.EncoderLayer` define what a layer computes; this file holds
+its matrices in a second form. `Fusions` names the changes made to the weights. None changes the function:
+tests/ki_vla/engine/test_stages.py compares each alone, and all together, with `KiVla`.
     packed   q, k and v are one product, gate and up are another
     folded   weights of a norm (Gemma's 1 + w, SigLIP's scale and shift) move into the product that follows it
     pixels   uint8 -> [-1, 1] moves into the patch projection, which becomes a matrix product
@@ -138,7 +138,7 @@ class PackedLayer(DecoderLayer):
 
 
 class PackedLastLayer(nn.Module):
-    """The last layer of a prefix, of which nobody reads more than keys and values."""
+    """The last layer of a prefix: only its keys and values are read."""
 
     def __init__(self, layer: GemmaLayer, fusions: Fusions) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""Which engine: the wanted one, or the best there is; and a sentence that says why.
+"""Select an engine: the requested one, or the best available; with a sentence that says why.
 
-`auto` prefers, with a CUDA device: a TensorRT engine that was built for it, torch with CUDA graphs; without one: ONNX
-graphs that were exported and checked, then torch on the CPU. An engine that was asked for by name and cannot be had is
-replaced by the next best, with a warning; `strict` raises instead. An engine counts as had when it has computed a chunk
-at its smallest shape: libraries, drivers and compilers fail at the first use, not at the first look. Nothing is ever
-exported or built here unless `build` says so.
+With a CUDA device, `auto` prefers a TensorRT engine built for it, then torch with CUDA graphs; without one, exported
+ONNX graphs, then torch on the CPU. Where a named engine is not available, the next best runs with a warning; `strict`
+raises instead. An engine counts as available once it has computed a chunk at its smallest shape, because libraries,
+drivers and compilers fail at first use. Nothing is exported or built here unless `build` is set.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
-from ki_vla.engine.interface import Choice, Engine, example_inputs, first_line, telling_memory
+from ki_vla.engine.interface import Choice, Engine, example_inputs, first_line, one_line_when_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle, load_bundle
 
@@ -27,7 +26,7 @@ DEVICES = ('auto', 'cpu', 'cuda')
 
 
 @dataclass(frozen=True)
-class Wish:
+class EngineRequest:
     """What an engine should be.
 
     Attributes:
@@ -66,7 +65,7 @@ def open_engine(
     *,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
-    **wishes: Any,
+    **options: Any,
 ) -> Engine:
     """An engine for a bundle. Its `choice` says which one it is and why; so does the log.
 
@@ -74,14 +73,14 @@ def open_engine(
         bundle: a bundle or its folder.
         backend: of `BACKENDS`.
         strict: raise where the first choice cannot be had, instead of taking the next best.
-        progress: told what a TensorRT build does.
-        **wishes: the other fields of `Wish`.
+        progress: called with a line for each step of a TensorRT build.
+        **options: the other fields of `EngineRequest`.
 
     Raises:
         VlaError: nothing fits, or (strict) what was wanted does not; names the reason and the fix.
     """
     try:
-        wish = Wish(backend, **wishes)
+        request = EngineRequest(backend, **options)
     except TypeError as error:
         raise VlaError(f'engine: {error}.') from error
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, verify=False)
@@ -89,9 +88,9 @@ def open_engine(
 
     reasons: list[str] = []
     exported, built = bool(read_parity(bundle.folder)), has_engine(bundle.folder)
-    for kind, device, why in candidates(wish, has_cuda(), exported, built):
+    for kind, device, why in candidates(request, has_cuda(), exported, built):
         try:
-            engine = _started(bundle, wish, kind, device, '; '.join([*reasons, why]), strict, progress)
+            engine = _started(bundle, request, kind, device, '; '.join([*reasons, why]), strict, progress)
         except VlaError as error:
             if strict:
                 raise
@@ -110,21 +109,21 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def candidates(wish: Wish, cuda: bool, exported: bool, built: bool) -> list[tuple[str, str, str]]:
+def candidates(request: EngineRequest, cuda: bool, exported: bool, built: bool) -> list[tuple[str, str, str]]:
     """Backend, device and reason, best first, without repetition.
 
     Args:
-        wish: what is wanted.
+        request: what is wanted.
         cuda: whether there is a CUDA device.
         exported: whether the bundle holds ONNX graphs.
         built: whether it holds a TensorRT engine, for whichever machine.
     """
-    device = wish.device if wish.device != 'auto' else ('cuda' if cuda else 'cpu')
+    device = request.device if request.device != 'auto' else ('cuda' if cuda else 'cpu')
     found: list[tuple[str, str, str]] = []
-    if wish.backend != 'auto':
-        found.append((wish.backend, 'cuda' if wish.backend == 'tensorrt' else device, 'asked for'))
+    if request.backend != 'auto':
+        found.append((request.backend, 'cuda' if request.backend == 'tensorrt' else device, 'asked for'))
     if device == 'cuda' and cuda:
-        if built and wish.backend == 'auto':
+        if built and request.backend == 'auto':
             found.append(('tensorrt', 'cuda', 'an engine was built for this device'))
         found.append(('torch', 'cuda', 'CUDA graphs are the fastest without a TensorRT engine'))
     if exported:
@@ -138,7 +137,7 @@ def candidates(wish: Wish, cuda: bool, exported: bool, built: bool) -> list[tupl
 
 def _started(
     bundle: Bundle,
-    wish: Wish,
+    request: EngineRequest,
     kind: str,
     device: str,
     why: str,
@@ -148,8 +147,8 @@ def _started(
     """An engine that has computed; what it opened for that stays open."""
     engine: Engine | None = None
     try:
-        with telling_memory(f'opening engine {kind} on {device}'):
-            engine = _open(bundle, wish, kind, device, why, strict, progress)
+        with one_line_when_out_of_memory(f'opening engine {kind} on {device}'):
+            engine = _open(bundle, request, kind, device, why, strict, progress)
             engine.infer(example_inputs(bundle.config, engine.shapes[0]))
     except Exception as error:  # every library has its own types for a device that cannot compute
         if engine is not None:
@@ -165,7 +164,7 @@ def _started(
 
 def _open(
     bundle: Bundle,
-    wish: Wish,
+    request: EngineRequest,
     kind: str,
     device: str,
     why: str,
@@ -174,43 +173,43 @@ def _open(
 ) -> Engine:
     views = len(bundle.contract.cameras)
     if kind == 'torch':
-        return _open_torch(bundle, wish, device, why, strict, views)
+        return _open_torch(bundle, request, device, why, strict, views)
     if device == 'cuda':
         order = ('bf16', 'fp16', 'fp32')
     else:
         order = ('fp32', 'fp16', 'int8')
-    precision = wish.precision or next((each for each in order if each in read_parity(bundle.folder)), order[0])
+    precision = request.precision or next((each for each in order if each in read_parity(bundle.folder)), order[0])
     export = find_export(bundle.folder, bundle.digest, precision)
-    if wish.steps not in (None, export.steps):
+    if request.steps not in (None, export.steps):
         raise VlaError(
-            f'{export.folder}: was exported for {export.steps} Euler steps, {wish.steps} are wanted; export again with '
-            f'--steps {wish.steps}.'
+            f'{export.folder}: was exported for {export.steps} Euler steps, {request.steps} are wanted; export again '
+            f'with --steps {request.steps}.'
         )
     from ki_vla.engine.onnx import PROVIDERS, OnnxRunner
 
     if kind == 'tensorrt':
         from ki_vla.export.tensorrt import open_runner, require_cache
 
-        runner = open_runner(export, require_cache(bundle, export, build=wish.build, progress=progress))
+        runner = open_runner(export, require_cache(bundle, export, build=request.build, progress=progress))
     else:
         from ki_vla.export.provider_parity import require_parity
 
         require_parity(bundle, export, device)
-        runner = OnnxRunner(export, device, wish.threads)
+        runner = OnnxRunner(export, device, request.threads)
     choice = Choice(kind, PROVIDERS['tensorrt' if kind == 'tensorrt' else device], device, precision, why)
     return Engine(runner, bundle.config, choice, views, export.kinds)
 
 
-def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, strict: bool, views: int) -> Engine:
+def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, strict: bool, views: int) -> Engine:
     from ki_vla.engine.torch import DTYPES, MODES, TorchRunner
 
     if device == 'cuda' and not has_cuda():
         raise VlaError('torch sees no CUDA device here; take device cpu, or check driver and torch build (ki doctor).')
-    precision = wish.precision or ('bf16' if device == 'cuda' else 'fp32')
+    precision = request.precision or ('bf16' if device == 'cuda' else 'fp32')
     if precision not in DTYPES:
         raise VlaError(f'backend torch has no precision {precision}; choose one of {", ".join(DTYPES)}.')
     default = 'graphs' if device == 'cuda' else 'packed'
-    mode = wish.mode or (default if bundle.config.head == 'expert' else 'eager')
+    mode = request.mode or (default if bundle.config.head == 'expert' else 'eager')
     if MODES[mode].graphs and device == 'cpu':
         instead = 'compiled' if MODES[mode].compiled else 'packed'
         said = f'engine mode {mode!r}: CUDA graphs need a CUDA device and this engine is for the CPU'
@@ -219,6 +218,6 @@ def _open_torch(bundle: Bundle, wish: Wish, device: str, why: str, strict: bool,
         log.warning('%s; mode %r is taken', said, instead)
         mode, why = instead, f'{why}; not mode {mode!r}, which needs a CUDA device'
     model = bundle.model(device, DTYPES[precision])
-    runner = TorchRunner(model, wish.steps or bundle.serving.denoise_steps, MODES[mode], device)
+    runner = TorchRunner(model, request.steps or bundle.serving.denoise_steps, MODES[mode], device)
     kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)
     return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds)

@@ -1,9 +1,9 @@
 """The three stages of inference as modules of pure tensor functions: images, prefix, actions.
 
-They compute what `KiVla.prefill`, `KiVla.denoise` and `rtc` do, from packed layers (see `packing`) and without a
-batch, which is what speed asks for: a robot wants one chunk at a time. One definition serves torch in all its modes and
-the exported graphs. Views and prompt slots are static for an engine and symbolic for an exporter.
-tests/ki_vla/engine/test_stages.py holds every stage to the numbers of `KiVla`, in every structure and way of denoising.
+They compute what `KiVla.prefill`, `KiVla.denoise` and `rtc` compute, from packed layers (see `packing`) and without a
+batch dimension, for speed: a robot asks for one chunk at a time. All modes of torch and the exported graphs use them.
+Views and prompt slots are static in an engine and symbolic in an export. tests/ki_vla/engine/test_stages.py compares
+every stage with `KiVla`, for every model structure and every way of denoising.
 
 Shape legend: V views, N tokens a view, L prompt slots, S prefix tokens, Y layers, G key/value heads, K head dim, D
 width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.

@@ -1,6 +1,6 @@
-"""The torch runner: the model as it is, its packed stages, compiled, and as CUDA graphs over fixed buffers.
+"""The torch runner and its modes.
 
-    eager      KiVla itself, every head; what everything else is compared with
+    eager      `KiVla` itself, with every head; the reference of all other modes
     packed     the stages of `stages.py`
     compiled   packed stages through torch.compile
     graphs     packed stages, one CUDA graph for the prefix and one for the loop
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ki_vla.engine.graphs import Capture, Fixed, Function, capture_cuda
+from ki_vla.engine.graphs import Capture, CapturedFunction, Function, capture_cuda
 from ki_vla.engine.interface import Carried, Shape
 from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
@@ -65,7 +65,7 @@ MODES = {
 }
 
 
-class Clock:
+class StageTimer:
     """Times of stages. On a CUDA device marks are put into its queue, and read when the result has arrived."""
 
     def __init__(self, device: torch.device) -> None:
@@ -119,16 +119,16 @@ class TorchRunner:
         self.device, self.mode, self.steps = torch.device(device), mode, steps
         self.shares_buffers = mode.graphs
         self.times_ms: dict[str, float] = {}
-        self._clock, self._capture = Clock(self.device), capture
+        self._clock, self._capture = StageTimer(self.device), capture
         model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self._plain: _Plain | None = None
+        self._eager: _EagerModel | None = None
         self._stages: _Stages | None = None
         self._loops: dict[Any, Function] = {}
-        self._graphs: dict[Any, Fixed] = {}
+        self._graphs: dict[Any, CapturedFunction] = {}
         self._pinned: dict[Any, Tensor] = {}
         self._sent: torch.cuda.Event | None = None  # after the last prefill's copies
         if mode.fusions is None:
-            self._plain = _Plain(model, steps)
+            self._eager = _EagerModel(model, steps)
             return
         with torch.no_grad():
             vision: Function = VisionStage(model, mode.fusions)
@@ -147,8 +147,8 @@ class TorchRunner:
         self._clock.start()
         tensors = [self._input(name, getattr(inputs, name)) for name in INPUTS]
         self._clock.mark('copy')
-        if self._plain is not None:
-            found: Any = self._plain.prefill(self._clock, *tensors)
+        if self._eager is not None:
+            found: Any = self._eager.prefill(self._clock, *tensors)
         elif self.mode.graphs:
             found = self._graph(('prefix', shape), self._whole_prefix, tensors)(*tensors)
             self._clock.mark('prefix')
@@ -173,8 +173,8 @@ class TorchRunner:
         if carried is not None:
             given |= {'previous': carried.previous_HA, kind: carried.share_H}
         tensors = [self._input(name, value) for name, value in given.items()]
-        if self._plain is not None:
-            actions = self._plain.denoise(prefix, kind, *tensors)
+        if self._eager is not None:
+            actions = self._eager.denoise(prefix, kind, *tensors)
         else:
             cached = [each for each in prefix if each is not None]
             if self.mode.graphs:
@@ -195,7 +195,7 @@ class TorchRunner:
         self._graphs.clear()
         self._loops.clear()
         self._pinned.clear()
-        self._plain = self._stages = None
+        self._eager = self._stages = None
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
 
@@ -222,9 +222,9 @@ class TorchRunner:
         found: Cached = stages.prefix(stages.vision(images), *rest)
         return found
 
-    def _graph(self, key: Any, function: Function, examples: list[Tensor], shared: Any = ()) -> Fixed:
+    def _graph(self, key: Any, function: Function, examples: list[Tensor], shared: Any = ()) -> CapturedFunction:
         if key not in self._graphs:
-            self._graphs[key] = Fixed(function, examples, tuple(shared), self._capture, self.device)
+            self._graphs[key] = CapturedFunction(function, examples, tuple(shared), self._capture, self.device)
         return self._graphs[key]
 
     def _loop_for(self, shape: Shape, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Function:
@@ -263,7 +263,7 @@ class _Stages:
     action: ActionStage
 
 
-class _Plain:
+class _EagerModel:
     """`KiVla` itself behind the same calls."""
 
     def __init__(self, model: KiVla, steps: int) -> None:
@@ -274,7 +274,7 @@ class _Plain:
         self._model, self._steps = model, steps
 
     def prefill(
-        self, clock: Clock, images: Tensor, image_mask: Tensor, prompt: Tensor, prompt_mask: Tensor, state: Tensor
+        self, clock: StageTimer, images: Tensor, image_mask: Tensor, prompt: Tensor, prompt_mask: Tensor, state: Tensor
     ) -> Prefix:
         tokens = self._model.encode(images.permute(0, 3, 1, 2)[None])
         clock.mark('vision')

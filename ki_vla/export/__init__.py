@@ -1,1 +1,1 @@
-"""From a bundle to graphs that other runtimes take, each proved against torch. Start with `write.export_onnx`."""
+"""Export a bundle to ONNX and TensorRT, each graph checked against torch. Start with `write.export_onnx`."""

@@ -55,25 +55,25 @@ def export_graphs(
         steps: Euler steps.
         kinds: ways of denoising, of `stages.KINDS`.
         metadata: written into every graph.
-        progress: told what is being done.
+        progress: called with a line for each step of the work.
 
     Raises:
         VlaError: the model's head cannot be exported, or a package is missing.
     """
     _check_packages()
     weights = ExternalWeights(folder / WEIGHTS)
-    tell = progress or (lambda line: None)
+    report = progress or (lambda line: None)
     config, info = source.config, dict(metadata or {})
-    with quiet(), torch.no_grad():
-        tell('exporting vision')
+    with silence_exporter(), torch.no_grad():
+        report('exporting vision')
         with one_part(source, 'vision', dtype) as model:
-            vision = laid_out(VisionStage(model, Fusions()))
+            vision = make_contiguous(VisionStage(model, Fusions()))
         images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
         _write(vision, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
         del vision
-        tell('exporting prefix')
+        report('exporting prefix')
         with one_part(source, 'prefix', dtype) as model:
-            prefix = laid_out(PrefixStage(model, Fusions(), consume=True))
+            prefix = make_contiguous(PrefixStage(model, Fusions(), consume=True))
         state_token = prefix.state_in is not None
         names = CACHED if state_token else CACHED[:-1]
         dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
@@ -81,9 +81,9 @@ def export_graphs(
         del prefix
         gc.collect()
         with one_part(source, 'action', dtype) as model:
-            action = laid_out(ActionStage(model, steps, Fusions(), consume=True))
+            action = make_contiguous(ActionStage(model, steps, Fusions(), consume=True))
         for kind in kinds:
-            tell(f'exporting {kind} step')
+            report(f'exporting {kind} step')
             tensors, dynamic = step_example(config, dtype, kind, state_token)
             # Traced operation by operation, so that a backward pass becomes operations too.
             step = pure(Step(action, kind), tensors, symbolic=True)
@@ -118,7 +118,7 @@ def step_example(
     return tensors, (*[None] * (len(tensors) - len(cached)), *dynamic)
 
 
-def laid_out(stage: AnyStage) -> AnyStage:
+def make_contiguous(stage: AnyStage) -> AnyStage:
     """Every weight as the graph wants it, one after the other so that memory holds no second model."""
     for parameter in stage.parameters():
         parameter.data = parameter.data.contiguous()
@@ -152,7 +152,7 @@ def _write(
     assert program is not None  # only without dynamo
     model = program.model
     name_dimensions(model)
-    forget_origins(model)
+    strip_debug_info(model)
     model.metadata_props.update({**metadata, 'graph': name})
     weights.take(model)
     import onnx_ir
@@ -201,7 +201,7 @@ def name_dimensions(model: Any) -> None:
             value.shape = onnx_ir.Shape([named(size) for size in value.shape])
 
 
-def forget_origins(model: Any) -> None:
+def strip_debug_info(model: Any) -> None:
     """Drop what the exporter notes about the Python code that it came from: paths of this machine among it."""
     for node in model.graph:
         node.metadata_props.clear()
@@ -257,7 +257,7 @@ class ExternalWeights:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporter() -> Iterator[None]:
     """Without the exporter's warnings about what it does inside."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,11 +1,11 @@
-"""The gate: every exported graph against torch, on seeded inputs, before it may be used.
+"""The parity gate: every exported graph is compared with torch, on seeded inputs, before it may be used.
 
-The reference is the model as it is (`KiVla` in float32: unpacked, unfolded), so packing and export are judged together.
-Each graph is fed what torch computed, rounded to the graph's precision, and is judged alone; `chunk` is the whole way
-from images to actions through the graphs.
+The reference is `KiVla` in float32, neither packed nor folded, so packing and export are checked together. Each graph
+is checked alone, on torch's inputs rounded to the graph's precision; `chunk` checks all of them in a row, from images
+to actions.
 
-What a robot would execute, the actions of a chunk, may differ by so much and no more, however large they are. Image
-tokens and the prefix's keys and values are hidden numbers of any size: their error is seen against the largest of them.
+The error of actions, which a robot would execute, is absolute. Image tokens and the prefix's keys and values can have
+any scale: their error is relative to the largest value.
 
 Shape legend: V views, H horizon, A action dims.
 """
@@ -93,7 +93,7 @@ def check(parity: Mapping[str, Mapping[str, float]], precision: str) -> None:
             )
 
 
-def said(precision: str) -> dict[str, float | str | None]:
+def stated_tolerance(precision: str) -> dict[str, float | str | None]:
     """What a precision must keep, as plain JSON; no largest error where the cosine alone decides."""
     allowed = TOLERANCES[precision]
     found: dict[str, float | str | None] = {'cosine': allowed.cosine, 'max_error': None}
@@ -116,7 +116,7 @@ class Reference:
     chunks: dict[str, np.ndarray]
 
     @property
-    def says_nothing(self) -> bool:
+    def is_trivial(self) -> bool:
         """Whether torch left the noise as it was: an untrained expert, whose graphs agree whatever they compute."""
         return np.array_equal(self.chunks['plain'], self.noise_HA)
 
@@ -184,12 +184,12 @@ def measure(export: Export, given: Reference, kind: str = 'cpu') -> dict[str, di
     """
     runner = OnnxRunner(export, kind)
     try:
-        return judge(runner, given)
+        return measure_runner(runner, given)
     finally:
         runner.close()
 
 
-def judge(runner: OnnxRunner, given: Reference) -> dict[str, dict[str, float]]:
+def measure_runner(runner: OnnxRunner, given: Reference) -> dict[str, dict[str, float]]:
     """The same for a runner; every graph is opened once and dropped before the next, so that the largest fits alone."""
     shape = Shape(len(given.inputs.images_VHWC), len(given.inputs.prompt_L))
     tokens = runner.vision(given.inputs)

@@ -1,7 +1,7 @@
-"""The gate on the provider that a node opens: graphs that were checked on one are checked again before another serves.
+"""The parity gate for another provider: graphs that were checked on one are checked again before another serves them.
 
-An export is measured where it was made, mostly on a CPU. CUDA computes by other kernels, so there the same measure is
-taken once, and kept beside the graphs for the next start; a new export, GPU or ONNX Runtime makes it be taken again.
+An export is checked where it was made, usually on a CPU. CUDA uses other kernels, so the check is repeated there once.
+Its result is kept beside the graphs for the next start; a new export, GPU or ONNX Runtime repeats it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _measure(bundle: Bundle, export: Export, kind: str) -> dict[str, dict[str, f
     try:
         runner.vision(example_inputs(config, Shape(config.views, prompt_buckets(config)[0])))
         runner.drop()
-        found = parity.judge(runner, parity.reference(of_bundle(bundle), export.steps, export.kinds))
+        found = parity.measure_runner(runner, parity.reference(of_bundle(bundle), export.steps, export.kinds))
     finally:
         runner.close()
     log.info('%s: checked on %s in %.1f s', export.folder, kind, time.perf_counter() - begin)

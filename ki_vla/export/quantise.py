@@ -8,7 +8,7 @@ from pathlib import Path
 from ki_vla.engine.exported import STAGES, WEIGHTS
 from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
-from ki_vla.export.graphs import quiet
+from ki_vla.export.graphs import silence_exporter
 
 LARGEST_BYTES = 2**31 - 2**20  # a graph with its weights inside is one protobuf message
 
@@ -34,7 +34,7 @@ def quantise(folder: Path, metadata: Mapping[str, str]) -> None:
         if not path.exists():
             continue
         small = path.with_suffix('.int8')
-        with quiet():  # it advises a pre-processing that the exporter has done already
+        with silence_exporter():  # it advises a pre-processing that the exporter has done already
             quantize_dynamic(
                 str(path),
                 str(small),

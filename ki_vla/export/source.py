@@ -1,7 +1,6 @@
-"""The weights of a model, one part at a time: the whole of `full` would not fit beside its own export.
+"""The weights of a model, loaded one part at a time: all of `full` would not fit in memory beside its own export.
 
-A part is a `KiVla` of which only some weights are there; everything else lies on the meta device and cannot be used by
-accident.
+A part is a `KiVla` with only some of its weights; the others stay on the meta device, where using them is an error.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any
 
 from ki_common.files import atomic_folder, sha256_of
 from ki_vla.engine.exported import PARITY, Export
-from ki_vla.engine.interface import Shape, example_inputs, prompt_buckets, telling_memory
+from ki_vla.engine.interface import Shape, example_inputs, one_line_when_out_of_memory, prompt_buckets
 from ki_vla.engine.onnx import OnnxRunner, check_provider
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
@@ -76,7 +76,7 @@ def target_of(bundle: Bundle, export: Export, machine: tuple[str, str, str]) -> 
 
 
 def provider_options(cache: Path, precision: str, graph: str, sizes: Mapping[str, int]) -> dict[str, str]:
-    """What the TensorRT provider is told for one session; its Python binding takes 'True' and 'False', no numbers.
+    """Options of the TensorRT provider for one session; its Python binding takes 'True' and 'False', no numbers.
 
     The provider names an engine by its graph's inputs and nodes, which are the same at every static shape. So each
     shape has a folder of its own; timings of single layers serve all.
@@ -131,7 +131,7 @@ def require_cache(
         bundle: whose.
         export: the graphs it was built from.
         build: make it now if it is missing.
-        progress: told what a build does.
+        progress: called with a line for each step of a build.
         machine: GPU, TensorRT, ONNX Runtime; this one unless given.
 
     Raises:
@@ -179,7 +179,7 @@ def build_engine(
     Args:
         bundle: whose.
         export: the graphs.
-        progress: told what is being done.
+        progress: called with a line for each step of the work.
         machine: see `require_cache`.
         runner: makes what runs the graphs with a cache folder; the TensorRT provider unless given.
 
@@ -188,20 +188,20 @@ def build_engine(
     """
     target = target_of(bundle, export, machine or this_machine())
     folder = bundle.folder / FOLDER / target.key
-    tell, begin = progress or (lambda line: None), time.perf_counter()
+    report, begin = progress or (lambda line: None), time.perf_counter()
     make = runner or partial(open_runner, export)
     config, views = bundle.config, len(bundle.contract.cameras)
     given = parity.reference(of_bundle(bundle), export.steps, export.kinds, Shape(views, prompt_buckets(config)[0]))
     with atomic_folder(folder) as engines:
-        with telling_memory('building a TensorRT engine'):
+        with one_line_when_out_of_memory('building a TensorRT engine'):
             running = make(engines)
             for bucket in prompt_buckets(config):
                 shape = Shape(views, bucket)
-                tell(f'{time.perf_counter() - begin:6.0f} s  building for {views} views, {bucket} prompt slots')
+                report(f'{time.perf_counter() - begin:6.0f} s  building for {views} views, {bucket} prompt slots')
                 prefix = running.prefill(shape, example_inputs(config, shape))
                 for kind in export.kinds:
                     running.denoise(shape, prefix, given.noise_HA, given.carried(kind))
-            found = parity.judge(running, given)
+            found = parity.measure_runner(running, given)
         parity.check(found, export.precision)
         table = {
             'target': asdict(target),
@@ -209,5 +209,5 @@ def build_engine(
             'seconds': round(time.perf_counter() - begin, 1),
         }
         (engines / TABLE).write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    tell(f'{time.perf_counter() - begin:6.0f} s  engine kept in {folder}')
+    report(f'{time.perf_counter() - begin:6.0f} s  engine kept in {folder}')
     return folder

@@ -1,4 +1,4 @@
-"""`ki export`: graphs into a bundle, if and only if they compute what torch computes."""
+"""`ki export`: write graphs into a bundle, only if they agree with torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ki_common.files import atomic_folder, sha256_of, write_text
 from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, STAGES, WEIGHTS, Export, find_export, read_parity
-from ki_vla.engine.interface import telling_memory
+from ki_vla.engine.interface import one_line_when_out_of_memory
 from ki_vla.engine.onnx import check_provider
 from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
@@ -43,7 +43,7 @@ def export_onnx(
         steps: Euler steps that times are tabled for; what the bundle recommends unless given.
         kinds: ways of denoising; 'plain' must be among them.
         device: of the check, 'cpu' or 'cuda'.
-        progress: told what is being done.
+        progress: called with a line for each step of the work.
         source: the weights, in place of the bundle's file.
 
     Raises:
@@ -59,9 +59,9 @@ def export_onnx(
     if device != 'cpu':
         check_provider(device)
     target = bundle.folder / FOLDER / precision
-    tell = progress or (lambda line: None)
+    report = progress or (lambda line: None)
     try:
-        with atomic_folder(target) as partial, telling_memory('exporting'):
+        with atomic_folder(target) as partial, one_line_when_out_of_memory('exporting'):
             export, found = _make(
                 source or of_bundle(bundle),
                 partial,
@@ -69,7 +69,7 @@ def export_onnx(
                 steps,
                 kinds,
                 device,
-                tell,
+                report,
                 _metadata(bundle, precision),
                 _ready(bundle, steps, kinds) if precision == 'int8' else None,
             )
@@ -85,7 +85,7 @@ def export_onnx(
         'kinds': list(kinds),
         'state_token': export.state_token,
         'device': device,
-        'tolerance': parity.said(precision),
+        'tolerance': parity.stated_tolerance(precision),
         'parity': found,
         'made_with': _versions(),
         'files': files,
@@ -114,7 +114,7 @@ def _make(
     steps: int,
     kinds: Sequence[str],
     device: str,
-    tell: Progress,
+    report: Progress,
     metadata: dict[str, str],
     ready: Export | None,
 ) -> tuple[Export, dict[str, dict[str, float]]]:
@@ -123,32 +123,32 @@ def _make(
 
     begin = time.perf_counter()
 
-    def told(line: str) -> None:
-        tell(f'{time.perf_counter() - begin:6.1f} s  {line}')
+    def timed(line: str) -> None:
+        report(f'{time.perf_counter() - begin:6.1f} s  {line}')
 
     if ready is not None:
-        told('taking the float32 graphs that are there')
+        timed('taking the float32 graphs that are there')
         for name in (*STAGES, *kinds):
             shutil.copy2(ready.folder / f'{name}.onnx', folder)
         shutil.copy2(ready.folder / WEIGHTS, folder)
         state_token = ready.state_token
     else:
         dtype = DTYPES.get(precision, DTYPES['fp32'])
-        state_token = export_graphs(source, folder, dtype, steps, kinds, metadata, told)
+        state_token = export_graphs(source, folder, dtype, steps, kinds, metadata, timed)
     if precision == 'int8':
         from ki_vla.export.quantise import quantise
 
-        told('quantising matrix products')
+        timed('quantising matrix products')
         quantise(folder, metadata)
     export = Export(folder, precision, tuple(kinds), steps, state_token, {}, {})
-    told('running torch as it is')
+    timed('running torch as it is')
     given = parity.reference(source, steps, kinds)
-    if given.says_nothing:
-        told('note: this model is untrained, its field is zero; agreement of the action graphs says nothing')
-    told('running the graphs')
+    if given.is_trivial:
+        timed('note: this model is untrained, its field is zero; agreement of the action graphs says nothing')
+    timed('running the graphs')
     found = parity.measure(export, given, device)
     parity.check(found, precision)
-    told('graphs agree with torch')
+    timed('graphs agree with torch')
     return export, found
 
 
@@ -162,7 +162,7 @@ def _ready(bundle: Bundle, steps: int, kinds: Sequence[str]) -> Export | None:
 
 
 def _metadata(bundle: Bundle, precision: str) -> dict[str, str]:
-    said = parity.said(precision)
+    said = parity.stated_tolerance(precision)
     error = '' if said['max_error'] is None else f', max_error <= {said["max_error"]:g} ({said["of"]})'
     return {
         'ki.bundle': bundle.digest,

@@ -1,1 +1,1 @@
-"""Foreign checkpoints in, and back out: every tensor accounted for, one piece in memory at a time."""
+"""Import and export of other projects' checkpoints: strict about every tensor, streamed piece by piece."""

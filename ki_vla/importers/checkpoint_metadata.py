@@ -1,7 +1,7 @@
-"""What a checkpoint's config.json says that its tensors do not show: kind, horizon, how the state is read.
+"""What a checkpoint's config.json says and its tensors do not: kind of policy, horizon, how the state is read.
 
-openpi writes `action_horizon`, lerobot `chunk_size` and `type`. A checkpoint that was fine-tuned for another horizon
-has tensors of the same shapes and would run, wrongly, with any.
+openpi writes `action_horizon`; lerobot writes `chunk_size` and `type`. The horizon changes no tensor's shape, so a
+checkpoint would run with a wrong one without an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HORIZONS = ('chunk_size', 'action_horizon')
 
 
 @dataclass(frozen=True)
-class Described:
+class CheckpointMetadata:
     """What is said; None where it is not.
 
     Attributes:
@@ -34,7 +34,7 @@ class Described:
     state_in_prompt: bool | None = None
 
 
-def describe(source: str | Path) -> Described:
+def read_metadata(source: str | Path) -> CheckpointMetadata:
     """Read the config.json in a checkpoint's folder, or beside its file.
 
     Raises:
@@ -43,11 +43,13 @@ def describe(source: str | Path) -> Described:
     source = Path(source)
     path = (source if source.is_dir() else source.parent) / 'config.json'
     if not path.is_file():
-        return Described(path)
+        return CheckpointMetadata(path)
     said = read_json(path, VlaError, 'give the configuration of the policy, or remove the file')
     field = next((name for name in HORIZONS if said.get(name) is not None), None)
     horizon = None if field is None else said[field]
     if horizon is not None and (not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1):
         raise VlaError(f'{path}: not a readable policy configuration ({field} is {horizon!r}, no number of steps).')
     in_prompt = said.get('discrete_state_input')
-    return Described(path, said.get('type'), field, horizon, in_prompt if isinstance(in_prompt, bool) else None)
+    return CheckpointMetadata(
+        path, said.get('type'), field, horizon, in_prompt if isinstance(in_prompt, bool) else None
+    )

@@ -1,4 +1,4 @@
-"""lerobot's pi0_base and pi05_base, in and out: openpi's names, in what lerobot saved itself with `model.` in front."""
+"""lerobot's pi0_base and pi05_base, import and export: openpi's names, with the prefix `model.` in lerobot's files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ki_vla.errors import VlaError
-from ki_vla.importers.checkpoint_metadata import Described, describe
+from ki_vla.importers.checkpoint_metadata import CheckpointMetadata, read_metadata
 from ki_vla.importers.mapping import ImportReport, convert
 from ki_vla.importers.openpi import default_config, export_openpi, openpi_plan
 from ki_vla.importers.stream import open_checkpoint
@@ -31,7 +31,7 @@ def import_lerobot(
     checkpoint = open_checkpoint(source)
     if config is None:
         config = default_config(checkpoint)
-        config = config.replace(horizon=check_kind(describe(source), config).horizon or config.horizon)
+        config = config.replace(horizon=check_kind(read_metadata(source), config).horizon or config.horizon)
     return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
 
 
@@ -46,12 +46,14 @@ def export_lerobot(
     return export_openpi(weights, config, folder, dtype=dtype, root='model.')
 
 
-def check_kind(said: Described, config: ModelConfig) -> Described:
+def check_kind(metadata: CheckpointMetadata, config: ModelConfig) -> CheckpointMetadata:
     """Refuse a config.json of another kind of policy than the tensors are.
 
     Raises:
         VlaError: it is.
     """
-    if said.kind not in (None, config.name):
-        raise VlaError(f'{said.path}: says the policy is {said.kind!r}, but the tensors are those of {config.name!r}.')
-    return said
+    if metadata.kind not in (None, config.name):
+        raise VlaError(
+            f'{metadata.path}: says the policy is {metadata.kind!r}, but the tensors are those of {config.name!r}.'
+        )
+    return metadata

@@ -1,8 +1,8 @@
-"""Strict key mapping: every tensor of a foreign checkpoint is used, known to be dead, or known to be a tied copy.
+"""Strict key mapping: every tensor of a foreign checkpoint is used, known to be unused, or known to be a tied copy.
 
-An `ImportPlan` says where each of our tensors comes from. `convert` compares it with what the checkpoint holds, refuses
-any difference with a list of it, and only then writes. So a model is never half imported and half random; what a plan
-leaves to be freshly initialised is written down in its report.
+An `ImportPlan` says where each of our tensors comes from. `convert` compares it with the checkpoint, refuses any
+difference with a list, and only then writes: no model is ever partly imported and partly random. What a plan
+initialises afresh is listed in its report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""openpi's norm_stats.json: normalisation in and out.
+"""openpi's norm_stats.json: read and written.
 
 The file has no column names. The caller gives those of the contract, whose columns must stand in openpi's order: for
 two arms the left joints, left gripper, right joints, right gripper, then the base.

@@ -1,4 +1,4 @@
-"""openpi's PyTorch checkpoints of pi0 and pi0.5, in and out.
+"""openpi's PyTorch checkpoints of pi0 and pi0.5, import and export.
 
 Both models hold PaliGemma and an action expert side by side. The text embedding is stored under the name of the output
 head it is tied to; the expert's own output head is a leftover that nothing reads.

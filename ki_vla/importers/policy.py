@@ -1,4 +1,4 @@
-"""From a foreign checkpoint to a bundle in one call, and from a bundle back to openpi's or lerobot's layout."""
+"""Import a foreign checkpoint as a bundle, and export a bundle in openpi's or lerobot's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import Stats
 from ki_vla.errors import VlaError
-from ki_vla.importers.checkpoint_metadata import HORIZONS, describe
+from ki_vla.importers.checkpoint_metadata import HORIZONS, read_metadata
 from ki_vla.importers.lerobot import check_kind, export_lerobot, import_lerobot
 from ki_vla.importers.mapping import ImportReport
 from ki_vla.importers.norm_stats import read_norm_stats, write_norm_stats
@@ -145,28 +145,30 @@ def _trained_parts(kind: str, config: ModelConfig) -> list[str]:
 
 
 def _trained_for(kind: str, source: str | Path, config: ModelConfig, contract: Contract) -> dict[str, str]:
-    """What the checkpoint was trained for and no tensor shows, as far as it is said; else what is assumed.
+    """What the checkpoint was trained for, from its metadata; where that is silent, what is assumed.
 
     Raises:
         VlaError: another horizon than the robot's, or another kind of policy than the tensors are.
     """
     if kind == 'paligemma':
         return {'note': 'the action expert is freshly initialised; train before use'}
-    said = check_kind(describe(source), config)
-    if said.horizon not in (None, contract.horizon):
+    metadata = check_kind(read_metadata(source), config)
+    if metadata.horizon not in (None, contract.horizon):
         raise VlaError(
-            f'{said.path}: {said.field} is {said.horizon}, and horizon is {contract.horizon} in the contract of '
-            f"{contract.name}; a policy plans as many steps as it was trained with: set the contract's horizon to "
-            f'{said.horizon}, or take a checkpoint that was trained with {contract.horizon}.'
+            f'{metadata.path}: {metadata.field} is {metadata.horizon}, and horizon is {contract.horizon} in the '
+            f"contract of {contract.name}; a policy plans as many steps as it was trained with: set the contract's "
+            f'horizon to {metadata.horizon}, or take a checkpoint that was trained with {contract.horizon}.'
         )
-    by = said.field or f"assumed from the robot's contract; no config.json with {' or '.join(HORIZONS)}"
+    by = metadata.field or f"assumed from the robot's contract; no config.json with {' or '.join(HORIZONS)}"
     found = {'horizon': f'{contract.horizon} steps ({by})'}
     if config.adaptive and config.state_repr == 'text':
-        found['state'] = 'as text in the prompt' if said.state_in_prompt else 'assumed to be read as text in the prompt'
-        if said.state_in_prompt is False:
+        found['state'] = (
+            'as text in the prompt' if metadata.state_in_prompt else 'assumed to be read as text in the prompt'
+        )
+        if metadata.state_in_prompt is False:
             warnings.warn(
-                f'{said.path}: discrete_state_input is false: the policy was trained without the state in its prompt, '
-                'and here it will read one there; train it on, or take a checkpoint that was trained with it.',
+                f'{metadata.path}: discrete_state_input is false: the policy was trained without the state in its '
+                'prompt and here it will read one there; train it on, or take a checkpoint that was trained with it.',
                 stacklevel=3,
             )
             found['state'] = 'trained without it; here it stands in the prompt'

@@ -1,10 +1,10 @@
-"""Flow matching: the clock, the noise, the field, the sampler. Every sign and direction of time is decided here.
+"""Flow matching: time, noise, field and sampler. All sign and time conventions are defined here.
 
 tau = 0 is noise and tau = 1 is the action:  a_tau = tau a + (1 - tau) omega.  The network predicts omega - a (paper,
 equation 3), so an Euler step of size d goes to  a_tau - d * field.
 
-Public checkpoints (openpi, lerobot) count t = 1 - tau: the same field, only the clock runs the other way. As
-`time_features` reads 1 - tau, such weights fit as they are.
+Public checkpoints (openpi, lerobot) use t = 1 - tau: the same field with reversed time. `time_features` reads 1 - tau,
+so their weights need no conversion.
 
 Shape legend: B batch, R draws, H horizon, A action dims; `...` any leading dimensions.
 """

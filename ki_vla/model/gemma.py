@@ -4,9 +4,9 @@
 and saved; `ki_vla.engine.packing.PackedLayer` holds fewer and larger ones, for speed;
 tests/ki_vla/engine/test_stages.py holds both to the same numbers.
 
-The backbone is run in segments. `prefix` reads images and prompt, all of it seeing all of it, and hands on the keys and
-values of every layer. `segment` reads what comes after (target tokens, or actions in the recipes that give them to the
-backbone), looking at that context. One cached prefix therefore serves training, decoding and the action expert.
+The backbone runs in segments. `prefix` reads images and prompt with full attention and returns the keys and values of
+every layer. `segment` reads what follows (target tokens, or actions in recipes that give them to the backbone) and
+attends to that context. One cached prefix therefore serves training, decoding and the action expert.
 
 Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G key/value heads, K head dim.
 """

@@ -1,8 +1,8 @@
 """KiVla: images, a prompt and a state in; tokens and action chunks out.
 
-A walk: `Vision` and `projector` turn every view into tokens, `embed` the prompt; `Backbone.prefix` reads them once
-and leaves keys and values per layer in a `Prefix`. Everything else looks at that prefix: target tokens
-(`token_hidden`), the action expert (`field`), the sampler (`denoise`). Training and inference are the same calls.
+`Vision` and `projector` turn every view into tokens, `embed` turns the prompt into tokens. `Backbone.prefix` reads them
+once and keeps the keys and values of every layer in a `Prefix`. Target tokens (`token_hidden`), the action expert
+(`field`) and the sampler (`denoise`) attend to that prefix. Training and inference use the same calls.
 
 Shape legend: B batch, V views, N tokens a view, L prompt, S prefix tokens, T target tokens, R draws of (tau, noise),
 H horizon, A action dims, D width, G key/value heads, K head dim.
@@ -165,7 +165,7 @@ class KiVla(nn.Module):
         found = self.prefix(self.encode(images_BVCHW), image_mask_BV, prompt_BL, prompt_mask_BL, state_BS, hidden)
         return replace(found, k=torch.stack(list(found.k)), v=torch.stack(list(found.v)))
 
-    # What looks at it
+    # What attends to it
 
     def token_hidden(
         self, prefix: Prefix, target_BT: Tensor, target_mask_BT: Tensor, seen: Context | None = None

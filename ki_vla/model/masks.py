@@ -1,11 +1,11 @@
-"""Who may look at whom, and where everybody stands.
+"""Attention masks and positions.
 
 The sequence of one example is  [images | prompt | state token?]  [targets]  and, beside it,  [noisy actions].
     prefix   sees the prefix, both ways                                      (images, instruction, text state)
     targets  see the prefix and, causally, themselves                        (FAST or text tokens)
     actions  see the prefix and themselves, both ways; never the targets     (queries of the action expert)
-Nobody sees padding. Positions count valid tokens only, and both targets and actions continue after the prefix: the
-actions' positions are the same in training, where targets exist, and at inference, where they do not.
+Padding is never attended to. Positions count valid tokens only. Targets and actions both continue after the prefix:
+actions have the same positions in training, where targets exist, and at inference, where they do not.
 
 Shape legend: B batch, V views, N tokens a view, L prompt, S prefix tokens, Q queries, T target tokens, H horizon.
 """

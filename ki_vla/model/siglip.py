@@ -1,4 +1,4 @@
-"""The SigLIP vision tower: an image becomes a row of tokens, without a class token and without pooling.
+"""The SigLIP vision tower: an image to a sequence of tokens, without class token or pooling (arXiv 2303.15343).
 
 `EncoderLayer` is the layer's function, written once. `VisionLayer` holds its matrices as they are trained and saved,
 `ki_vla.engine.packing.PackedVisionLayer` holds fewer and larger ones; tests/ki_vla/engine/test_stages.py holds them to

@@ -1,7 +1,7 @@
 """`python -m ki_vla.model.summary full`: the module tree, its parameters, and which loss moves which part.
 
-The model is built on the meta device, so the full size needs no memory. The flow of gradients is not asserted but
-measured, on a small model of the same structure: each loss is differentiated alone and the gradients are looked at.
+The model is built on the meta device, so the full size needs no memory. Which loss reaches which part is measured on a
+small model of the same structure: each loss is differentiated alone, and parts with a gradient are listed.
 """
 
 from __future__ import annotations

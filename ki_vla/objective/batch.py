@@ -1,4 +1,4 @@
-"""What goes into the model: one dataclass of tensors, its checks, and how samples are put together.
+"""The model's input: one dataclass of tensors, its checks, and the collation of samples.
 
 Shape legend: B batch, V views, C colours, H W pixels (images) or H horizon (actions), L prompt tokens, S state columns,
 T target tokens, A action dims.

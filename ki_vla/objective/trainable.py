@@ -1,4 +1,4 @@
-"""Which parameters of a model a recipe trains, and which parts of it that makes."""
+"""Which parameters, and which parts, of a model a recipe trains."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A model as a policy: its bundle on disk, its processor, its words, its continuation of a running chunk."""
+"""A model as a policy: bundle on disk, processor, subtasks, real-time chunking."""

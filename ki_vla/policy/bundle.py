@@ -1,4 +1,4 @@
-"""A policy on disk: everything the node needs, in one folder whose every byte is accounted for.
+"""A policy on disk: everything the node needs, in one folder, with the sha256 of every file.
 
     model.safetensors   weights
     config.json         structure of the model, how data are processed, how to serve it, the recipe it was trained with
@@ -9,7 +9,7 @@
     manifest.json       name, format, sha256 of every file above
     onnx/ engines/      exports, made later and not part of the policy's identity
 
-Safetensors, JSON and YAML only: loading a bundle runs no code of it.
+Safetensors, JSON and YAML only: loading a bundle executes no code from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokens out of the backbone, one at a time: answers in text, and action tokens (the pi0-FAST baseline).
+"""Autoregressive decoding with the backbone: answers in text, and action tokens (the pi0-FAST baseline).
 
 Shape legend: B batch, T tokens so far, C vocabulary, S context tokens, G key/value heads, K head dim, D width.
 """

@@ -1,4 +1,4 @@
-"""What came of one inference. A file of its own, without torch: a policy without a model returns the same."""
+"""The result of one inference. Without torch, because a policy without a model returns it, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a processor gives: model inputs and targets as numpy arrays, and the choices it is made with.
+"""Output of a processor: model inputs and targets as numpy arrays; and its settings.
 
 Legend: V views, H horizon or image height, W width, C colours, S state columns of the model, A action columns of the
 model, L prompt tokens, T target tokens.

@@ -1,4 +1,4 @@
-"""Between a robot's numbers and the model's: the one place for it, used in training and on the robot alike.
+"""Convert a robot's observations and actions to the model's and back, in training and on the robot alike.
 
 In: camera images, state (SI) and instruction become uint8 views, a normalised padded state and prompt ids; an action
 chunk becomes normalised deltas and target tokens. Out: what the model gives becomes absolute SI values again.

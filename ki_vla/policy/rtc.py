@@ -1,11 +1,12 @@
-"""Real-time chunking: a new chunk that agrees with the part of the old one which is executed while it is computed.
+"""Real-time chunking: a new chunk that continues the part of the old one which is executed while it is computed.
 
-Two ways. *Guided* needs no training: at each Euler step the field is corrected towards the old chunk through the true
-vector-Jacobian product of the network, strongly for the first `delay` steps and ever less up to `end`. *Trained*
-needs a model trained with `max_delay`: the first `delay` actions are simply given, at their own time tau = 1.
+*Guided* (arXiv 2506.07339) needs no training: each Euler step corrects the field towards the old chunk by the network's
+vector-Jacobian product, with full weight for the first `delay` steps and falling weight up to `end`. *Trained*
+(arXiv 2512.05964) needs a model trained with `max_delay`: the first `delay` actions are given, at a time of their own,
+tau = 1.
 
 The old chunk is passed as `previous`, normalised like the model's actions, its first row being the new chunk's first
-step. Rows that do not exist any more are not invented: nothing beyond `end` is looked at.
+step. Rows beyond its end are padding and have no weight: nothing beyond `end` is read.
 
 Shape legend: B batch, H horizon, P rows left of the old chunk (P <= H), A action dims.
 """

@@ -1,4 +1,4 @@
-"""How a policy was made to be served: the recommendations that a bundle carries in `config.json`, section `serving`."""
+"""How to serve a policy: the recommendations in `config.json` of its bundle, section `serving`."""
 
 from __future__ import annotations
 

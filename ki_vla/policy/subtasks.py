@@ -1,7 +1,7 @@
-"""The upper of two levels: what to do next, in words, before the policy acts on them (pi0.5, section IV).
+"""High-level inference of a two-level policy: the next subtask in words, then actions (pi0.5, section IV).
 
-A policy that was trained so (`Processing.subtasks`) names its next subtask, and where the thing is that it reaches for,
-from the same pictures; those words then stand in the prompt of its actions.
+A policy trained with `Processing.subtasks` first decodes its next subtask, with the box of the object that it reaches
+for, from the same images. Those words then become part of the prompt for its actions.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ki_vla.policy.generation import generate
 from ki_vla.policy.model_inputs import ModelInputs
 from ki_vla.policy.processor import Images, Processor
 
-LONGEST = 40  # tokens of a subtask
+MAX_SUBTASK_TOKENS = 40  # tokens of a subtask
 
 
 class SubtaskGenerator:
-    """Says the next subtask of a policy of two levels; has nothing to say for any other.
+    """Decodes the next subtask of a two-level policy; an empty one for any other policy.
 
     The words come from torch whatever computes the actions: decoding them is no part of the exported graphs, and needs
     a copy of the weights.
@@ -51,18 +51,17 @@ class SubtaskGenerator:
         """
         if self._model is None:
             return ''
-        return say(self._model, self._processor, [self._processor.inputs(images, state, instruction, asks='Subtask')])[
-            0
-        ]
+        asked = self._processor.inputs(images, state, instruction, asks='Subtask')
+        return generate_subtasks(self._model, self._processor, [asked])[0]
 
     def warm_up(self) -> None:
-        """Runs once on black pictures, so that the next words come as fast as any."""
+        """Run once on black images, so that the first subtask of a run is not slower than later ones."""
         size = self._processor.config.vision.image_size
         black = np.zeros((size, size, 3), dtype=np.uint8)
         self.next(dict.fromkeys(self._processor.contract.camera_names, black), self._processor.state_stats.mean, 'wait')
 
 
-def say(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> list[str]:
+def generate_subtasks(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> list[str]:
     """The next subtask of several moments, '' where the model does not come to an end.
 
     Args:
@@ -85,6 +84,6 @@ def say(model: KiVla, processor: Processor, asked: Sequence[ModelInputs]) -> lis
     allowed_C[vocabulary.loc_start : vocabulary.loc_start + vocabulary.loc_bins] = True
     allowed_C[[vocabulary.pad, vocabulary.bos]] = False
     prefix = model.prefill(images_BVCHW, views_BV, prompt_BL, mask_BL, state_BS, hidden=True)
-    out = generate(model, prefix, LONGEST, [vocabulary.eos], allowed_C)
+    out = generate(model, prefix, MAX_SUBTASK_TOKENS, [vocabulary.eos], allowed_C)
     rows = zip(out.ids, out.mask, out.finished.tolist(), strict=True)
     return [processor.tokenizer.decode(ids[kept].tolist()).strip() if done else '' for ids, kept, done in rows]

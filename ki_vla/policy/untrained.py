@@ -1,4 +1,4 @@
-"""An untrained policy for any robot: every part real, the weights random. For dry runs and tests, never for motion."""
+"""An untrained policy for any robot: a whole bundle with random weights. For dry runs and tests, never for motion."""
 
 from __future__ import annotations
 

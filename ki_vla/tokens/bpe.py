@@ -1,4 +1,4 @@
-"""Reading a tokenizer.json without trusting it."""
+"""Read a tokenizer.json from an untrusted source."""
 
 from __future__ import annotations
 

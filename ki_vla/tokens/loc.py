@@ -1,4 +1,4 @@
-"""Boxes in text: four <loc> tokens, y0 x0 y1 x1, over the picture the model sees."""
+"""Boxes in text: four <loc> tokens, y0 x0 y1 x1, in the image as the model sees it."""
 
 from __future__ import annotations
 

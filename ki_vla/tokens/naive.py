@@ -1,4 +1,4 @@
-"""Naive action tokens: every value its own bin, dense or with a stride of 5 (paper, section 3 and figure 5)."""
+"""Naive action tokens: one bin per value, dense or with a stride of 5 (paper, section 3 and figure 5)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-r"""What stands in front of the action: the prompt that asks for one.
+r"""The prompts.
 
 The prompt of this model and of pi0.5 is `BOS Task: {text}, State: {bins};\nAction: `, pi0's is `BOS {text}\n`, and a
-question about pictures is `BOS {text}\n`, as PaliGemma was trained on. A policy that works in two levels is first
-asked `BOS Task: {text}, State: {bins};\nSubtask: `, and what it says stands after the task when it is asked to act:
-`BOS Task: {text}, Subtask: {said}, State: {bins};\nAction: `. Training and inference use the same functions.
+question about pictures is `BOS {text}\n`, as PaliGemma was trained on. A two-level policy is first
+asked `BOS Task: {text}, State: {bins};\nSubtask: `; its answer follows the task when it is asked to act:
+`BOS Task: {text}, Subtask: {answer}, State: {bins};\nAction: `. Training and inference use the same functions.
 """
 
 from __future__ import annotations

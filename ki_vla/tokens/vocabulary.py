@@ -1,4 +1,4 @@
-"""Where every kind of token lives in the model's vocabulary.
+"""The layout of the vocabulary: which ids belong to which kind of token.
 
 One layout object answers every question about ids: which row is <loc0512>, which is the state bin 17, which is the
 action token 3. Two layouts exist. The *Gemma* layout is that of the public checkpoints: the action ids count down from

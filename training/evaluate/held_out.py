@@ -24,7 +24,7 @@ from ki_vla.objective.recipes import RECIPES, Recipe
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.generation import generate
 from ki_vla.policy.processor import Processor
-from ki_vla.policy.subtasks import say
+from ki_vla.policy.subtasks import generate_subtasks
 from ki_vla.tokens.loc import read_boxes
 from training.errors import TrainingError
 from training.samples.collator import Collator, Packet, in_file_steps
@@ -275,7 +275,7 @@ def _with_own_subtasks(model: KiVla, processor: Processor, rows: Sequence[Draw])
     if not processor.processing.subtasks:
         return list(rows)
     moments = [(row.sample.images, row.sample.state_S, row.sample.instruction) for row in rows]
-    said = say(model, processor, [processor.inputs(*moment, asks='Subtask') for moment in moments])
+    said = generate_subtasks(model, processor, [processor.inputs(*moment, asks='Subtask') for moment in moments])
     bins = processor.tokenizer.vocabulary.loc_bins
     texts = [in_file_steps(text, bins) for text in said]
     return [replace(row, sample=replace(row.sample, subtask=text)) for row, text in zip(rows, texts, strict=True)]

@@ -23,7 +23,7 @@ from ki_vla.objective.recipes import recipe
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
-from ki_vla.policy.subtasks import LONGEST
+from ki_vla.policy.subtasks import MAX_SUBTASK_TOKENS
 from ki_vla.tokens.actions import ActionCodec
 from ki_vla.tokens.naive import NaiveCodec
 from ki_vla.tokens.state import state_text
@@ -245,7 +245,7 @@ def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Pa
     if 'max_prompt' not in run.model:
         with_state = config.state_repr == 'text'
         texts = [text for robot in robots for text in _prompts(run, *robot, with_state=with_state)]
-        longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (LONGEST if run.subtasks else 0)
+        longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (MAX_SUBTASK_TOKENS if run.subtasks else 0)
         changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
     if 'max_targets' not in run.model and parts.codec is not None:
         values, fast = parts.codec.values, parts.fast

@@ -11,7 +11,7 @@ import torch
 from ki_vla.engine import onnx
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner
-from ki_vla.engine.select import Wish, candidates, open_engine
+from ki_vla.engine.select import EngineRequest, candidates, open_engine
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle
 
@@ -36,14 +36,14 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='this is about ma
 def test_what_is_tried_and_in_which_order(
     backend: str, device: str, cuda: bool, exported: bool, expected: list[str]
 ) -> None:
-    found = candidates(Wish(backend, device), cuda, exported, built=False)
+    found = candidates(EngineRequest(backend, device), cuda, exported, built=False)
     assert [f'{kind} {where}' for kind, where, _ in found] == expected
 
 
 def test_tensorrt_is_tried_unasked_only_where_an_engine_was_built() -> None:
-    found = candidates(Wish(), cuda=True, exported=True, built=True)
+    found = candidates(EngineRequest(), cuda=True, exported=True, built=True)
     assert [kind for kind, _, _ in found] == ['tensorrt', 'torch', 'onnx', 'torch']
-    assert candidates(Wish(device='cpu'), cuda=True, exported=True, built=True)[0][0] == 'onnx'
+    assert candidates(EngineRequest(device='cpu'), cuda=True, exported=True, built=True)[0][0] == 'onnx'
 
 
 @NO_CUDA

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ki_vla.engine.graphs import Fixed, capture_cuda, capture_nothing
+from ki_vla.engine.graphs import CapturedFunction, capture_cuda, capture_eagerly
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, is_out_of_memory, prompt_buckets
 from ki_vla.engine.packing import Fusions
 from ki_vla.engine.torch import MODES, TorchMode, TorchRunner
@@ -22,7 +22,7 @@ STEPS = 3
 def engine(make_model: Any, mode: str = 'packed', head: str = 'expert') -> Engine:
     model = make_model() if head == 'expert' else initialise(KiVla(preset('tiny', head=head)))
     config = model.config
-    runner = TorchRunner(model, STEPS, MODES[mode], capture=capture_nothing)
+    runner = TorchRunner(model, STEPS, MODES[mode], capture=capture_eagerly)
     return Engine(runner, config, Choice('torch', mode, 'cpu', 'fp32', 'a test'))
 
 
@@ -228,8 +228,10 @@ def test_cuda_graphs_refuse_buffers_in_host_memory(monkeypatch: pytest.MonkeyPat
 
 
 def test_fixed_buffers_copy_inputs_and_keep_shared_ones() -> None:
-    source = Fixed(lambda x: (x + 1.0, None), [torch.zeros(3)], capture=capture_nothing)
-    target = Fixed(lambda x, y: x * y, [torch.ones(3), source.outputs[0]], shared=[1], capture=capture_nothing)
+    source = CapturedFunction(lambda x: (x + 1.0, None), [torch.zeros(3)], capture=capture_eagerly)
+    target = CapturedFunction(
+        lambda x, y: x * y, [torch.ones(3), source.outputs[0]], shared=[1], capture=capture_eagerly
+    )
     given = torch.tensor([1.0, 2.0, 3.0])
     source(given)
     given.zero_()

@@ -201,15 +201,15 @@ def test_another_kind_of_checkpoint_says_what_was_looked_for(write, tmp_path):
 
 
 def test_lerobot_configuration_gives_the_horizon_and_must_agree(tables, as_checkpoint, tmp_path):
-    from ki_vla.importers.checkpoint_metadata import describe
+    from ki_vla.importers.checkpoint_metadata import read_metadata
     from ki_vla.importers.lerobot import check_kind
 
     config = default_config(as_checkpoint(tables[0](preset('full'), True)))
     (tmp_path / 'config.json').write_text(json.dumps({'type': 'pi05', 'chunk_size': 30}))
-    assert check_kind(describe(tmp_path), config).horizon == 30
+    assert check_kind(read_metadata(tmp_path), config).horizon == 30
     (tmp_path / 'config.json').write_text(json.dumps({'type': 'pi0'}))
     with pytest.raises(VlaError, match="says the policy is 'pi0'"):
-        check_kind(describe(tmp_path), config)
+        check_kind(read_metadata(tmp_path), config)
 
 
 def test_a_structure_that_openpi_does_not_know_is_not_exported(model, tmp_path):

@@ -18,7 +18,7 @@ from ki_vla.objective.trainable import prepare
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
-from ki_vla.policy.subtasks import SubtaskGenerator, say
+from ki_vla.policy.subtasks import SubtaskGenerator, generate_subtasks
 from ki_vla.policy.untrained import untrained_processor
 
 CONTRACT = load_contract('arm_single').replace(horizon=12)
@@ -60,8 +60,8 @@ def bundle(taught: KiVla, processor: Processor, tmp_path: Path) -> Bundle:
 
 def test_what_was_learned_is_said_for_each_moment_whatever_stands_beside_it(taught: KiVla, processor: Processor):
     asked = [processor.inputs(*moment(), text, asks='Subtask') for text in SAID]
-    assert say(taught, processor, asked) == list(SAID.values())
-    assert [say(taught, processor, [each])[0] for each in asked] == list(SAID.values())
+    assert generate_subtasks(taught, processor, asked) == list(SAID.values())
+    assert [generate_subtasks(taught, processor, [each])[0] for each in asked] == list(SAID.values())
 
 
 def test_nothing_but_text_and_boxes_is_said(processor: Processor):
@@ -71,7 +71,7 @@ def test_nothing_but_text_and_boxes_is_said(processor: Processor):
         for parameter in model.parameters():
             parameter.normal_(0.0, 1.0)
     for seed in range(5):  # a state or action token could not be decoded and would raise
-        text = say(model, processor, [processor.inputs(*moment(seed), 'go', asks='Subtask')])[0]
+        text = generate_subtasks(model, processor, [processor.inputs(*moment(seed), 'go', asks='Subtask')])[0]
         assert isinstance(text, str)
 
 
