@@ -89,6 +89,20 @@ def run(bag: Path, contract: Contract, policy: Any, **options: Any) -> Replay:
     return replay(bag, contract, policy, ReplayOptions(TIMING, instruction='wave', **options))
 
 
+def test_new_words_are_planned_for_at_once_and_what_they_overtake_is_dropped(
+    contract: Contract, bag: Path, policy: Any
+) -> None:
+    options = ReplayOptions(TIMING, latency_ns=260_000_000)
+    found = replay(bag, contract, policy, options)
+    said = [made.instruction for made in found.chunks]
+    first = said.index('bow')
+    assert said == ['wave'] * first + ['bow'] * (len(said) - first)
+    told_ns = BEGIN + 1_404_000_000
+    # In mid-inference: that chunk is for the old words, and the one for the new is begun when it is done.
+    assert found.frames[first][0] - told_ns < options.latency_ns + options.frame_wait_ns
+    assert list(found.dropped) == ['words, run or clock changed while it was made']
+
+
 def heard_of(found: Replay) -> LiveRun:
     """A node that took the observations of another replay."""
     return LiveRun(tuple(made.planned.chunk for made in found.chunks), {'option': 'wave'})
