@@ -1,6 +1,7 @@
 """A look at a live robot with the eyes of the policy node: states, pictures and the health of every stream.
 
-The same subscriptions and the same buffer as the node's, and nothing is published.
+The same subscriptions and the same buffer as the node's, and nothing is published. States that cannot be true are kept:
+what is wrong with them is what one wants to see.
 Letters: T moments, S state columns.
 """
 
@@ -87,7 +88,7 @@ class _Ear:
 
     def __init__(self, node: Any, contract: Contract) -> None:
         self._node, self._contract = node, contract
-        self._buffer = ObservationBuffer(contract, BufferSettings(require_instruction=False))
+        self._buffer = ObservationBuffer(contract, BufferSettings(require_instruction=False, plausible_only=False))
         self._rows: list[NDArray[np.float64]] = []
         self._images: defaultdict[str, list[Image]] = defaultdict(list)
         self._blind: Counter[str] = Counter()

@@ -46,6 +46,7 @@ class BufferSettings:
     A stamp may lie `future_tolerance_ns` ahead of its arrival (clocks of two machines). A step of the clock backwards
     by more than `jump_ns` empties the buffer. A camera is frozen when `frozen_frames` frames in a row are equal while
     some state column moved by `frozen_motion` (its own unit): a still scene in front of a still robot is no fault.
+    Without `plausible_only` a state is taken even where the robot cannot be, for who looks for what is wrong with it.
     """
 
     future_tolerance_ns: int = 50_000_000
@@ -53,6 +54,7 @@ class BufferSettings:
     frozen_frames: int = 5
     frozen_motion: float = 0.05
     require_instruction: bool = True
+    plausible_only: bool = True
     max_image_bytes: int = MAX_IMAGE_BYTES
 
 
@@ -120,9 +122,8 @@ class ObservationBuffer:
         for spec in contract.state_streams:
             indices = [index for index, column in enumerate(contract.state) if column.source == spec.name]
             names = tuple(contract.state_names[index] for index in indices)
-            self._streams[spec.name] = _Stream(
-                spec, names, np.array(indices, dtype=np.intp), check=StateCheck(contract, names)
-            )
+            check = StateCheck(contract, names) if self.settings.plausible_only else None
+            self._streams[spec.name] = _Stream(spec, names, np.array(indices, dtype=np.intp), check=check)
 
     def set_instruction(self, text: str, instruction_id: str = '') -> None:
         """The instruction of every later sample."""
