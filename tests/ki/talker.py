@@ -1,4 +1,7 @@
-"""A node for the tests: talks at `rate`, ends by itself after `count` ticks, and says goodbye when it is stopped."""
+"""A node for the tests: talks at `rate`, and says goodbye when it is stopped.
+
+With `count` it ends by itself after so many ticks; with `after`, those since it has heard another say that word.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,26 @@ class Talker(Node):
         super().__init__('talker')
         self.word = self.declare_parameter('word', 'hello').value
         self.count = self.declare_parameter('count', 0).value
+        self.after = self.declare_parameter('after', '').value
         self.ticks = 0
         self.words = self.create_publisher(String, 'words', 10)
         self.states = self.create_publisher(JointState, 'joint_states', qos_profile_sensor_data)
+        if self.after:
+            self.create_subscription(String, 'words', self.hear, 10)
         self.create_timer(1.0 / self.declare_parameter('rate', 50.0).value, self.tick)
         self.get_logger().info(f'{self.get_fully_qualified_name()} says {self.word}')
+
+    def hear(self, message: String) -> None:
+        """Counts from the first word of the one that was to be heard first."""
+        if self.after and message.data.split()[0] == self.after:
+            self.after, self.ticks = '', 0
 
     def tick(self) -> None:
         """Says both."""
         self.words.publish(String(data=f'{self.word} {self.ticks} {time.time_ns()}'))
         self.states.publish(JointState(name=[f'joint{number}' for number in range(20)], position=[0.5] * 20))
         self.ticks += 1
-        if self.ticks == self.count:
+        if self.ticks == self.count and not self.after:
             raise SystemExit(3)
 
 

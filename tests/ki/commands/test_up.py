@@ -67,7 +67,9 @@ def test_parameters_names_and_remapping_reach_the_nodes_and_ctrl_c_ends_them_cle
 
 @pytest.mark.ros
 def test_when_one_dies_all_end_and_its_status_is_ours(ki_process: Ki, tmp_path: Path) -> None:
-    nodes = {'short': {'command': TALKER, 'parameters': {'count': 5}}, 'long': {'command': TALKER}}
+    # The short one waits until the long one talks: who is interrupted while it starts does not say goodbye.
+    short, long = {'count': 5, 'after': 'lang'}, {'word': 'lang'}
+    nodes = {name: {'command': TALKER, 'parameters': said} for name, said in (('short', short), ('long', long))}
     done = ki_process('up', write(tmp_path / 'up.yaml', nodes=nodes))
     assert done.returncode == 3
     assert 'short ended with status 3: ending the others' in done.stdout
