@@ -9,7 +9,7 @@ N action columns of the contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
 SAID_NS = 250_000_000  # how long rest is said before silence: more than a gripper's dead time
+LOST_CHUNKS = 5
 RIVAL_NS = 2_000_000_000  # a policy that has been silent for this long speaks no more
 NEAR_S = 0.02  # of full speed: a column measured this near its command has not been moved
 STEP_SLACK = 1e-3  # relative: how far a chunk's step may be from the contract's
@@ -32,6 +33,19 @@ BEHIND_S = 0.1  # of full speed: a column further behind its chunk is told
 ARRIVED_S = 0.02  # of the approach's own speed: an approach this near its chunk is over
 INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
 EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """Who sent a chunk, its number, and when."""
+
+    policy_id: str
+    chunk_id: int
+    steady_ns: int
+
+    def goes_on_with(self, chunk: ActionChunk) -> bool:
+        """Whether `chunk` is the next of the same speaker; a few may have been lost."""
+        return chunk.policy_id == self.policy_id and 0 <= chunk.chunk_id - self.chunk_id <= LOST_CHUNKS
 
 
 class Follower:
@@ -64,7 +78,7 @@ class Follower:
         self._invalid_states = self._invalid_chunks = 0
         self._chunk: ActionChunk | None = None
         self._chunk_steady_ns = 0
-        self._heard: dict[str, int] = {}  # policies, and when each last sent a chunk
+        self._speakers: list[_Speaker] = []  # whose chunks were heard lately
         self._policy: PolicyHealth | None = None
         self._estop = False
         self._latched = ''  # why `reset_fault` is needed; neither disabling nor deactivating takes it away
@@ -141,13 +155,18 @@ class Follower:
         return None if far_is_fine or self._measured.stale(steady_ns) else self._measured.pose()
 
     def _has_rival(self, chunk: ActionChunk, steady_ns: int) -> bool:
-        """Whether two policies speak in turn; then neither is followed. That one takes over from another is fine."""
-        heard = {name: at for name, at in self._heard.items() if steady_ns - at < RIVAL_NS}
-        before_ns = heard.pop(chunk.policy_id, None)
-        self._heard = {**heard, chunk.policy_id: steady_ns}
-        if before_ns is None or not any(at > before_ns for at in heard.values()):
+        """Whether two policies speak in turn; then neither is followed. That one takes over from another is fine.
+
+        A policy numbers the chunks of a run one by one: who goes on with older numbers is another than who spoke last.
+        """
+        speakers = [each for each in self._speakers if steady_ns - each.steady_ns < RIVAL_NS]
+        same = next((each for each in speakers if each.goes_on_with(chunk)), None)
+        others = [each for each in speakers if each is not same]
+        self._speakers = [*others, _Speaker(chunk.policy_id, chunk.chunk_id, steady_ns)]
+        if same is None or all(other.steady_ns <= same.steady_ns for other in others):
             return False
-        text = f'Policies send chunks in turn: {", ".join(sorted(map(repr, self._heard)))}; end all but one.'
+        names = sorted({each.policy_id for each in self._speakers})
+        text = f'Several policies send chunks in turn ({", ".join(map(repr, names))}); end all but one.'
         self._tell(Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, text, chunk.chunk_id), steady_ns)
         if self.state is State.RUN:
             self._hold(text)

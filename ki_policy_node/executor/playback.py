@@ -277,7 +277,7 @@ class MotionPlayback:
             self._sampled = Sampled(_columns(contract, limits, ~of_window_N), period_ns)
         self._players = tuple(player for player in (self._windowed, self._sampled) if player is not None)
         self._paths: dict[Sampled | Windowed, Path] = {}
-        self._from_ns = 0  # when a motion may leave the pose that it begins at
+        self._from_ns = 0  # when trajectory controllers leave the pose that a motion begins at
 
     def begin(self, start_N: Vector, now_ns: int, before_N: Vector | None) -> None:
         """A fresh motion, at rest; `before_N` is what the controllers hold, where that is known."""
@@ -300,7 +300,7 @@ class MotionPlayback:
         assert self.setpoint_N is not None
         setpoint_N, window = self.setpoint_N.copy(), None
         if self._sampled is not None:
-            path = self._paths[self._sampled] if follows and now_ns >= self._from_ns else None
+            path = self._paths[self._sampled] if follows else None
             self._sampled.advance(now_ns, path, share * self._sampled.motion.bounds.speed_N)
             setpoint_N[self._sampled.columns.index_n] = self._sampled.value_n
         if self._windowed is not None:

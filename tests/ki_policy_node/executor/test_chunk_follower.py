@@ -251,11 +251,27 @@ def test_another_policy_may_take_over_but_not_two_speak_in_turn(bench):
     for policy in 'babab':
         say(policy)
         assert not bench.runs()
-    assert bench.follower.reason == "Policies send chunks in turn: '', 'a', 'b'; end all but one."
+    assert bench.follower.reason == "Several policies send chunks in turn ('', 'a', 'b'); end all but one."
     assert bench.told(Kind.FOREIGN_PUBLISHER)[0].severity is Severity.REJECTED
     for _ in range(60):
         say('b')
     assert bench.runs(), 'one of them has been silent for a while'
+
+
+def test_two_nodes_of_one_policy_are_told_apart_by_the_numbers_of_their_chunks(bench):
+    bench.go()
+
+    def say(number: int) -> None:
+        bench.tick(20)
+        bench.follower.on_chunk(replace(bench.chunk(), chunk_id=number), bench.now, bench.now)
+
+    for number in (8, 9, 1, 2, 3):
+        say(number)
+        assert bench.runs(), 'a policy that was started anew'
+    for number in (10, 4, 11, 5):
+        say(number)
+        assert not bench.runs()
+    assert bench.told(Kind.FOREIGN_PUBLISHER)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,22 +17,11 @@ WORKERS = 4
 ROOM = 1e-6
 
 
-@pytest.fixture(scope='module')
-def bench() -> ModuleType:
-    """The mad world; shared with the benchmark by path."""
-    path = Path(__file__).parents[2] / 'executor_rig.py'
-    spec = importlib.util.spec_from_file_location('executor_rig', path)
-    made = importlib.util.module_from_spec(spec)
-    sys.modules['executor_rig'] = made
-    spec.loader.exec_module(made)
-    return made
-
-
 @pytest.mark.parametrize('worker', range(WORKERS))
-def test_every_limit_holds_at_every_tick_of_a_mad_world(bench, worker):
+def test_every_limit_holds_at_every_tick_of_a_mad_world(executor_rig, worker):
     ran = 0
-    for setting in itertools.islice(bench.settings(worker), TICKS // WORKERS // EPISODE):
-        world = bench.Bench(setting)
+    for setting in itertools.islice(executor_rig.settings(worker), TICKS // WORKERS // EPISODE):
+        world = executor_rig.Bench(setting)
         for _ in range(EPISODE):
             world.step()
             ran += world.follower.state.value == 'run'
@@ -46,13 +31,13 @@ def test_every_limit_holds_at_every_tick_of_a_mad_world(bench, worker):
     assert ran > 0.2 * TICKS / WORKERS, 'most of it is spent moving'
 
 
-def test_the_world_can_tell_a_breach(bench):
+def test_the_world_can_tell_a_breach(executor_rig):
     """The measurement itself: the window of a violent stop, and a setpoint that jumps."""
-    world = bench.Bench(bench.Setting(load_contract('arm_single'), 0))
+    world = executor_rig.Bench(executor_rig.Setting(load_contract('arm_single'), 0))
     names, bounds = world.jtc.joints, world.window_bounds
     middle = 0.5 * (bounds.upper_N + bounds.lower_N)
     stop = np.array([middle, middle - 0.05]), np.array([bounds.speed_N, np.zeros(len(names))])
-    worst = bench.exact(names, bounds, np.array([0, 100_000_000]), *stop)
+    worst = executor_rig.exact(names, bounds, np.array([0, 100_000_000]), *stop)
     assert worst.ratios['acceleration'] > 5.0
     world.arms.begin(middle)
     world.arms.take(middle + bounds.speed_N * 0.02)
