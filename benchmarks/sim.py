@@ -1,4 +1,4 @@
-"""What the simulator costs: physics, cameras, the expert, recording, knowledge data.
+"""What the simulator costs: physics, cameras, the expert, recording, VQA data.
 
     python benchmarks/sim.py [--out benchmarks/results/sim.json] [--episodes 8]
 
@@ -111,7 +111,7 @@ def recording(format: str, workers: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def knowledge(scenes: int = 20, arrangements: int = 6) -> dict[str, float]:
+def vqa(scenes: int = 20, arrangements: int = 6) -> dict[str, float]:
     """Pictures of a scene each with their lines per second, and of scenes that are arranged anew several times."""
     photographer = Photographer(96)
     list(scene_lines(0, 'train', photographer))
@@ -154,7 +154,7 @@ def main() -> None:
             recording('bag', 1, options.episodes),
             *(recording(f, 2, options.episodes) for f in ('bag', 'npz')),
         ],
-        'knowledge': knowledge(),
+        'vqa': vqa(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')

@@ -12,7 +12,7 @@ from ki_common.files import write_text
 METADATA = 'metadata.yaml'
 
 
-def annotate(bag: str | Path, custom: dict[str, str]) -> None:
+def add_metadata(bag: str | Path, custom: dict[str, str]) -> None:
     """Merges entries into the custom data of a rosbag2 folder, whole or not at all.
 
     Raises:
@@ -25,4 +25,4 @@ def annotate(bag: str | Path, custom: dict[str, str]) -> None:
         info['custom_data'] = {**(info.get('custom_data') or {}), **custom}
         write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise BagError(f'{path} cannot be annotated ({error}); it must be the metadata of a recording.') from error
+        raise BagError(f'{path} cannot be amended ({error}); it must be the metadata of a recording.') from error

@@ -47,7 +47,7 @@ def sim(
     seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
-    heldout: Annotated[bool, typer.Option(help='Ask for things that no action data shows.')] = False,
+    heldout: Annotated[bool, typer.Option(help='Ask for objects that no action data shows.')] = False,
     execute_steps: Annotated[int, typer.Option(min=1, help='Steps of a chunk after which the next is planned.')] = 25,
     delay_steps: Annotated[int, typer.Option(min=0, help='Steps that an inference is thought to take.')] = 0,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,

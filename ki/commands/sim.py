@@ -1,4 +1,4 @@
-"""The simulated robot: run it, record the expert, check it, make knowledge data, take pictures."""
+"""The simulated robot: run it, record the expert, check it, make VQA data, take pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ki.support.progress import progress
 from ki_common.files import read_json, write_text
 
-app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make knowledge data, take pictures.')
+app = typer.Typer(help='The simulated robot: run it, record the expert, check it, make VQA data, take pictures.')
 
 Out = Annotated[Path, typer.Option(help='Folder to write to.')]
 Seeds = Annotated[int, typer.Option(min=0, help='First seed.')]
@@ -119,7 +119,7 @@ def expert(
 
 
 @app.command()
-def knowledge(
+def vqa(
     out: Out,
     scenes: Annotated[int, typer.Option(help='Scenes.')] = 1000,
     arrangements: Annotated[int, typer.Option(help='Images of each scene; some 15 lines each.')] = 1,
@@ -155,7 +155,7 @@ def picture(
 
     with World(task, seed, image_size=(height, width), shadows=shadows) as world:
         image = bystander(world) if camera == 'bystander' else world.image(camera)
-        print(f'{world.instruction}  [{", ".join(thing.label for thing in world.episode.scene.things)}]')
+        print(f'{world.instruction}  [{", ".join(obj.label for obj in world.episode.scene.objects)}]')
     if not cv2.imwrite(str(out), image[..., ::-1]):
         from ki_sim.errors import SimError
 

@@ -97,7 +97,7 @@ def simulate(wanted: Simulate) -> None:
         if scenes:
             with progress(f'scenes, {split}', scenes) as line:
                 size, workers = wanted.image_size, wanted.workers
-                write(out / 'knowledge', scenes, 0, split, size, workers, line.advance, arrangements)
+                write(out / 'vqa', scenes, 0, split, size, workers, line.advance, arrangements)
     print(f'{out}: {len(made) - failed} episodes ({failed} failed and left out), {wanted.scenes} scenes')
 
 

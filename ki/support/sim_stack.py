@@ -57,7 +57,7 @@ def record_live(
 
     if all(Path(job.path).exists() for job in jobs):
         for job in jobs:
-            tell(present(job))
+            tell(existing(job))
         return
     use_dds_profile()
     contract = load_contract(ROBOT)
@@ -146,7 +146,7 @@ def last_words(log: Path, name: str) -> str:
     return f'It said: {said[-1].strip()} ' if said else ''
 
 
-def present(job: Any) -> Any:
+def existing(job: Any) -> Any:
     """The result of a job that was done before."""
     from ki_sim.record.job import RecordingResult
 

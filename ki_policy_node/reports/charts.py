@@ -64,11 +64,11 @@ class Chart:
         """How many rows the panels fill."""
         return -(-len(self.panels) // self.columns)
 
-    def interactive(self, identity: str) -> Markup:
+    def interactive(self, element: str) -> Markup:
         """The chart as a Plotly plot with the PNG for readers without scripts; the page must embed `plotly_script()`.
 
         Args:
-            identity: The id of the HTML element, unique on its page.
+            element: The id of the HTML element, unique on its page.
         """
         from plotly.io import to_html
 
@@ -77,7 +77,7 @@ class Chart:
             include_plotlyjs=False,
             full_html=False,
             validate=False,
-            div_id=identity,
+            div_id=element,
             config={'displaylogo': False, 'responsive': True, 'toImageButtonOptions': {'format': 'png', 'scale': 2}},
         )
         return Markup('{}<noscript>{}</noscript>').format(Markup(plot), image(self.png(), 'png', 'chart'))

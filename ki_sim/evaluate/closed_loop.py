@@ -85,7 +85,7 @@ class EvaluationReport:
         """Rates: success, language following (of the episodes in which anything was touched), mean score and time.
 
         `pairs_followed`, of scenes played with several instructions: all were followed. Who hears no words and takes
-        the same thing each time follows half of the episodes, and no pair.
+        the same object each time follows half of the episodes, and no pair.
         """
         done = [outcome for outcome in self.outcomes if outcome.success]
         touched = [outcome for outcome in self.outcomes if outcome.first_touched]
@@ -163,13 +163,13 @@ def evaluate(
 
 
 def goal_pair(task: str, seed: int, split: str = 'train') -> tuple[int, int]:
-    """Two goal seeds that ask for different things, or different hands, in the same scene."""
+    """Two goal seeds that ask for different objects, or different hands, in the same scene."""
     first = tasks.episode(task, seed, 0, split)
     for other in range(1, 40):
         second = tasks.episode(task, seed, other, split)
-        if second.goal.things != first.goal.things:
+        if second.goal.objects != first.goal.objects:
             return 0, other
-    for other in range(1, 40):  # all things are asked for, or only one can be: then another place or hand
+    for other in range(1, 40):  # all objects are asked for, or only one can be: then another place or hand
         if tasks.episode(task, seed, other, split).goal != first.goal:
             return 0, other
     raise SimError(f'the scene of {task} with seed {seed} allows one goal only: leave the pairing out')
@@ -206,7 +206,7 @@ def run_episode(
         outcome.time_s = world.time_ns * 1e-9
         first = world.touches.first
         outcome.first_touched = episode.label(first) if first >= 0 else ''
-        outcome.followed = first in episode.goal.things
+        outcome.followed = first in episode.goal.objects
     if videos is not None and not outcome.success and frames:
         outcome.video = str(write_gif(frames, Path(videos) / f'{task}-{seed}-{episode.goal_seed}.gif'))
     return outcome
@@ -258,7 +258,7 @@ def write_gif(frames: Sequence[npt.NDArray[np.uint8]], path: str | Path, fps: fl
 
 
 def _telling(frames: Sequence[npt.NDArray[np.uint8]], most: int = 50_000) -> npt.NDArray[np.uint8]:
-    """Pixels (1, N, 3) to choose a palette from, half of them vivid: instructions name colours of small things."""
+    """Pixels (1, N, 3) to choose a palette from, half of them vivid: instructions name colours of small objects."""
     pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames[:: max(1, len(frames) // 8)]])
     vivid = np.ptp(pixels.astype(np.int16), axis=1) > VIVID
     halves = [part for part in (pixels[vivid], pixels[~vivid]) if len(part)]
@@ -283,7 +283,7 @@ def expert_outcome(work: tuple[str, int, str]) -> SceneOutcome:
     outcome.success, outcome.score, outcome.time_s = world.success(), world.score(), world.time_ns * 1e-9
     first = world.touches.first
     outcome.first_touched = world.episode.label(first) if first >= 0 else ''
-    outcome.followed = first in world.episode.goal.things
+    outcome.followed = first in world.episode.goal.objects
     return outcome
 
 

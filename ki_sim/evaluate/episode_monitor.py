@@ -10,7 +10,7 @@ from ki_sim.evaluate.closed_loop import SETTLED_STEPS, SceneOutcome
 from ki_sim.world.world import World
 
 
-class Judge:
+class EpisodeMonitor:
     """Watches one episode, from the first command after its reset to its success or the end of its time."""
 
     def __init__(self, world: World) -> None:
@@ -61,7 +61,7 @@ class Judge:
         outcome.score = world.score()
         outcome.time_s = 0.0 if self._begin_ns is None else round((world.time_ns - self._begin_ns) * 1e-9, 3)
         outcome.first_touched = world.episode.label(first) if first >= 0 else ''
-        outcome.followed = first in world.episode.goal.things
+        outcome.followed = first in world.episode.goal.objects
 
     def report(self, world: World) -> Mapping[str, Any]:
         """The outcome as plain data: final once `ended` is not empty, as of now before."""

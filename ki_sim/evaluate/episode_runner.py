@@ -1,7 +1,7 @@
 """Episodes on a running simulator node: reset, let somebody drive, see what comes of it. No ROS, only its services.
 
 For evaluation the policy node and the executor drive, as they would a robot; for recording the simulator's operator
-does, and the recorder node writes. What counts as success is the simulator's `Judge`.
+does, and the recorder node writes. What counts as success is the simulator's `EpisodeMonitor`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from ki_bags.bag_metadata import annotate
+from ki_bags.bag_metadata import add_metadata
 from ki_bags.reader import open_bag
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
@@ -246,7 +246,7 @@ def _record_one(port: StackServices, job: RecordingJob) -> RecordingResult:
     else:
         raise SimError(f'{job.path}: the recorder lost messages of {lost}: close other programs, or record offline')
     meta = Recording(episode, [], said['success'], said['score']).meta() | {'steps': steps}
-    annotate(bag, {f'ki_sim.{key}': v if isinstance(v, str) else json.dumps(v) for key, v in meta.items()})
+    add_metadata(bag, {f'ki_sim.{key}': v if isinstance(v, str) else json.dumps(v) for key, v in meta.items()})
     Path(job.path).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(bag, job.path)
     Path(bag).mkdir()  # its number stays taken

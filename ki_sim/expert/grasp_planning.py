@@ -1,4 +1,4 @@
-"""What the scripted expert makes of what it sees: how to take a thing, where there is room, which arm is nearer.
+"""What the scripted expert makes of what it sees: how to take an object, where there is room, which arm is nearer.
 
 Lengths in m, angles in rad; positions are in the base frame unless a height is meant.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ki_sim.world.kinematics import Arms, Floats, pointing
-from ki_sim.world.objects import KINDS, Thing
+from ki_sim.world.objects import KINDS, SceneObject
 from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, BIN_HEIGHT, BIN_WALL, TABLE_TOP, Pose
 from ki_sim.world.world import World
@@ -24,48 +24,48 @@ TAKING = {  # a comfortable start for the inverse kinematics of a hand that come
 }
 
 
-class Judgement:
+class GraspPlanner:
     """Reads the true state of the world; moves nothing.
 
     Args:
         world: The world.
-        things: Those of its episode.
+        objects: Those of its episode.
         arms: Inverse kinematics.
     """
 
-    def __init__(self, world: World, things: Sequence[Thing], arms: Arms) -> None:
-        self._world, self._things, self._arms = world, things, arms
+    def __init__(self, world: World, objects: Sequence[SceneObject], arms: Arms) -> None:
+        self._world, self._objects, self._arms = world, objects, arms
 
     def label(self, index: int) -> str:
-        """How the thing is called."""
-        return self._things[index].label
+        """How the object is called."""
+        return self._objects[index].label
 
     def nearer_arm(self, target: int, other: int) -> str:
-        """The arm on the side where a thing and its destination are."""
-        return 'left' if self._world.thing_position(target)[1] + self._world.thing_position(other)[1] > 0 else 'right'
+        """The arm on the side where an object and its destination are."""
+        return 'left' if self._world.object_position(target)[1] + self._world.object_position(other)[1] > 0 else 'right'
 
     def foot_of(self, index: int) -> float:
-        """Height of the lowest point of an upright thing, m above the floor."""
-        return float(self._world.thing_position(index)[2]) - self._things[index].height / 2
+        """Height of the lowest point of an upright object, m above the floor."""
+        return float(self._world.object_position(index)[2]) - self._objects[index].height / 2
 
     def top_of(self, index: int) -> float:
-        """Height of a thing's top, m above the floor."""
-        return float(self._world.thing_position(index)[2]) + self._things[index].height / 2
+        """Height of an object's top, m above the floor."""
+        return float(self._world.object_position(index)[2]) + self._objects[index].height / 2
 
     def local(self, index: int) -> tuple[float, float]:
-        """Where a thing is, in the base frame."""
+        """Where an object is, in the base frame."""
         pose, _ = self._world.odometry()
-        return Pose(*pose).into(*self._world.thing_position(index)[:2])
+        return Pose(*pose).into(*self._world.object_position(index)[:2])
 
     def grasp_pose(self, side: str, target: int, grasp: float | None) -> tuple[Floats, float]:
-        """Where and at which yaw a hand takes a thing from above, in the base frame."""
-        thing, kind = self._things[target], KINDS[self._things[target].kind]
+        """Where and at which yaw a hand takes an object from above, in the base frame."""
+        obj, kind = self._objects[target], KINDS[self._objects[target].kind]
         x, y = self.local(target)
-        height = self.foot_of(target) + thing.height * (grasp or kind.grasp)
-        if self._world.thing_upright(target) < 0.7:  # it fell over: take it where it lies
-            height = float(self._world.thing_position(target)[2])
+        height = self.foot_of(target) + obj.height * (grasp or kind.grasp)
+        if self._world.object_upright(target) < 0.7:  # it fell over: take it where it lies
+            height = float(self._world.object_position(target)[2])
         position = np.array([x, y, max(height, TABLE_TOP + FINGER_REACH + 0.003)])
-        own = self._world.thing_yaw(target) - float(self._world.odometry()[0][2])
+        own = self._world.object_yaw(target) - float(self._world.odometry()[0][2])
         easy = self.easy_yaw(side, position)
         if kind.shape == 'square':
             options = [own + k * math.pi / 2 for k in range(-2, 3)]
@@ -83,41 +83,41 @@ class Judgement:
         return 0.5 * math.atan2(position[1] - shoulder, position[0] - 0.13)
 
     def free_width(self, position: Floats, yaw: float, target: int) -> float:
-        """How much wider than the thing the gripper can open before a finger or the palm meets a neighbour, m.
+        """How much wider than the object the gripper can open before a finger or the palm meets a neighbour, m.
 
         At most 0.05; negative where the palm would come down on a tall neighbour.
         """
         closing = np.array([-math.sin(yaw), math.cos(yaw)])
         free = 0.05
-        for i, thing in enumerate(self._things):
+        for i, obj in enumerate(self._objects):
             if i == target or not self.stands_here(i):
                 continue
             offset = np.array(self.local(i)) - position[:2]
             along, across = abs(float(offset @ closing)), abs(float(offset @ (-closing[1], closing[0])))
-            if across > thing.reach + 0.03:
+            if across > obj.reach + 0.03:
                 continue
-            room = along - thing.reach - self._things[target].width / 2 - 0.016
+            room = along - obj.reach - self._objects[target].width / 2 - 0.016
             if self.top_of(i) > position[2] + PALM_HEIGHT:
-                room = min(room, along - thing.reach - PALM_HALF)
+                room = min(room, along - obj.reach - PALM_HALF)
             free = min(free, 2 * room)
         if position[2] < TABLE_TOP + BIN_HEIGHT + 0.02 and self._world.odometry()[0][1] < 0.3:  # bins stand on table 1
             wall = BIN_CENTRE['left'][1] - BIN_HALF[1] - 3 * BIN_WALL - abs(position[1])
-            free = min(free, 2 * (wall / max(abs(closing[1]), 0.2) - self._things[target].width / 2 - 0.014))
+            free = min(free, 2 * (wall / max(abs(closing[1]), 0.2) - self._objects[target].width / 2 - 0.014))
         return free
 
     def stands_here(self, index: int) -> bool:
-        """Whether a thing is on a table, outside the bins."""
-        return self._world.thing_position(index)[2] > 0.5 and not any(self.in_bin_now(index, side) for side in SIDES)
+        """Whether an object is on a table, outside the bins."""
+        return self._world.object_position(index)[2] > 0.5 and not any(self.in_bin_now(index, side) for side in SIDES)
 
     def clear_height(self, target: int) -> float:
-        """Height over which a hand or a carried thing passes all others on their tables."""
-        others = [self.top_of(i) + 0.02 for i in range(len(self._things)) if i != target and self.stands_here(i)]
+        """Height over which a hand or a carried object passes all others on their tables."""
+        others = [self.top_of(i) + 0.02 for i in range(len(self._objects)) if i != target and self.stands_here(i)]
         return max([TABLE_TOP, *others])
 
     def free_spot(self, target: int, other: int) -> tuple[float, float]:
-        """A spot beside a thing, away from the others, in the base frame."""
+        """A spot beside an object, away from the others, in the base frame."""
         x, y = self.local(other)
-        reach = self._things[other].width / 2 + self._things[target].width / 2
+        reach = self._objects[other].width / 2 + self._objects[target].width / 2
         start = self.local(target)
         best, best_cost = (x, y), math.inf
         for angle in np.linspace(-math.pi, math.pi, 24, endpoint=False):
@@ -126,9 +126,9 @@ class Judgement:
             if not (0.33 < spot[0] < 0.60 and abs(spot[1]) < 0.17):
                 continue
             crowd = 0.0
-            for i, thing in enumerate(self._things):
+            for i, obj in enumerate(self._objects):
                 if i not in (target, other):
-                    room = math.dist(spot, self.local(i)) - thing.reach - self._things[target].reach
+                    room = math.dist(spot, self.local(i)) - obj.reach - self._objects[target].reach
                     crowd += max(0.0, 0.05 - room) * 40
             # Fingers close about left-right: a neighbour before or behind leaves them room.
             cost = crowd + 1.2 * abs(math.sin(angle)) + math.dist(spot, start)
@@ -137,7 +137,7 @@ class Judgement:
         return best
 
     def take_direction(self, taker: str, low: Floats) -> float:
-        """Compass direction (as for the right hand) from which a hand reaches a thing held up, best for its wrist."""
+        """Compass direction (as for the right hand) from which a hand reaches an object held up, best for its wrist."""
         sign = 1.0 if taker == 'right' else -1.0
         errors = {}
         for degrees in (60, 68, 75, 82, 90):
@@ -149,7 +149,7 @@ class Judgement:
         return min(errors, key=lambda angle: (errors[angle] > 1e-3, abs(angle - 1.25), errors[angle]))
 
     def in_bin_now(self, target: int, side: str) -> bool:
-        """Whether a thing is over the floor of a bin."""
-        x, y, _ = self._world.thing_position(target)
+        """Whether an object is over the floor of a bin."""
+        x, y, _ = self._world.object_position(target)
         cx, cy = BIN_CENTRE[side]
         return bool(abs(x - cx) < BIN_HALF[0] and abs(y - cy) < BIN_HALF[1])

@@ -42,7 +42,7 @@ class Style:
     aim: float = 0.003  # standard deviation of where the hand grasps, m
     turn: float = 0.04  # and of how it is turned, rad
     pause: float = 0.1  # chance of a short stop between two motions
-    slip: float = 0.0  # chance of going for the thing a little beside it, seeing it, and correcting
+    slip: float = 0.0  # chance of going for the object a little beside it, seeing it, and correcting
 
 
 class Mover:

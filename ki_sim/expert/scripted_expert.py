@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
-from ki_sim.expert.grasp_planning import FINGER_REACH, TAKING, Judgement
+from ki_sim.expert.grasp_planning import FINGER_REACH, TAKING, GraspPlanner
 from ki_sim.expert.motions import Move, Mover, Style
 from ki_sim.world.kinematics import Arms, Floats, pointing, pointing_down
 from ki_sim.world.robot import OPENING_MAX
@@ -18,8 +18,8 @@ from ki_sim.world.scene import BIN_CENTRE, BIN_HEIGHT, TABLE_TOP, Pose
 from ki_sim.world.world import HOME_ARM, HOME_OPENING, World
 
 TRIES = 3
-TRAVEL_HEIGHT = TABLE_TOP + BIN_HEIGHT + 0.045  # where the foot of a carried thing passes over bins and things
-MEETING = (0.40, 0.0, 1.00)  # where hands meet to hand over: the thing's centre, base frame
+TRAVEL_HEIGHT = TABLE_TOP + BIN_HEIGHT + 0.045  # where the foot of a carried object passes over bins and objects
+MEETING = (0.40, 0.0, 1.00)  # where hands meet to hand over: the object's centre, base frame
 
 
 class ScriptedExpert(Mover):
@@ -29,8 +29,8 @@ class ScriptedExpert(Mover):
         episode = world.episode
         rng = np.random.default_rng([episode.seed, episode.goal_seed, sum(episode.task.encode()), 3])
         super().__init__(world, style or draw_style(rng, episode.task), rng, arms)
-        self.things, self.goal = episode.scene.things, episode.goal
-        self.see = Judgement(world, self.things, self.arms)
+        self.objects, self.goal = episode.scene.objects, episode.goal
+        self.see = GraspPlanner(world, self.objects, self.arms)
 
     def moves(self) -> Iterator[Move]:
         """The whole episode, up to a short rest at its end."""
@@ -41,11 +41,11 @@ class ScriptedExpert(Mover):
     # plans of the tasks -----------------------------------------------------------------------------------------
 
     def put_in_bins(self) -> Iterator[Move]:
-        """Each thing into its bin, nearest to the robot first, each with the arm on the bin's side."""
-        todo = sorted(zip(self.goal.things, self.goal.places, strict=True), key=lambda pair: self.things[pair[0]].x)
+        """Each object into its bin, nearest to the robot first, each with the arm on the bin's side."""
+        todo = sorted(zip(self.goal.objects, self.goal.places, strict=True), key=lambda pair: self.objects[pair[0]].x)
         for count, (target, side) in enumerate(todo):
             for _ in range(TRIES):
-                if self.world.thing_position(target)[2] < TABLE_TOP - 0.05:
+                if self.world.object_position(target)[2] < TABLE_TOP - 0.05:
                     break  # it fell to the floor, where no arm reaches
                 if not (yield from self.pick(side, target)):
                     continue
@@ -57,22 +57,22 @@ class ScriptedExpert(Mover):
                 yield from self.go_home(side)
 
     def stack(self) -> Iterator[Move]:
-        """One thing onto another, with the arm nearer to where they stand."""
-        (target,), foot = self.goal.things, self.goal.other
+        """One object onto another, with the arm nearer to where they stand."""
+        (target,), foot = self.goal.objects, self.goal.other
         side = self.see.nearer_arm(target, foot)
         for _ in range(TRIES):
             if not (yield from self.pick(side, target)):
                 continue
-            x, y, z = self.world.thing_position(foot)
+            x, y, z = self.world.object_position(foot)
             self.subtask = f'put the {self.see.label(target)} on the {self.see.label(foot)}'
-            yield from self.put_down(side, target, (x, y), z + self.things[foot].height / 2 + 0.004, pad=0.004)
+            yield from self.put_down(side, target, (x, y), z + self.objects[foot].height / 2 + 0.004, pad=0.004)
             if self.world.success():
                 break
         yield from self.go_home(side)
 
     def next_to(self) -> Iterator[Move]:
-        """One thing beside another, where there is room for it and for the fingers."""
-        (target,), other = self.goal.things, self.goal.other
+        """One object beside another, where there is room for it and for the fingers."""
+        (target,), other = self.goal.objects, self.goal.other
         side = self.see.nearer_arm(target, other)
         for _ in range(TRIES):
             if not (yield from self.pick(side, target)):
@@ -84,8 +84,8 @@ class ScriptedExpert(Mover):
         yield from self.go_home(side)
 
     def hand_over(self) -> Iterator[Move]:
-        """Pick with one hand, high on the thing; take it low with the other, from its side; let go."""
-        (target,), giver, taker = self.goal.things, self.goal.giver, self.goal.taker
+        """Pick with one hand, high on the object; take it low with the other, from its side; let go."""
+        (target,), giver, taker = self.goal.objects, self.goal.giver, self.goal.taker
         for _ in range(TRIES):
             if not (yield from self.pick(giver, target, grasp=0.80)):
                 continue
@@ -96,15 +96,15 @@ class ScriptedExpert(Mover):
         yield from self.go_home(giver)
 
     def fetch(self) -> Iterator[Move]:
-        """Drive to the second table, pick, drive back, put the thing down on the first."""
-        (target,) = self.goal.things
+        """Drive to the second table, pick, drive back, put the object down on the first."""
+        (target,) = self.goal.objects
         station = self.world.episode.scene.stations[1]
         turn_at = Pose(-0.42, 0.10 + float(self.rng.uniform(-0.05, 0.05)), station.yaw / 2)
         self.subtask = 'drive to the second table'
         yield from self.drive(Pose(-0.40, 0.0, 0.0), through=0.12)
         yield from self.drive(turn_at, through=0.15)
         yield from self.drive(station)
-        _, y = station.into(*self.world.thing_position(target)[:2])
+        _, y = station.into(*self.world.object_position(target)[:2])
         side = 'left' if y > 0 else 'right'
         for _ in range(TRIES):
             if not (yield from self.pick(side, target)):
@@ -123,8 +123,8 @@ class ScriptedExpert(Mover):
     # skills -----------------------------------------------------------------------------------------------------
 
     def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[Move, None, bool]:
-        """Grasp a thing from above and lift it; returns whether it is held."""
-        thing, name = self.things[target], self.see.label(target)
+        """Grasp an object from above and lift it; returns whether it is held."""
+        obj, name = self.objects[target], self.see.label(target)
         self.subtask = f'reach for the {name}'
         yield from self.maybe_pause()
         position, yaw = self.see.grasp_pose(side, target, grasp)
@@ -143,7 +143,7 @@ class ScriptedExpert(Mover):
             yield from self.free_move(side, beside, pointing_down(yaw))
             yield from self.wait(0.15)
         free = self.see.free_width(position, yaw, target)
-        opening = min(OPENING_MAX, thing.width + float(np.clip(free, 0.012, 0.045)))
+        opening = min(OPENING_MAX, obj.width + float(np.clip(free, 0.012, 0.045)))
         yield from self.free_move(side, above, pointing_down(yaw), opening=opening)
         self.subtask = f'grasp the {name}'
         yield from self.line(side, position, pointing_down(yaw), speed=0.6)
@@ -177,18 +177,18 @@ class ScriptedExpert(Mover):
             yield Move(action, move.subtask)
 
     def carry_home(self, side: str, target: int) -> Iterator[Move]:
-        """Draw a held thing close before driving."""
+        """Draw a held object close before driving."""
         self.subtask = f'lift the {self.see.label(target)}'
         position, rotation = self.hand(side)
         near = np.array([0.36, 0.20 if side == 'left' else -0.20, max(position[2] + 0.05, 1.0)])
         yield from self.line(side, near, rotation)
 
     def drop_in_bin(self, side: str, target: int, place: str) -> Iterator[Move]:
-        """Carry a held thing over a bin, lower it between the walls, let go, and come out again."""
+        """Carry a held object over a bin, lower it between the walls, let go, and come out again."""
         name = self.see.label(target)
         self.subtask = f'carry the {name} to the {place} bin'
         below = self.hand(side)[0][2] - self.see.foot_of(target)
-        inside = [i for i in range(len(self.things)) if i != target and self.see.in_bin_now(i, place)]
+        inside = [i for i in range(len(self.objects)) if i != target and self.see.in_bin_now(i, place)]
         along = self.free_slot(place, inside)
         x, y = np.array(BIN_CENTRE[place]) + np.array([along, 0.0]) + self.rng.uniform(-0.012, 0.012, 2)
         yield from self.over(side, (x, y), max(TRAVEL_HEIGHT, self.see.clear_height(target)) + below)
@@ -198,34 +198,34 @@ class ScriptedExpert(Mover):
         heap = max([0.03, 0.055 if len(inside) > 1 else 0.0, *(self.see.top_of(i) - TABLE_TOP - 0.085 for i in inside)])
         low = np.array([x, y, TABLE_TOP + heap + below])
         yield from self.line(side, low, rotation, speed=0.8)
-        yield from self.let_go(side, target, min(self.things[target].width + 0.03, 0.115))
+        yield from self.let_go(side, target, min(self.objects[target].width + 0.03, 0.115))
         yield from self.line(side, np.array([x, y, TRAVEL_HEIGHT + 0.06]), rotation)
 
     def free_slot(self, place: str, inside: list[int]) -> float:
         """How far from a bin's middle to let go, along the bin, m: away from what lies there."""
-        if len(self.goal.things) == 1:
+        if len(self.goal.objects) == 1:
             return 0.0
-        taken = [self.world.thing_position(i)[0] - BIN_CENTRE[place][0] for i in inside]
+        taken = [self.world.object_position(i)[0] - BIN_CENTRE[place][0] for i in inside]
         return max((-0.052, 0.052, 0.0), key=lambda x: min([abs(x - other) for other in taken], default=0.0))
 
     def put_down(
         self, side: str, target: int, spot: tuple[float, float], foot: float, pad: float = 0.0
     ) -> Iterator[Move]:
-        """Set a held thing down with its foot at a height, over a spot of the base frame."""
+        """Set a held object down with its foot at a height, over a spot of the base frame."""
         hand, rotation = self.hand(side)
         pose, _ = self.world.odometry()
-        local = Pose(*pose).into(*self.world.thing_position(target)[:2])
-        offset = hand[:2] - local  # where the hand is relative to the thing it holds
+        local = Pose(*pose).into(*self.world.object_position(target)[:2])
+        offset = hand[:2] - local  # where the hand is relative to the object it holds
         below = hand[2] - self.see.foot_of(target)
         x, y = np.asarray(spot) + offset
         yield from self.over(side, (x, y), max(foot + 0.06, TABLE_TOP + 0.13, self.see.clear_height(target)) + below)
         hand, rotation = self.hand(side)
-        # Look again: things shift a little in the hand on the way.
-        x, y = hand[:2] + np.asarray(spot) - Pose(*pose).into(*self.world.thing_position(target)[:2])
+        # Look again: objects shift a little in the hand on the way.
+        x, y = hand[:2] + np.asarray(spot) - Pose(*pose).into(*self.world.object_position(target)[:2])
         below = hand[2] - self.see.foot_of(target)
         yield from self.line(side, np.array([x, y, foot + pad + below]), rotation, speed=0.5)
         yield from self.wait(0.2)
-        yield from self.let_go(side, target, min(self.things[target].width + 0.035, OPENING_MAX))
+        yield from self.let_go(side, target, min(self.objects[target].width + 0.035, OPENING_MAX))
         yield from self.line(side, np.array([x, y, foot + below + 0.14]), rotation, speed=0.9)
 
     def over(self, side: str, spot: tuple[float, float], height: float) -> Iterator[Move]:
@@ -239,33 +239,33 @@ class ScriptedExpert(Mover):
         yield from self.line(side, target, pointing_down(self.see.easy_yaw(side, target)), bow=bow)
 
     def let_go(self, side: str, target: int, opening: float) -> Iterator[Move]:
-        """Open until no finger touches the thing."""
+        """Open until no finger touches the object."""
         yield from self.grip(side, opening)
         yield from self.wait(0.15)
 
     def give(self, giver: str, taker: str, target: int) -> Generator[Move, None, bool]:
-        """Hold the thing up between the hands, take it with the other hand, let go; returns whether it worked."""
-        thing, name = self.things[target], self.see.label(target)
+        """Hold the object up between the hands, take it with the other hand, let go; returns whether it worked."""
+        obj, name = self.objects[target], self.see.label(target)
         sign = 1.0 if taker == 'right' else -1.0
         self.subtask = f'hold the {name} up to the {taker} hand'
         meet = np.array(MEETING) + self.rng.uniform(-0.015, 0.015, 3)
-        below = self.hand(giver)[0][2] - self.world.thing_position(target)[2]
+        below = self.hand(giver)[0][2] - self.world.object_position(target)[2]
         yield from self.line(giver, meet + np.array([0.0, 0.0, below]), pointing_down(self.see.easy_yaw(giver, meet)))
         yield from self.wait(0.25)
         self.subtask = f'take the {name} with the {taker} hand'
         # Taking far below the giver's fingers: their tips end at 80 % less a finger's reach.
-        low = self.world.thing_position(target) - np.array([0.0, 0.0, thing.height * 0.26])
+        low = self.world.object_position(target) - np.array([0.0, 0.0, obj.height * 0.26])
         direction = sign * self.see.take_direction(taker, low)
         rotation = pointing(direction)
         approach = rotation[:, 0]
         ready, _ = self.arms.solve(taker, low - 0.13 * approach, rotation, TAKING[taker], iterations=150)
-        yield from self.grip(taker, min(OPENING_MAX, thing.width + 0.05))
+        yield from self.grip(taker, min(OPENING_MAX, obj.width + 0.05))
         yield from self.swing(taker, ready)
         yield from self.line(taker, low + 0.004 * approach, rotation, speed=0.5)
         yield from self.grip(taker, 0.0, until=lambda: target in self.world.touches.held(taker))
         yield from self.squeeze(taker)
         self.subtask = f'let the {taker} hand have the {name}'
-        yield from self.grip(giver, min(OPENING_MAX, thing.width + 0.035))
+        yield from self.grip(giver, min(OPENING_MAX, obj.width + 0.035))
         hand, turned = self.hand(giver)
         yield from self.line(giver, hand + np.array([0.0, 0.0, 0.10]), turned)
         return target in self.world.touches.held(taker)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ki_sim.errors import SimError
-from ki_sim.evaluate.episode_monitor import Judge
+from ki_sim.evaluate.episode_monitor import EpisodeMonitor
 from ki_sim.record.record import Tick
 from ki_sim.record.sim_bags import EPOCH_NS
 from ki_sim.world.camera_thread import CameraThread, Images
@@ -135,7 +135,7 @@ class LiveSimulation:
         self.settings, self.outlets, self.counters = settings, outlets, Counters()
         self.operator: Operator | None = None
         self.world = World(settings.task, settings.seed, settings.goal, settings.split, cameras=())
-        self.judge = Judge(self.world)
+        self.monitor = EpisodeMonitor(self.world)
         self.stopped = False
         self._sources = frozenset(sources)
         self._commanded: set[str] = set()
@@ -197,7 +197,7 @@ class LiveSimulation:
         self.world.reset(seed, task, goal, split)
         # Time goes on: stamps of the new scene come after those of the old one.
         self._base_ns += passed_ns if self.settings.clock else 0
-        self.operator, self.judge, self._step_open = None, Judge(self.world), False
+        self.operator, self.monitor, self._step_open = None, EpisodeMonitor(self.world), False
         self._due_ns = time.monotonic_ns()
         self._frames, self._picture_ns = 0, -PICTURE_AGE_NS
         self._inbox.clear()
@@ -246,7 +246,7 @@ class LiveSimulation:
         self._do_jobs()
         if self.world.time_ns % STEP_NS == 0:
             if not self._step_open:
-                self.judge.look(self.world)
+                self.monitor.look(self.world)
                 self._operate()
                 self._step_open = True
             if self.settings.lock_step and not self._all_commanded():
@@ -263,12 +263,12 @@ class LiveSimulation:
             return
         error = ''
         try:
-            going = not self.judge.late(self.world) and self.operator.act(self.stamp_ns, self.world)
+            going = not self.monitor.late(self.world) and self.operator.act(self.stamp_ns, self.world)
         except SimError as why:
             going, error = False, str(why)
         if not going:
             self.operator = None
-            self.judge.finish(self.world, error)
+            self.monitor.finish(self.world, error)
 
     def _all_commanded(self) -> bool:
         """Waits, and says whether time may go on."""
@@ -297,7 +297,7 @@ class LiveSimulation:
             self.counters.commands += 1
             try:
                 apply(self.world, offset_ns)
-                self.judge.begin(self.world)
+                self.monitor.begin(self.world)
             except SimError as error:
                 self.counters.refused += 1
                 self.outlets.refused(source, str(error))

@@ -224,8 +224,8 @@ class SimRobot(Node):
     def _report(self) -> dict[str, Any]:
         counters = self.live.counters
         return {
-            **self.live.judge.report(self.live.world),
-            'begun': not self.live.judge.waits,
+            **self.live.monitor.report(self.live.world),
+            'begun': not self.live.monitor.waits,
             'operating': self.live.operator is not None,
             'commands': counters.commands,
             'refused': counters.refused,
@@ -251,7 +251,7 @@ class SimRobot(Node):
             return Teleoperator(self._hands, self.live.settings.lock_step)
         rows = rehearse(self.live.world.episode)
         send, tell = self._send_chunk, self._tell_status
-        return PlanFollower(rows, self.contract, send, tell, lambda: not self.live.judge.waits)
+        return PlanFollower(rows, self.contract, send, tell, lambda: not self.live.monitor.waits)
 
     def _send_chunk(self, chunk: Any) -> None:
         self._chunks.publish(from_chunk(chunk, ActionChunk()))

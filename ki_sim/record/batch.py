@@ -89,7 +89,7 @@ def record_one(job: RecordingJob) -> RecordingResult:
     path = Path(job.path)
     if path.exists():
         return RecordingResult(job.task, job.seed, 'present')
-    # The subtasks of bags are those that a robot says on a topic; only arrays, made for training, point at things.
+    # The subtasks of bags are those that a robot says on a topic; only arrays, made for training, point at objects.
     recording = record_episode(
         job.task, job.seed, None, job.split, job.image_size, job.quality, _arms(), boxes=job.format == 'npz'
     )

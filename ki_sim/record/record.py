@@ -73,8 +73,8 @@ class Recording:
             'goal_seed': episode.goal_seed,
             'split': episode.split,
             'instruction': episode.instruction,
-            'things': [thing.label for thing in episode.scene.things],
-            'asked_for': [episode.label(i) for i in episode.goal.things],
+            'objects': [obj.label for obj in episode.scene.objects],
+            'asked_for': [episode.label(i) for i in episode.goal.objects],
             'success': self.success,
             'score': self.score,
             'steps': len(self.frames),
@@ -86,7 +86,7 @@ def play(
 ) -> Iterator[RecordedFrame]:
     """Let the expert play a world's episode and yield its frames; `quality` None leaves the cameras out.
 
-    With `boxes`, subtasks say where the thing is that is reached for; see `locate.Pointer`. Ends with the expert's plan
+    With `boxes`, subtasks say where the object is that is reached for; see `boxes.Pointer`. Ends with the expert's plan
     or at the task's time limit.
     """
     ticks = [_tick(world)]

@@ -9,12 +9,12 @@ from ki_sim.world.scene import Scene
 
 @dataclass(frozen=True)
 class Goal:
-    """What to do to which things: `things` by index, and per thing its place: a bin's side, 'top', 'beside', ...
+    """What to do to which objects: `objects` by index, and per object its place: a bin's side, 'top', 'beside', ...
 
-    `other` is the thing they are put on or beside; `giver` and `taker` are hands.
+    `other` is the object they are put on or beside; `giver` and `taker` are hands.
     """
 
-    things: tuple[int, ...]
+    objects: tuple[int, ...]
     places: tuple[str, ...] = ()
     other: int = -1
     giver: str = ''
@@ -35,5 +35,5 @@ class TaskEpisode:
     limit_s: float
 
     def label(self, index: int) -> str:
-        """How people call thing `index`."""
-        return self.scene.things[index].label
+        """How people call object `index`."""
+        return self.scene.objects[index].label

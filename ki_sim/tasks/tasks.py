@@ -1,7 +1,7 @@
 """The tasks: what stands where, what is asked, and what success means (see `success.py`).
 
 A scene is drawn from the episode's seed and the goal from another, so that the same picture comes with different
-instructions: only the words say which thing and which bin. Success is judged from the true state of the world.
+instructions: only the words say which object and which bin. Success is judged from the true state of the world.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Task:
 def episode(task: str, seed: int, goal: int | None = None, split: str = 'train') -> TaskEpisode:
     """The episode of a task that a seed names; `goal` draws the instruction apart from the scene.
 
-    With split `heldout` the things asked for are (colour, kind) pairs that no action data holds.
+    With split `heldout` the objects asked for are (colour, kind) pairs that no action data holds.
     """
     if task not in TASKS:
         raise SimError(f"task '{task}' is not known: use one of {', '.join(TASKS)}")
@@ -61,7 +61,7 @@ def episode(task: str, seed: int, goal: int | None = None, split: str = 'train')
     if seed < 0 or (goal is not None and goal < 0):
         raise SimError(f'seeds count from 0, got seed {seed} and goal {goal}')
     kind, goal_seed = TASKS[task], seed if goal is None else goal
-    # The task's name seeds too: otherwise seed 7 would put things in the same places in every task.
+    # The task's name seeds too: otherwise seed 7 would put objects in the same places in every task.
     stream = [seed, sum(task.encode()), 0 if split == 'train' else 1]
     scene = kind.scene(np.random.default_rng([*stream, 1]), split)
     rng = np.random.default_rng([*stream, 2, goal_seed])
@@ -75,7 +75,7 @@ def success(world: WorldState) -> bool:
 
 
 def score(world: WorldState) -> float:
-    """Share of the episode's things that are where they belong, 0 to 1."""
+    """Share of the episode's objects that are where they belong, 0 to 1."""
     return float(np.mean(TASKS[world.episode.task].done(world)))
 
 
@@ -96,16 +96,14 @@ def _draw(
 
 
 def _targets(scene: Scene, split: str, fits: Callable[[int], bool] = lambda _: True) -> list[int]:
-    """Things that may be asked for: all that fit, and in held-out scenes only held-out ones."""
+    """Objects that may be asked for: all that fit, and in held-out scenes only held-out ones."""
     from ki_sim.world.objects import HELD_OUT
 
     found = [
-        i
-        for i, thing in enumerate(scene.things)
-        if fits(i) and (split == 'train' or (thing.colour, thing.kind) in HELD_OUT)
+        i for i, obj in enumerate(scene.objects) if fits(i) and (split == 'train' or (obj.colour, obj.kind) in HELD_OUT)
     ]
     if not found:
-        raise SimError(f'this scene holds nothing to ask for: {[thing.label for thing in scene.things]}')
+        raise SimError(f'this scene holds nothing to ask for: {[obj.label for obj in scene.objects]}')
     return found
 
 
@@ -113,8 +111,8 @@ DEMO_KINDS, DEMO_COLOURS = ('block', 'cup', 'ball'), ('red', 'green', 'blue', 'y
 
 
 def _demo_scene(rng: np.random.Generator, split: str) -> Scene:
-    things = place(rng, _draw(rng, split, 2, DEMO_KINDS, DEMO_COLOURS), yaw_range=0.2, gap=0.06)
-    return Scene(things, sample_look(rng, plain=True))
+    objects = place(rng, _draw(rng, split, 2, DEMO_KINDS, DEMO_COLOURS), yaw_range=0.2, gap=0.06)
+    return Scene(objects, sample_look(rng, plain=True))
 
 
 def _bin_scene(rng: np.random.Generator, split: str) -> Scene:
@@ -139,17 +137,17 @@ def _next_to_scene(rng: np.random.Generator, split: str) -> Scene:
         scene = Scene(place(rng, _draw(rng, split, 3, STEADY), gap=0.055), sample_look(rng))
         if any(_far(scene, i, j) for i, j in _apart_pairs(scene, split)):
             return scene
-    raise SimError('no scene with two things far apart was found: use another seed')
+    raise SimError('no scene with two objects far apart was found: use another seed')
 
 
 def _far(scene: Scene, i: int, j: int) -> bool:
-    a, b = scene.things[i], scene.things[j]
+    a, b = scene.objects[i], scene.objects[j]
     return math.hypot(a.x - b.x, a.y - b.y) - a.reach - b.reach > 2 * NEXT_TO_GAP
 
 
 def _apart_pairs(scene: Scene, split: str) -> list[tuple[int, int]]:
     targets = _targets(scene, split)
-    return [(i, j) for i in targets for j in range(len(scene.things)) if i != j and _far(scene, i, j)]
+    return [(i, j) for i in targets for j in range(len(scene.objects)) if i != j and _far(scene, i, j)]
 
 
 def _bus_scene(rng: np.random.Generator, split: str) -> Scene:
@@ -181,49 +179,49 @@ def _fetch_scene(rng: np.random.Generator, split: str) -> Scene:
 
 def _bin_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
     target, side = int(rng.choice(_targets(scene, split))), str(rng.choice(['left', 'right']))
-    return Goal((target,), (side,)), {'thing': scene.things[target].label, 'side': side}
+    return Goal((target,), (side,)), {'object': scene.objects[target].label, 'side': side}
 
 
 def _stack_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
-    foot = len(scene.things) - 1
+    foot = len(scene.objects) - 1
     target = int(rng.choice(_targets(scene, split, lambda i: i != foot)))
-    names = {'thing': scene.things[target].label, 'other': scene.things[foot].label}
+    names = {'object': scene.objects[target].label, 'other': scene.objects[foot].label}
     return Goal((target,), ('top',), foot), names
 
 
 def _next_to_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
     options = _apart_pairs(scene, split)
     target, other = options[int(rng.integers(len(options)))]
-    names = {'thing': scene.things[target].label, 'other': scene.things[other].label}
+    names = {'object': scene.objects[target].label, 'other': scene.objects[other].label}
     return Goal((target,), ('beside',), other), names
 
 
 def _bus_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
     side = str(rng.choice(['left', 'right']))
-    places = tuple(side if KINDS[thing.kind].item == 'dish' else OTHER[side] for thing in scene.things)
+    places = tuple(side if KINDS[obj.kind].item == 'dish' else OTHER[side] for obj in scene.objects)
     return Goal(tuple(range(len(places))), places), {'side': side, 'other_side': OTHER[side]}
 
 
 def _hand_over_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
     target, giver = int(rng.choice(_targets(scene, split))), str(rng.choice(['left', 'right']))
-    names = {'thing': scene.things[target].label, 'giver': giver, 'taker': OTHER[giver]}
+    names = {'object': scene.objects[target].label, 'giver': giver, 'taker': OTHER[giver]}
     return Goal((target,), ('hand',), giver=giver, taker=OTHER[giver]), names
 
 
 def _fetch_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
-    target = int(rng.choice(_targets(scene, split, lambda i: scene.things[i].table == 2)))
-    return Goal((target,), ('table',)), {'thing': scene.things[target].label}
+    target = int(rng.choice(_targets(scene, split, lambda i: scene.objects[i].table == 2)))
+    return Goal((target,), ('table',)), {'object': scene.objects[target].label}
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task('demo', 'put one of two things into the left or right bin', _demo_scene, _bin_goal, done_bin, 20.0),
-        Task('put_in_bin', 'put the thing into the left or right bin', _bin_scene, _bin_goal, done_bin, 20.0),
-        Task('stack', 'stack one thing on another', _stack_scene, _stack_goal, done_stack, 20.0),
-        Task('next_to', 'move one thing next to another', _next_to_scene, _next_to_goal, done_next_to, 20.0),
+        Task('demo', 'put one of two objects into the left or right bin', _demo_scene, _bin_goal, done_bin, 20.0),
+        Task('put_in_bin', 'put the object into the left or right bin', _bin_scene, _bin_goal, done_bin, 20.0),
+        Task('stack', 'stack one object on another', _stack_scene, _stack_goal, done_stack, 20.0),
+        Task('next_to', 'move one object next to another', _next_to_scene, _next_to_goal, done_next_to, 20.0),
         Task('bus_table', 'dishes into one bin, trash into the other', _bus_scene, _bus_goal, done_bin, 60.0),
-        Task('hand_over', 'hand a thing from hand to hand', _hand_over_scene, _hand_over_goal, done_hand_over, 25.0),
-        Task('fetch', 'bring a thing from the second table', _fetch_scene, _fetch_goal, done_fetch, 50.0),
+        Task('hand_over', 'hand an object from hand to hand', _hand_over_scene, _hand_over_goal, done_hand_over, 25.0),
+        Task('fetch', 'bring an object from the second table', _fetch_scene, _fetch_goal, done_fetch, 50.0),
     )
 }

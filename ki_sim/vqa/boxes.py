@@ -1,4 +1,4 @@
-"""Where a thing is in a picture: its box, measured on the true segmentation and written as PaliGemma writes boxes."""
+"""Where an object is in a picture: its box, measured on the true segmentation and written as PaliGemma writes boxes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ki_sim.world.world import World
 
 SHARP = 384  # pixels at which boxes are measured, whatever the size of the picture
-LEAST_PIXELS = 90  # of those, for a thing to be talked about
+LEAST_PIXELS = 90  # of those, for an object to be talked about
 CELLS = 6  # rows and columns of the coarse map of a picture
-LEAST_SHARE = 0.05  # of a cell, for a thing to fill it
+LEAST_SHARE = 0.05  # of a cell, for an object to fill it
 LOCATIONS = 1024
 VIEW = 'head'
 POINTED = ('reach for the ', 'grasp the ')
@@ -60,7 +60,7 @@ def box_text(box: PictureBox) -> str:
 
 
 class Pointer:
-    """Adds to what the robot says it will do next where in the head camera's picture the thing is.
+    """Adds to what the robot says it will do next where in the head camera's picture the object is.
 
     `reach for the red cup` becomes `reach for the red cup <loc0407><loc0388><loc0473><loc0464>`. The box is measured
     when the robot begins to reach, and stays while it grasps, when the hand is in the way.
@@ -68,17 +68,17 @@ class Pointer:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._things = {thing.label: f'thing{i}' for i, thing in enumerate(world.episode.scene.things)}
-        self._last, self._boxes = '', dict.fromkeys(self._things, '')
+        self._objects = {obj.label: f'object{i}' for i, obj in enumerate(world.episode.scene.objects)}
+        self._last, self._boxes = '', dict.fromkeys(self._objects, '')
 
     def __call__(self, subtask: str) -> str:
-        """The words, with a box where they point at a thing that is seen."""
+        """The words, with a box where they point at an object that is seen."""
         verb = next((verb for verb in POINTED if subtask.startswith(verb)), None)
         begins, self._last = subtask != self._last, subtask
-        if verb is None or (label := subtask.removeprefix(verb)) not in self._things:
+        if verb is None or (label := subtask.removeprefix(verb)) not in self._objects:
             return subtask
         if begins and verb == POINTED[0]:
-            self._boxes[label] = self._measure(self._things[label])
+            self._boxes[label] = self._measure(self._objects[label])
         return f'{subtask} {self._boxes[label]}'.strip()
 
     def _measure(self, body: str) -> str:

@@ -15,12 +15,12 @@ from ki_sim.world.robot import SIDES
 
 Line = dict[str, str]
 NUMBERS = ('none', 'one', 'two', 'three', 'four', 'five', 'six')
-BESIDE = 0.05  # m between two things, sideways, for one to be left of the other
+BESIDE = 0.05  # m between two objects, sideways, for one to be left of the other
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What is true of one thing: where it is, on what, its place in the base frame, and its box in the picture.
+    """What is true of one object: where it is, on what, its place in the base frame, and its box in the picture.
 
     `where` is `table`, `left bin`, `right hand` or `on`; `box` is (top, left, bottom, right) as shares of the picture.
     """
@@ -50,7 +50,7 @@ def lines_about(facts: Sequence[Fact], cells: npt.NDArray[np.int64], rng: np.ran
     """All kinds of lines about a scene: one caption, one list of all boxes, at most two of each other kind.
 
     Args:
-        facts: What is true of every thing.
+        facts: What is true of every object.
         cells: Which of them fills each cell of a coarse grid, from `locate.cells_of`.
         rng: Chooses among wordings and questions.
     """
@@ -75,7 +75,7 @@ def caption(facts: Sequence[Fact], rng: np.random.Generator) -> Line:
 
 
 def colours(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
-    """The colour of the only thing of its kind."""
+    """The colour of the only object of its kind."""
     kinds = Counter(fact.kind for fact in facts)
     for fact in facts:
         if kinds[fact.kind] == 1:
@@ -100,7 +100,7 @@ def _twice(words: list[str]) -> list[str]:
 
 
 def existence(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
-    """Whether there is such a thing; a wrong one has one word right, so that both must be read."""
+    """Whether there is such an object; a wrong one has one word right, so that both must be read."""
     fact = facts[int(rng.integers(len(facts)))]
     yield {'kind': 'exists', 'prompt': f'is there {article(fact.label)}?', 'answer': 'yes'}
     labels = {each.label for each in facts}
@@ -126,7 +126,7 @@ def sides(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 
 
 def places(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
-    """Where a thing is; places other than the table come first, since most things are on the table."""
+    """Where an object is; places other than the table come first, since most objects are on the table."""
     special = [fact for fact in facts if fact.where != 'table']
     plain = [fact for fact in facts if fact.where == 'table']
     for fact in special or plain[:1]:
@@ -156,7 +156,7 @@ def hands(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 
 
 def boxes(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
-    """The box of a thing, of all things of a kind, or of all of a colour, as location tokens."""
+    """The box of an object, of all objects of a kind, or of all of a colour, as location tokens."""
     labels = Counter(fact.label for fact in facts)
     for fact in facts:
         if labels[fact.label] == 1:
@@ -170,7 +170,7 @@ def boxes(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
 
 
 def everything(facts: Sequence[Fact]) -> Line:
-    """The boxes and names of all things, from top to bottom: much to learn from one picture, and nothing to guess."""
+    """The boxes and names of all objects, from top to bottom: much to learn from one picture, and nothing to guess."""
     found = sorted(facts, key=lambda fact: fact.box or ())
     answer = ' ; '.join(f'{locations(fact)} {fact.label}' for fact in found)
     return {'kind': 'objects', 'prompt': 'detect everything', 'answer': answer}

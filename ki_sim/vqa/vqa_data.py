@@ -1,8 +1,8 @@
-"""Knowledge data: pictures of scenes with captions, questions and boxes whose answers are true by construction.
+"""VQA data: pictures of scenes with captions, questions and boxes whose answers are true by construction.
 
 It stands for web data: its vocabulary is wider than what the robot ever handles, and it does contain the (colour,
 kind) pairs that action data never shows. Its own held-out split is about pairs that neither has. Nothing moves here:
-things are put on the table, on each other, into bins and into hands, and are looked at.
+objects are put on the table, on each other, into bins and into hands, and are looked at.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ki_sim.tasks.tasks import DEMO_COLOURS, DEMO_KINDS
 from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
 from ki_sim.vqa.questions import Fact, lines_about
 from ki_sim.world.kinematics import Arms, pointing_down
-from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS, Thing, pairs
+from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS, SceneObject, pairs
 from ki_sim.world.render import Cameras, check_size
 from ki_sim.world.robot import ARM_JOINTS, SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP, Scene, place, sample_look, scene_xml
@@ -39,7 +39,7 @@ HOVERS = 0.25  # share of idle hands that are over the table, where they hide so
 
 # Pairs of the held-out split. Each has a colour or a kind that the robot never handles, so that no action data
 # tells of them, and none is held out of the action data.
-KNOWLEDGE_HELD_OUT: frozenset[tuple[str, str]] = frozenset(
+VQA_HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {
         ('white', 'book'),
         ('pink', 'banana'),
@@ -61,12 +61,12 @@ BASES, SMALL = ('plate', 'book'), ('block', 'ball', 'apple', 'cup', 'candle')
 HANDLED = ('block', 'ball', 'cup', 'can', 'carton', 'apple', 'candle', 'bottle')
 
 
-def knowledge_pairs(split: str) -> list[tuple[str, str]]:
+def vqa_pairs(split: str) -> list[tuple[str, str]]:
     """Every (colour, kind) that pictures of a split may show as its own."""
     if split not in SPLITS:
         raise SimError(f"split '{split}' is not known: use train or heldout")
     every = [(colour, kind) for kind in ALL_KINDS for colour in ALL_COLOURS]
-    return [pair for pair in every if (pair in KNOWLEDGE_HELD_OUT) == (split == 'heldout')]
+    return [pair for pair in every if (pair in VQA_HELD_OUT) == (split == 'heldout')]
 
 
 Page = tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]  # a picture and the lines about it
@@ -74,7 +74,7 @@ Page = tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]  # a picture and the l
 
 @dataclass(frozen=True)
 class Shot:
-    """The head camera's picture, what is true of every thing in it, and which of them fills each cell of a grid."""
+    """The head camera's picture, what is true of every object in it, and which of them fills each cell of a grid."""
 
     image: npt.NDArray[np.uint8]
     facts: list[Fact]
@@ -83,7 +83,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Still:
-    """One scene at rest: things with a place each (`table`, `left bin`, `left hand`, or `on:INDEX`)."""
+    """One scene at rest: objects with a place each (`table`, `left bin`, `left hand`, or `on:INDEX`)."""
 
     scene: Scene
     places: tuple[str, ...]
@@ -93,7 +93,7 @@ class Still:
 
 def sample_still(seed: int, split: str) -> Still:
     """A scene of a split from a seed; held-out ones show at least one held-out pair."""
-    known = knowledge_pairs('train')
+    known = vqa_pairs('train')
     rng = np.random.default_rng([seed, SPLITS.index(split) if split in SPLITS else 9, 11])
     if split == 'train' and rng.random() < HOME_SHARE:
         known = pairs('train', DEMO_KINDS, DEMO_COLOURS) + pairs('heldout', DEMO_KINDS, DEMO_COLOURS)
@@ -103,12 +103,12 @@ def sample_still(seed: int, split: str) -> Still:
     count = int(rng.integers(1, 6))
     chosen = [known[i] for i in rng.choice(len(known), count, replace=False)]
     if split != 'train':
-        new = knowledge_pairs(split)
+        new = vqa_pairs(split)
         chosen[0] = new[int(rng.integers(len(new)))]
     if count > 1 and rng.random() < 0.35:  # several of a kind or a colour give questions that need both words
         i, j = rng.choice(count, 2, replace=False)
         twin = (chosen[i][0], chosen[j][1]) if rng.random() < 0.5 else (chosen[j][0], chosen[i][1])
-        if twin in known and twin not in chosen and chosen[j] not in KNOWLEDGE_HELD_OUT:
+        if twin in known and twin not in chosen and chosen[j] not in VQA_HELD_OUT:
             chosen[j] = twin
     if count > 2 and rng.random() < 0.25:  # something flat and something to stand on it are rare by chance
         flat = [pair for pair in known if pair[1] in BASES and pair not in chosen]
@@ -117,10 +117,10 @@ def sample_still(seed: int, split: str) -> Still:
     places = _places(rng, chosen)
     on_table = [pair for pair, where in zip(chosen, places, strict=True) if where == 'table']
     on_the_table = iter(place(rng, on_table, AREA, yaw_range=1.2, gap=0.02) if on_table else ())
-    things: list[Thing] = []
+    objects: list[SceneObject] = []
     for pair, where in zip(chosen, places, strict=True):
-        things.append(next(on_the_table) if where == 'table' else _somewhere(rng, pair, where))
-    return Still(Scene(tuple(things), sample_look(rng)), tuple(places), seed, split)
+        objects.append(next(on_the_table) if where == 'table' else _somewhere(rng, pair, where))
+    return Still(Scene(tuple(objects), sample_look(rng)), tuple(places), seed, split)
 
 
 def _places(rng: np.random.Generator, chosen: list[tuple[str, str]]) -> list[str]:
@@ -138,14 +138,14 @@ def _places(rng: np.random.Generator, chosen: list[tuple[str, str]]) -> list[str
     return places
 
 
-def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> Thing:
-    """A thing that is not on the table; where exactly is settled when the scene is posed."""
+def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> SceneObject:
+    """An object that is not on the table; where exactly is settled when the scene is posed."""
     kind = ALL_KINDS[pair[1]]
     width, height = float(rng.uniform(*kind.width)), float(rng.uniform(*kind.height))
     x, y = BIN_CENTRE['left' if 'left' in where else 'right']
     room = [max(0.0, half - 0.5 * width) for half in BIN_HALF]
     x, y = x + float(rng.uniform(-1, 1)) * room[0], y + float(rng.uniform(-1, 1)) * room[1]
-    return Thing(*pair, width, height, x, y, float(rng.uniform(-0.4, 0.4)), 1, float(rng.uniform(0.9, 1.08)))
+    return SceneObject(*pair, width, height, x, y, float(rng.uniform(-0.4, 0.4)), 1, float(rng.uniform(0.9, 1.08)))
 
 
 class Photographer:
@@ -155,13 +155,13 @@ class Photographer:
         self.image_size, self.arms = image_size, Arms()
 
     def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
-        """Pictures of one scene, its things and arms elsewhere in each; None where something is hidden.
+        """Pictures of one scene, its objects and arms elsewhere in each; None where something is hidden.
 
         A scene is compiled once: further arrangements cost a fraction of the first.
         """
         model = mujoco.MjModel.from_xml_string(scene_xml(still.scene))
         data = mujoco.MjData(model)
-        bodies = [model.body(f'thing{i}').id for i in range(len(still.places))]
+        bodies = [model.body(f'object{i}').id for i in range(len(still.places))]
         with (
             Cameras(model, SHARP, SHARP) as sharp,
             Cameras(model, self.image_size, self.image_size) as cameras,
@@ -169,9 +169,9 @@ class Photographer:
             for number in range(arrangements):
                 rng = np.random.default_rng([still.seed, SPLITS.index(still.split), 12, number])
                 mujoco.mj_resetData(model, data)
-                things = still.scene.things if number == 0 else _moved(still, rng)
+                objects = still.scene.objects if number == 0 else _moved(still, rng)
                 self._pose_arms(data, still.places, rng)
-                self._pose_things(data, things, still.places, rng)
+                self._pose_objects(data, objects, still.places, rng)
                 mujoco.mj_forward(model, data)
                 segments = sharp.segments(data, 'head')
                 facts = [self._fact(data, still, i, box_of(segments, body)) for i, body in enumerate(bodies)]
@@ -198,58 +198,58 @@ class Photographer:
         yaw = float(rng.uniform(-0.4, 0.4))
         return self.arms.solve(side, spot, pointing_down(yaw), HOME_ARM[side])[0], yaw
 
-    def _pose_things(
-        self, data: mujoco.MjData, things: Sequence[Thing], places: tuple[str, ...], rng: np.random.Generator
+    def _pose_objects(
+        self, data: mujoco.MjData, objects: Sequence[SceneObject], places: tuple[str, ...], rng: np.random.Generator
     ) -> None:
-        for i, (thing, where) in enumerate(zip(things, places, strict=True)):
-            x, y, z, yaw = thing.x, thing.y, TABLE_TOP + thing.height / 2 + 0.0005, thing.yaw
+        for i, (obj, where) in enumerate(zip(objects, places, strict=True)):
+            x, y, z, yaw = obj.x, obj.y, TABLE_TOP + obj.height / 2 + 0.0005, obj.yaw
             if where.endswith('bin'):
                 z += 0.006
             elif where.startswith('on:'):
-                base, nudge = things[int(where[3:])], rng.uniform(-0.008, 0.008, 2)
+                base, nudge = objects[int(where[3:])], rng.uniform(-0.008, 0.008, 2)
                 x, y, z = base.x + nudge[0], base.y + nudge[1], z + base.height
             elif where.endswith('hand'):
-                x, y, z, yaw = self._into_hand(data, thing, where.split()[0], rng)
-            data.joint(f'thing{i}').qpos = (x, y, z, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+                x, y, z, yaw = self._into_hand(data, obj, where.split()[0], rng)
+            data.joint(f'object{i}').qpos = (x, y, z, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
 
     def _into_hand(
-        self, data: mujoco.MjData, thing: Thing, side: str, rng: np.random.Generator
+        self, data: mujoco.MjData, obj: SceneObject, side: str, rng: np.random.Generator
     ) -> tuple[float, float, float, float]:
-        """Lets a hand hold a thing somewhere above the table; where the thing is then: x, y, z, yaw."""
+        """Lets a hand hold an object somewhere above the table; where the object is then: x, y, z, yaw."""
         sign = 1 if side == 'left' else -1
         spot = np.array([rng.uniform(0.36, 0.50), sign * rng.uniform(0.06, 0.24), rng.uniform(0.90, 1.0)])
         q, yaw = self._hand_at(side, spot, rng)
-        self._bend(data, side, q, thing.width)
+        self._bend(data, side, q, obj.width)
         x, y, z = self.arms.pose(side, q)[0]
-        return float(x), float(y), float(z) - (ALL_KINDS[thing.kind].grasp - 0.5) * thing.height, yaw
+        return float(x), float(y), float(z) - (ALL_KINDS[obj.kind].grasp - 0.5) * obj.height, yaw
 
     def _fact(self, data: mujoco.MjData, still: Still, index: int, box: PictureBox | None) -> Fact:
-        thing, where = still.scene.things[index], still.places[index]
-        on = still.scene.things[int(where[3:])].label if where.startswith('on:') else ''
-        x, y, _ = data.body(f'thing{index}').xpos
-        return Fact(thing.colour, thing.kind, 'on' if on else where, on, float(x), float(y), box)
+        obj, where = still.scene.objects[index], still.places[index]
+        on = still.scene.objects[int(where[3:])].label if where.startswith('on:') else ''
+        x, y, _ = data.body(f'object{index}').xpos
+        return Fact(obj.colour, obj.kind, 'on' if on else where, on, float(x), float(y), box)
 
 
-def _moved(still: Still, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """The same things, those on the table elsewhere; where they were if there is no room."""
-    things = still.scene.things
+def _moved(still: Still, rng: np.random.Generator) -> tuple[SceneObject, ...]:
+    """The same objects, those on the table elsewhere; where they were if there is no room."""
+    objects = still.scene.objects
     on_table = [i for i, where in enumerate(still.places) if where == 'table']
     try:
-        laid = place(rng, [(things[i].colour, things[i].kind) for i in on_table], AREA, yaw_range=1.2, gap=0.025)
+        laid = place(rng, [(objects[i].colour, objects[i].kind) for i in on_table], AREA, yaw_range=1.2, gap=0.025)
     except SimError:
-        return things
+        return objects
     spots = dict(zip(on_table, laid, strict=True))
     return tuple(
-        replace(thing, x=spots[i].x, y=spots[i].y, yaw=spots[i].yaw) if i in spots else thing
-        for i, thing in enumerate(things)
+        replace(obj, x=spots[i].x, y=spots[i].y, yaw=spots[i].yaw) if i in spots else obj
+        for i, obj in enumerate(objects)
     )
 
 
 def scene_lines(seed: int, split: str, photographer: Photographer, arrangements: int = 1) -> Iterator[Page]:
-    """Pictures with their lines, of one seed; none of the few scenes without room, or where a thing is hidden."""
+    """Pictures with their lines, of one seed; none of the few scenes without room, or where an object is hidden."""
     try:
         still = sample_still(seed, split)
-    except SimError:  # the things drawn do not fit on the table
+    except SimError:  # the objects drawn do not fit on the table
         return
     folder = _sized(split, photographer.image_size)
     for number, shot in enumerate(photographer.album(still, arrangements)):
@@ -272,7 +272,7 @@ def write(
 ) -> int:
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
-    Each scene gives `arrangements` pictures, with its things elsewhere in each. A line holds `image`, `kind` (caption,
+    Each scene gives `arrangements` pictures, with its objects elsewhere in each. A line holds `image`, `kind` (caption,
     colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE` are in a folder of
     their own, so that no size is taken for another.
     """

@@ -1,6 +1,6 @@
-"""The vocabulary of things: kinds built from primitives, colours, and which pairs the robot never sees in action data.
+"""The vocabulary of objects: kinds built from primitives, colours, and which pairs the robot never sees in action data.
 
-A thing stands upright on a table with its body frame at its centre. A kind says how large it is and how a gripper
+An object stands upright on a table with its body frame at its centre. A kind says how large it is and how a gripper
 takes it from above; shapes.py draws it.
 """
 
@@ -19,7 +19,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     'orange': (0.96, 0.48, 0.05),
 }
 # Colours and kinds below are only ever talked about (captions, questions, boxes), never handled by the expert.
-KNOWLEDGE_COLOURS: dict[str, tuple[float, float, float]] = {
+VQA_COLOURS: dict[str, tuple[float, float, float]] = {
     'white': (0.95, 0.95, 0.95),
     'black': (0.05, 0.05, 0.06),
     'pink': (0.97, 0.52, 0.70),
@@ -27,14 +27,14 @@ KNOWLEDGE_COLOURS: dict[str, tuple[float, float, float]] = {
     'cyan': (0.10, 0.80, 0.85),
     'grey': (0.50, 0.50, 0.52),
 }
-ALL_COLOURS = {**COLOURS, **KNOWLEDGE_COLOURS}
+ALL_COLOURS = {**COLOURS, **VQA_COLOURS}
 
 
 @dataclass(frozen=True)
 class ObjectKind:
-    """One kind of thing: ranges of width and height (m), how it is grasped, what class of household item it is.
+    """One kind of object: ranges of width and height (m), how it is grasped, what class of household item it is.
 
-    `grasp` is the height of the grasp above the thing's foot as a share of its height. `round` things may be taken
+    `grasp` is the height of the grasp above the object's foot as a share of its height. `round` objects may be taken
     at any yaw, square ones along their sides, and `handled` ones across their handle.
     """
 
@@ -60,7 +60,7 @@ KINDS: dict[str, ObjectKind] = {
         ObjectKind('carton', (0.052, 0.058), (0.098, 0.110), 0.62, 'square', 'trash'),
     )
 }
-KNOWLEDGE_KINDS: dict[str, ObjectKind] = {
+VQA_KINDS: dict[str, ObjectKind] = {
     kind.name: kind
     for kind in (
         ObjectKind('book', (0.085, 0.100), (0.020, 0.030), 0.5, 'square'),
@@ -73,7 +73,7 @@ KNOWLEDGE_KINDS: dict[str, ObjectKind] = {
         ObjectKind('hammer', (0.120, 0.140), (0.034, 0.040), 0.5, 'square'),
     )
 }
-ALL_KINDS = {**KINDS, **KNOWLEDGE_KINDS}
+ALL_KINDS = {**KINDS, **VQA_KINDS}
 
 # Never present in any scene that actions are recorded from, not even as a bystander; the robot reads about them
 # in captions and questions only (the generalisation test of the paper's Fig. 7).
@@ -122,8 +122,8 @@ def check_colour(name: str) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One thing of a scene: what it is, its size (m) and its starting pose in the world (m, rad)."""
+class SceneObject:
+    """One object of a scene: what it is, its size (m) and its starting pose in the world (m, rad)."""
 
     colour: str
     kind: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_sim.errors import SimError
-from ki_sim.world.objects import Thing, check_kind
+from ki_sim.world.objects import SceneObject, check_kind
 from ki_sim.world.robot import robot_body, robot_rest
 from ki_sim.world.shapes import shapes
 
@@ -16,12 +16,12 @@ TABLE_TOP = 0.72
 TABLE_CENTRE, TABLE_HALF = (0.51, 0.0), (0.24, 0.47)  # before the robot, in the frame of the station
 BIN_CENTRE = {'left': (0.475, 0.310), 'right': (0.475, -0.310)}
 BIN_HALF, BIN_WALL, BIN_HEIGHT = (0.105, 0.078), 0.006, 0.085  # inner half sizes
-WORK_AREA = ((0.350, 0.565), (-0.135, 0.135))  # where things are put, between the bins and before both arms
+WORK_AREA = ((0.350, 0.565), (-0.135, 0.135))  # where objects are put, between the bins and before both arms
 BIN_LOOK = {
     'left': ('0.16 0.30 0.36 1', '0.93 0.94 0.95 1'),
     'right': ('0.72 0.58 0.40 1', '0.30 0.20 0.12 1'),
 }
-# Tables are never of a colour that things have: a red cup must be the only red there is.
+# Tables are never of a colour that objects have: a red cup must be the only red there is.
 TABLES = ((0.80, 0.70, 0.56), (0.88, 0.88, 0.86), (0.62, 0.63, 0.65), (0.42, 0.34, 0.28), (0.70, 0.74, 0.76))
 FLOORS = ((0.55, 0.56, 0.58), (0.42, 0.40, 0.38), (0.66, 0.64, 0.60), (0.36, 0.40, 0.44))
 
@@ -61,7 +61,7 @@ class Look:
 class Scene:
     """Everything there is besides the robot. `stations` are base poses that face a table, the first at the origin."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     look: Look = Look()
     stations: tuple[Pose, ...] = (Pose(),)
     bins: bool = True
@@ -93,24 +93,24 @@ def place(
     table: int = 1,
     yaw_range: float = 0.35,
     gap: float = 0.045,
-    kept: tuple[Thing, ...] = (),
-) -> tuple[Thing, ...]:
+    kept: tuple[SceneObject, ...] = (),
+) -> tuple[SceneObject, ...]:
     """Put (colour, kind) pairs on a table at random, at least `gap` apart so that fingers fit between.
 
-    `kept` are things already there. Raises SimError when they do not fit into the area.
+    `kept` are objects already there. Raises SimError when they do not fit into the area.
     """
     station = station or Pose()
     sizes = [(float(rng.uniform(*check_kind(k).width)), float(rng.uniform(*check_kind(k).height))) for _, k in wanted]
     shades = [float(rng.uniform(0.9, 1.08)) for _ in wanted]
     for _ in range(200):
-        placed: list[Thing] = []
+        placed: list[SceneObject] = []
         for (colour, kind), (width, height), shade in zip(wanted, sizes, shades, strict=True):
             for _ in range(60):
                 x, y = float(rng.uniform(*area[0])), float(rng.uniform(*area[1]))
                 yaw = station.yaw + float(rng.uniform(-yaw_range, yaw_range))
-                thing = Thing(colour, kind, width, height, *station.out(x, y), yaw, table, shade)
-                if all(_apart(thing, other) >= gap for other in (*kept, *placed)):
-                    placed.append(thing)
+                obj = SceneObject(colour, kind, width, height, *station.out(x, y), yaw, table, shade)
+                if all(_apart(obj, other) >= gap for other in (*kept, *placed)):
+                    placed.append(obj)
                     break
             else:
                 break
@@ -119,16 +119,16 @@ def place(
     raise SimError(f'{len(wanted)} objects do not fit on the table with {gap} m between them: ask for fewer')
 
 
-def _apart(one: Thing, other: Thing) -> float:
+def _apart(one: SceneObject, other: SceneObject) -> float:
     return math.hypot(one.x - other.x, one.y - other.y) - one.reach - other.reach
 
 
 def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -> str:
-    """The whole model as MJCF text: robot, tables, bins, things, light."""
+    """The whole model as MJCF text: robot, tables, bins, objects, light."""
     look = scene.look
     tables = ''.join(_table(i, station, look) for i, station in enumerate(scene.stations, 1))
     bins = ''.join(_bin(side) for side in BIN_CENTRE) if scene.bins else ''
-    things = ''.join(_thing(i, thing) for i, thing in enumerate(scene.things))
+    objects = ''.join(_object(i, obj) for i, obj in enumerate(scene.objects))
     a, b, tile = look.ambient, look.brightness, 'width="64" height="64"'
     return f"""<mujoco model="ki_sim">
 <compiler angle="radian" autolimits="true"/>
@@ -154,7 +154,7 @@ def scene_xml(scene: Scene, timestep_s: float = 0.0025, shadows: bool = False) -
   <light directional="true" dir="{' '.join(map(str, look.light))}" pos="0.3 0 2.5" diffuse="{b} {b} {b}"
          specular="0.1 0.1 0.1" castshadow="{str(shadows).lower()}"/>
   <geom name="floor" type="plane" size="6 6 0.1" material="floor" contype="4" conaffinity="3"/>
-  {tables}{bins}{robot_body()}{things}
+  {tables}{bins}{robot_body()}{objects}
 </worldbody>
 {robot_rest()}
 </mujoco>"""
@@ -209,11 +209,11 @@ def _bin(side: str) -> str:
     )
 
 
-def _thing(index: int, thing: Thing) -> str:
-    z = TABLE_TOP + thing.height / 2 + 0.0005
+def _object(index: int, obj: SceneObject) -> str:
+    z = TABLE_TOP + obj.height / 2 + 0.0005
     return (
-        f'<body name="thing{index}" pos="{thing.x} {thing.y} {z}" euler="0 0 {thing.yaw}">'
-        f'<joint name="thing{index}" type="free" damping="0.002"/>{shapes(thing)}</body>'
+        f'<body name="object{index}" pos="{obj.x} {obj.y} {z}" euler="0 0 {obj.yaw}">'
+        f'<joint name="object{index}" type="free" damping="0.002"/>{shapes(obj)}</body>'
     )
 
 

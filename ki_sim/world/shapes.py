@@ -1,11 +1,11 @@
-"""What each kind of thing looks like: MJCF geoms in the frame of its body, the felt ones and the merely seen ones."""
+"""What each kind of object looks like: MJCF geoms in the frame of its body, the felt ones and the merely seen ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ki_sim.world.objects import Thing, check_colour, check_kind
+from ki_sim.world.objects import SceneObject, check_colour, check_kind
 
 METAL, PAPER, WOOD = '0.75 0.76 0.78 1', '0.96 0.96 0.94 1', '0.30 0.20 0.10 1'
 INK, IRON, FLAME, LEAF = '0.12 0.12 0.13 1', '0.34 0.35 0.38 1', '1.0 0.75 0.2 1', '0.2 0.5 0.15 1'
@@ -14,7 +14,7 @@ SEEN = 'contype="0" conaffinity="0" mass="0"'
 
 @dataclass(frozen=True)
 class _Pen:
-    """Draws geoms: r and h are half the thing's width and height; three tones of its colour."""
+    """Draws geoms: r and h are half the object's width and height; three tones of its colour."""
 
     r: float
     h: float
@@ -44,23 +44,21 @@ class _Pen:
         )
 
 
-def shapes(thing: Thing) -> str:
-    """The MJCF geoms of a thing, in its body frame."""
-    base = [min(1.0, c * thing.shade) for c in check_colour(thing.colour)]
+def shapes(obj: SceneObject) -> str:
+    """The MJCF geoms of an object, in its body frame."""
+    base = [min(1.0, c * obj.shade) for c in check_colour(obj.colour)]
     # Only a ball rolls; the third figure of friction with condim 6 lets it come to rest.
-    roll, dims = ('0.004', 6) if thing.kind == 'ball' else ('0.001', 4)
-    solid = (
-        f'contype="2" conaffinity="7" friction="1.0 0.02 {roll}" condim="{dims}" mass="{check_kind(thing.kind).mass}"'
-    )
+    roll, dims = ('0.004', 6) if obj.kind == 'ball' else ('0.001', 4)
+    solid = f'contype="2" conaffinity="7" friction="1.0 0.02 {roll}" condim="{dims}" mass="{check_kind(obj.kind).mass}"'
     pen = _Pen(
-        thing.width / 2,
-        thing.height / 2,
+        obj.width / 2,
+        obj.height / 2,
         _rgba(base),
         _rgba([c + (1 - c) * 0.55 for c in base]),
         _rgba([c * 0.5 for c in base]),
         solid,
     )
-    return ''.join(_DRAW[thing.kind](pen))
+    return ''.join(_DRAW[obj.kind](pen))
 
 
 def _block(p: _Pen) -> list[str]:

@@ -42,7 +42,7 @@ TICK_NS = 10_000_000  # controllers run at 100 Hz, as the contract's joint state
 STEP_NS = 50_000_000  # the contract's 20 Hz
 SUBSTEPS = TICK_NS // TIMESTEP_NS
 
-# Hands over the near edges of the bins, fingers down, out of the head camera's view of the things.
+# Hands over the near edges of the bins, fingers down, out of the head camera's view of the objects.
 HOME_ARM = {
     'left': (0.4101, -1.5532, 2.2127, 0.0, 0.9113, 0.4101),
     'right': (-0.4101, -1.5532, 2.2127, 0.0, 0.9113, -0.4101),
@@ -126,7 +126,7 @@ class World:
         self.base = TwistController('base_controller', list(BASE_SPEED.values()))
         self._hold()
         self._settle()
-        self.start = [self.thing_position(i) for i in range(len(episode.scene.things))]
+        self.start = [self.object_position(i) for i in range(len(episode.scene.objects))]
 
     def close(self) -> None:
         """Free the cameras."""
@@ -244,30 +244,30 @@ class World:
         """What the robot was told."""
         return self.episode.instruction
 
-    def thing_position(self, index: int) -> Floats:
-        """Centre of a thing in the world, (3,)."""
-        return np.array(self.data.xpos[self._things[index]])
+    def object_position(self, index: int) -> Floats:
+        """Centre of an object in the world, (3,)."""
+        return np.array(self.data.xpos[self._objects[index]])
 
-    def thing_yaw(self, index: int) -> float:
-        """Heading of a thing, rad."""
-        matrix = self.data.xmat[self._things[index]]
+    def object_yaw(self, index: int) -> float:
+        """Heading of an object, rad."""
+        matrix = self.data.xmat[self._objects[index]]
         return float(np.arctan2(matrix[3], matrix[0]))
 
-    def thing_upright(self, index: int) -> float:
-        """Cosine of the angle between a thing's axis and the vertical."""
-        return float(self.data.xmat[self._things[index]][8])
+    def object_upright(self, index: int) -> float:
+        """Cosine of the angle between an object's axis and the vertical."""
+        return float(self.data.xmat[self._objects[index]][8])
 
-    def thing_speed(self, index: int) -> float:
-        """Speed of a thing's centre, m/s."""
-        dof = self._thing_dofs[index]
+    def object_speed(self, index: int) -> float:
+        """Speed of an object's centre, m/s."""
+        dof = self._object_dofs[index]
         return float(np.linalg.norm(self.data.qvel[dof : dof + 3]))
 
     def in_contact(self, one: int, other: int) -> bool:
-        """Whether two things touch each other."""
+        """Whether two objects touch each other."""
         return bool(self._contacts(one, other).any())
 
     def bears(self, one: int, other: int) -> bool:
-        """Whether two things touch such that one rests on the other: across a face more level than upright."""
+        """Whether two objects touch such that one rests on the other: across a face more level than upright."""
         normals = self.data.contact.frame[: self.data.ncon][self._contacts(one, other)]
         return bool((np.abs(normals[:, 2]) > np.sqrt(0.5)).any())
 
@@ -282,9 +282,9 @@ class World:
     # inside -----------------------------------------------------------------------------------------------------
 
     def _contacts(self, one: int, other: int) -> npt.NDArray[np.bool_]:
-        """Which of the present contacts are between two things."""
+        """Which of the present contacts are between two objects."""
         pairs = self.model.geom_bodyid[self.data.contact.geom[: self.data.ncon]]
-        wanted = np.sort([self._things[one], self._things[other]])
+        wanted = np.sort([self._objects[one], self._objects[other]])
         return np.asarray((np.sort(pairs, axis=1) == wanted).all(axis=1))
 
     def _index(self) -> None:
@@ -299,9 +299,9 @@ class World:
         self._grip_ctrl = {s: self.model.actuator(GRIPPERS[s]).id for s in SIDES}
         self._base_ctrl = np.array([self.model.actuator(n).id for n in BASE_AXES])
         self._arm_speed = {s: np.array([LIMITS[n].velocity for n in ARM_JOINTS[s]]) for s in SIDES}
-        self._things = [self.model.body(f'thing{i}').id for i in range(len(self.episode.scene.things))]
-        self._thing_dofs = [int(joint(f'thing{i}').dofadr[0]) for i in range(len(self._things))]
-        self._thing_of = {body: i for i, body in enumerate(self._things)}
+        self._objects = [self.model.body(f'object{i}').id for i in range(len(self.episode.scene.objects))]
+        self._object_dofs = [int(joint(f'object{i}').dofadr[0]) for i in range(len(self._objects))]
+        self._object_of = {body: i for i, body in enumerate(self._objects)}
         self._finger_of = {self.model.body(f'{s}_finger_{f}').id: f'{s}_{f}' for s in SIDES for f in 'ab'}
         self._is_finger = np.zeros(self.model.nbody, bool)
         self._is_finger[list(self._finger_of)] = True
@@ -334,18 +334,18 @@ class World:
 
     def _feel(self) -> None:
         touches = self.touches
-        for things in touches.now.values():
-            things.clear()
+        for objects in touches.now.values():
+            objects.clear()
         if not self.data.ncon:
             return
         bodies = self.model.geom_bodyid[self.data.contact.geom[: self.data.ncon]]
         for one, two in bodies[self._is_finger[bodies].any(axis=1)]:
             finger, other = (one, two) if self._is_finger[one] else (two, one)
-            thing = self._thing_of.get(int(other))
-            if thing is not None:
-                touches.now[self._finger_of[int(finger)]].add(thing)
+            obj = self._object_of.get(int(other))
+            if obj is not None:
+                touches.now[self._finger_of[int(finger)]].add(obj)
                 if touches.first < 0:
-                    touches.first = thing
+                    touches.first = obj
         for side in SIDES:
             touches.ever_held[side] |= touches.held(side)
 

@@ -28,10 +28,10 @@ def blind_world() -> Callable[..., World]:
 
 @pytest.fixture
 def put() -> Callable[[World, int, tuple[float, float, float]], None]:
-    """Moves a thing of a world to a place, upright and at rest, and lets the physics settle."""
+    """Moves an object of a world to a place, upright and at rest, and lets the physics settle."""
 
     def move(world: World, index: int, position: tuple[float, float, float], wait_ns: int = 400_000_000) -> None:
-        joint = world.data.joint(f'thing{index}')
+        joint = world.data.joint(f'object{index}')
         joint.qpos[:] = (*position, 1.0, 0.0, 0.0, 0.0)
         joint.qvel[:] = 0.0
         world.advance(wait_ns)

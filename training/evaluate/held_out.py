@@ -103,12 +103,12 @@ def actions_report(
     """Losses, token accuracy, the error of sampled chunks by step and column, and what the instruction changes."""
     drawn = spread('held', data, settings.samples)
     draws = 1 if recipe.targets_see_actions else 4
-    packer = Collator(processor, settings.seed, draws)
+    collator = Collator(processor, settings.seed, draws)
     sums: defaultdict[str, float] = defaultdict(float)
     errors, holds, masks = [], [], []
     for rows in _batches(drawn, settings.batch):
         rows = _with_own_subtasks(model, processor, rows)
-        packet = packer(rows).to(settings.device)
+        packet = collator(rows).to(settings.device)
         found = model(packet.batch, recipe, draws, packet.noise_BRHA, packet.tau_BR)
         told = found.report()
         for name, count in (('text', found.text_count), ('fast', found.fast_count), ('flow', found.action_count)):
@@ -154,7 +154,7 @@ def language_report(
     texts = sorted({draw.sample.instruction for draw in drawn})
     if len(texts) < 2 or recipe.loss != 'flow':
         return {'instructions': len(texts)}
-    packer = Collator(processor, settings.seed, draws=8)
+    collator = Collator(processor, settings.seed, draws=8)
     right: list[float] = []
     swapped: list[float] = []
     moved: list[float] = []
@@ -166,7 +166,7 @@ def language_report(
         ]
         found = []
         for given in (rows, other):
-            packet = packer(_with_own_subtasks(model, processor, given)).to(settings.device)
+            packet = collator(_with_own_subtasks(model, processor, given)).to(settings.device)
             prefix = _prefill(model, packet)
             found.append((_flow_losses(model, prefix, packet), packet, prefix))
         right += found[0][0]
@@ -197,12 +197,12 @@ def questions_report(
     Boxes are right when they overlap the true one by half; captions are only counted, as there are many right ones.
     """
     drawn = spread('words', words, settings.questions)
-    packer = Collator(processor, settings.seed)
+    collator = Collator(processor, settings.seed)
     right: defaultdict[str, int] = defaultdict(int)
     asked: defaultdict[str, int] = defaultdict(int)
     shown: list[dict[str, str]] = []
     for rows in _batches(drawn, settings.batch):
-        packet = packer(rows).to(settings.device)
+        packet = collator(rows).to(settings.device)
         prefix = _prefill(model, packet, hidden=True)
         vocabulary = processor.tokenizer.vocabulary
         out = generate(model, prefix, ANSWER, [vocabulary.eos])

@@ -1,4 +1,4 @@
-"""What a run fits on its data before its first step, kept in its folder: it goes on with the same parts, or not at all.
+"""What a run fits on its data before its first step, kept in its folder: it goes on with the same, or not at all.
 
     parts/stats.json   normalisation of state and actions
           others/      the same of each other robot in the run, by name
@@ -28,12 +28,12 @@ from ki_vla.tokens.tokenizer import TextTokenizer, load_tokenizer
 from training.errors import TrainingError
 from training.fit.fast_fit import FastReport
 
-PARTS = 'parts'
+ARTIFACTS = 'parts'
 STATS, OTHERS, TOKENIZER, CODEC, FIT = 'stats.json', 'others', 'tokenizer', 'fast.json', 'fit.json'
 
 
 @dataclass(frozen=True)
-class Parts:
+class FittedArtifacts:
     """Statistics (`state`, `actions`), tokenizer, codec of the actions, what was measured when it was fitted; and the
     statistics of the other robots in the run, by name.
     """
@@ -45,22 +45,22 @@ class Parts:
     others: Mapping[str, dict[str, Stats]] = field(default_factory=dict)
 
 
-def save_parts(folder: Path, parts: Parts) -> None:
+def save_artifacts(folder: Path, artifacts: FittedArtifacts) -> None:
     """Writes them in place of those that are there, whole or not at all; a disk that is full raises OSError."""
     with atomic_folder(folder) as partial:
-        save_stats(partial / STATS, parts.stats)
+        save_stats(partial / STATS, artifacts.stats)
         (partial / OTHERS).mkdir()
-        for name, stats in parts.others.items():
+        for name, stats in artifacts.others.items():
             save_stats(partial / OTHERS / f'{name}.json', stats)
-        parts.tokenizer.save(partial / TOKENIZER)
-        if parts.codec is not None:
-            save_codec(parts.codec, partial / CODEC)
-        if parts.fast is not None:
-            (partial / FIT).write_text(json.dumps(parts.fast.to_dict(), indent=1), encoding='utf-8')
+        artifacts.tokenizer.save(partial / TOKENIZER)
+        if artifacts.codec is not None:
+            save_codec(artifacts.codec, partial / CODEC)
+        if artifacts.fast is not None:
+            (partial / FIT).write_text(json.dumps(artifacts.fast.to_dict(), indent=1), encoding='utf-8')
 
 
-def load_parts(folder: Path) -> Parts:
-    """Reads what `save_parts` wrote.
+def load_artifacts(folder: Path) -> FittedArtifacts:
+    """Reads what `save_artifacts` wrote.
 
     Raises:
         TrainingError: it is damaged.
@@ -72,7 +72,7 @@ def load_parts(folder: Path) -> Parts:
         fast = None
         if (folder / FIT).is_file():
             fast = FastReport(**json.loads((folder / FIT).read_text(encoding='utf-8')))
-        return Parts(stats, load_tokenizer(folder / TOKENIZER), codec, fast, others)
+        return FittedArtifacts(stats, load_tokenizer(folder / TOKENIZER), codec, fast, others)
     except (OSError, ValueError, KeyError, TypeError, KiError) as error:
         raise TrainingError(
             f'{folder} is damaged ({error}); the checkpoints beside it need it: take it from a copy, or begin in '

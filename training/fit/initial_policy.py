@@ -30,7 +30,7 @@ from ki_vla.tokens.state import state_text
 from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma, load_tokenizer, train_tokenizer
 from training.errors import TrainingError
 from training.fit.fast_fit import FastReport, fit_fast
-from training.fit.fitted_artifacts import Parts
+from training.fit.fitted_artifacts import FittedArtifacts
 from training.fit.stats import compute_stats
 from training.samples.collator import requantised
 from training.samples.dataset import EpisodeDataset
@@ -48,7 +48,7 @@ class Beginning:
 
     processor: Processor
     model: KiVla
-    parts: Parts
+    artifacts: FittedArtifacts
     others: Mapping[str, Processor] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ def begin(
     dataset: EpisodeDataset,
     vlm: Sequence[VlmDataset],
     stats: dict[str, Stats] | None = None,
-    kept: Parts | None = None,
+    kept: FittedArtifacts | None = None,
     others: Sequence[EpisodeDataset] = (),
 ) -> Beginning:
     """Puts a policy together for a run.
@@ -84,9 +84,9 @@ def begin(
     robots = [(dataset, stats), *((each, further[each.contract.name]) for each in others)]
     tokenizer = _tokenizer(run, robots, vlm, config, start, kept)
     codec, report = _codec(run, dataset, stats, config, tokenizer, start, kept)
-    parts = Parts(stats, tokenizer, codec, report, further)
+    artifacts = FittedArtifacts(stats, tokenizer, codec, report, further)
     if start is None:
-        config = _with_room(run, config, robots, parts)
+        config = _with_room(run, config, robots, artifacts)
     processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
     processor, *more = (
         Processor(each.contract, of['state'], of['actions'], tokenizer, _codec_of(codec, each), config, processing)
@@ -96,7 +96,7 @@ def begin(
         model = start.model(dtype=torch.float32)
     else:
         model = initialise(KiVla(config), torch.Generator().manual_seed(run.seed))
-    return Beginning(processor, model, parts, {each.contract.name: each for each in more})
+    return Beginning(processor, model, artifacts, {each.contract.name: each for each in more})
 
 
 def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
@@ -118,7 +118,7 @@ def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
     return stats
 
 
-def _further_stats(others: Sequence[EpisodeDataset], kept: Parts | None) -> dict[str, dict[str, Stats]]:
+def _further_stats(others: Sequence[EpisodeDataset], kept: FittedArtifacts | None) -> dict[str, dict[str, Stats]]:
     """Statistics of the other robots; those of a run that goes on must be the robots that it was begun with."""
     if kept is None:
         return {each.contract.name: compute_stats(each) for each in others}
@@ -174,7 +174,7 @@ def _tokenizer(
     vlm: Sequence[VlmDataset],
     config: ModelConfig,
     start: Bundle | None,
-    kept: Parts | None,
+    kept: FittedArtifacts | None,
 ) -> TextTokenizer:
     if start is not None:
         return start.processor.tokenizer
@@ -219,7 +219,7 @@ def _codec(
     config: ModelConfig,
     tokenizer: TextTokenizer,
     start: Bundle | None,
-    kept: Parts | None,
+    kept: FittedArtifacts | None,
 ) -> tuple[ActionCodec | None, FastReport | None]:
     """The codec that the stages' recipes name; where none of them does, FAST, so that the bundle can still say it."""
     wanted = {recipe(stage.recipe).targets for stage in run.stages} - {'none'}
@@ -239,16 +239,17 @@ def _codec(
     return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
 
 
-def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], parts: Parts) -> ModelConfig:
+def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], artifacts: FittedArtifacts) -> ModelConfig:
     """Budgets of prompt and target tokens that the data fit in, where the run sets none; they cost no weights."""
     changes: dict[str, Any] = {}
     if 'max_prompt' not in run.model:
         with_state = config.state_repr == 'text'
         texts = [text for robot in robots for text in _prompts(run, *robot, with_state=with_state)]
-        longest = max(len(parts.tokenizer.encode(text)) for text in texts) + (MAX_SUBTASK_TOKENS if run.subtasks else 0)
+        longest = max(len(artifacts.tokenizer.encode(text)) for text in texts)
+        longest += MAX_SUBTASK_TOKENS if run.subtasks else 0
         changes['max_prompt'] = max(config.max_prompt, longest + longest // 4 + 8)
-    if 'max_targets' not in run.model and parts.codec is not None:
-        values, fast = parts.codec.values, parts.fast
+    if 'max_targets' not in run.model and artifacts.codec is not None:
+        values, fast = artifacts.codec.values, artifacts.fast
         most = values if fast is None else min(2 * fast.tokens_max, values)
         # Tokens that were fitted on one robot say less of another each: as many as numbers, at the worst.
         most = max([most, *(config.horizon * len(each.contract.actions) for each, _ in robots[1:])])

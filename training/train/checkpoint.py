@@ -117,7 +117,7 @@ def shipped_weights(path: Path) -> dict[str, Tensor]:
     return merged(load_file(path / AVERAGE if (path / AVERAGE).is_file() else path / WEIGHTS))
 
 
-def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def check_fingerprint(path: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint of another model, other data or another stage.
 
     Raises:
@@ -125,7 +125,7 @@ def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, 
     """
     written = state.get('identity', {})
     # A checkpoint from before an entry was recorded says nothing of it.
-    known = json.loads(json.dumps({key: each for key, each in identity.items() if key in written}))
+    known = json.loads(json.dumps({key: each for key, each in fingerprint.items() if key in written}))
     there, here = dict(_flat(written)), dict(_flat(known))
     for name in sorted(set(there) | set(here)):
         if there.get(name) != here.get(name):

@@ -92,7 +92,7 @@ class Simulate(TrainingConfig):
     """Data that `ki train` makes with the simulator before it trains; files that are there are kept."""
 
     out: str = 'out/simulated'
-    """Folder for arrays/ and knowledge/."""
+    """Folder for arrays/ and vqa/."""
     tasks: Words = ('demo',)
     """Tasks of the simulator (`ki sim --help`), or `all`."""
     episodes: int = Field(default=100, ge=1)

@@ -1,4 +1,4 @@
-"""What a checkpoint must agree with to be gone on from: the model, what it was made of, and what it drew."""
+"""What must be the same for a run to resume from a checkpoint: model, fitted artifacts, data and stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.train.config import Run, Stage
 DRAWN = ('validation', 'split_seed', 'stride', 'outcomes', 'subtask', 'start_steps')  # decide which samples are drawn
 
 
-def identity_of(
+def resume_fingerprint(
     run: Run,
     stage: Stage,
     processor: Processor,

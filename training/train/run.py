@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
-from ki_vla.model.config import PARTS as MODEL_PARTS
-from ki_vla.model.config import ModelConfig
+from ki_vla.model.config import PARTS, ModelConfig
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.objective.trainable import parts_of
@@ -30,7 +29,7 @@ from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
-from training.fit.fitted_artifacts import PARTS, Parts, digests, load_parts, save_parts
+from training.fit.fitted_artifacts import ARTIFACTS, FittedArtifacts, digests, load_artifacts, save_artifacts
 from training.fit.initial_policy import Beginning, begin, stats_file
 from training.index.index import Index
 from training.index.recordings import open_recordings
@@ -38,7 +37,7 @@ from training.samples.collator import Collator, Packet, misfit
 from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episodes
 from training.samples.mixture import Draw, Part
 from training.samples.vlm_data import VlmDataset
-from training.train.checkpoint import check_identity, checkpoints, read_state, shipped_weights
+from training.train.checkpoint import check_fingerprint, checkpoints, read_state, shipped_weights
 from training.train.config import Data, Embodiment, Run, Stage
 from training.train.distributed import ProcessGroup, close_world, open_world, wait_for_all
 from training.train.run_report import origin, write_json
@@ -86,7 +85,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         sources = open_sources(run, world)
         stats = None if run.stats is None else stats_file(run.stats, sources.train)
         vlm = [sources.vlm] if sources.vlm is not None else []
-        kept = _kept_parts(run)
+        kept = _kept_artifacts(run)
         beginning = begin(run, sources.train, vlm, stats, kept, [other for other, _ in sources.others])
         for words in (sources.vlm, sources.vlm_held):
             if words is not None:  # now, and not in the middle of the night
@@ -238,7 +237,7 @@ def unseen_questions(bundle: Bundle, words: Sequence[Path] = ()) -> tuple[VlmDat
 
 def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources) -> list[Packet]:
     """The same few batches for every validation of a stage: held-out episodes, and held-out questions."""
-    packer = Collator(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)
+    collator = Collator(processor, run.seed, 1 if recipe(stage.recipe).targets_see_actions else stage.draws)
     batch = min(HELD_BATCH, stage.batch)
     most = batch * run.validate_batches
     drawn: list[Draw] = []
@@ -248,7 +247,7 @@ def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources)
     ):
         if source is not None and wanted:
             drawn += spread(name, source, most)
-    return [packer(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
+    return [collator(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
 
 
 def spread(name: str, source: Any, most: int) -> list[Draw]:
@@ -290,11 +289,11 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     return parts
 
 
-def _kept_parts(run: Run) -> Parts | None:
+def _kept_artifacts(run: Run) -> FittedArtifacts | None:
     """What the weights of the run were trained with; None where there are none yet, and data or settings may change."""
-    folder = Path(run.out) / PARTS
+    folder = Path(run.out) / ARTIFACTS
     begun = any(checkpoints(Path(run.out) / stage.name / 'checkpoints') for stage in run.stages)
-    return load_parts(folder) if begun and folder.is_dir() else None
+    return load_artifacts(folder) if begun and folder.is_dir() else None
 
 
 def _is_done(trainer: Trainer) -> bool:
@@ -302,7 +301,7 @@ def _is_done(trainer: Trainer) -> bool:
     if not found:
         return False
     state = read_state(found[-1])
-    check_identity(found[-1], state, trainer.identity)
+    check_fingerprint(found[-1], state, trainer.fingerprint)
     return bool(state['step'] >= trainer.stage.steps)
 
 
@@ -356,7 +355,7 @@ def trained_parts(run: Run, config: ModelConfig) -> list[str]:
     parts: set[str] = set()
     if run.start is not None:
         before = load_bundle(run.start, verify=False).trained_parts
-        parts = set(MODEL_PARTS if before is None else before)
+        parts = set(PARTS if before is None else before)
     for stage in run.stages:
         parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)
     return sorted(parts)
@@ -376,7 +375,7 @@ def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
         'others': {other.contract.name: len(other) for other, _ in sources.others},
         'vlm': 0 if sources.vlm is None else len(sources.vlm),
         'parameters': sum(p.numel() for p in beginning.model.parameters()),
-        'fast': None if beginning.parts.fast is None else beginning.parts.fast.to_dict(),
+        'fast': None if beginning.artifacts.fast is None else beginning.artifacts.fast.to_dict(),
         'max_prompt': beginning.processor.config.max_prompt,
         'max_targets': beginning.processor.config.max_targets,
     }
@@ -390,7 +389,7 @@ def _describe(run: Run, sources: Sources, beginning: Beginning, fresh: bool) -> 
         write_json(out / 'origin.json', origin(sources.index.hash))
         write_json(out / 'policy.json', _facts(run, sources, beginning))
         if fresh:
-            save_parts(out / PARTS, beginning.parts)
+            save_artifacts(out / ARTIFACTS, beginning.artifacts)
     except OSError as error:
         raise TrainingError(f'{out} cannot be written: {error}.') from error
 

@@ -14,7 +14,7 @@ from typing import Any
 from training.errors import TrainingError
 from training.train.config import Run
 
-IDENTITY = 'wandb_id.txt'
+RUN_ID_FILE = 'wandb_id.txt'
 
 
 def check_tracking(run: Run) -> None:
@@ -45,7 +45,7 @@ class Tracker:
         check_tracking(run)
         import wandb
 
-        place = folder / IDENTITY
+        place = folder / RUN_ID_FILE
         if not place.is_file():
             place.write_text(secrets.token_hex(4), encoding='utf-8')
         try:

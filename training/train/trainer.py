@@ -25,7 +25,7 @@ from ki_vla.policy.processor import Processor
 from training.errors import TrainingError
 from training.samples.collator import Collator, Packet, counts
 from training.samples.mixture import Loader, Mixture, Part, Sampler
-from training.train.checkpoint import Checkpoint, check_identity, checkpoints, read_checkpoint, write_checkpoint
+from training.train.checkpoint import Checkpoint, check_fingerprint, checkpoints, read_checkpoint, write_checkpoint
 from training.train.config import Run, Stage
 from training.train.distributed import (
     ProcessGroup,
@@ -39,7 +39,7 @@ from training.train.distributed import (
     whole_weights,
 )
 from training.train.lora import add_lora, freeze_base
-from training.train.resume_fingerprint import identity_of
+from training.train.resume_fingerprint import resume_fingerprint
 from training.train.run_report import Journal
 from training.train.schedule import Averaged, make_optimiser, set_rate
 
@@ -105,14 +105,14 @@ class Trainer:
                 f'stage {stage.name}: batch {stage.batch} cannot be shared by {world.size} processes x '
                 f'{stage.accumulate} micro-batches; make it a multiple of {share}.'
             )
-        self.identity = identity_of(run, stage, processor, others or {}, parts, data_hash)
-        packer = Collator(
+        self.fingerprint = resume_fingerprint(run, stage, processor, others or {}, parts, data_hash)
+        collator = Collator(
             processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
             pin=world.device.type == 'cuda', others=others or {},
         )  # fmt: skip
         sampler = Sampler(Mixture(parts, run.seed), world.rank, world.size)
         self.loader = Loader(
-            sampler, stage.batch // share, packer, run.workers, max(4, 2 * run.workers), run.loader_processes
+            sampler, stage.batch // share, collator, run.workers, max(4, 2 * run.workers), run.loader_processes
         )
         model.checkpointing = run.checkpointing
         if run.lora:
@@ -315,7 +315,7 @@ class Trainer:
         failed = ''
         if self.world.first:
             state = {
-                'identity': self.identity,
+                'identity': self.fingerprint,
                 'sampler': self.loader.state_dict(),
                 'skipped': self.skipped,
                 'average_updates': 0 if self.average is None else self.average.updates,
@@ -346,7 +346,7 @@ class Trainer:
         if not found:
             return
         checkpoint = read_checkpoint(found[-1])
-        check_identity(found[-1], checkpoint.state, self.identity)
+        check_fingerprint(found[-1], checkpoint.state, self.fingerprint)
         load_weights(self.model, checkpoint.weights)
         self.step = checkpoint.step
         self.current = self.recipe.at(min(self.step, self.stage.steps - 1) / self.stage.steps)

@@ -38,9 +38,9 @@ def test_expert_writes_a_table_and_keeps_the_rows_of_other_tasks(tmp_path):
     assert table['stack'] == {'k': 1}
 
 
-def test_knowledge_writes_lines_and_images(tmp_path):
+def test_vqa_writes_lines_and_images(tmp_path):
     assert 'lines about 1 scenes' in run(
-        'knowledge', '--out', tmp_path, '--scenes', 1, '--workers', 1, '--image-size', 32, '--split', 'heldout'
+        'vqa', '--out', tmp_path, '--scenes', 1, '--workers', 1, '--image-size', 32, '--split', 'heldout'
     )
     assert (tmp_path / 'heldout.jsonl').read_text()
 
@@ -57,7 +57,7 @@ def test_picture_and_film_can_be_looked_at(tmp_path):
     [
         (('record', '--out', 'x', '--task', 'mop'), "task 'mop' is not known"),
         (('expert', '--task', 'mop', '--seeds', '1'), "task 'mop' is not known"),
-        (('knowledge', '--out', 'x', '--split', 'test'), "split 'test' is not known"),
+        (('vqa', '--out', 'x', '--split', 'test'), "split 'test' is not known"),
         (('picture', 'a.png', '--camera', 'nose'), "camera 'nose' is not on this robot"),
         (('picture', '/nowhere/a.png', '--width', '16', '--height', '16'), 'cannot be written'),
         (('picture', 'a.foo'), r"a.foo ends in '.foo': give a name that ends in .png or .jpg"),
@@ -67,7 +67,7 @@ def test_picture_and_film_can_be_looked_at(tmp_path):
         (('expert', '--out', 'list.json'), r'list.json holds a list and no table .*give another file'),
         (('expert', '--out', '.'), r'\. cannot be read as JSON'),
         (('record', '--out', 'x', '--task', 'demo', '--image-size', '0'), 'image size 0x0 cannot be drawn'),
-        (('knowledge', '--out', 'x', '--image-size', '0'), 'image size 0x0 cannot be drawn'),
+        (('vqa', '--out', 'x', '--image-size', '0'), 'image size 0x0 cannot be drawn'),
     ],
 )
 def test_wrong_words_end_in_a_sentence(words, said, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_a_perfect_policy_succeeds(arms):
     assert outcome.success
     assert outcome.score == 1.0
     assert outcome.followed
-    assert outcome.first_touched == episode('demo', 3).label(episode('demo', 3).goal.things[0])
+    assert outcome.first_touched == episode('demo', 3).label(episode('demo', 3).goal.objects[0])
     assert policy.resets == 1
 
 
@@ -77,7 +77,7 @@ def test_a_policy_without_a_row_stands_still_and_its_looks_are_counted():
 def test_the_other_instruction_makes_it_a_failure(arms):
     policy = Expert('demo', 3, 0, arms)
     same = episode('demo', 3, 0).goal
-    other = next(g for g in range(1, 30) if episode('demo', 3, g).goal.things != same.things)
+    other = next(g for g in range(1, 30) if episode('demo', 3, g).goal.objects != same.objects)
     outcome = run_episode(policy, 'demo', 3, other, EvaluationSettings(16, limit_s=9.0))
     assert not outcome.success
     assert not outcome.followed
@@ -161,7 +161,7 @@ def test_a_film_without_frames_is_refused(tmp_path):
         write_gif([], tmp_path / 'x.gif')
 
 
-def test_a_film_keeps_the_colour_of_a_small_thing(tmp_path):
+def test_a_film_keeps_the_colour_of_a_small_object(tmp_path):
     rows, columns = np.mgrid[0:200, 0:200]
     frame = np.stack([90 + rows // 4, 80 + columns // 4, 70 + (rows + columns) // 8], axis=-1).astype(np.uint8)
     frame[100:104, 100:104] = (150, 30, 200)

@@ -1,11 +1,11 @@
-"""The judge of an episode that others drive: the same rules as the evaluation in one process."""
+"""The monitor of an episode that others drive: the same rules as the evaluation in one process."""
 
 from __future__ import annotations
 
 import pytest
 
 from ki_sim.evaluate.closed_loop import SETTLED_STEPS
-from ki_sim.evaluate.episode_monitor import Judge
+from ki_sim.evaluate.episode_monitor import EpisodeMonitor
 
 
 class Staged:
@@ -26,16 +26,16 @@ def staged(blind_world) -> Staged:
     return Staged(blind_world('demo', 1))
 
 
-def begun(world: Staged) -> Judge:
-    judge = Judge(world)
-    judge.begin(world)
-    return judge
+def begun(world: Staged) -> EpisodeMonitor:
+    monitor = EpisodeMonitor(world)
+    monitor.begin(world)
+    return monitor
 
 
-def look(judge: Judge, world: Staged, steps: int) -> None:
+def look(monitor: EpisodeMonitor, world: Staged, steps: int) -> None:
     for _ in range(steps):
         world.time_ns += 50_000_000
-        judge.look(world)
+        monitor.look(world)
 
 
 def steps_of(world: Staged) -> int:
@@ -43,46 +43,46 @@ def steps_of(world: Staged) -> int:
 
 
 def test_success_that_has_not_held_when_time_is_up_does_not_count(staged):
-    judge = begun(staged)
-    look(judge, staged, steps_of(staged) - SETTLED_STEPS + 1)
+    monitor = begun(staged)
+    look(monitor, staged, steps_of(staged) - SETTLED_STEPS + 1)
     staged.done = True
-    look(judge, staged, SETTLED_STEPS - 1)
-    assert judge.ended == 'time'
-    assert not judge.report(staged)['success']
+    look(monitor, staged, SETTLED_STEPS - 1)
+    assert monitor.ended == 'time'
+    assert not monitor.report(staged)['success']
 
 
 def test_success_that_has_held_at_the_last_moment_counts(staged):
-    judge = begun(staged)
-    look(judge, staged, steps_of(staged) - SETTLED_STEPS)
+    monitor = begun(staged)
+    look(monitor, staged, steps_of(staged) - SETTLED_STEPS)
     staged.done = True
-    look(judge, staged, SETTLED_STEPS)
-    assert judge.ended == 'success'
-    assert judge.report(staged)['success']
+    look(monitor, staged, SETTLED_STEPS)
+    assert monitor.ended == 'success'
+    assert monitor.report(staged)['success']
 
 
 def test_an_operator_who_stops_when_time_is_up_does_not_change_the_verdict(staged):
-    judge = begun(staged)
-    look(judge, staged, steps_of(staged) - 1)
+    monitor = begun(staged)
+    look(monitor, staged, steps_of(staged) - 1)
     staged.done = True
-    look(judge, staged, 1)
-    judge.finish(staged, '')
-    assert judge.ended == 'time'
-    assert not judge.report(staged)['success']
+    look(monitor, staged, 1)
+    monitor.finish(staged, '')
+    assert monitor.ended == 'time'
+    assert not monitor.report(staged)['success']
 
 
 def test_an_operator_who_is_done_in_time_is_judged_by_what_is_true_then(staged):
-    judge = begun(staged)
-    look(judge, staged, 3)
+    monitor = begun(staged)
+    look(monitor, staged, 3)
     staged.done = True
-    judge.finish(staged, '')
-    assert judge.ended == 'operator'
-    assert judge.report(staged)['success']
+    monitor.finish(staged, '')
+    assert monitor.ended == 'operator'
+    assert monitor.report(staged)['success']
 
 
 def test_a_report_before_the_end_tells_of_now(staged):
-    judge = begun(staged)
-    look(judge, staged, 2)
-    assert not judge.report(staged)['success']
+    monitor = begun(staged)
+    look(monitor, staged, 2)
+    assert not monitor.report(staged)['success']
     staged.done = True
-    assert judge.report(staged)['success']
-    assert judge.report(staged)['ended'] == ''
+    assert monitor.report(staged)['success']
+    assert monitor.report(staged)['ended'] == ''

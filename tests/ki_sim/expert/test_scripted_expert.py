@@ -35,7 +35,7 @@ def test_every_task_is_done_within_its_time_and_limits(blind_world, arms, task):
         assert all(subtasks)
         assert len(set(subtasks)) >= 5
         if task != 'bus_table':
-            assert world.touches.first == world.episode.goal.things[0]
+            assert world.touches.first == world.episode.goal.objects[0]
 
 
 def test_it_moves_differently_from_episode_to_episode_and_the_same_when_repeated(blind_world, arms):
@@ -56,12 +56,12 @@ def test_it_moves_differently_from_episode_to_episode_and_the_same_when_repeated
 def test_a_grasp_that_failed_is_tried_again(blind_world, arms):
     world = blind_world('demo', 3)
     expert, stolen, seen = ScriptedExpert(world, arms=arms), False, []
-    (target,) = world.episode.goal.things
+    (target,) = world.episode.goal.objects
     for move in expert.moves():
         world.step(move.action)
         seen.append(move.subtask)
         if not stolen and move.subtask.startswith('lift'):
-            joint = world.data.joint(f'thing{target}')
+            joint = world.data.joint(f'object{target}')
             joint.qpos[:] = (*world.start[target], 1.0, 0.0, 0.0, 0.0)
             joint.qpos[2] += 0.002
             joint.qvel[:] = 0.0

@@ -192,10 +192,10 @@ def test_the_emergency_stop_outlives_a_reset(start: Callable[..., tuple[LiveSimu
 def test_an_episode_counts_from_its_first_command(start: Callable[..., tuple[LiveSimulation, Listener]]) -> None:
     live, _ = start(SimSettings(clock=True, speed=0.0, camera_hz=1.0))
     until(lambda: live.world.time_ns > 30 * 10**9, 30.0)
-    assert live.judge.ended == ''
+    assert live.monitor.ended == ''
     live.command('base', lambda world, offset: world.command_base((0.0, 0.0, 0.1)))
-    until(lambda: live.judge.ended, 30.0)
-    said = live.judge.report(live.world)
+    until(lambda: live.monitor.ended, 30.0)
+    said = live.monitor.report(live.world)
     assert said['ended'] == 'time'
     assert not said['success']
     assert said['time_s'] == pytest.approx(live.world.episode.limit_s, abs=0.06)

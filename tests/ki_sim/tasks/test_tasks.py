@@ -19,16 +19,16 @@ SEEDS = range(120)
 def test_no_held_out_pair_is_anywhere_in_the_scenes_of_action_data(task):
     for seed in SEEDS:
         made = episode(task, seed)
-        assert not {(thing.colour, thing.kind) for thing in made.scene.things} & HELD_OUT
+        assert not {(obj.colour, obj.kind) for obj in made.scene.objects} & HELD_OUT
         for colour, kind in HELD_OUT:
             assert f'{colour} {kind}' not in made.instruction
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_held_out_episodes_ask_for_held_out_things(task):
+def test_held_out_episodes_ask_for_held_out_objects(task):
     for seed in range(30):
         made = episode(task, seed, split='heldout')
-        asked = {(made.scene.things[i].colour, made.scene.things[i].kind) for i in made.goal.things}
+        asked = {(made.scene.objects[i].colour, made.scene.objects[i].kind) for i in made.goal.objects}
         assert asked & HELD_OUT
         if task != 'bus_table':
             assert asked <= HELD_OUT
@@ -37,9 +37,9 @@ def test_held_out_episodes_ask_for_held_out_things(task):
 @pytest.mark.parametrize('task', TASKS)
 def test_labels_in_a_scene_are_unambiguous_and_known(task):
     for seed in SEEDS:
-        things = episode(task, seed).scene.things
-        assert len({thing.label for thing in things}) == len(things)
-        assert all(thing.colour in COLOURS and thing.kind in KINDS for thing in things)
+        objects = episode(task, seed).scene.objects
+        assert len({obj.label for obj in objects}) == len(objects)
+        assert all(obj.colour in COLOURS and obj.kind in KINDS for obj in objects)
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -47,9 +47,9 @@ def test_the_words_name_what_the_goal_means(task):
     said = set()
     for seed in SEEDS:
         made = episode(task, seed)
-        said.add(made.instruction.replace(made.label(made.goal.things[0]), '*'))
+        said.add(made.instruction.replace(made.label(made.goal.objects[0]), '*'))
         if task != 'bus_table':
-            assert made.label(made.goal.things[0]) in made.instruction
+            assert made.label(made.goal.objects[0]) in made.instruction
         if made.goal.other >= 0:
             assert made.label(made.goal.other) in made.instruction
         if task in ('demo', 'put_in_bin'):
@@ -63,11 +63,11 @@ def test_the_words_name_what_the_goal_means(task):
 def test_goals_are_balanced_and_independent_of_the_scene():
     made = [episode('demo', seed) for seed in range(300)]
     assert 110 < sum(e.goal.places[0] == 'left' for e in made) < 190
-    assert 110 < sum(e.goal.things[0] == 0 for e in made) < 190
-    scenes = {tuple(episode('demo', 9, goal).scene.things) for goal in range(10)}
+    assert 110 < sum(e.goal.objects[0] == 0 for e in made) < 190
+    scenes = {tuple(episode('demo', 9, goal).scene.objects) for goal in range(10)}
     goals = {episode('demo', 9, goal).goal for goal in range(30)}
     assert len(scenes) == 1
-    assert len(goals) == 4  # two things, two bins
+    assert len(goals) == 4  # two objects, two bins
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -81,12 +81,12 @@ def test_a_pair_of_goals_differs_in_the_same_scene(task):
 
 def in_bin(world, i, side, dx=0.0):
     x, y = BIN_CENTRE[side]
-    return (x + dx, y, TABLE_TOP + 0.01 + world.episode.scene.things[i].height / 2)
+    return (x + dx, y, TABLE_TOP + 0.01 + world.episode.scene.objects[i].height / 2)
 
 
-def test_put_in_bin_wants_the_thing_and_the_bin_that_were_named(blind_world, put):
+def test_put_in_bin_wants_the_object_and_the_bin_that_were_named(blind_world, put):
     world = blind_world('put_in_bin', 3)
-    (target,), (side,) = world.episode.goal.things, world.episode.goal.places
+    (target,), (side,) = world.episode.goal.objects, world.episode.goal.places
     stranger = next(i for i in range(3) if i != target)
     assert not world.success()
     put(world, target, in_bin(world, target, OTHER[side]))
@@ -97,9 +97,9 @@ def test_put_in_bin_wants_the_thing_and_the_bin_that_were_named(blind_world, put
     assert not world.success()  # something that nobody asked for is in a bin
 
 
-def test_a_thing_still_moving_is_not_done(blind_world, put):
+def test_an_object_still_moving_is_not_done(blind_world, put):
     world = blind_world('demo', 1)
-    (target,), (side,) = world.episode.goal.things, world.episode.goal.places
+    (target,), (side,) = world.episode.goal.objects, world.episode.goal.places
     x, y, z = in_bin(world, target, side)
     put(world, target, (x, y, z + 0.06), 10_000_000)
     world.advance(50_000_000)
@@ -108,12 +108,12 @@ def test_a_thing_still_moving_is_not_done(blind_world, put):
     assert world.success()
 
 
-def test_bussing_is_scored_thing_by_thing(blind_world, put):
-    seed = next(s for s in range(50) if len(episode('bus_table', s).scene.things) == 4)
+def test_bussing_is_scored_object_by_object(blind_world, put):
+    seed = next(s for s in range(50) if len(episode('bus_table', s).scene.objects) == 4)
     world = blind_world('bus_table', seed)
     goal = world.episode.goal
     order = {'left': [0.05, -0.05], 'right': [0.05, -0.05]}
-    for count, (i, side) in enumerate(zip(goal.things, goal.places, strict=True), 1):
+    for count, (i, side) in enumerate(zip(goal.objects, goal.places, strict=True), 1):
         put(world, i, in_bin(world, i, side, order[side].pop()), 800_000_000)
         assert world.score() == pytest.approx(count / 4)
     assert world.success()
@@ -121,29 +121,29 @@ def test_bussing_is_scored_thing_by_thing(blind_world, put):
     assert world.score() == pytest.approx(0.75)
 
 
-def test_stacking_wants_the_thing_on_top_and_in_touch(blind_world, put):
+def test_stacking_wants_the_object_on_top_and_in_touch(blind_world, put):
     world = blind_world('stack', 2)
-    (top,), foot, things = world.episode.goal.things, world.episode.goal.other, world.episode.scene.things
-    x, y, z = world.thing_position(foot)
+    (top,), foot, objects = world.episode.goal.objects, world.episode.goal.other, world.episode.scene.objects
+    x, y, z = world.object_position(foot)
     assert not world.success()
-    put(world, top, (x + 0.08, y, TABLE_TOP + things[top].height / 2 + 0.001))
+    put(world, top, (x + 0.08, y, TABLE_TOP + objects[top].height / 2 + 0.001))
     assert not world.success()
-    put(world, top, (x, y, z + things[foot].height / 2 + things[top].height / 2 + 0.001))
+    put(world, top, (x, y, z + objects[foot].height / 2 + objects[top].height / 2 + 0.001))
     assert world.success()
 
 
 def test_next_to_wants_a_small_gap_and_the_other_left_alone(blind_world, put):
     world = blind_world('next_to', 4)
-    (target,), other, things = world.episode.goal.things, world.episode.goal.other, world.episode.scene.things
-    x, y, _ = world.thing_position(other)
-    reach = (things[target].width + things[other].width) / 2
-    floor = TABLE_TOP + things[target].height / 2 + 0.001
+    (target,), other, objects = world.episode.goal.objects, world.episode.goal.other, world.episode.scene.objects
+    x, y, _ = world.object_position(other)
+    reach = (objects[target].width + objects[other].width) / 2
+    floor = TABLE_TOP + objects[target].height / 2 + 0.001
     assert not world.success()
     put(world, target, (x + reach + 0.10, y, floor))
     assert not world.success()
     put(world, target, (x + reach + 0.03, y, floor))
     assert world.success()
-    put(world, other, (x + 0.01, y + 0.2, TABLE_TOP + things[other].height / 2 + 0.001))
+    put(world, other, (x + 0.01, y + 0.2, TABLE_TOP + objects[other].height / 2 + 0.001))
     put(world, target, (x + reach + 0.04, y + 0.2, floor))
     assert not world.success()  # the other one was brought to it
 
@@ -153,7 +153,7 @@ def next_to_a_plate() -> tuple[int, int]:
     for seed in range(200):
         for goal in range(6):
             made = episode('next_to', seed, goal)
-            target, other = (made.scene.things[i] for i in (made.goal.things[0], made.goal.other))
+            target, other = (made.scene.objects[i] for i in (made.goal.objects[0], made.goal.other))
             if other.kind == 'plate' and target.kind in ('block', 'cup'):
                 return seed, goal
     raise AssertionError('no scene asks for it')
@@ -162,23 +162,23 @@ def next_to_a_plate() -> tuple[int, int]:
 def test_next_to_a_plate_is_not_on_it(blind_world, put):
     seed, goal = next_to_a_plate()
     world = blind_world('next_to', seed, goal=goal)
-    (target,), other, things = world.episode.goal.things, world.episode.goal.other, world.episode.scene.things
-    x, y, z = world.thing_position(other)
-    put(world, target, (x, y, z + (things[other].height + things[target].height) / 2 + 0.001))
+    (target,), other, objects = world.episode.goal.objects, world.episode.goal.other, world.episode.scene.objects
+    x, y, z = world.object_position(other)
+    put(world, target, (x, y, z + (objects[other].height + objects[target].height) / 2 + 0.001))
     assert world.bears(target, other)
     assert gap_between(world, target, other) < 0
     assert not on_table(world, target)
     assert not world.success()
-    reach = (things[target].width + things[other].width) / 2
-    put(world, target, (x + reach - 0.0005, y, TABLE_TOP + things[target].height / 2 + 0.001))
+    reach = (objects[target].width + objects[other].width) / 2
+    put(world, target, (x + reach - 0.0005, y, TABLE_TOP + objects[target].height / 2 + 0.001))
     assert world.success()  # they touch, side by side
     assert not world.bears(target, other)
 
 
-def test_fetching_wants_the_thing_on_the_first_table(blind_world, put):
+def test_fetching_wants_the_object_on_the_first_table(blind_world, put):
     world = blind_world('fetch', 0)
-    (target,) = world.episode.goal.things
-    half = world.episode.scene.things[target].height / 2
+    (target,) = world.episode.goal.objects
+    half = world.episode.scene.objects[target].height / 2
     assert not world.success()
     put(world, target, (0.0, -0.5, half))  # on the floor
     assert not world.success()
@@ -193,8 +193,8 @@ def test_fetching_wants_the_thing_on_the_first_table(blind_world, put):
 
 def test_handing_over_wants_both_hands_to_have_had_it(blind_world):
     world = blind_world('hand_over', 0)
-    goal, (target,) = world.episode.goal, world.episode.goal.things
-    world.data.joint(f'thing{target}').qpos[:3] = (0.4, 0.0, 1.0)
+    goal, (target,) = world.episode.goal, world.episode.goal.objects
+    world.data.joint(f'object{target}').qpos[:3] = (0.4, 0.0, 1.0)
     world.advance(10_000_000)
     world.touches.now[f'{goal.taker}_a'].add(target)
     world.touches.now[f'{goal.taker}_b'].add(target)

@@ -1,4 +1,4 @@
-"""Boxes are where the things are, and words point at them while they are reached for."""
+"""Boxes are where the objects are, and words point at them while they are reached for."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_what_is_hardly_seen_has_no_box() -> None:
 
 def test_only_reaching_and_grasping_point_and_the_box_is_that_of_the_reach() -> None:
     with World('demo', 3, cameras=()) as world:
-        label = world.episode.scene.things[0].label
+        label = world.episode.scene.objects[0].label
         pointer = Pointer(world)
         reach = pointer(f'reach for the {label}')
         assert BOX.match(reach)
-        world.data.joint('thing0').qpos[0] += 0.05
+        world.data.joint('object0').qpos[0] += 0.05
         assert pointer(f'reach for the {label}') == reach, 'the same reach, the same box'
         assert pointer(f'grasp the {label}').split()[-1] == reach.split()[-1]
         assert pointer(f'lift the {label}') == f'lift the {label}'

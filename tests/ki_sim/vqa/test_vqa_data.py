@@ -1,4 +1,4 @@
-"""Knowledge data: true answers, right boxes, splits that share nothing."""
+"""VQA data: true answers, right boxes, splits that share nothing."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ki_sim.vqa.questions import (
     sides,
 )
 from ki_sim.vqa.vqa_data import (
-    KNOWLEDGE_HELD_OUT,
+    VQA_HELD_OUT,
     Photographer,
     Still,
-    knowledge_pairs,
     sample_still,
     scene_lines,
+    vqa_pairs,
     write,
 )
 from ki_sim.world.objects import COLOURS, HELD_OUT, KINDS, pairs
@@ -77,7 +77,7 @@ def test_counting_counts():
                 assert answer == 'none'
 
 
-def test_things_that_are_not_there_are_denied():
+def test_objects_that_are_not_there_are_denied():
     for seed in range(20):
         for prompt, answer in answers(existence([CUP, BALL], np.random.default_rng(seed))).items():
             assert answer == ('yes' if ('red cup' in prompt or 'blue ball' in prompt) else 'no')
@@ -129,43 +129,43 @@ def test_every_line_about_a_scene_has_words():
 
 
 def test_splits_share_no_pair_and_the_held_out_ones_are_always_shown():
-    assert not set(knowledge_pairs('train')) & set(knowledge_pairs('heldout'))
+    assert not set(vqa_pairs('train')) & set(vqa_pairs('heldout'))
     for seed in range(300):
-        shown = {(t.colour, t.kind) for t in sample_still(seed, 'train').scene.things}
-        assert not shown & KNOWLEDGE_HELD_OUT
-        held = {(t.colour, t.kind) for t in sample_still(seed, 'heldout').scene.things}
-        assert held & KNOWLEDGE_HELD_OUT
-        assert len(held) == len(sample_still(seed, 'heldout').scene.things)
+        shown = {(t.colour, t.kind) for t in sample_still(seed, 'train').scene.objects}
+        assert not shown & VQA_HELD_OUT
+        held = {(t.colour, t.kind) for t in sample_still(seed, 'heldout').scene.objects}
+        assert held & VQA_HELD_OUT
+        assert len(held) == len(sample_still(seed, 'heldout').scene.objects)
 
 
-def test_knowledge_tells_of_what_actions_leave_out_and_never_the_other_way():
-    assert set(knowledge_pairs('train')) >= HELD_OUT
-    assert not set(pairs('train')) & KNOWLEDGE_HELD_OUT
-    assert all(colour not in COLOURS or kind not in KINDS for colour, kind in KNOWLEDGE_HELD_OUT)
-    assert len({kind for _, kind in knowledge_pairs('train')}) > len(KINDS)
+def test_vqa_tells_of_what_actions_leave_out_and_never_the_other_way():
+    assert set(vqa_pairs('train')) >= HELD_OUT
+    assert not set(pairs('train')) & VQA_HELD_OUT
+    assert all(colour not in COLOURS or kind not in KINDS for colour, kind in VQA_HELD_OUT)
+    assert len({kind for _, kind in vqa_pairs('train')}) > len(KINDS)
 
 
-def test_boxes_enclose_the_colour_of_the_thing(photographer):
+def test_boxes_enclose_the_colour_of_the_object(photographer):
     seen = 0
     for seed in range(120):
         still = sample_still(seed, 'train')
-        things = still.scene.things
-        if len(things) > 2 or things[0].colour not in ('red', 'blue', 'yellow') or still.places[0] != 'table':
+        objects = still.scene.objects
+        if len(objects) > 2 or objects[0].colour not in ('red', 'blue', 'yellow') or still.places[0] != 'table':
             continue
         shot = picture(Photographer(192), still)
         image, facts = shot.image, shot.facts
         top, left, bottom, right = (round(edge * 192) for edge in facts[0].box)
         patch = image[top:bottom, left:right].reshape(-1, 3).astype(int)
         hot = {'red': patch[:, 0] - patch[:, 1:].max(1), 'blue': patch[:, 2] - patch[:, :2].max(1)}
-        strength = hot.get(things[0].colour, patch[:, :2].min(1) - patch[:, 2])
-        assert (strength > 60).mean() > 0.15, (seed, things[0].label)
+        strength = hot.get(objects[0].colour, patch[:, :2].min(1) - patch[:, 2])
+        assert (strength > 60).mean() > 0.15, (seed, objects[0].label)
         seen += 1
         if seen == 3:
             break
     assert seen >= 2
 
 
-def test_a_held_thing_is_in_the_hand(photographer):
+def test_a_held_object_is_in_the_hand(photographer):
     seed = next(s for s in range(100) if 'right hand' in sample_still(s, 'train').places)
     facts = picture(photographer, sample_still(seed, 'train')).facts
     fact = next(fact for fact in facts if fact.where == 'right hand')
@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_pictures_and_lines(photographer):
         assert lines_one == lines_two
 
 
-def test_arrangements_move_the_things_of_a_scene_and_keep_what_they_are(photographer):
+def test_arrangements_move_the_objects_of_a_scene_and_keep_what_they_are(photographer):
     still = next(s for s in (sample_still(i, 'train') for i in range(20)) if s.places == ('table', 'table'))
     shots = [shot for shot in photographer.album(still, 8) if shot is not None]
     assert len(shots) >= 4
@@ -191,7 +191,7 @@ def test_arrangements_move_the_things_of_a_scene_and_keep_what_they_are(photogra
 
 def test_half_of_the_training_scenes_look_like_the_robots_first_task():
     scenes = [sample_still(seed, 'train').scene for seed in range(60)]
-    home = [scene for scene in scenes if all(thing.kind in DEMO_KINDS for thing in scene.things)]
+    home = [scene for scene in scenes if all(obj.kind in DEMO_KINDS for obj in scene.objects)]
     assert 20 < len(home) < 45
 
 

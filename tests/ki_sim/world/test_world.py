@@ -166,7 +166,7 @@ def test_clipping_keeps_rows_inside_and_refuses_broken_ones():
         clipped(np.full(17, np.nan))
 
 
-def test_gravity_and_contact_act_on_things(blind_world, put):
+def test_gravity_and_contact_act_on_objects(blind_world, put):
     world = blind_world('demo', 0)
     put(world, 0, (0.45, 0.0, 1.0), 600_000_000)
-    assert world.thing_position(0)[2] == pytest.approx(0.72 + world.episode.scene.things[0].height / 2, abs=0.005)
+    assert world.object_position(0)[2] == pytest.approx(0.72 + world.episode.scene.objects[0].height / 2, abs=0.005)

@@ -75,7 +75,7 @@ def test_nothing_but_text_and_boxes_is_said(processor: Processor):
         assert isinstance(text, str)
 
 
-def test_a_speaker_answers_from_a_bundle_of_two_levels_alone(bundle: Bundle, tmp_path: Path, taught: KiVla):
+def test_a_generator_answers_from_a_bundle_of_two_levels_alone(bundle: Bundle, tmp_path: Path, taught: KiVla):
     speaker = SubtaskGenerator(bundle)
     speaker.warm_up()
     assert speaker.next(*moment(), 'wait') == 'rest'

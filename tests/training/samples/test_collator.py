@@ -32,16 +32,16 @@ def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
     run = run_of()
     sources = open_sources(run, ProcessGroup())
     processor = begin(run, sources.train, [sources.vlm]).processor
-    packer = pickle.loads(pickle.dumps(Collator(processor, 3, 2, 1.0, run.augment)))
+    collator = pickle.loads(pickle.dumps(Collator(processor, 3, 2, 1.0, run.augment)))
     drawn = [Draw('actions', i, sources.train[i], 10 + i) for i in range(3)]
     drawn += [Draw('vlm', i, sources.vlm[i], 20 + i) for i in range(5)]
-    whole = packer(drawn)
-    parts = [packer(drawn[:3]), packer(drawn[3:])]
+    whole = collator(drawn)
+    parts = [collator(drawn[:3]), collator(drawn[3:])]
     assert torch.equal(whole.noise_BRHA, torch.cat([part.noise_BRHA for part in parts]))
     assert torch.equal(whole.tau_BR, torch.cat([part.tau_BR for part in parts]))
     assert torch.equal(whole.batch.images_BVCHW[:3], parts[0].batch.images_BVCHW)
     assert not torch.equal(whole.noise_BRHA[0], whole.noise_BRHA[1])
-    again = packer([Draw('actions', 0, sources.train[0], 11)])
+    again = collator([Draw('actions', 0, sources.train[0], 11)])
     assert not torch.equal(again.batch.images_BVCHW[0], whole.batch.images_BVCHW[0]), 'another draw, another crop'
 
     box = whole.texts.index('where is the cup?')

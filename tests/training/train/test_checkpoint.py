@@ -18,7 +18,7 @@ from training.train.checkpoint import (
     STATE,
     WEIGHTS,
     Checkpoint,
-    check_identity,
+    check_fingerprint,
     checkpoints,
     read_checkpoint,
     shipped_weights,
@@ -119,6 +119,6 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
 
 def test_another_run_is_named_by_the_first_field_that_differs(tmp_path: Path) -> None:
     state = {'identity': {'data': 'abc', 'stage': {'rate': 1e-3}}}
-    check_identity(tmp_path, state, {'data': 'abc', 'stage': {'rate': 1e-3}})
+    check_fingerprint(tmp_path, state, {'data': 'abc', 'stage': {'rate': 1e-3}})
     with pytest.raises(TrainingError, match="data is 'abc' there and 'xyz' here"):
-        check_identity(tmp_path, state, {'data': 'xyz', 'stage': {'rate': 1e-3}})
+        check_fingerprint(tmp_path, state, {'data': 'xyz', 'stage': {'rate': 1e-3}})

@@ -49,14 +49,14 @@ def test_padded_columns_and_absent_cameras_carry_no_loss(run_of: MakeRun, small:
     assert (config.action_dim, config.views) == (4, 2), 'room for the widest robot'
     assert theirs.action_stats.names == ('joint1/position', 'joint2/position'), 'statistics of its own'
 
-    packer = Collator(made.processor, seed=0, draws=2, others=made.others)
+    collator = Collator(made.processor, seed=0, draws=2, others=made.others)
     draws = [Draw('actions', 0, sources.train[0], 0), Draw('actions of arm_alone', 0, other[0], 1)]
-    batch = packer(draws).batch
+    batch = collator(draws).batch
     assert batch.action_mask_BHA[0].all()
     assert batch.action_mask_BHA[1].all(dim=0).tolist() == [True, True, False, False]
     assert not batch.actions_BHA[1, :, 2:].any()
     assert batch.image_mask_BV.tolist() == [[True, True], [True, False]]
-    ours = packer(draws[:1]).batch
+    ours = collator(draws[:1]).batch
     assert torch.equal(ours.actions_BHA[0], batch.actions_BHA[0]), 'the first robot is what it is without the second'
 
     ids = theirs.action_tokens.encode(np.zeros((config.horizon, 2)))

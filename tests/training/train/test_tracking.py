@@ -15,7 +15,7 @@ from training.errors import TrainingError
 from training.train.config import Run
 from training.train.run import train
 from training.train.run_report import Journal
-from training.train.tracking import IDENTITY, Tracker
+from training.train.tracking import RUN_ID_FILE, Tracker
 
 MakeRun = Callable[..., Any]
 
@@ -58,7 +58,7 @@ def test_a_run_that_asks_for_it_is_tracked_and_goes_on_in_the_same_one(run_of: M
     assert service.finished == 1
 
     Tracker(run, Path(run.out) / 'vla')
-    assert service.started[1]['id'] == told['id'] == (Path(run.out) / 'vla' / IDENTITY).read_text()
+    assert service.started[1]['id'] == told['id'] == (Path(run.out) / 'vla' / RUN_ID_FILE).read_text()
 
 
 def test_a_run_that_does_not_ask_is_not_tracked(run_of: MakeRun, service: Service) -> None:
@@ -96,7 +96,7 @@ def test_the_real_one_writes_files_offline(tmp_path: Path, monkeypatch: pytest.M
             journal.write(step, 'train', {'flow': 1.0 / step})
         journal.close()
     files = list(tmp_path.glob('wandb/offline-run-*/*.wandb'))
-    name = (tmp_path / IDENTITY).read_text()
+    name = (tmp_path / RUN_ID_FILE).read_text()
     assert files
     assert {file.name for file in files} == {f'run-{name}.wandb'}
     assert b'train/flow' in files[0].read_bytes()
