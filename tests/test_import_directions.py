@@ -98,7 +98,7 @@ def test_only_the_simulators_node_speaks_ros() -> None:
 def test_the_simulators_node_takes_only_the_ros_tools_of_the_other_nodes() -> None:
     names = [name for _, name in imports_of(ROOT / 'ki_sim' / 'node' / 'sim_node.py')]
     wrong = [
-        name for name in names if name.startswith('ki_policy_node') and not name.startswith('ki_policy_node.common.')
+        name for name in names if name.startswith('ki_policy_node') and not name.startswith('ki_policy_node.common')
     ]
     assert not wrong, wrong
 

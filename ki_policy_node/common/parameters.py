@@ -16,6 +16,13 @@ from ki_common.node_settings import Change, NodeSettings, ParameterSpec, is_buil
 
 S = TypeVar('S', bound=NodeSettings)
 INT64 = 2**63 - 1
+_TYPES = {
+    bool: Parameter.Type.BOOL,
+    int: Parameter.Type.INTEGER,
+    float: Parameter.Type.DOUBLE,
+    str: Parameter.Type.STRING,
+    tuple: Parameter.Type.STRING_ARRAY,
+}
 
 
 class Parameters(Generic[S]):
@@ -66,12 +73,15 @@ class Parameters(Generic[S]):
         return self._model.parse(values, 'parameters')
 
     def _declare(self, spec: ParameterSpec) -> None:
-        value = getattr(self._start, spec.name)
-        if spec.kind is tuple:  # an empty list would be declared as one of bytes
-            value = list(value) or Parameter.Type.STRING_ARRAY
+        value, words = getattr(self._start, spec.name), Parameter.Type.STRING_ARRAY
         if self._node.has_parameter(spec.name):
             self._node.undeclare_parameter(spec.name)
-        self._node.declare_parameter(spec.name, value, descriptor(spec), ignore_override=True)
+        if spec.kind is tuple:  # rclpy takes an empty list for one of bytes, unless it is told the type
+            self._node.declare_parameter(spec.name, words, ignore_override=True)
+            self._node.set_parameters([Parameter(spec.name, words, list(value))])
+            self._node.set_descriptor(spec.name, descriptor(spec))
+        else:
+            self._node.declare_parameter(spec.name, value, descriptor(spec), ignore_override=True)
 
     def _check(self, changes: Sequence[Parameter]) -> SetParametersResult:
         ours = {change.name: change.value for change in changes if change.name in self._specs}
@@ -91,7 +101,9 @@ class Parameters(Generic[S]):
 def descriptor(spec: ParameterSpec) -> ParameterDescriptor:
     """What `ros2 param describe` shows of a parameter."""
     unit = f' [{spec.unit}]' if spec.unit else ''
-    made = ParameterDescriptor(name=spec.name, description=f'{spec.description.rstrip(".")}{unit}.')
+    made = ParameterDescriptor(
+        name=spec.name, type=_TYPES[spec.kind].value, description=f'{spec.description.rstrip(".")}{unit}.'
+    )
     made.read_only = spec.change is Change.READ_ONLY
     made.dynamic_typing = not made.read_only
     constraints = ['one of ' + ', '.join(spec.choices)] if spec.choices else []

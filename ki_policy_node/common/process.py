@@ -92,6 +92,13 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
         return profile, make()
     except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
         raise NodeError(f'The node cannot be started: {error}') from error
+    except ValueError as error:
+        if 'PARAMETER_NOT_SET' not in str(error):
+            raise
+        raise NodeError(
+            'A parameter is given without a value, as `name:` or `name: []` in a file of parameters; write one, or '
+            'leave the parameter out.'
+        ) from error
 
 
 def spin(node: Node, executor: Any, stopped: Callable[[], bool]) -> int:

@@ -28,7 +28,6 @@ from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float32, Float64MultiArray
@@ -36,12 +35,12 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from ki_common.errors import KiError
+from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import from_chunk, set_time
 from ki_robot.messages.commands import MESSAGE_TYPES
-from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
 from ki_sim.node.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.node.realtime import LiveSimulation, SimSettings
@@ -327,12 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
     sys.setswitchinterval(0.0005)
     robot, status = None, 0
     try:
-        try:
-            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-            robot = SimRobot()
-        except RuntimeError as error:  # what rcl finds wrong with the command line
-            raise SimError(f'The node cannot be started: {error}') from error
-        executor = _executor()
+        _, robot = process.start(SimRobot, arguments)
+        executor = process.make_executor()
         executor.add_node(robot)
         while not told.is_set() and not robot.ended.is_set():
             _serve(robot, executor)
@@ -354,16 +349,6 @@ def _serve(robot: SimRobot, executor: Any) -> None:
         executor.spin_once(timeout_sec=0.05)
     except Exception as error:
         robot.get_logger().error(f'A callback failed: {type(error).__name__}: {error}', throttle_duration_sec=1.0)
-
-
-def _executor() -> Any:
-    try:
-        from rclpy.experimental import EventsExecutor
-    except ImportError:  # before Jazzy
-        from rclpy.executors import SingleThreadedExecutor
-
-        return SingleThreadedExecutor()
-    return EventsExecutor()
 
 
 if __name__ == '__main__':

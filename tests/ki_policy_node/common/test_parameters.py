@@ -140,4 +140,6 @@ def test_an_empty_list_is_still_a_list_of_words(make: Callable[..., Any]) -> Non
 
     node, parameters = make()
     assert parameters.values.topics == ()
-    assert node.describe_parameter('topics').type == Parameter.Type.STRING_ARRAY.value
+    assert node.get_parameter('topics').type_ == Parameter.Type.STRING_ARRAY
+    assert node.describe_parameter('topics').read_only
+    assert list(node.get_parameter('topics').value) == []

@@ -287,3 +287,23 @@ def test_a_folder_that_cannot_be_made_is_an_answer_and_not_a_crash(
         refused = call(node, StartRecording, 'start_recording')
         assert not refused.success
         assert 'file' in refused.message
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'told'),
+    [
+        ('{foldr: bags}', 'Unknown parameter foldr; did you mean folder?'),
+        ('{compression: zip}', "compression is 'zip'; write one of none, lz4, zstd"),
+        ('{cache_mib: 0}', 'cache_mib is 0; write a whole number from 1'),
+        ('{topics: []}', 'A parameter is given without a value'),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_one_sentence_and_status_2(tmp_path: Path, parameters: str, told: str) -> None:
+    file = tmp_path / 'parameters.yaml'
+    file.write_text(f'recorder: {{ros__parameters: {parameters}}}')
+    command = [sys.executable, '-m', 'ki_policy_node.recorder.recorder_node', '--ros-args', '--params-file', str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('recorder: ')
+    assert told in done.stderr
+    assert 'Traceback' not in done.stderr
