@@ -7,7 +7,8 @@
 #                              ARGS="--bundle B" a policy of yours; see `ki demo --help`
 #   make test | check | bench  what must pass | what must be tidy | the numbers of BENCHMARKS.md
 #   make docs                  site/index.html: tutorials, how-tos, reference, design
-#   make schema                config/schema/: what editors complete and check robot, run and `ki up` files with
+#   make schema                config/schema/: what editors complete and check robot, run and `ki up` files with;
+#                              and the table of launch arguments
 #   make ws                    ros2_ws/install, as `colcon build` makes it on a robot
 #   make lock                  choose the pinned versions anew (needs uv)
 

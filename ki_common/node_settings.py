@@ -104,7 +104,7 @@ class NodeSettings(Config):
             name,
             str if choices else typing.get_origin(annotation) or annotation,
             cls.model_fields[name].default,
-            schema['description'],
+            ' '.join(schema['description'].split()),
             schema['unit'],
             schema.get('minimum'),
             schema.get('maximum'),

@@ -1,6 +1,7 @@
 """Write config/schema/: the JSON Schemas that editors complete and check the YAML files of this tree with.
 
-`make schema` does it; a test fails while they are not up to date. A YAML file names its schema in its first line,
+`make schema` does it, and writes the table of the launch files' arguments, which comes from the same models; tests fail
+while they are not up to date. A YAML file names its schema in its first line,
 `# yaml-language-server: $schema=../schema/contract.json`, which VS Code (YAML extension), Neovim and PyCharm read.
 """
 
@@ -12,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ki_common.configuration.schema import json_schema
+from ki_policy_node.common.launch_arguments import FILE
+from ki_policy_node.common.launch_table import table_text
 
 FOLDER = Path(__file__).resolve().parent.parent / 'config' / 'schema'
 # File -> the model that reads the YAML: module and class.
@@ -40,6 +43,8 @@ def main() -> int:
     for file, text in schemas().items():
         (FOLDER / file).write_text(text, encoding='utf-8')
         print(f'{FOLDER / file}')
+    FILE.write_text(table_text(), encoding='utf-8')
+    print(FILE)
     return 0
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ki_common.errors import KiError
-from ki_common.node_settings import NodeSettings, ParameterSpec, is_built_in
+from ki_common.node_settings import NodeSettings, is_built_in
 
 
 def settings_models() -> dict[str, type[NodeSettings]]:
-    """The settings of each node by its name, in the order of ki_common.nodes."""
+    """The settings of each node by its name; `specs()` of each lists its parameters, as the reference page does."""
     from ki_policy_node.executor.settings import ChunkExecutorSettings
     from ki_policy_node.policy.settings import PolicyNodeSettings
     from ki_policy_node.recorder.settings import RecorderSettings
@@ -26,11 +26,6 @@ def settings_models() -> dict[str, type[NodeSettings]]:
         'synthetic_robot': SyntheticRobotSettings,
         'sim_robot': SimRobotSettings,
     }
-
-
-def all_parameters() -> list[tuple[str, ParameterSpec]]:
-    """Every parameter of every node with the node's name: what the reference page lists."""
-    return [(node, spec) for node, model in settings_models().items() for spec in model.specs().values()]
 
 
 def check_parameters(node: str, parameters: Mapping[str, Any], where: str) -> None:

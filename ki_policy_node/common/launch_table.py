@@ -1,4 +1,4 @@
-"""Derives the arguments of the launch files from the settings of the nodes; `python -m` this module writes the file.
+"""Derives the arguments of the launch files from the settings of the nodes; `make schema` writes the file.
 
 What a launch file offers is decided here: which parameters of which nodes, and the few defaults that differ.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ki_common.node_settings import NodeSettings
-from ki_policy_node.common.launch_arguments import FILE, STACK, LaunchArgument
+from ki_policy_node.common.launch_arguments import STACK, LaunchArgument
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_policy_node.policy.settings import PolicyNodeSettings
 from ki_policy_node.recorder.settings import RecorderSettings
@@ -89,7 +89,3 @@ def table_text() -> str:
         lines = ',\n'.join('    ' + json.dumps(each.to_dict()) for each in arguments)
         files.append(f'  {json.dumps(file)}: [\n{lines}\n  ]')
     return '{\n' + ',\n'.join(files) + '\n}\n'
-
-
-if __name__ == '__main__':
-    FILE.write_text(table_text(), encoding='utf-8')

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from ki.support.node_parameters import settings_models
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +44,7 @@ def test_every_field_of_every_message_has_a_comment(pages: dict[str, ModuleType]
 
 def test_every_parameter_and_launch_argument_is_listed(pages: dict[str, ModuleType]) -> None:
     text = pages['settings'].parameters_page()
-    for node, settings in pages['settings'].NODES.items():
+    for node, settings in settings_models().items():
         assert f'## {node}\n' in text
         for name, spec in settings.specs().items():
             assert f'| `{name}` | {spec.description[:20]}' in text

@@ -7,26 +7,15 @@ from typing import Any
 
 from tables import code, table
 
+from ki.support.node_parameters import settings_models
 from ki.support.up_file import UpFile
 from ki_common.configuration.model import Config
 from ki_common.configuration.schema import json_schema
-from ki_common.node_settings import Change, NodeSettings
+from ki_common.node_settings import Change
 from ki_policy_node.common.launch_arguments import launch_arguments
-from ki_policy_node.executor.settings import ChunkExecutorSettings
-from ki_policy_node.policy.settings import PolicyNodeSettings
-from ki_policy_node.recorder.settings import RecorderSettings
-from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.contract.contract import Contract
-from ki_sim.node.settings import SimRobotSettings
 from training.train.config import Run
 
-NODES: Mapping[str, type[NodeSettings]] = {
-    'policy_node': PolicyNodeSettings,
-    'chunk_executor': ChunkExecutorSettings,
-    'recorder': RecorderSettings,
-    'synthetic_robot': SyntheticRobotSettings,
-    'sim_robot': SimRobotSettings,
-}
 WHEN = {
     Change.LIVE: 'any time',
     Change.UNCONFIGURED: 'while unconfigured',
@@ -50,7 +39,7 @@ def parameters_page() -> str:
         '`ros2 param set`.',
         '',
     ]
-    for node, settings in NODES.items():
+    for node, settings in settings_models().items():
         rows = [
             (
                 code(spec.name),

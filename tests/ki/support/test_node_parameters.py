@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ki.support.node_parameters import all_parameters, check_parameters, settings_models
+from ki.support.node_parameters import check_parameters, settings_models
 from ki_common.errors import KiError
 from ki_common.node_settings import ParameterSpec
 from ki_common.nodes import NODES
 
-PARAMETERS = all_parameters()
+PARAMETERS = [(node, spec) for node, model in settings_models().items() for spec in model.specs().values()]
 
 
 def test_every_node_has_a_model_of_its_parameters() -> None:
