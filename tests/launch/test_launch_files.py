@@ -88,6 +88,7 @@ def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot: str) 
         if output.kind == 'joint_trajectory':
             assert given['interpolate_from_desired_state'] is True
             assert given['allow_nonzero_velocity_at_trajectory_end'] is False
+            assert given['cmd_timeout'] == 0.0, 'a timeout goes to the measured pose, in one step'
 
 
 # With ROS 2 launch, where it is installed: the launch files are run.
