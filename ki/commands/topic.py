@@ -14,7 +14,7 @@ import typer
 
 app = typer.Typer(help='Topics: list them, echo their messages, measure their rate.')
 WAIT_S = 3.0  # how long a topic may take to be discovered
-ANNOUNCED_S = 3.5  # Fast DDS announces a participant every 3 s
+ANNOUNCED_S = 3.5  # without a profile of ours, Fast DDS announces a participant every 3 s
 QUIET_S = 1.0  # without a new topic or publisher after the first: all that is there has been heard
 
 
@@ -101,23 +101,25 @@ def echo(
 def hz(
     topic: str,
     window: int = typer.Option(100, help='Messages that the figures are taken over.'),
-    seconds: float = typer.Option(0.0, help='How long to measure; 0: until interrupted.'),
+    seconds: float = typer.Option(0.0, help='How long to measure from the first message on; 0: until interrupted.'),
     wait: float = typer.Option(WAIT_S, help='Seconds to wait for the topic.'),
 ) -> None:
     """Prints rate, spread of the intervals and bandwidth of a topic once a second."""
     stamps: deque[float] = deque(maxlen=window)
     sizes: deque[int] = deque(maxlen=window)
-    start = shown = time.monotonic()
+    shown = time.monotonic()
+    begin = shown + wait  # at the latest; else with the first message, however long the topic takes to be found
 
     def count(raw: bytes) -> None:
-        nonlocal shown
+        nonlocal shown, begin
         stamps.append(time.monotonic())
+        begin = min(begin, stamps[-1])
         sizes.append(len(raw))
         if stamps[-1] - shown >= 1.0:
             shown = stamps[-1]
             print(rate_line(list(stamps), list(sizes)), flush=True)
 
-    listen(topic, wait, count, lambda: 0 < seconds <= time.monotonic() - start, raw=True)
+    listen(topic, wait, count, lambda: 0 < seconds <= time.monotonic() - begin, raw=True)
     if len(stamps) > 1:
         print(rate_line(list(stamps), list(sizes)))
 
