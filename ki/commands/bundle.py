@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -48,7 +47,7 @@ def show(bundle: Folder, robot: RobotName = '') -> None:
         'robot': f'{contract.name} at {contract.rate_hz:g} Hz, {len(contract.actions)} action columns',
         'cameras': ', '.join(contract.camera_names),
         'action tokens': 'none' if codec is None else type(codec).__name__,
-        'serving': ', '.join(f'{name} {value}' for name, value in asdict(found.serving).items()),
+        'serving': ', '.join(f'{name} {value}' for name, value in found.serving.to_dict().items()),
         'recipe': found.recipe.get('name', '-'),
         **{f'from {key}': value for key, value in found.provenance.items()},
     }
