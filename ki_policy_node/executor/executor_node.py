@@ -16,7 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import PolicyStatus, SafetyEvent
 from nav_msgs.msg import Odometry
-from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
@@ -81,7 +81,7 @@ class ChunkExecutor(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> Any:
         """Reads the contract, makes every publisher and subscription."""
         done = process.told(self, self._configure, state, self._publish_state)
-        if done != process.TransitionCallbackReturn.SUCCESS:
+        if done != TransitionCallbackReturn.SUCCESS:
             self._forget()
         return done
 
@@ -128,18 +128,18 @@ class ChunkExecutor(LifecycleNode):
         """Brakes to rest, then falls silent."""
         self._last_word('deactivated')
         self._say('inactive')
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> Any:
         """Frees what configure made."""
         self._forget()
         self._say('unconfigured')
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> Any:
         """Brakes to rest."""
         self._last_word('shut down')
-        return process.TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
         """The end of the process: the brake is played and acknowledged before the context dies."""

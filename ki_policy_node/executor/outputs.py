@@ -51,7 +51,7 @@ class _Columns:
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract, message_type: type | None) -> None:
         self.spec, self._node = spec, node
         self._index = np.array([contract.action_names.index(name) for name in spec.columns])
-        self.publisher = node.create_publisher(message_type, spec.topic, COMMAND_QOS) if message_type else None
+        self.publisher: Any = node.create_publisher(message_type, spec.topic, COMMAND_QOS) if message_type else None
 
     def heard(self) -> bool:
         """Whether somebody subscribes."""

@@ -316,7 +316,7 @@ class MotionPlayback:
         assert self.setpoint_N is not None
         if self._windowed is None:
             return self.setpoint_N
-        commanded_N = self.setpoint_N.copy()
+        commanded_N: Vector = self.setpoint_N.copy()
         commanded_N[self._windowed.columns.index_n] = self._windowed.at(now_ns)
         return commanded_N
 
@@ -357,7 +357,7 @@ def _columns(contract: Contract, limits: Sequence[Limits], chosen_N: Mask) -> Co
     names = tuple(contract.action_names[i] for i in index_n)
     zeroed_n = np.array([interface_of(name) != 'position' and name not in kept for name in names], bool)
     linear_n = np.array([name in linear for name in names], bool)
-    return Columns(names, index_n, tuple(limits[i] for i in index_n), linear_n, zeroed_n)
+    return Columns(names, index_n, tuple(limits[int(i)] for i in index_n), linear_n, zeroed_n)
 
 
 def _settling_ns(start_n: Vector, before_n: Vector | None, motion: Motion) -> int:
