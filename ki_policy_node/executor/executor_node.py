@@ -39,6 +39,7 @@ from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_va
 
 WATCH_S = 0.1
 BRAKE_S = 5.0  # no brake takes longer
+MOST_TICKS = 10  # at once, where simulated time runs faster than the executor ticks
 DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
 LOOKING = 'looks for its controllers'
 FOLLOWED = (PolicyStatus.STATE_RUNNING,)
@@ -59,6 +60,8 @@ class ChunkExecutor(LifecycleNode):
         self._lateness = diagnostics.Durations()
         self._blocked = ''
         self._begin_s = 0.0
+        self._ticked_ns = 0
+        self._simulated = False
         self._said = ''
         self._jump: Any = None
         self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
@@ -118,6 +121,7 @@ class ChunkExecutor(LifecycleNode):
         assert self._follower is not None
         if self.parameters.values.enabled:
             self._follower.enable(True, time.monotonic_ns())
+        self._simulated = bool(self.get_parameter('use_sim_time').value)
         self._stopping.clear()
         # Nothing is commanded before the first look has found every controller.
         self._blocked, self._begin_s = LOOKING, time.monotonic()
@@ -280,10 +284,11 @@ class ChunkExecutor(LifecycleNode):
             now_ns = self._now_ns()
             if self._blocked:
                 self._follower.stop(self._blocked, steady_ns)
-            command = self._follower.tick(now_ns, steady_ns)
-            if command is not None:
-                for output in self._outputs:
-                    output.send(command, now_ns)
+            for at_ns in self._due(now_ns):
+                command = self._follower.tick(at_ns, steady_ns)
+                if command is not None:
+                    for output in self._outputs:
+                        output.send(command, at_ns)
             events, self._follower.events = self._follower.events, []
             state, reason = self._follower.state, self._follower.reason
         for event in events:
@@ -292,6 +297,11 @@ class ChunkExecutor(LifecycleNode):
         if show and command is not None:
             self._publish_applied(command, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)
+
+    def _due(self, now_ns: int) -> list[int]:
+        """The ROS times to tick for."""
+        before_ns, self._ticked_ns = self._ticked_ns, now_ns
+        return due_ticks(before_ns, now_ns, self.parameters.values.rate) if self._simulated else [now_ns]
 
     def _fail(self, error: Exception) -> None:
         """A fault of our own: brake, as far as that still works."""
@@ -360,6 +370,14 @@ class ChunkExecutor(LifecycleNode):
         name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
         line = diagnostics.status(level, name, self._blocked or self._said, self.parameters.values.robot, values)
         self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
+
+
+def due_ticks(before_ns: int, now_ns: int, rate: float) -> list[int]:
+    """Times to tick for at `rate` [Hz] since the last tick: now, and what fast simulated time has left out before."""
+    count = round((now_ns - before_ns) * rate / 1e9)
+    if not 1 < count <= MOST_TICKS:
+        return [now_ns]
+    return [before_ns + (now_ns - before_ns) * k // count for k in range(1, count + 1)]
 
 
 def main(arguments: list[str] | None = None) -> int:

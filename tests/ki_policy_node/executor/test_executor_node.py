@@ -33,3 +33,15 @@ def test_the_executor_never_loads_torch_or_the_model():
     )
     found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == '[]'
+
+
+def test_fast_simulated_time_is_ticked_through_and_slow_or_jumping_time_is_not():
+    from ki_policy_node.executor.executor_node import due_ticks
+
+    begin, ms = 10**12, 1_000_000
+    assert due_ticks(begin, begin + 10 * ms, 100.0) == [begin + 10 * ms]
+    assert due_ticks(begin, begin + 30 * ms, 100.0) == [begin + k * ms for k in (10, 20, 30)]
+    assert due_ticks(begin, begin, 100.0) == [begin]
+    assert due_ticks(begin, begin + ms, 100.0) == [begin + ms]
+    assert due_ticks(begin, begin - 10**9, 100.0) == [begin - 10**9]
+    assert due_ticks(0, begin, 100.0) == [begin]
