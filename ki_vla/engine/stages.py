@@ -11,7 +11,6 @@ width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -248,13 +247,10 @@ class ActionStage(nn.Module):
             if isinstance(row, Tensor) and len(row) > 1:
                 # The state is clean: its own tau is 1.
                 row = torch.cat([torch.full_like(row[:1], self.steps), row])
-        x_QD, _, _ = run_layers(
-            self.layers,
-            x_QD,
-            (cached.cos, cached.sin),
-            partial(self._attend_at, cached),
-            lambda index: self._rows(row, 2 * index, 2 * index + 1),
-        )
+        rope = cached.cos, cached.sin
+        for index, layer in enumerate(self.layers):
+            cond = self._rows(row, 2 * index, 2 * index + 1)
+            x_QD, _, _ = layer(x_QD, rope, self._attend_at(cached, index), cond)
         rows = self._rows(row, 2 * len(self.layers))
         x_QD, _ = self.norm(x_QD, rows and rows[0])
         field_HA: Tensor = self.action_out(x_QD[-H:]).float()
