@@ -62,6 +62,7 @@ def with_launch_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command with its `**arguments` spelled out: Typer offers those of policy.launch.py as options."""
     own = inspect.signature(command, eval_str=True)
     named = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    # inspect.signature reads this attribute, which no stub knows
     command.__signature__ = own.replace(parameters=[*named, *launch_options()])  # type: ignore[attr-defined]
     return command
 

@@ -28,6 +28,7 @@ _NUMBER_START = list('-+0123456789.')
 class _Loader(yaml.SafeLoader):
     """Resolves plain scalars to null, booleans, integers and floats, and constructs nothing else."""
 
+    # PyYAML's stubs call it an instance variable
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 

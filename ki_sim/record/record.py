@@ -127,8 +127,8 @@ def jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     return bytes(data)
 
 
-def arrays(recording: Recording) -> dict[str, npt.NDArray[Any]]:
-    """A recording as arrays: what `save` writes.
+def arrays(recording: Recording) -> dict[str, Any]:
+    """A recording as NumPy arrays: what `save` writes.
 
     `state`, `action`: float32 (T, 17) in robot.COLUMNS order; `time_ns`: int64 (T,); `subtask`: int64 (T,), rows of
     `subtasks`; `jpeg`: all images' bytes, one after another by step and camera, cut at `offset` (T, V + 1);
@@ -160,7 +160,7 @@ def save(recording: Recording, path: str | Path) -> Path:
     """Write a recording as one .npz, whole or not at all."""
     path = Path(path)
     with atomic_file(path) as file:
-        np.savez(file, **arrays(recording))  # type: ignore[arg-type]
+        np.savez(file, **arrays(recording))
     return path
 
 

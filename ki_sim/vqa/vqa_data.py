@@ -292,8 +292,9 @@ def write(
         for first in range(first_seed, end, PART)
     ]
     for count in parallel(_write_part, work, workers):
-        for _ in range(count if progress is not None else 0):
-            progress()  # type: ignore[misc]
+        if progress is not None:
+            for _ in range(count):
+                progress()
     lines = 0
     with atomic_file(out / f'{split}.jsonl') as file:
         for _, first, last, *_ in work:

@@ -278,7 +278,7 @@ class TwistController:
         self.name, self.speeds, self.timeout_ns = name, np.asarray(speeds, np.float64), timeout_ns
         self._command, self._time_ns = np.zeros(3), -(10**18)
 
-    def accept(self, twist: Sequence[float], now_ns: int, stamp_ns: int = 0) -> None:
+    def accept(self, twist: npt.ArrayLike, now_ns: int, stamp_ns: int = 0) -> None:
         """Take a twist; one that was stamped longer ago than the timeout is refused."""
         array = np.asarray(twist, np.float64)
         if array.shape != (3,):

@@ -172,7 +172,7 @@ class World:
     def command_base(self, twist: npt.ArrayLike, stamp_ns: int = 0) -> None:
         """Give the base a twist in its own frame."""
         self._check_stop()
-        self.base.accept(np.asarray(twist, np.float64), self.time_ns, stamp_ns)  # type: ignore[arg-type]
+        self.base.accept(twist, self.time_ns, stamp_ns)
 
     def emergency_stop(self) -> None:
         """Hold both arms where they are, stop the base, and refuse commands until `release`."""

@@ -186,6 +186,7 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
         streams = stream_rates(found)
         for number, episode in enumerate(episodes_of(found, contract, options, bag.custom, path, problems)):
             name = f'episode_{number:03d}.npz'
+            # numpy's stubs take any keyword for its option `allow_pickle`
             np.savez(folder / name, **episode.arrays)  # type: ignore[arg-type]
             usable = int((episode.arrays['valid'] & episode.arrays['action_valid']).sum())
             about = EpisodeInfo(name, episode.steps, usable, episode.start_ns, episode.outcome, episode.texts)

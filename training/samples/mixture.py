@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -198,7 +198,7 @@ class Loader:
         self.wait_s = 0.0  # time the consumer has waited, all batches but the first
         self._consumed = sampler.position
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Gives batches; `state_dict` always tells the position after the last one given, not the last prepared."""
         import cv2
 
@@ -241,7 +241,7 @@ class Loader:
             if self.processes:
                 batch, found = batch
                 for part, problems in zip(self.sampler.mixture.parts, found, strict=True):
-                    if problems:
+                    if problems:  # only a source with `problems` has found some
                         part.source.problems.extend(problems)  # type: ignore[attr-defined]
             if not first:
                 self.wait_s += time.perf_counter() - started
@@ -300,6 +300,6 @@ def _found(mixture: Mixture) -> list[list[Problem]]:
     found = []
     for part in mixture.parts:
         found.append(list(getattr(part.source, 'problems', ())))
-        if found[-1]:
+        if found[-1]:  # so it has the attribute, which a plain sequence need not have
             part.source.problems = Problems()  # type: ignore[attr-defined]
     return found

@@ -155,7 +155,7 @@ class Trainer:
                 if self.held and self.step % self.run.validate_every:
                     self._validate(journal)
         finally:
-            packets.close()  # type: ignore[attr-defined]
+            packets.close()
             journal.close()
         return self.step >= self.stage.steps
 
