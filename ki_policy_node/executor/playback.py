@@ -174,17 +174,18 @@ class Windowed:
         self._times = [at_ns]
         self._states = [self.motion.rest(value_n)]
         self._path: Path | None = None
+        self._leads = False  # whether a window was sent since
         self._followed_ns = at_ns
         self._profile = self._made()
 
     def update(self, now_ns: int, path: Path | None, speed_n: Vector | None = None) -> Profile | None:
         """One tick: the window to send, None where the one that plays still holds."""
-        changed = path is not self._path
-        waits = now_ns < self._times[0] and path is not None and self._path is not None
+        if self._leads and now_ns < self._times[0] - LEAD_NS:
+            return None  # a controller that leads to a start is not begun again: it gets there at rest
         spent = path is not None and self._followed_ns - now_ns <= self._ahead_ns * 2 // 3 and now_ns < path.end_ns
-        if waits or not (changed or spent):
+        if path is self._path and not spent:
             return None
-        self._path = path
+        self._path, self._leads = path, True
         self._plan(now_ns, path, speed_n)
         self._profile = self._made()
         return self._profile

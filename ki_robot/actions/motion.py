@@ -320,7 +320,7 @@ class Profile:
         first_KN = (gap_KN - 4.0 * before_KN - 2.0 * after_KN) / span_K1
         last_KN = (2.0 * before_KN + 4.0 * after_KN - gap_KN) / span_K1
         jerk_KN = (last_KN - first_KN) / span_K1
-        scale_N = np.abs(np.concatenate([first_KN, last_KN])).max(axis=0) * 1e-7 + 1e-9
+        scale_N = np.abs(np.concatenate([first_KN, last_KN])).max(axis=0) * ROUNDING + ROUNDING
         bent_K = (np.abs(first_KN[1:] - last_KN[:-1]) > scale_N).any(axis=1)
         bent_K |= (np.abs(np.diff(jerk_KN, axis=0)) * span_K1[1:] > scale_N).any(axis=1)
         keep = np.concatenate([[True], bent_K, [True]])

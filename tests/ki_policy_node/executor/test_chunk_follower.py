@@ -120,6 +120,18 @@ def test_a_motion_begins_where_the_robot_is_measured_at_rest(bench):
     assert window.times_ns[0] == bench.now + 200 * MS, 'until then its controller leads there'
 
 
+def test_a_hold_while_a_controller_leads_to_the_start_lets_it_arrive_and_stay(bench):
+    bench.follower.enable(True, bench.now)
+    bench.tick(20)
+    bench.follower.on_chunk(bench.chunk(slope=0.5), bench.now, bench.now)
+    begun = bench.tick()
+    bench.running = False
+    windows = [command.window for command in (bench.tick() for _ in range(60)) if command and command.window]
+    assert len(windows) == 1, 'begun anew once, when it is nearly there'
+    assert windows[0].times_ns.tolist() == [begun.window.times_ns[0]]
+    assert windows[0].values_KN[0] == pytest.approx(begun.window.values_KN[0])
+
+
 def test_a_motion_does_not_begin_while_the_robot_is_moved(bench):
     bench.follower.enable(True, bench.now)
     for _ in range(30):
