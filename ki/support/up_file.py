@@ -35,7 +35,7 @@ class UpNode(Config):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """ROS parameters of the node; they win over those of parameters_file."""
     parameters_file: str = ''
-    """ROS 2 file of parameters."""
+    """ROS 2 file of parameters; a relative path starts at the folder that ki up is called in."""
     remap: dict[str, str] = Field(default_factory=dict)
     """Other names for topics, services and actions: FROM: TO."""
     namespace: str = ''
@@ -91,6 +91,11 @@ def read_plan(path: Path) -> LaunchPlan:
     content = UpFile.load(path)
     for name, node in content.nodes.items():
         _check_module(f'{path}: nodes.{name}', node.module, node.parameters)
+        if node.parameters_file and not Path(node.parameters_file).is_file():
+            raise KiError(
+                f'{path}: nodes.{name}.parameters_file is {node.parameters_file!r}, which is no file; write the path '
+                'of a ROS 2 file of parameters, from the folder that `ki up` is called in.'
+            )
     programs = tuple(node.program(name, content.namespace) for name, node in content.nodes.items())
     return LaunchPlan(programs, content.dds or '', content.domain)
 

@@ -113,6 +113,10 @@ def test_a_program_that_does_not_exist_ends_those_already_started() -> None:
         ({'nodes': {'a': {'command': []}}}, 'module or command is needed, one of them'),
         ({'nodes': {'a': {'command': 5}}}, r'nodes\.a\.command is 5; write a word or a list'),
         ({'nodes': {'a': {'module': 'x', 'parameters': 3}}}, r'nodes\.a\.parameters is 3; write a mapping'),
+        (
+            {'nodes': {'a': {'command': 'x', 'parameters_file': 'none.yaml'}}},
+            r"nodes\.a\.parameters_file is 'none.yaml', which is no file; write",
+        ),
         ({'nodes': {'a': {'module': 'x'}}}, r"nodes\.a\.module is 'x', which is not installed; write"),
         (
             {'nodes': {'a': {'module': 'ki_policy_node.policy_node'}}},
@@ -136,11 +140,12 @@ def test_a_mistake_in_the_file_is_named_with_its_field_and_what_to_write(
 
 
 def test_what_the_file_says_reaches_the_programs(tmp_path: Path) -> None:
+    mine = write(tmp_path / 'mine.yaml')
     node = {
         'command': ['talk', 3],
         'arguments': ['--rate', 0.5],
         'parameters': {'topics': ['a', 'b'], 'use_sim_time': True},
-        'parameters_file': 'mine.yaml',
+        'parameters_file': str(mine),
         'remap': {'words': 'loud'},
         'namespace': '/left/',
         'environment': {'OMP_NUM_THREADS': 1},
@@ -157,7 +162,7 @@ def test_what_the_file_says_reaches_the_programs(tmp_path: Path) -> None:
     line = first.command_line(tmp_path)
     given = yaml.safe_load(Path(line[-1]).read_text())['/**']['ros__parameters']
     assert given == {'topics': ['a', 'b'], 'use_sim_time': True}
-    assert line[line.index('--params-file') + 1] == 'mine.yaml'
+    assert line[line.index('--params-file') + 1] == str(mine)
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
