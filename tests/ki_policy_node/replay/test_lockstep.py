@@ -332,7 +332,7 @@ def commissioned(contract: Contract) -> Policy:
 def test_a_slow_inference_delivers_at_the_same_time_and_drops_what_new_words_overtake(
     live: Live, contract: Contract, tmp_path: Path, mode: str
 ) -> None:
-    bag = write_bag(tmp_path / 'bag', contract, seconds=2.4)
+    bag = write_bag(tmp_path / 'bag', contract, seconds=1.9)
     latency_ns, timing = 310 * MS, Timing(mode, 4)
     live.configure(
         BEGIN - 100 * MS, backend='commissioning', motion='sine', amplitude=0.4, latency=2.0, mode=mode, execute_steps=4
