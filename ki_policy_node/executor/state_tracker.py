@@ -11,7 +11,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 
 MARGIN = 0.05  # of its range: a joint measured further outside its limits is not believed
-STILL_S = 0.002  # of full speed: less is noise
+STILL = 0.001  # of its range: less is noise
 STILL_NS = 100_000_000
 
 
@@ -33,8 +33,7 @@ class Measured:
         self._lower_N = np.array([-np.inf if each.lower is None else each.lower for each in bounds])
         self._upper_N = np.array([np.inf if each.upper is None else each.upper for each in bounds])
         # Where each column stood when it was last seen to move, and when that was.
-        speeds = np.array([each.velocity or np.inf for each in bounds])
-        self._still_N = STILL_S * speeds
+        self._still_N = STILL * (self._upper_N - self._lower_N)
         self._stood_N, self._moved_ns_N = np.full(len(bounds), np.nan), np.zeros(len(bounds), np.int64)
         self._margin_N = MARGIN * (self._upper_N - self._lower_N)
         # Stamp and arrival of every stream that measures what is commanded.
