@@ -18,6 +18,7 @@ from ki_bags.errors import BagError
 from ki_bags.types import full_name, known, serialise, typestore
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.controller_kinds import ARRAY, CONTROLLER_KINDS, TRAJECTORY, TWIST
 from ki_robot.contract.names import interface_of, joint_of
 from ki_robot.contract.parts import Output, StateStream
 from ki_robot.messages.arrays import (
@@ -29,14 +30,13 @@ from ki_robot.messages.arrays import (
     fill_twist,
     set_time,
 )
-from ki_robot.messages.commands import ARRAY, MESSAGE_TYPES, TRAJECTORY, TWIST
 from ki_robot.messages.images import Image
 
 JOINT_STATE, ODOMETRY = 'sensor_msgs/msg/JointState', 'nav_msgs/msg/Odometry'
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 # Output kind -> the message that a command to it is written as.
-COMMAND_TYPES = {kind: types[0] for kind, types in MESSAGE_TYPES.items()}
+COMMAND_TYPES = {name: kind.messages[0] for name, kind in CONTROLLER_KINDS.items()}
 POINT = 'trajectory_msgs/msg/JointTrajectoryPoint'
 QUATERNION = 'geometry_msgs/msg/Quaternion'  # the one message here whose definition has a default that is not zero
 

@@ -12,21 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory
 
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
+from ki_policy_node.common.ros import message_class
 from ki_policy_node.common.streams import joint_columns, message_type
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
-from ki_robot.contract.names import interface_of, joint_of, twist_axis_of
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
+from ki_robot.contract.names import interface_of, joint_of
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.messages.arrays import (
     fill_compressed,
@@ -37,6 +36,7 @@ from ki_robot.messages.arrays import (
     stamp_ns,
     time_ns,
 )
+from ki_robot.messages.commands import read_command
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -74,15 +74,9 @@ class SyntheticRobot(Node):
             stream.name: self.create_publisher(message_type(stream), stream.topic, SENSOR_QOS)
             for stream in self.contract.streams
         }
-        kinds = {
-            'joint_trajectory': JointTrajectory,
-            'twist': Twist,
-            'twist_stamped': TwistStamped,
-            'forward_command': Float64MultiArray,
-            'gripper': Float64MultiArray,
-        }
         for output in self.contract.outputs:
-            self.create_subscription(kinds[output.kind], output.topic, self._receive(output), COMMAND_QOS)
+            kind = message_class(CONTROLLER_KINDS[output.kind].messages[0])
+            self.create_subscription(kind, output.topic, self._receive(output), COMMAND_QOS)
         self.create_timer(1.0 / settings.camera_rate, self.send_cameras)
         self.create_timer(1.0 / settings.state_rate, self.send_states)
 
@@ -132,16 +126,11 @@ class SyntheticRobot(Node):
         def keep(message: Any) -> None:
             steady_ns = time.monotonic_ns()
             self.commands[output.name].append((steady_ns, message))
-            if output.kind == 'joint_trajectory':
+            if hasattr(message, 'points'):
                 self._follow(message, steady_ns)
-            elif output.kind in ('twist', 'twist_stamped'):
-                twist = message if output.kind == 'twist' else message.twist
-                for name in output.columns:
-                    part, axis, _ = str(twist_axis_of(name)).split('/')
-                    self.velocities[name] = getattr(getattr(twist, part), axis)
-            else:
-                for name, value in zip(output.columns, message.data, strict=True):
-                    (self.positions if interface_of(name) == 'position' else self.velocities)[name] = value
+                return
+            for name, value in zip(output.columns, read_command(message, output.columns).values[-1], strict=True):
+                (self.positions if interface_of(name) == 'position' else self.velocities)[name] = float(value)
 
         return keep
 

@@ -5,7 +5,7 @@ N columns of the contract, n columns of one output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.playback import Setpoints, windowed_columns
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.controller_kinds import ControllerKindName
 from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
@@ -211,21 +212,28 @@ class _OnChange:
         self._value = None
 
 
+def _gripper(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOutput:
+    kind = GripperTopicOutput if spec.options.interface in (None, 'topic') else GripperActionOutput
+    return kind(node, spec, contract)
+
+
+# What sends the commands of each kind of `ki_robot.contract.controller_kinds`.
+SENDERS: dict[ControllerKindName, Callable[[Any, OutputSpec, Contract], ControllerOutput]] = {
+    'joint_trajectory': TrajectoryOutput,
+    'forward_command': ForwardOutput,
+    'twist_stamped': TwistOutput,
+    'twist': TwistOutput,
+    'gripper': _gripper,
+}
+
+
 def make_output(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOutput:
     """The sender for one output of a contract.
 
     Raises:
         NodeError: a gripper action without control_msgs.
     """
-    if spec.kind == 'joint_trajectory':
-        return TrajectoryOutput(node, spec, contract)
-    if spec.kind == 'forward_command':
-        return ForwardOutput(node, spec, contract)
-    if spec.kind in ('twist', 'twist_stamped'):
-        return TwistOutput(node, spec, contract)
-    if spec.options.interface in (None, 'topic'):
-        return GripperTopicOutput(node, spec, contract)
-    return GripperActionOutput(node, spec, contract)
+    return SENDERS[spec.kind](node, spec, contract)
 
 
 def in_the_way(

@@ -9,8 +9,8 @@ from ki_bags.reader import Bag
 from ki_bags.topics import find_topic
 from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output
-from ki_robot.messages.commands import MESSAGE_TYPES
 
 IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}
 STATES = {'joint_state': ('sensor_msgs/msg/JointState',), 'odometry': ('nav_msgs/msg/Odometry',)}
@@ -51,7 +51,7 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
             raise _missing(bag, contract, stream.name, stream.topic, STATES[stream.type][0], remap)
         streams[topic] = stream.name
     for output in contract.outputs:
-        topic = _find(bag, output.topic, MESSAGE_TYPES[output.kind], remap)
+        topic = _find(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap)
         if topic:
             outputs[topic] = output
     # The topic that the node listens to, and the task of an episode; other texts are somebody else's.

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from ki_common.configuration.types import Matches
 
 Unit = Literal['rad', 'm', 'rad/s', 'm/s', 'N', 'N*m', '1']
-OutputKind = Literal['joint_trajectory', 'forward_command', 'twist_stamped', 'twist', 'gripper']
 
 # The units that the last part of a column's name allows; '1' is a normalised opening, such as a hand's.
 INTERFACE_UNITS = {
@@ -18,14 +17,6 @@ INTERFACE_UNITS = {
     'effort': ('N', 'N*m'),
 }
 
-# Output kind -> the options that it takes.
-OUTPUT_KINDS: dict[OutputKind, tuple[str, ...]] = {
-    'joint_trajectory': ('window_s', 'interpolation'),
-    'forward_command': ('interpolation', 'allow_without_timeout'),
-    'twist_stamped': (),
-    'twist': (),
-    'gripper': ('interface', 'dead_band', 'max_effort'),
-}
 TWIST_AXES = tuple(f'{part}/{axis}/velocity' for part in ('linear', 'angular') for axis in 'xyz')
 
 _PART = r'[A-Za-z_][A-Za-z0-9_.\-]*'

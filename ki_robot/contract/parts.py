@@ -10,20 +10,16 @@ from typing_extensions import Self
 
 from ki_common.configuration.model import Config
 from ki_common.errors import shown
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS, ControllerKindName
 from ki_robot.contract.names import (
     INTERFACE_UNITS,
-    OUTPUT_KINDS,
-    TWIST_AXES,
     ColumnName,
     Frame,
     JointPrefix,
     Name,
-    OutputKind,
     Topic,
     Unit,
-    duplicates,
     interface_of,
-    twist_axis_of,
 )
 from ki_robot.errors import RobotError
 
@@ -205,7 +201,7 @@ class ActionColumn(_Column):
 
 
 class OutputOptions(ContractPart):
-    """How commands are sent; which kind of output takes which option is in `names.OUTPUT_KINDS`."""
+    """How commands are sent; which kind of output takes which option is in `controller_kinds`."""
 
     window_s: float | None = Field(default=None, gt=0, le=MAX_WINDOW_S)
     """How far a trajectory reaches ahead, seconds: what may run on when the policy dies. Left out: 0.3."""
@@ -233,7 +229,7 @@ class Output(ContractPart):
 
     name: Name
     """What reports and errors call it."""
-    kind: OutputKind
+    kind: ControllerKindName
     """Which message the controller takes: JointTrajectory, Float64MultiArray, TwistStamped, Twist, or a gripper's."""
     topic: Topic
     """The controller's command topic, or the name of a gripper's action."""
@@ -252,21 +248,9 @@ class Output(ContractPart):
 
     @model_validator(mode='after')
     def _kind_takes_the_columns(self) -> Self:
-        interfaces = {interface_of(column) for column in self.columns}
-        listed = ', '.join(sorted(interfaces))
-        if self.kind == 'joint_trajectory' and interfaces != {'position'}:
-            raise ValueError(f'columns ({self.name}) are of {listed}; a joint_trajectory takes position columns only')
-        if self.kind == 'forward_command' and len(interfaces) > 1:
-            raise ValueError(f'columns ({self.name}) mix {listed}; a forward_command has one interface')
-        if self.kind == 'forward_command' and interfaces != {'position'} and not self.options.allow_without_timeout:
-            raise ValueError(
-                f'columns ({self.name}) send {listed} to a controller without a timeout, which would run on if the '
-                'sender died; use a twist or trajectory controller, or set options.allow_without_timeout: true'
-            )
-        if self.kind == 'gripper' and (len(self.columns) != 1 or interfaces != {'position'}):
-            raise ValueError(
-                f'columns ({self.name}) are {len(self.columns)} of {listed}; a gripper takes one position column'
-            )
+        refused = CONTROLLER_KINDS[self.kind].refuses(self.columns, bool(self.options.allow_without_timeout))
+        if refused:
+            raise ValueError(f'columns ({self.name}) {refused}')
         return self
 
     @model_validator(mode='after')
@@ -280,20 +264,8 @@ class Output(ContractPart):
         return self
 
     @model_validator(mode='after')
-    def _a_twist_takes_each_axis_once(self) -> Self:
-        if self.kind not in ('twist', 'twist_stamped'):
-            return self
-        axes = [twist_axis_of(column) for column in self.columns]
-        if None in axes:
-            strange = self.columns[axes.index(None)]
-            raise ValueError(f'columns ({self.name}) has {strange!r}; a twist takes {", ".join(TWIST_AXES)}')
-        for axis in duplicates(axis for axis in axes if axis):
-            raise ValueError(f'columns ({self.name}) has two for {axis}; keep one')
-        return self
-
-    @model_validator(mode='after')
     def _kind_takes_the_options(self) -> Self:
-        known = OUTPUT_KINDS[self.kind]
+        known = CONTROLLER_KINDS[self.kind].options
         for name, value in self.options.given().items():
             if name not in known:
                 raise ValueError(

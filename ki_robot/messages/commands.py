@@ -20,17 +20,6 @@ from ki_robot.messages.arrays import stamp_ns, time_ns, twist_values
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
 
-TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
-TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
-# Output kind -> the message types that commands to it are read from; the first is the one that is written.
-MESSAGE_TYPES: dict[str, tuple[str, ...]] = {
-    'joint_trajectory': (TRAJECTORY,),
-    'forward_command': (ARRAY,),
-    'twist_stamped': (TWIST_STAMPED, TWIST),
-    'twist': (TWIST, TWIST_STAMPED),
-    'gripper': (ARRAY, TRAJECTORY),
-}
-
 
 @dataclass(frozen=True)
 class Command:

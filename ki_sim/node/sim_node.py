@@ -38,9 +38,9 @@ from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_robot.contract.contract import load_contract
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import from_chunk, set_time
-from ki_robot.messages.commands import MESSAGE_TYPES
 from ki_sim.node.commands import reader
 from ki_sim.node.operators import PlanFollower, Teleoperator, rehearse
 from ki_sim.node.realtime import LiveSimulation, SimSettings
@@ -122,7 +122,7 @@ class SimRobot(Node):
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
         self.live = LiveSimulation(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
         for output in self.contract.outputs:
-            kind = CLASSES[MESSAGE_TYPES[output.kind][0]]
+            kind = CLASSES[CONTROLLER_KINDS[output.kind].messages[0]]
             self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
         for qos in (LATCHED, SENSOR_QOS):  # what was pressed before this node came, and whoever does not latch
             self.create_subscription(Bool, 'estop', self._on_estop, qos)

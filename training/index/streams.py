@@ -19,10 +19,11 @@ from ki_bags.problems import Problems
 from ki_bags.reader import Bag, BagTopic
 from ki_bags.topics import find_topic
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
-from ki_robot.messages.commands import MESSAGE_TYPES, command_stamp_ns, read_command
+from ki_robot.messages.commands import command_stamp_ns, read_command
 from ki_robot.messages.images import compressed_size, decode_compressed, decode_image
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
@@ -290,7 +291,7 @@ def _add_command(
     remap: dict[str, str],
     problems: Problems,
 ) -> None:
-    topic = _topic(bag, output.topic, MESSAGE_TYPES[output.kind], remap, problems)
+    topic = _topic(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap, problems)
     if topic is None:
         found.missing_outputs.append(output.name)
         return

@@ -202,3 +202,10 @@ def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
     assert [offer(1.0), offer(1.01), offer(1.21)] == [2, 2, 3], 'refused: again, at most five a second'
     server.accepts = True
     assert [offer(1.5), offer(1.8)] == [4, 4]
+
+
+def test_every_kind_of_controller_has_a_sender() -> None:
+    from ki_policy_node.executor.outputs import SENDERS
+    from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
+
+    assert SENDERS.keys() == CONTROLLER_KINDS.keys()

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_robot.contract.names import OUTPUT_KINDS
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
-from ki_robot.messages.commands import MESSAGE_TYPES, Command, command_stamp_ns, read_command, values_in_force
+from ki_robot.messages.commands import Command, command_stamp_ns, read_command, values_in_force
 
 NS = 10**9
 ARM = ('left/position', 'right/position')
@@ -30,10 +29,6 @@ def refusal(message: Any, columns: tuple[str, ...]) -> Reason:
     with pytest.raises(Rejected) as caught:
         read_command(message, columns)
     return caught.value.reason
-
-
-def test_every_output_kind_names_the_messages_it_is_read_from() -> None:
-    assert MESSAGE_TYPES.keys() == OUTPUT_KINDS.keys()
 
 
 def test_a_trajectory_is_read_by_name_with_its_times(make: Make) -> None:
