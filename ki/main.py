@@ -62,7 +62,7 @@ app = typer.Typer(
 
 @app.callback()
 def ki() -> None:
-    """A robot, told what to do in plain words: check, record, train, export, replay, run."""
+    """KI Stack: check, record, train, export, replay and run vision-language-action policies on ROS 2."""
 
 
 def fix(module: str) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and the command that fixes it; and the same for data."""
+"""Check this machine, and check data: what is there, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 

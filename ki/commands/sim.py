@@ -63,7 +63,7 @@ def record(
 ) -> None:
     """Record the scripted expert; a second call goes on where the first one stopped.
 
-    He drives the simulated robot over its command topics, and the recorder node writes. With --offline the same
+    It drives the simulated robot over its command topics, and the recorder node writes. With --offline the same
     messages are written without any node, over all cores.
     """
     from collections import Counter

@@ -1,4 +1,4 @@
-"""How far long work is: on a terminal a bar, in a log a line for every tenth of the way.
+"""Progress of long work: a bar on a terminal, a line for every tenth in a log.
 
 All of it on stderr, so that what a command prints stays clean.
 """

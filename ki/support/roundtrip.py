@@ -1,4 +1,4 @@
-"""One image there and its stamp back, between two processes: does ROS 2 carry cameras on this machine?
+"""Sends one image to another process and its stamp back: does ROS 2 carry camera images on this machine?
 
 `python -m ki.support.roundtrip` is the far end; `measure` starts it, and is the near end.
 """

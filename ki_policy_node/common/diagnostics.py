@@ -1,4 +1,4 @@
-"""What a node knows of itself, for people: percentiles of its times, stream health, /diagnostics."""
+"""What a node publishes about itself on /diagnostics: percentiles of its times, health of its streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at a live robot with the eyes of the policy node: states, pictures and the health of every stream.
+"""Listens to a live robot as the policy node does: states, images and the health of every stream.
 
 The same subscriptions and the same buffer as the node's, and nothing is published. States that cannot be true are kept:
 what is wrong with them is what one wants to see.

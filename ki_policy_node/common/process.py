@@ -1,4 +1,4 @@
-"""One node as one process: signals, a spin that survives bad messages, and a stop that still says its last word."""
+"""One node as one process: signals, a spin that survives bad messages, and a stop that publishes the last hold."""
 
 from __future__ import annotations
 

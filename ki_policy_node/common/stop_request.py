@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, which never cuts short what must still be done."""
+"""SIGINT and SIGTERM as a request to stop, which never interrupts the shutdown itself."""
 
 from __future__ import annotations
 

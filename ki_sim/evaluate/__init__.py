@@ -1,1 +1,1 @@
-"""Closed loop: a policy drives the simulated robot, and what came of it is counted."""
+"""Closed loop: a policy drives the simulated robot, and its successes are counted."""

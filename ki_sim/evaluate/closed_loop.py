@@ -1,4 +1,4 @@
-"""Closed loop in one process: a policy drives the simulated robot over many seeds, and what came of it is counted."""
+"""Closed loop in one process: a policy drives the simulated robot over many seeds, and its successes are counted."""
 
 from __future__ import annotations
 

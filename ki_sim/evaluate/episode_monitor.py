@@ -1,4 +1,4 @@
-"""What came of an episode that somebody else drives, told by the same rules as the evaluation in one process."""
+"""The outcome of an episode that another process drives, by the same rules as the evaluation in one process."""
 
 from __future__ import annotations
 

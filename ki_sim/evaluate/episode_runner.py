@@ -1,4 +1,4 @@
-"""Episodes on a running simulator node: reset, let somebody drive, see what comes of it. No ROS, only its services.
+"""Episodes on a running simulator node: reset it, let a policy drive, read the outcome. No ROS, only its services.
 
 For evaluation the policy node and the executor drive, as they would a robot; for recording the simulator's operator
 does, and the recorder node writes. What counts as success is the simulator's `EpisodeMonitor`.

@@ -1,4 +1,4 @@
-"""Who drives the simulated robot from outside: the expert as a teleoperator, and the expert's plan as a policy."""
+"""What drives the simulated robot over its topics: the expert as a teleoperator, and the expert's plan as a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated robot as a ROS 2 node: to whom listens and commands, it is a robot.
+"""The simulated robot as a ROS 2 node: it publishes and obeys the topics of a real one.
 
     publishes   joint_states, odom (100 Hz), the cameras of the contract, /clock (when asked), instruction (latched),
                 /diagnostics, ~/real_time_factor; with an operator also the commands, subtask

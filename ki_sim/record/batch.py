@@ -1,4 +1,4 @@
-"""Many episodes at once: over processes, resumable, each file whole or absent, with progress."""
+"""Many episodes over several processes, resumable; each file is complete or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings that are in a folder already: whether those that are asked for would go with them."""
+"""Recordings that are already in a folder: do the ones to be made have the same images and robot?"""
 
 from __future__ import annotations
 

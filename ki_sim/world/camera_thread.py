@@ -1,4 +1,4 @@
-"""Draws the cameras of a running world in a thread of their own."""
+"""Renders the cameras of a running simulation in a thread of their own."""
 
 from __future__ import annotations
 

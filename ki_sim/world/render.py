@@ -1,4 +1,4 @@
-"""Pictures and segmentation of a model, drawn offscreen by one context that scenes come to and leave."""
+"""Images and segmentation of a model, rendered offscreen by one OpenGL context that all scenes share."""
 
 from __future__ import annotations
 

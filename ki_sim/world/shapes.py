@@ -1,4 +1,4 @@
-"""What each kind of object looks like: MJCF geoms in the frame of its body, the felt ones and the merely seen ones."""
+"""What each kind of object looks like: MJCF geoms in the frame of its body, for collisions and for looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freed memory kept for the next picture."""
+"""Keeps freed memory in the process, so that the next image does not ask the system for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run over many processes: torchrun starts them, FSDP2 shards the weights, this file is the seam between the two.
+"""One run over many processes: torchrun starts them, and this file shards the weights with FSDP2.
 
 Nothing here is an algorithm of our own. Weights, gradients and optimiser state are sharded by `fully_shard`; whole
 copies, for checkpoints that any number of processes can read, are put together by `torch.distributed.checkpoint`.

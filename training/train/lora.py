@@ -1,4 +1,4 @@
-"""LoRA on backbone and vision tower, by `peft`: the expert is trained whole, the rest of the model stands still.
+"""LoRA on backbone and vision tower, by `peft`: the expert is trained in full, all other weights are frozen.
 
 What is checkpointed are the adapters' own names; what is shipped is merged, so a bundle never knows of them.
 """

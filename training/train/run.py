@@ -1,4 +1,4 @@
-"""A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it may be called any time.
+"""A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it can be started again.
 
 OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, what was measured on the data
     parts/                                    statistics, tokenizer and FAST that its weights are trained with

@@ -1,4 +1,4 @@
-"""Metrics of a run on Weights & Biases, for who asks for it with the field `wandb`; nothing here is needed otherwise.
+"""Metrics of a run on Weights & Biases, when the field `wandb` names a project; unused otherwise.
 
 Where there is no network, or none is wanted, wandb's own WANDB_MODE=offline writes files that `wandb sync` sends later.
 """

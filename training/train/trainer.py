@@ -1,4 +1,4 @@
-"""The loop: one stage of training, from its weights to its last checkpoint, and through every interruption.
+"""The training loop of one stage, from its first weights to its last checkpoint; it can be interrupted at any step.
 
 A step is a function of the configuration, the weights and the number of its draws. Losses are means over the whole
 step, whatever it is cut into: each micro-batch on each process counts as much as the tokens and action entries that it
