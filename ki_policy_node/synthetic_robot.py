@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.ros import message_class
-from ki_policy_node.common.streams import joint_columns, message_type
+from ki_policy_node.common.streams import controller_nodes, joint_columns, message_type
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
@@ -74,9 +74,9 @@ class SyntheticRobot(Node):
             stream.name: self.create_publisher(message_type(stream), stream.topic, SENSOR_QOS)
             for stream in self.contract.streams
         }
+        self.controllers: dict[str, Node] = {}
         for output in self.contract.outputs:
-            kind = message_class(CONTROLLER_KINDS[output.kind].messages[0])
-            self.create_subscription(kind, output.topic, self._receive(output), COMMAND_QOS)
+            self.connect(output.name)
         self.create_timer(1.0 / settings.camera_rate, self.send_cameras)
         self.create_timer(1.0 / settings.state_rate, self.send_states)
 
@@ -84,8 +84,28 @@ class SyntheticRobot(Node):
         """It has no lifecycle."""
         return False
 
+    def connect(self, name: str) -> Node:
+        """Starts the controller of an output; its node, to be spun with this one."""
+        [output] = [each for each in self.contract.outputs if each.name == name]
+        controller = self.controllers[name] = controller_nodes(self, [output])[name]
+        kind, topic = message_class(CONTROLLER_KINDS[output.kind].messages[0]), self.resolve_topic_name(output.topic)
+        controller.create_subscription(kind, topic, self._receive(output), COMMAND_QOS)
+        return controller
+
+    def release(self, name: str) -> None:
+        """The joints of an output go nowhere any more: its controller is gone."""
+        [output] = [each for each in self.contract.outputs if each.name == name]
+        for column in output.columns:
+            self._targets.pop(column, None)
+
+    def companions(self) -> Iterable[Node]:
+        """The nodes to spin with this one: its controllers."""
+        return set(self.controllers.values())
+
     def close(self) -> None:
-        """Nothing to say."""
+        """Ends the controllers."""
+        for controller in self.companions():
+            controller.destroy_node()
 
     def send_cameras(self) -> None:
         """One frame of every camera, all with one stamp."""

@@ -128,6 +128,8 @@ class Process:
 class Rig:
     """The robot, an observer of everything that is said, and the processes under test."""
 
+    SLOW_S = 0.5  # what a busy machine may add to a reaction
+
     def __init__(self, folder: Path, contract: dict[str, Any] | None = None, sim_time: bool = False) -> None:
         self.folder = folder
         self.contract_file = folder / 'small.yaml'
@@ -156,6 +158,8 @@ class Rig:
         self._hear(DiagnosticArray, '/diagnostics', self.diagnostics, deep)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.robot)
+        for controller in self.robot.companions():
+            self._executor.add_node(controller)
         self._executor.add_node(self.node)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -225,6 +229,19 @@ class Rig:
         """Calls a service."""
         return self._calls.call(kind, name, request or kind.Request(), seconds)
 
+    def remove(self, node: Any) -> None:
+        """Ends one of the robot's nodes."""
+        self._executor.remove_node(node)
+        node.destroy_node()
+
+    def restart_controller(self, output: str, moved: dict[str, float]) -> None:
+        """Ends the node of a controller, moves joints meanwhile, and starts the controller again."""
+        self.remove(self.robot.controllers.pop(output))
+        self.robot.release(output)
+        time.sleep(0.5)
+        self.robot.positions.update(moved)
+        self._executor.add_node(self.robot.connect(output))
+
     def close(self) -> None:
         """Ends everything."""
         for process in self.processes:
@@ -233,6 +250,7 @@ class Rig:
         self._thread.join()
         self._executor.shutdown()
         self.node.destroy_node()
+        self.robot.close()
         self.robot.destroy_node()
         rclpy.shutdown(context=self.context)
 

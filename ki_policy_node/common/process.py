@@ -64,6 +64,8 @@ def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
         node.get_logger().info(f'DDS profile: {profile}')
         executor = make_executor()
         executor.add_node(node)
+        for companion in getattr(node, 'companions', tuple)():
+            executor.add_node(companion)
         if node.autostart() and node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
         status = spin(node, executor, stop.is_set)

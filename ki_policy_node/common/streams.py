@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.subscription import Subscription
 
 from ki_robot.contract.contract import Contract
-from ki_robot.contract.parts import Camera, StateStream
+from ki_robot.contract.parts import Camera, Output, StateStream
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -19,6 +21,26 @@ except ImportError:  # Humble
 INPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def controller_nodes(node: Node, outputs: Iterable[Output]) -> dict[str, Node]:
+    """For a simulated robot: a node for every controller, by the name of its output, as a controller manager has them.
+
+    Add them to the executor of `node`, and destroy them with it.
+    """
+    made: dict[str, Node] = {}
+    for output in outputs:
+        space, _, name = str(node.resolve_topic_name(output.controller_name)).rpartition('/')
+        known = next((each for each in made.values() if _is(each, space, name)), None)
+        # A name given to this process on the command line is meant for the robot alone.
+        made[output.name] = known or Node(
+            name, context=node.context, namespace=space, use_global_arguments=False, enable_rosout=False
+        )
+    return made
+
+
+def _is(node: Node, space: str, name: str) -> bool:
+    return (node.get_namespace().rstrip('/'), node.get_name()) == (space, name)
 
 
 def joint_columns(contract: Contract, stream: StateStream) -> list[str]:
@@ -49,12 +71,25 @@ def on_incompatible(node: Any, topic: str) -> SubscriptionEventCallbacks:
     return SubscriptionEventCallbacks(incompatible_qos=tell)
 
 
-def hear_everybody(node: Any, kind: type, topic: str, callback: Callable[[Any], None]) -> list[Any]:
+def with_info(callback: Callable[[Any, Mapping[str, Any]], None]) -> Callable[..., None]:
+    """A subscription's callback that passes what ROS 2 tells of a message beside it; nothing, on Humble."""
+    if hasattr(Subscription, 'CallbackType'):
+        return lambda message, info: callback(message, info)
+    return lambda message: callback(message, {})
+
+
+def hear_everybody(node: Any, kind: type, topic: str, callback: Callable[..., None], depth: int = 1) -> list[Any]:
     """Subscriptions to a topic on which people and panels speak, with whatever QoS they have.
 
     One hears what was latched before this node came, the others every publisher that does not latch: a reliable one
-    without loss, a best-effort one at all. What several of them hear reaches `callback` several times.
+    without loss, a best-effort one at all. What several of them hear reaches `callback` several times. All publishers
+    share the `depth` of a subscription: with 1, the word of one may be overwritten by another's before it is read.
     """
     quiet = SubscriptionEventCallbacks(use_default_callbacks=False)  # that one of them hears nobody is no news
-    kinds = (LATCHED, NEWEST, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    reliable, latched = ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL
+    kinds = (
+        QoSProfile(depth=depth, reliability=reliable, durability=latched),
+        QoSProfile(depth=depth, reliability=reliable),
+        QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT),
+    )
     return [node.create_subscription(kind, topic, callback, qos, event_callbacks=quiet) for qos in kinds]

@@ -8,7 +8,7 @@ N action columns of the contract.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.actions.motion import Vector, bounds_of
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Limits
-from ki_robot.errors import RobotError
+from ki_robot.errors import Rejected, RobotError
+from ki_robot.space.checker import Violation
 
 SAID_NS = 250_000_000  # how long rest is said before silence: more than a gripper's dead time
 LOST_CHUNKS = 5
@@ -32,6 +33,7 @@ GAP_NS = 100_000_000  # a robot stands still after so long without a setpoint
 BEHIND_S = 0.1  # of full speed: a column further behind its chunk is told
 ARRIVED_S = 0.02  # of the approach's own speed: an approach this near its chunk is over
 INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
+IMPLAUSIBLE_NS = 1_000_000_000  # so many implausible states within this time are a fault, others in between or not
 EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
 
 
@@ -76,6 +78,7 @@ class Follower:
         self._tolerance_N = np.where(self._measured.position_N & ~self._gripper_N, tolerances, np.inf)
         self._period_ns, self._ticked_ns = period_ns, -1
         self._invalid_states = self._invalid_chunks = 0
+        self._implausible_ns: list[int] = []
         self._chunk: ActionChunk | None = None
         self._chunk_steady_ns = 0
         self._speakers: list[_Speaker] = []  # whose chunks were heard lately
@@ -97,16 +100,41 @@ class Follower:
         return self._playback.setpoint_N
 
     @property
+    def where_N(self) -> Matrix:
+        """Where the next command begins: the setpoint while commanding, else what is measured; NaN where unknown."""
+        setpoint_N = self._playback.setpoint_N
+        return setpoint_N if self._speaks and setpoint_N is not None else self._measured.pose()
+
+    @property
     def silent(self) -> bool:
         """Whether there is nothing to say: all has come to rest, and has been said to."""
         return not self._speaks
 
     # What comes in.
 
-    def on_state(self, stream: str, values: Mapping[str, float], stamp_ns: int, steady_ns: int) -> None:
-        """Measured values by column name; a stamp that does not advance is not news."""
-        if self._measured.update(stream, values, stamp_ns, steady_ns):
-            self._invalid_states = 0
+    def on_state(
+        self,
+        stream: str,
+        values: Mapping[str, float],
+        stamp_ns: int,
+        steady_ns: int,
+        who: Callable[[], str] = str,
+    ) -> None:
+        """Measured values by column name; a stamp that does not advance is not news. `who` names who measures."""
+        if not self._speaks:
+            # Nothing is commanded: the robot may be moved by hand, or come up elsewhere. A motion begins where it
+            # stands still (`Measured.moving`).
+            self._measured.forget()
+        try:
+            if self._measured.update(stream, values, stamp_ns, steady_ns):
+                self._invalid_states = 0
+        except Rejected as error:
+            self._implausible_ns = [at for at in self._implausible_ns if steady_ns - at < IMPLAUSIBLE_NS] + [steady_ns]
+            if len(self._implausible_ns) >= INVALID_LIMIT and self.state in (State.RUN, State.HOLD):
+                names = who()
+                text = f'{INVALID_LIMIT} states that cannot be true within a second: {error}'
+                text += f' Measured by {names}.' if names else ''
+                self._fault(Event(Kind.STATE_IMPLAUSIBLE, Severity.FAULT, text), steady_ns)
 
     def on_invalid_state(self, message: str, non_finite: bool, steady_ns: int) -> None:
         """A measured state that cannot be used; non-finite ones in a row are a broken sensor, and a fault."""
@@ -173,6 +201,11 @@ class Follower:
         self._chunk = None
         return True
 
+    def on_violation(self, chunk: ActionChunk, violation: Violation, steady_ns: int) -> None:
+        """A chunk that would bring links together, or out of their box: refused as a whole."""
+        text = f'Chunk {chunk.chunk_id} is refused: {violation.text}.'
+        self._refuse(Event(Kind.WORKSPACE, Severity.REJECTED, text, chunk.chunk_id, violation.step), steady_ns)
+
     def on_invalid_chunk(self, message: str, steady_ns: int) -> None:
         """A chunk that cannot be read (NaN, wrong layout): dropped as a whole; in a row a fault."""
         self._invalid_chunks += 1
@@ -237,6 +270,7 @@ class Follower:
         if self.state is State.FAULT:
             self._chunk, self._fresh = None, True
             self._invalid_chunks = self._invalid_states = 0
+            self._implausible_ns.clear()
             self.state = State.HOLD if self._speaks else State.IDLE
             self.reason = 'fault reset, waits for a chunk'
         return ''
@@ -289,7 +323,7 @@ class Follower:
             return False
         if self._fresh and self._speaks and self._rested_ns is None:
             return False  # first to rest
-        why = self._why_not_run(now_ns, steady_ns, tell=False) or self._measured.implausible()
+        why = self._why_not_run(now_ns, steady_ns, tell=False)
         why = why or (self._measured.moving(steady_ns) if self._fresh else '')
         if why:
             self.reason = why
@@ -328,7 +362,7 @@ class Follower:
             if tell and not policy.ended:  # that a run is over is no intervention
                 self._tell(Event(Kind.HOLD, Severity.REJECTED, text), steady_ns)
             return text
-        stale = self._measured.stale(steady_ns)
+        stale = self._measured.stale(steady_ns, now_ns)
         if rules.status_timeout_ns and policy is None:
             return 'policy: never heard of'
         if chunk is None:

@@ -19,29 +19,43 @@ from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from ki_policy_node.common import diagnostics, process
 from ki_policy_node.common.parameters import Parameters
-from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, joint_columns, on_incompatible
+from ki_policy_node.common.streams import (
+    INPUT_QOS,
+    LATCHED,
+    NEWEST,
+    joint_columns,
+    on_incompatible,
+)
 from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.chunk_follower import Follower
-from ki_policy_node.executor.outputs import ControllerOutput, in_the_way, make_output
+from ki_policy_node.executor.controllers import ControllerWatch, full_name
+from ki_policy_node.executor.estop import EstopListener
+from ki_policy_node.executor.outputs import ControllerOutput, make_output
 from ki_policy_node.executor.playback import Setpoints
 from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
 from ki_policy_node.executor.settings import ChunkExecutorSettings
-from ki_robot.contract.contract import load_contract
+from ki_robot.actions.chunk import first_step_due
+from ki_robot.contract.contract import contract_file, load_contract
 from ki_robot.contract.limits import action_limits, read_limits
 from ki_robot.contract.names import interface_of
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+from ki_robot.space.checker import SpaceChecker
 
 WATCH_S = 0.1
 BRAKE_S = 5.0  # no brake takes longer
 MOST_TICKS = 10  # at once, where simulated time runs faster than the executor ticks
 DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
 LOOKING = 'looks for its controllers'
+UNCLEAR = (
+    'Several publish the e-stop, and it is not clear who has released it: let each of them say False once more, '
+    'or end those that are not needed.'
+)
 FOLLOWED = (PolicyStatus.STATE_RUNNING,)
 ENDED = (PolicyStatus.STATE_READY, PolicyStatus.STATE_DRY_RUN, PolicyStatus.STATE_UNCONFIGURED)
 
@@ -64,6 +78,9 @@ class ChunkExecutor(LifecycleNode):
         self._simulated = False
         self._said = ''
         self._jump: Any = None
+        self._controllers: ControllerWatch | None = None
+        self._space: SpaceChecker | None = None
+        self._estop: EstopListener | None = None
         self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
         self._state_pub = self.create_publisher(String, '~/state', LATCHED)
         self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
@@ -102,6 +119,12 @@ class ChunkExecutor(LifecycleNode):
                 )
         for spec in contract.outputs:
             self._outputs.append(make_output(self, spec, contract))
+        if contract.space is not None:
+            folder = contract_file(settings.robot).parent
+            self._space = SpaceChecker(contract.space, contract.action_names, folder)
+        self._controllers = ControllerWatch(
+            self, contract, self._outputs, settings.exclusive, settings.require_controllers
+        )
         self._follower = Follower(contract, limits, rules, round(1e9 / settings.rate))
         for stream in contract.state_streams:
             columns = joint_columns(contract, stream)
@@ -109,7 +132,7 @@ class ChunkExecutor(LifecycleNode):
             self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
-        self._inputs += hear_everybody(self, Bool, 'estop', self._on_estop)
+        self._estop = EstopListener(self, self._on_estop)
         self._jump = process.on_clock_jump(self, self._on_clock_jump)
         self._say('inactive')
 
@@ -148,6 +171,8 @@ class ChunkExecutor(LifecycleNode):
     def close(self) -> None:
         """The end of the process: the brake is played and acknowledged before the context dies."""
         self._last_word('the executor ends')
+        if self._estop is not None:
+            self._estop.close()
         self._say('ended')
 
     def _forget(self) -> None:
@@ -157,7 +182,12 @@ class ChunkExecutor(LifecycleNode):
             output.close()
         if self._jump is not None:
             self._jump.unregister()
+        if self._controllers is not None:
+            self._controllers.close()
+        if self._estop is not None:
+            self._estop.close()
         self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
+        self._controllers, self._space, self._estop = None, None, None
 
     def _last_word(self, reason: str) -> None:
         """Brakes what moves to rest, tick by tick, and only then stops to tick."""
@@ -188,6 +218,10 @@ class ChunkExecutor(LifecycleNode):
                 act(follower)
 
     def _on_state(self, stream: Any, columns: list[str]) -> Any:
+        def who() -> str:
+            speakers = self.get_publishers_info_by_topic(self.resolve_topic_name(stream.topic))
+            return ', '.join(sorted(map(full_name, speakers)))
+
         def store(message: Any) -> None:
             steady_ns = time.monotonic_ns()
             try:
@@ -200,8 +234,9 @@ class ChunkExecutor(LifecycleNode):
                 self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
                 self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
                 return
-            pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp_ns(message.header) or steady_ns
-            self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns))
+            stamp = 0 if stream.stamp == 'receive' else stamp_ns(message.header)
+            pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp or self._now_ns()
+            self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns, who))
 
         return store
 
@@ -213,6 +248,15 @@ class ChunkExecutor(LifecycleNode):
             text = str(error)
             self._follow(lambda follower: follower.on_invalid_chunk(text, steady_ns))
             return
+        if self._space is not None and self._follower is not None:
+            # Some milliseconds, and therefore not under the lock: the dispatch goes on meanwhile.
+            with self._lock:
+                here_N = self._follower.where_N
+            ahead_HN = chunk.columns(self._follower.contract.action_names)[first_step_due(chunk, self._now_ns()) :]
+            violation = self._space.check(ahead_HN, here_N) if len(ahead_HN) else None
+            if violation is not None:
+                self._follow(lambda follower: follower.on_violation(chunk, violation, steady_ns))
+                return
         self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns))
 
     def _on_status(self, message: Any) -> None:
@@ -224,8 +268,8 @@ class ChunkExecutor(LifecycleNode):
         )
         self._follow(lambda follower: follower.on_policy_health(policy))
 
-    def _on_estop(self, message: Any) -> None:
-        self._follow(lambda follower: follower.on_estop(message.data, time.monotonic_ns()))
+    def _on_estop(self, pressed: bool) -> None:
+        self._follow(lambda follower: follower.on_estop(pressed, time.monotonic_ns()))
 
     def _on_clock_jump(self, seconds: float) -> None:
         self._follow(lambda follower: follower.on_clock_jump(seconds, time.monotonic_ns()))
@@ -250,6 +294,8 @@ class ChunkExecutor(LifecycleNode):
             return response
         with self._lock:
             response.message = self._follower.reset_fault()
+        if response.message and self._estop is not None and self._estop.latch.unclear:
+            response.message = UNCLEAR
         response.success = not response.message
         return response
 
@@ -340,8 +386,9 @@ class ChunkExecutor(LifecycleNode):
         """Controllers that do not listen, and strangers that command the same topic."""
         if self._follower is None or self._dispatch is None:
             return
-        settings = self.parameters.values
-        blocked, strangers = in_the_way(self, self._outputs, settings.exclusive, settings.require_controllers)
+        assert self._controllers is not None
+        look = self._controllers.look()
+        blocked, strangers = look.blocked, look.strangers
         settling = time.monotonic() - self._begin_s < DISCOVERY_S
         if blocked and settling:
             blocked = LOOKING
@@ -350,6 +397,8 @@ class ChunkExecutor(LifecycleNode):
             if strangers > 0:
                 event = Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, blocked, value=float(strangers))
                 self._publish_event(event, self._now_ns())
+        if not blocked:
+            self._begin_s = -DISCOVERY_S  # they were all found: from now on an absent one is told at once
         if self._blocked and not blocked:
             with self._lock:
                 self._follower.unblock()

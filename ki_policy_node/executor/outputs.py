@@ -5,7 +5,7 @@ N columns of the contract, n columns of one output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -234,21 +234,3 @@ def make_output(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOu
         NodeError: a gripper action without control_msgs.
     """
     return SENDERS[spec.kind](node, spec, contract)
-
-
-def in_the_way(
-    node: Any, outputs: Sequence[ControllerOutput], exclusive: bool, needs_listeners: bool
-) -> tuple[str, int]:
-    """Why nothing may be commanded: others on a command topic (if `exclusive`), or nobody (if `needs_listeners`).
-
-    Returns:
-        The sentence for the operator, empty when the way is free; and how many others publish there.
-    """
-    for output in outputs:
-        topic = node.resolve_topic_name(output.spec.topic)
-        strangers = node.count_publishers(topic) - 1 if exclusive and output.publisher is not None else 0
-        if strangers > 0:
-            return f'Somebody else publishes on {topic}; end it, or give this robot a namespace or domain.', strangers
-        if needs_listeners and not output.heard():
-            return f'Nobody listens to {topic}; start or activate the controller of output {output.spec.name}.', 0
-    return '', 0

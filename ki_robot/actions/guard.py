@@ -29,6 +29,7 @@ class Kind(IntEnum):
     POSITION_LIMIT = 0
     VELOCITY_LIMIT = 1
     ACCELERATION_LIMIT = 2
+    WORKSPACE = 3
     NON_FINITE = 4
     START_JUMP = 5
     CHUNK_EXPIRED = 6
@@ -37,6 +38,7 @@ class Kind(IntEnum):
     ESTOP = 9
     FOREIGN_PUBLISHER = 10
     HOLD = 11
+    STATE_IMPLAUSIBLE = 12
 
 
 @dataclass(frozen=True)

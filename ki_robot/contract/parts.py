@@ -130,6 +130,7 @@ class StateStream(ContractPart):
     """One topic with measured state."""
 
     always_written = ('prefix', 'extra_joints', 'stamp')
+    unhashed = ('publishers',)
 
     name: Name
     """What state columns name as their source."""
@@ -145,6 +146,8 @@ class StateStream(ContractPart):
     """Whether a message may hold joints that no column wants."""
     stamp: Literal['header', 'receive'] = 'header'
     """Which clock dates a state: the driver's header, or its arrival for a driver without a usable clock."""
+    publishers: Literal['one', 'any'] = 'one'
+    """Whether several nodes may publish the topic; with one, the executor holds while a second measures as well."""
 
 
 class _Column(ContractPart):
@@ -225,7 +228,7 @@ class Output(ContractPart):
     """Which columns go to which controller, and how."""
 
     always_written = ('frame_id',)
-    unhashed = ('role', 'on_hold')
+    unhashed = ('role', 'on_hold', 'controller')
 
     name: Name
     """What reports and errors call it."""
@@ -235,6 +238,9 @@ class Output(ContractPart):
     """The controller's command topic, or the name of a gripper's action."""
     columns: tuple[ColumnName, ...] = Field(min_length=1)
     """Action columns, in the order in which the controller takes them."""
+    controller: Topic | None = None
+    """Name of the controller's node, which must listen before anything is commanded. Left out: the topic without its
+    last part, as ros2_control names it."""
     frame_id: Frame = ''
     """Frame of a TwistStamped."""
     role: Literal['gripper'] | None = None
@@ -245,6 +251,11 @@ class Output(ContractPart):
     the commanded effort, such as a hand's that must not let go."""
     options: OutputOptions = OutputOptions()
     """How commands are sent."""
+
+    @property
+    def controller_name(self) -> str:
+        """Name of the controller's node, relative to the robot's namespace."""
+        return self.controller or self.topic.rpartition('/')[0] or self.topic
 
     @model_validator(mode='after')
     def _kind_takes_the_columns(self) -> Self:

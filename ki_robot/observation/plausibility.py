@@ -18,9 +18,9 @@ from ki_robot.contract.names import interface_of
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS, Vector
 
-LIMIT_MARGIN = 0.1  # of the range between the limits: robots are calibrated, and pushed, a little beyond them
+LIMIT_MARGIN = 0.05  # of the range between the limits: robots are calibrated, and pushed, a little beyond them
 SPEED_FACTOR = 3.0  # of the velocity limit of commands: a hand that guides the arm is faster than the policy may be
-SLACK_S = 0.05  # at the velocity limit: late stamps, quantised encoders
+SLACK_S = 0.1  # at the velocity limit: late stamps, quantised encoders
 
 
 @dataclass(frozen=True, eq=False)

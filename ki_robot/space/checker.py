@@ -88,8 +88,10 @@ class SpaceChecker:
 
         Args:
             values_HN: Positions of the columns, step by step, SI.
-            start_N: Where the robot is when the first step begins.
+            start_N: Where the robot is when the first step begins; NaN for a column that nobody knows yet, which then
+                begins at its first step.
         """
+        start_N = np.where(np.isfinite(start_N), start_N, values_HN[0])
         at_HQ = np.stack([self._configuration(values_N) for values_N in (start_N, *values_HN)])
         moved_HP = np.abs(np.diff(at_HQ, axis=0)) @ self._reach_QP
         self._place(at_HQ[0])

@@ -37,6 +37,7 @@ from trajectory_msgs.msg import JointTrajectory
 from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
+from ki_policy_node.common.streams import controller_nodes
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output as OutputSpec
@@ -121,9 +122,11 @@ class SimRobot(Node):
             self._chunks = self._operator_node.create_publisher(ActionChunk, '~/action_chunk', newest)
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
         self.live = LiveSimulation(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
+        self.controllers = controller_nodes(self, self.contract.outputs)
         for output in self.contract.outputs:
             kind = CLASSES[CONTROLLER_KINDS[output.kind].messages[0]]
-            self.create_subscription(kind, output.topic, self._receiver(output), COMMAND_QOS)
+            controller, topic = self.controllers[output.name], self.resolve_topic_name(output.topic)
+            controller.create_subscription(kind, topic, self._receiver(output), COMMAND_QOS)
         for qos in (LATCHED, SENSOR_QOS):  # what was pressed before this node came, and whoever does not latch
             self.create_subscription(Bool, 'estop', self._on_estop, qos)
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -139,6 +142,9 @@ class SimRobot(Node):
         """Ends the simulation; may be called twice."""
         if hasattr(self, 'live'):
             self.live.close()
+        for controller in set(getattr(self, 'controllers', {}).values()):
+            controller.destroy_node()
+        self.controllers = {}
         operator: Node | None = getattr(self, '_operator_node', None)
         if operator is not None:
             operator.destroy_node()
@@ -329,6 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         _, robot = process.start(SimRobot, arguments)
         executor = process.make_executor()
         executor.add_node(robot)
+        for controller in set(robot.controllers.values()):
+            executor.add_node(controller)
         while not told.is_set() and not robot.ended.is_set():
             _serve(robot, executor)
         status = 1 if robot.ended.is_set() else 0

@@ -54,3 +54,27 @@ def test_an_estop_is_heard_whatever_the_qos_of_its_publisher(rig, reliability):
     rig.until('both ends', lambda: estop.get_subscription_count() >= 1)
     estop.publish(Bool(data=True))
     rig.until('fault', lambda: rig.state == 'fault: The e-stop is pressed.')
+
+
+def test_the_false_of_another_publisher_does_not_release(rig):
+    from rclpy.qos import QoSProfile as Profile
+
+    button = rig.node.create_publisher(Bool, 'estop', Profile(depth=10))
+    tool = rig.robot.create_publisher(Bool, 'estop', Profile(depth=10))
+    rig.start_executor()
+    rig.until('idle', lambda: rig.state.startswith('idle'))
+    rig.until('both heard', lambda: min(button.get_subscription_count(), tool.get_subscription_count()) >= 2)
+    button.publish(Bool(data=True))
+    rig.until('fault', lambda: rig.state == 'fault: The e-stop is pressed.')
+    for _ in range(5):
+        tool.publish(Bool(data=False))
+        time.sleep(0.1)
+    refused = rig.call(Trigger, 'chunk_executor/reset_fault')
+    assert not refused.success
+    button.publish(Bool(data=False))
+
+    def reset() -> bool:
+        tool.publish(Bool(data=False))
+        return rig.call(Trigger, 'chunk_executor/reset_fault').success
+
+    rig.until('reset', reset)

@@ -6,7 +6,7 @@ that the live node would refuse is refused here for the same reason, and counted
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ from training.errors import TrainingError
 
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
+GLITCHES = 0.25  # share of a stream's states that may be dropped one by one as untrue
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
 __all__ = ['Collected', 'Marker', 'Track', 'collect', 'stream_rates']
 
@@ -49,8 +50,27 @@ class Track:
         self.logs.append(log_ns)
         self.rows.append(row)
 
+    def drop(self, places: Iterable[int]) -> None:
+        """Takes some messages out again."""
+        gone = set(places)
+        for values in (self.stamps, self.logs, self.rows):
+            values[:] = [value for place, value in enumerate(values) if place not in gone]
+
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass
+class Doubtful:
+    """States of one stream that cannot be true: their places in its track, and why the first cannot."""
+
+    places: list[int] = field(default_factory=list)
+    first: str = ''
+
+    def add(self, place: int, why: str) -> None:
+        """One more."""
+        self.places.append(place)
+        self.first = self.first or why
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class Collected:
     Attributes:
         cameras: Rows are (offset, length) into the camera's file.
         states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
+        doubtful: By stream; states that cannot be true.
         commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
         missing_outputs: Outputs whose topic was not recorded.
     """
@@ -77,6 +98,7 @@ class Collected:
     cameras: dict[str, Track] = field(default_factory=dict)
     states: dict[str, Track] = field(default_factory=dict)
     state_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    doubtful: dict[str, Doubtful] = field(default_factory=dict)
     commands: dict[str, Track] = field(default_factory=dict)
     markers: Track = field(default_factory=Track)
     instructions: Track = field(default_factory=Track)
@@ -138,11 +160,32 @@ def collect(
             _add_command(bag, output, found, handlers, remap, problems)
         _add_texts(bag, found, handlers)
         _read(bag, handlers, found, problems)
+        for name, doubtful in found.doubtful.items():
+            _drop_doubtful(bag, name, found.states[name], doubtful, problems)
     finally:
         for stream in files:
             stream.close()
     _require(bag, contract, found)
     return found
+
+
+def _drop_doubtful(bag: Bag, name: str, track: Track, doubtful: Doubtful, problems: Problems) -> None:
+    """Drops the states that cannot be true, as the live buffer does.
+
+    Where they are many, it is no glitch: the recording is in other units, or of another robot. Then all are kept, so
+    that `ki doctor data` can say what is wrong with them.
+    """
+    if not doubtful.places:
+        return
+    if len(doubtful.places) > GLITCHES * len(track):
+        text = (
+            f'{len(doubtful.places)} of {len(track)} states cannot be true, so the live node would refuse them: '
+            f'{doubtful.first} Other units, or another robot?'
+        )
+        problems.add(bag.path, name, 'implausible_stream', text)
+        return
+    problems.add(bag.path, name, 'implausible', doubtful.first, len(doubtful.places))
+    track.drop(doubtful.places)
 
 
 def _read(
@@ -264,6 +307,7 @@ def _add_state(
     found.state_columns[source.name] = columns
     track = found.states[source.name] = Track()
     check, newest_ns = StateCheck(contract, columns), 0
+    doubtful = found.doubtful[source.name] = Doubtful()
 
     def take(message: Any, log_ns: int) -> None:
         stamp = _dated(stamp_ns(message.header), source.stamp)
@@ -276,7 +320,10 @@ def _add_state(
         if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
             check.reset()
         else:
-            check.check(row, time_ns)
+            try:
+                check.check(row, time_ns)
+            except Rejected as error:
+                doubtful.add(len(track), str(error))
         newest_ns = time_ns
         track.add(stamp, log_ns, row)
 

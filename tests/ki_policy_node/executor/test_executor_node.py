@@ -20,10 +20,7 @@ def test_kinds_and_severities_have_the_numbers_of_the_message():
     spoken = {name: value for name, value in vars(SafetyEvent).items() if name.startswith(('KIND_', 'SEVERITY_'))}
     for prefix, words in (('KIND_', Kind), ('SEVERITY_', Severity)):
         assert {prefix + word.name: word.value for word in words}.items() <= spoken.items()
-    # A workspace is the business of a robot's own safety; every other kind can be told.
-    assert {name for name in spoken if name.startswith('KIND_')} - {f'KIND_{kind.name}' for kind in Kind} == {
-        'KIND_WORKSPACE'
-    }
+    assert {name for name in spoken if name.startswith('KIND_')} == {f'KIND_{kind.name}' for kind in Kind}
 
 
 def test_the_executor_never_loads_torch_or_the_model():

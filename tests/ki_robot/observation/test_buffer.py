@@ -364,11 +364,11 @@ def test_raw_cameras_and_prefixed_arms_work_as_well(make: Any) -> None:
         image = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         assert buffer.push(camera.name, fill_image(make('sensor_msgs/Image'), image, T0), T0)
     joints = ['waist', 'shoulder', 'elbow', 'forearm_roll', 'wrist_angle', 'wrist_rotate', 'gripper', 'left_finger']
-    for side, pose in (('left_arm', np.arange(8) / 100), ('right_arm', np.arange(8) / 100 + 0.005)):
+    for side, pose in (('left_arm', np.arange(8) / 200), ('right_arm', np.arange(8) / 200 + 0.005)):
         assert buffer.push(side, fill_joint_state(make('sensor_msgs/JointState'), joints, pose, T0), T0)
     observation = buffer.sample(T0 + MS)
     assert isinstance(observation, Observation)
-    np.testing.assert_array_equal(observation.state, [*np.arange(7) / 100, *(np.arange(7) / 100 + 0.005)])
+    np.testing.assert_array_equal(observation.state, [*np.arange(7) / 200, *(np.arange(7) / 200 + 0.005)])
     np.testing.assert_array_equal(observation.images['low'], image)
 
 

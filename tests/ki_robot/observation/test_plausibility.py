@@ -15,7 +15,7 @@ from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract, robot_names
 from ki_robot.errors import Reason, Rejected
 from ki_robot.observation.buffer import ObservationBuffer
-from ki_robot.observation.plausibility import LIMIT_MARGIN, SPEED_FACTOR, StateCheck, possible_states
+from ki_robot.observation.plausibility import LIMIT_MARGIN, SLACK_S, SPEED_FACTOR, StateCheck, possible_states
 
 T0 = 1_700_000_000 * 10**9
 PERIOD_NS = 10_000_000
@@ -66,7 +66,7 @@ def test_a_jump_that_stays_is_believed_once_there_was_time_for_it(check: StateCh
         except Rejected:
             refused += 1
     speed = 2.1  # rad/s, joint1 of arm_single
-    assert refused * 0.01 == pytest.approx(1.0 / (SPEED_FACTOR * speed), abs=0.03)
+    assert refused * 0.01 == pytest.approx((1.0 / speed - SLACK_S) / SPEED_FACTOR, abs=0.02)
 
 
 def test_after_a_reset_anything_within_the_limits_is_believed(check: StateCheck) -> None:
