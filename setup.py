@@ -93,7 +93,7 @@ def config_files() -> list[tuple[str, list[str]]]:
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version='0.2.0',
     description='KI Stack: knowledge-insulated vision-language-action policies on ROS 2.',
     long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
     long_description_content_type='text/markdown',

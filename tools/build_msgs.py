@@ -24,7 +24,7 @@ import numpy
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / 'ki_msgs'
 BUILD = ROOT / 'build' / 'ki_msgs'
-VERSION = '0.1.0'
+VERSION = '0.2.0'
 TAG = f'cp{sys.version_info.major}{sys.version_info.minor}'
 # The wheels' CMake files name the include folders of the machine that built them.
 FOREIGN_PYTHON = re.compile(r'/opt/python/cp[^/]*/include/python3\.\d+')
