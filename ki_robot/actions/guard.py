@@ -190,7 +190,8 @@ def check_jump(chunk: ActionChunk, step: int, speed_N: Vector, measured_N: Vecto
     over = np.array([interface_of(name) == 'position' for name in chunk.names]) & (jump > allowed * (1.0 + SLACK))
     if not over.any():
         return None
-    column = int(np.argmax(np.where(over, jump / allowed, 0.0)))
+    with np.errstate(over='ignore'):  # a chunk may hold numbers beyond all measure
+        column = int(np.argmax(np.where(over, jump / allowed, 0.0)))
     return _reject(Kind.START_JUMP, chunk, column, step, float(jump[column]), float(allowed[column]))
 
 
