@@ -119,6 +119,11 @@ class SpaceChecker:
             distance_P = budget_P
         return None
 
+    def nearest(self, values_N: Sequence[float]) -> float:
+        """The least distance of any pair at these positions of the columns, m; below 0 where two overlap."""
+        self._place(self._configuration(np.asarray(values_N, float)))
+        return min(self._distance(pair) for pair in range(len(self.pairs)))
+
     def _meet(self, pair: int, one_Q: Matrix, other_Q: Matrix, one: float, other: float, moved: float) -> bool:
         """Whether a pair touches on the straight way between two configurations.
 

@@ -138,9 +138,7 @@ def test_no_collision_that_a_fine_look_finds_is_missed(tmp_path_factory, seed: i
         if found is not None and step >= found.step:
             break
         for share in np.linspace(0, 1, 20):
-            made._place(made._configuration(one + share * (other - one)))
-            distances = [made._distance(pair) for pair in range(len(made.pairs))]
-            assert min(distances) > 0, (step, share)
+            assert made.nearest(one + share * (other - one)) > 0, (step, share)
     if found is not None:  # and nothing is refused that is nowhere near
         one, other = ways[found.step], ways[found.step + 1]
         nearest = np.inf
