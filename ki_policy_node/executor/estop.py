@@ -118,7 +118,7 @@ class EstopListener:
 
         self.latch = EstopLatch()
         self._on_change, self._told = on_change, False
-        self._node = Node(
+        self.node = Node(
             f'{beside.get_name()}_estop',
             context=beside.context,
             namespace=beside.get_namespace(),
@@ -127,9 +127,9 @@ class EstopListener:
             start_parameter_services=False,
         )
         self._topic = beside.resolve_topic_name('estop')
-        hear_everybody(self._node, Bool, self._topic, with_info(self._on_message), DEPTH)
+        hear_everybody(self.node, Bool, self._topic, with_info(self._on_message), DEPTH)
         self._executor = SingleThreadedExecutor(context=beside.context)
-        self._executor.add_node(self._node)
+        self._executor.add_node(self.node)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name='estop', daemon=True)
         self._thread.start()
@@ -141,17 +141,17 @@ class EstopListener:
             self._executor.wake()
             self._thread.join(2.0)
             self._executor.shutdown()
-            self._node.destroy_node()
+            self.node.destroy_node()
 
     def _run(self) -> None:
         while not self._ended.is_set():
             self._executor.spin_once(timeout_sec=WATCH_S)
-            self.latch.on_publishers(self._node.count_publishers(self._topic), time.monotonic_ns())
+            self.latch.on_publishers(self.node.count_publishers(self._topic), time.monotonic_ns())
             self._tell()
 
     def _on_message(self, message: Any, info: Mapping[str, Any]) -> None:
         number, sent_ns = info.get('publication_sequence_number') or UNNUMBERED, info.get('source_timestamp') or 0
-        self.latch.on_publishers(self._node.count_publishers(self._topic), time.monotonic_ns())
+        self.latch.on_publishers(self.node.count_publishers(self._topic), time.monotonic_ns())
         self.latch.on_message(bool(message.data), number, sent_ns, time.monotonic_ns())
         self._tell()
 

@@ -17,6 +17,7 @@ from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import PolicyStatus, SafetyEvent
 from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
@@ -95,6 +96,10 @@ class ChunkExecutor(LifecycleNode):
     def autostart(self) -> bool:
         """Whether to configure and activate without being asked."""
         return self.parameters.values.autostart
+
+    def nodes_beside(self) -> list[Node]:
+        """Nodes of its own that listen for it in other threads."""
+        return [] if self._estop is None else [self._estop.node]
 
     # Lifecycle.
 

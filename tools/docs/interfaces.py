@@ -60,7 +60,8 @@ def page() -> str:
     said, told = [HEAD], set()
     for node in _nodes():
         said += [f'## {node.get_name()}', '']
-        for title, ends in (('Publishes', node.publishers), ('Subscribes to', node.subscriptions)):
+        beside = [end for other in getattr(node, 'nodes_beside', tuple)() for end in other.subscriptions]
+        for title, ends in (('Publishes', node.publishers), ('Subscribes to', [*node.subscriptions, *beside])):
             rows: dict[tuple[str, str], list[str]] = {}
             for end in ends:
                 name, kind = _name(node, end.topic_name), _type(end.msg_type)
