@@ -133,11 +133,6 @@ class JointTrajectoryController:
         self._before = None if self._before is None else replace(self._before, time_ns=self._before.time_ns + by_ns)
         self._commanded = replace(self._commanded, time_ns=self._commanded.time_ns + by_ns)
 
-    @property
-    def commanded(self) -> Floats:
-        """The last command, as far as the limits allow a joint to be sent there again."""
-        return np.clip(self._commanded.q, self._lower, self._upper)
-
     def _hold(self, pose: Floats) -> None:
         self._knots, self._start_ns, self._before, self._holding = [_Knot(0, pose)], None, None, True
 

@@ -145,16 +145,16 @@ class World:
     def step(self, action: npt.ArrayLike, each_tick: Callable[[], None] | None = None) -> None:
         """Carry out one row of the contract's action columns for one step of 50 ms.
 
-        Positions are reached at the step's end. `each_tick` is called after every 10 ms. Raises SimError for a row
-        that a controller refuses.
+        Positions are reached at the step's end. Controllers get what the messages of `record.sim_bags.Sender` say: for
+        an arm a trajectory of one point. `each_tick` is called after every 10 ms. Raises SimError for a row that a
+        controller refuses.
         """
         row = np.asarray(action, np.float64)
         if row.shape != (len(COLUMNS),):
             raise SimError(f'an action has {len(COLUMNS)} numbers ({COLUMNS[0]} ... {COLUMNS[-1]}), got {row.size}')
         for offset, side in ((0, 'left'), (7, 'right')):
-            # From where the arm is commanded to be: without a point there its controller would lead there too fast.
-            points = (Point(0, self.arms[side].commanded.tolist()), Point(STEP_NS, row[offset : offset + 6].tolist()))
-            self.command_arm(side, TrajectoryCommand(ARM_JOINTS[side], points))
+            point = Point(STEP_NS, row[offset : offset + 6].tolist())
+            self.command_arm(side, TrajectoryCommand(ARM_JOINTS[side], (point,)))
             self.command_gripper(side, row[offset + 6])
         self.command_base(row[14:])
         self.advance(STEP_NS, each_tick)

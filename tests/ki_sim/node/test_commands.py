@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from ki_bags import message_builders
+from ki_bags.types import deserialise
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.parts import Output
 from ki_sim.errors import SimError
 from ki_sim.node.commands import reader
-from ki_sim.record.sim_bags import ROBOT
-from ki_sim.world.robot import ARM_JOINTS
-from ki_sim.world.world import World
+from ki_sim.record.sim_bags import ROBOT, Sender
+from ki_sim.world.robot import ARM_JOINTS, COLUMNS
+from ki_sim.world.world import STEP_NS, World
 
 OFFSET_NS = 1_700_000_000_000_000_000
 
@@ -64,3 +65,32 @@ def test_the_base_is_told_three_velocities(world: World) -> None:
     reader(output)(message_builders.command(output, OFFSET_NS, [0.2, -0.1, 0.3]))(world, OFFSET_NS)
     np.testing.assert_allclose(world.base.sample(world.time_ns + 100_000_000), [0.2, -0.1, 0.3])
     np.testing.assert_allclose(world.base.sample(world.time_ns + 10**9), 0.0)  # it ran out
+
+
+class Wire:
+    """Takes the commands of a `Sender` to the controllers of a world."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.topics = world, {}
+        self.readers = {'/' + output.topic: reader(output) for output in load_contract(ROBOT).outputs}
+
+    def add_topic(self, name: str, type_name: str) -> None:
+        self.topics[name] = type_name
+
+    def write(self, topic: str, time_ns: int, data: bytes) -> None:
+        self.readers[topic](deserialise(data, self.topics[topic]))(self.world, OFFSET_NS)
+
+
+def test_rows_sent_as_messages_and_rows_given_to_step_make_the_same_states(world: World) -> None:
+    wire, rng = Wire(world), np.random.default_rng(0)
+    sender = Sender(wire, load_contract(ROBOT))
+    row = world.observe(images=False).state
+    with World('demo', 0, cameras=()) as stepped:
+        for _ in range(20):
+            row = row + np.concatenate([rng.normal(0.0, 0.02, 14), rng.normal(0.0, 0.01, 3)])
+            row[[COLUMNS.index(f'{side}_gripper/position') for side in ('left', 'right')]] = 0.05
+            sender.commands(OFFSET_NS + world.time_ns, row)
+            world.advance(STEP_NS)
+            stepped.step(row)
+            assert world.joint_states() == stepped.joint_states()
+            assert np.array_equal(world.odometry(), stepped.odometry())

@@ -261,6 +261,8 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
         for topic in direct:
             if topic.endswith('/commands'):
                 assert [list(m.data) for m in live[topic]] == [list(m.data) for m in direct[topic]]
+            if topic.endswith('/joint_trajectory'):
+                assert [waypoints(m) for m in live[topic]] == [waypoints(m) for m in direct[topic]]
         for camera in load_contract(ROBOT).cameras:
             pairs = zip(live['/' + camera.topic], direct['/' + camera.topic], strict=False)
             assert all((one.data == two.data).all() for one, two in pairs), camera.name
@@ -272,6 +274,12 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
         assert not list(mine.problems)
     again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
     assert '2 were there' in again.stdout
+
+
+def waypoints(message: Any) -> list[tuple[int, list[float]]]:
+    from ki_robot.messages.arrays import time_ns
+
+    return [(time_ns(point.time_from_start), list(point.positions)) for point in message.points]
 
 
 def by_topic(bag: Any) -> dict[str, list[Any]]:

@@ -142,6 +142,17 @@ def test_a_splice_to_a_point_in_the_future_is_a_spike(from_desired):
         assert splices.max() < 0.0
 
 
+def test_a_setpoint_every_50_ms_goes_a_third_of_the_way_in_the_first_period():
+    """As with the real one: the line to a lone point begins a period early, so it takes 60 ms and 10 are over."""
+    arm = Arm(start=(0.0, 0.0))
+    arm.until(100)
+    for step in range(1, 4):
+        arm.accept(trajectory((50, [0.06 * step, 0.0]), stamp_ms=arm.now // MS))
+        arm.until(100 + 50 * step)
+    steps = np.diff(np.array(arm.commands)[9:, 0]).reshape(3, 5)
+    assert steps == pytest.approx(np.tile([0.02, 0.01, 0.01, 0.01, 0.01], (3, 1)))
+
+
 @pytest.mark.parametrize('from_desired', [True, False])
 def test_a_splice_to_a_point_in_the_past_runs_on_as_if_there_were_none(from_desired):
     arm = Arm(from_desired=from_desired)
