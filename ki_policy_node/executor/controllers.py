@@ -19,7 +19,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ki_policy_node.executor.outputs import ControllerOutput
 from ki_robot.contract.contract import Contract
 
-SILENT_S = 0.3  # of a controller's state topic, which comes 50 times a second
+SILENT_S = 0.3  # of a controller's state topic, which comes 50 times a second where nobody has set it otherwise
+SILENT_PERIODS = 4
 ASK_S = 0.25  # between two questions to a controller manager that does not tell by itself
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -47,12 +48,10 @@ class ActivityTable:
         self._states = {each.name: each.state for each in response.controller}
 
     def why_not_active(self, name: str) -> str:
-        """Why a controller takes no commands; empty when it is active, or nothing is known."""
-        if not self._states or self._states.get(name) == 'active':
+        """Why a controller takes no commands; empty when it is active, or not one of this manager's."""
+        state = self._states.get(name, 'active')
+        if state == 'active':
             return ''
-        if name not in self._states:
-            return f'The controller manager has no controller {name}; spawn it.'
-        state = self._states[name]
         return f'The controller {name} is {state}; activate it: ros2 control switch_controllers --activate {name}.'
 
 
@@ -180,7 +179,7 @@ class _StateTopic:
     """The state that a controller publishes while it is active; one that was never heard proves nothing."""
 
     def __init__(self, node: Any, topic: str) -> None:
-        self._node, self._topic, self._heard_s = node, topic, 0.0
+        self._node, self._topic, self._heard_s, self._period_s = node, topic, 0.0, 0.0
         self._subscription: Any = None
 
     def why_silent(self, name: str) -> str:
@@ -188,7 +187,7 @@ class _StateTopic:
             self._listen()
             return ''
         silent_s = time.monotonic() - self._heard_s
-        if not self._heard_s or silent_s <= SILENT_S:
+        if not self._heard_s or silent_s <= max(SILENT_S, SILENT_PERIODS * self._period_s):
             return ''
         return f'The controller {name} has said nothing on {self._topic} for {silent_s:.1f} s; is it active?'
 
@@ -202,7 +201,10 @@ class _StateTopic:
             self._subscription = self._node.create_subscription(message, self._topic, self._heard, qos, raw=True)
 
     def _heard(self, _: bytes) -> None:
-        self._heard_s = time.monotonic()
+        now_s = time.monotonic()
+        if self._heard_s:
+            self._period_s = now_s - self._heard_s
+        self._heard_s = now_s
 
     def close(self) -> None:
         if self._subscription is not None:
