@@ -72,25 +72,6 @@ def test_the_files_of_ki_up_are_taken(name: str) -> None:
     assert {program.name for program in read_plan(ROOT / 'config' / 'node' / f'{name}.yaml').programs} >= set(STACK)
 
 
-@pytest.mark.parametrize('robot', ['arm_single', 'bimanual_mobile', 'bimanual_static'])
-def test_every_output_of_a_robot_has_its_controller_with_its_joints(robot: str) -> None:
-    from ki_robot.contract.contract import load_contract
-    from ki_robot.contract.names import joint_of
-
-    content = yaml.safe_load((ROOT / 'config' / 'controllers' / f'{robot}.yaml').read_text())
-    managed = content['/**/controller_manager']['ros__parameters']
-    for output in load_contract(robot).outputs:
-        controller = output.topic.split('/')[0]
-        assert controller in managed, output.name
-        given = content[f'/**/{controller}']['ros__parameters']
-        if output.kind in ('joint_trajectory', 'forward_command'):
-            assert given['joints'] == [joint_of(column) for column in output.columns]
-        if output.kind == 'joint_trajectory':
-            assert given['interpolate_from_desired_state'] is True
-            assert given['allow_nonzero_velocity_at_trajectory_end'] is False
-            assert given['cmd_timeout'] == 0.0, 'a timeout goes to the measured pose, in one step'
-
-
 # With ROS 2 launch, where it is installed: the launch files are run.
 
 LAUNCH = """

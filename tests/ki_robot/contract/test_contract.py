@@ -67,7 +67,7 @@ def test_the_hash_follows_the_content_and_not_the_layout() -> None:
 HASHES = {
     'arm_single': '8a513244d51b2b96910ac7377535d4d9b3205781660dda8f58f868aa833032f2',
     'bimanual_mobile': '2f895b1072d0acd1f25bcd282f59e64f26311b7e9842ea2306149bc2ca5962ff',
-    'bimanual_static': 'f967bdb32e713b35fa746d88db9618401f9a00c93f1a64607978187bea0e971c',
+    'bimanual_static': '2b36a3335f35b9204b55727b82b10f4b00e499452bc8ae3db731f289385529a7',
     'g1_upper_body': '7c9a6975a49abbe2138b778f9464cdf7a2d9232cbb55a519cd6e09ae25333d10',
 }
 
