@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ import yaml
 
 from ki_bags.errors import BagError
 from ki_bags.problems import Problems
-from ki_bags.storage import MAX_MESSAGE_BYTES, Channel, FileReport, Message, channels_of, messages_of
+from ki_bags.storage import (
+    MAX_MESSAGE_BYTES,
+    Channel,
+    FileReport,
+    Message,
+    channels_of,
+    copy_with_wal,
+    has_wal,
+    messages_of,
+)
 from ki_bags.types import Decoder
 
 SUFFIXES = ('.mcap', '.db3')
@@ -264,9 +274,13 @@ def _channels(file: Path, path: Path, compression: str, problems: Problems) -> l
 
 @contextmanager
 def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Path | None]:
-    """The file itself, or a temporary copy without the compression of the whole file; None if that fails."""
+    """The file itself, or a temporary copy: with its write-ahead log, or uncompressed; None if that fails."""
     if compression != 'file':
-        yield file
+        if not has_wal(file):
+            yield file
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield _with_wal(file, Path(folder), problems)
         return
     import zstandard
 
@@ -278,6 +292,19 @@ def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Pa
         except (OSError, zstandard.ZstdError) as error:
             problems.add(file.parent, file.name, 'damaged', f'{file.name} cannot be decompressed to its end: {error}')
         yield plain if plain.is_file() and plain.stat().st_size else None
+
+
+def _with_wal(file: Path, folder: Path, problems: Problems) -> Path:
+    """A copy of a database with what its write-ahead log holds; the file itself, and a problem, where that fails."""
+    wal = f'{file.name}-wal, which holds the newest messages of {file.name},'
+    try:
+        copy, lost = copy_with_wal(file, folder)
+    except (BagError, OSError, sqlite3.Error) as error:
+        problems.add(file.parent, file.name, 'wal_unread', f'{wal} cannot be read: {error}')
+        return file
+    if lost:
+        problems.add(file.parent, file.name, 'wal_cut', f'{wal} ends in {lost} pages that are damaged or unfinished')
+    return copy
 
 
 def _inflate(message: Message, report: FileReport) -> Message | None:

@@ -7,6 +7,7 @@ yields what lies before the damage; it is the only one that gets anything out of
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -213,6 +214,56 @@ def _mcap_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Messag
             schemas[record.id] = record
         elif isinstance(record, Record):
             channels[record.id] = _mcap_channel(record, schemas)
+
+
+def has_wal(path: Path) -> bool:
+    """Whether a database has a write-ahead log beside it: rows that its recorder did not live to put into the file."""
+    wal = _wal_of(path)
+    return path.suffix == '.db3' and wal.is_file() and wal.stat().st_size > 0
+
+
+def copy_with_wal(path: Path, folder: Path) -> tuple[Path, int]:
+    """A copy of a database in `folder` into which its write-ahead log is merged; the recording stays untouched.
+
+    Returns:
+        The copy, and how many pages of the log were left out: never committed, or damaged.
+
+    Raises:
+        BagError: Nothing of the log can be used.
+        OSError, sqlite3.Error: The copy cannot be made.
+    """
+    copy = folder / path.name
+    shutil.copyfile(path, copy)
+    shutil.copyfile(_wal_of(path), _wal_of(copy))
+    written = _pages_of_wal(_wal_of(copy))
+    connection = sqlite3.connect(copy)
+    try:
+        _, merged, _ = connection.execute('PRAGMA wal_checkpoint(PASSIVE)').fetchone()
+    finally:
+        connection.close()
+    if merged <= 0 < written:
+        raise BagError(f'none of its {written} pages fits the database')
+    return copy, max(written - merged, 0)
+
+
+def _pages_of_wal(wal: Path) -> int:
+    """How many pages a write-ahead log says it holds; pages of an earlier round, under other salts, do not count.
+
+    Source: https://www.sqlite.org/fileformat2.html#walformat
+    """
+    with wal.open('rb') as stream:
+        header = stream.read(32)
+        if len(header) < 32:
+            return 0
+        page_bytes, salts, count = int.from_bytes(header[8:12], 'big'), header[16:24], 0
+        while len(frame := stream.read(24)) == 24 and frame[8:16] == salts:
+            count += 1
+            stream.seek(page_bytes, 1)
+        return max(count, 1)
+
+
+def _wal_of(path: Path) -> Path:
+    return path.with_name(f'{path.name}-wal')
 
 
 def _sqlite(path: Path) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,64 @@ def test_missing_paths_and_empty_folders_are_one_sentence(tmp_path: Path) -> Non
     (tmp_path / 'x.txt').write_text('')
     with pytest.raises(BagError, match=r'is no recording'):
         open_bag(tmp_path / 'x.txt')
+
+
+@pytest.fixture
+def killed(tmp_path: Path, cdr_text: Callable[[str], bytes]) -> Path:
+    """A database whose recorder was killed: 100 rows in the file, 200 more in the write-ahead log beside it."""
+    live = tmp_path / 'live.db3'
+    database = sqlite3.connect(live)
+    database.executescript(
+        'PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;'
+        'CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT, type TEXT, serialization_format TEXT,'
+        ' offered_qos_profiles TEXT);'
+        'CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, data BLOB);'
+        "INSERT INTO topics VALUES (1, '/a', 'std_msgs/msg/String', 'cdr', '');"
+    )
+    for index in range(300):
+        row = (1, index + 1, cdr_text(f'{index:04d}'))
+        database.execute('INSERT INTO messages(topic_id, timestamp, data) VALUES (?, ?, ?)', row)
+        database.commit()
+        if index == 99:
+            database.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+    (tmp_path / 'bag').mkdir()
+    for end in ('', '-wal'):
+        shutil.copy(f'{live}{end}', tmp_path / 'bag' / f'bag_0.db3{end}')
+    database.close()
+    return tmp_path / 'bag' / 'bag_0.db3'
+
+
+def texts(bag: Path) -> tuple[list[str], set[str]]:
+    opened = open_bag(bag)
+    found = [opened.decode(each).data for each in opened.messages()]
+    return found, opened.problems.kinds()
+
+
+def test_rows_in_the_write_ahead_log_of_a_killed_recorder_are_read(killed: Path) -> None:
+    before = {path.name: path.read_bytes() for path in killed.parent.iterdir()}
+    assert texts(killed) == ([f'{index:04d}' for index in range(300)], set())
+    assert {path.name: path.read_bytes() for path in killed.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ('place', 'count', 'kind'), [(0.5, range(150, 250), 'wal_cut'), (0.0, range(100, 101), 'wal_unread')]
+)
+def test_a_damaged_write_ahead_log_is_named(killed: Path, place: float, count: range, kind: str) -> None:
+    wal = killed.with_name('bag_0.db3-wal')
+    data = bytearray(wal.read_bytes())
+    data[20 + int(place * len(data))] ^= 1
+    wal.write_bytes(data)
+    found, kinds = texts(killed)
+    assert len(found) in count
+    assert kinds == {kind}
+
+
+def test_a_foreign_database_is_named(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / 'firefox.db3')
+    database.execute('CREATE TABLE places(url TEXT)')
+    database.commit()
+    database.close()
+    found, kinds = texts(tmp_path / 'firefox.db3')
+    assert (found, kinds) == ([], {'unreadable'})
+    [problem] = open_bag(tmp_path / 'firefox.db3').problems
+    assert 'no such table: topics' in problem.text
