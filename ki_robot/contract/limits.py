@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -142,8 +142,9 @@ def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ..
     A file's position bounds hold for `NAME/position`; for `NAME/velocity` its velocity and acceleration do.
 
     Raises:
-        RobotError: A file and the contract leave no room between lower and upper.
+        RobotError: A file and the contract leave no room between lower and upper, or share no joint.
     """
+    _require_shared_joint(contract, sources)
     found = []
     for column in contract.actions:
         joint, _, interface = column.name.rpartition('/')
@@ -157,6 +158,26 @@ def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ..
             limits = tightest(limits, other, f'{contract.name}: {column.name} together with the file')
         found.append(limits)
     return tuple(found)
+
+
+def _require_shared_joint(contract: Contract, sources: tuple[JointLimits, ...]) -> None:
+    """A file of another robot, or under other names, would change nothing and leave its reader believing it holds."""
+    named = [column.name.rpartition('/') for column in contract.actions]
+    commanded = {joint: None for joint, _, interface in named if interface in ('position', 'velocity')}
+    for source in sources:
+        if commanded.keys().isdisjoint(source):
+            raise RobotError(
+                f'The limits file names the joints {_some(source)}; contract {contract.name} commands '
+                f'{_some(commanded)}: not one is in both, so the file would limit nothing. Write the joint names of '
+                'the contract into it, or give no limits file.'
+            )
+
+
+def _some(names: Iterable[str], at_most: int = 8) -> str:
+    """The first few names, for a sentence."""
+    found = [shown(name) for name in names]
+    rest = f' and {len(found) - at_most} more' if len(found) > at_most else ''
+    return (', '.join(found[:at_most]) or 'none') + rest
 
 
 def _number(text: str, where: str) -> float:

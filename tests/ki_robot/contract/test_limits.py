@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ki_robot.contract.contract import load_contract
-from ki_robot.contract.limits import action_limits, limits_from_urdf, limits_from_yaml, read_limits, tightest
+from ki_robot.contract.limits import (
+    JointLimits,
+    action_limits,
+    limits_from_urdf,
+    limits_from_yaml,
+    read_limits,
+    tightest,
+)
 from ki_robot.contract.parts import Limits
 from ki_robot.errors import RobotError
 
@@ -123,3 +130,17 @@ def test_a_file_that_contradicts_the_contract_is_refused_by_column() -> None:
 def test_any_damage_to_a_urdf_gives_limits_or_a_robot_error(at: int, junk: str) -> None:
     with contextlib.suppress(RobotError):
         assert isinstance(limits_from_urdf(URDF[:at] + junk + URDF[at + len(junk) :]), dict)
+
+
+@pytest.mark.parametrize(
+    ('file', 'theirs'),
+    [
+        ({'arm_joint1': Limits(velocity=0.5)}, "'arm_joint1'"),
+        ({}, 'none'),
+        ({f'j{i}': Limits() for i in range(9)}, '1 more'),
+    ],
+)
+def test_a_limits_file_that_shares_no_joint_with_the_contract_is_refused(file: JointLimits, theirs: str) -> None:
+    contract = load_contract('arm_single')
+    with pytest.raises(RobotError, match=f"names the joints .*{theirs}; contract arm_single commands 'joint1'.*Write"):
+        action_limits(contract, limits_from_urdf(URDF), file)
