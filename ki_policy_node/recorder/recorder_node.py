@@ -50,6 +50,8 @@ DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
 DEPTH = 1000  # of every subscription: a stall of this process must not cost messages
 LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
+# Topics that all robots of a graph share by their names; the other topics of another namespace are another robot's.
+SHARED = frozenset({'/tf', '/tf_static', '/clock', '/diagnostics'})
 ANSWERS_KEPT = 16  # of services, for requests that are repeated because their answer was lost
 
 
@@ -134,12 +136,17 @@ class Recorder(Node):
     # -- listening
 
     def wants(self, name: str) -> bool:
-        """Whether a topic is to be recorded: listed, or any that is not hidden where none is listed."""
+        """Whether a topic is to be recorded: listed; where none is listed, the robot's own, if it is not hidden.
+
+        The robot's are those below the namespace of the recorder, and those that all robots share.
+        """
         if name == self._markers.topic_name:
             return False
         if self.settings.topics:
             return name in {self.resolve_topic_name(topic) for topic in self.settings.topics}
-        return '/_' not in name and name not in {'/rosout', '/parameter_events'}
+        if '/_' in name or name in {'/rosout', '/parameter_events'}:
+            return False
+        return name in SHARED or name.startswith(self.get_namespace().rstrip('/') + '/')
 
     def discover(self) -> None:
         """Subscribes to wanted topics that have appeared."""

@@ -21,7 +21,8 @@ class RecorderSettings(NodeSettings):
     prefix: str = setting('episode')
     """What the bags are called: PREFIX_0000, PREFIX_0001 and so on."""
     topics: tuple[str, ...] = setting(())
-    """Topics to record; empty records every one that is not hidden."""
+    """Topics to record; empty records every one of the recorder's namespace that is not hidden, and /tf, /tf_static,
+    /clock and /diagnostics."""
     compression: Compression = setting('none')
     """Compression of the chunks of a bag."""
     cache_mib: int = setting(256, unit='MiB', ge=1, le=1 << 20)

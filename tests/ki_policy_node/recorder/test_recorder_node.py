@@ -163,6 +163,37 @@ def test_what_waited_for_a_recorder_that_stalled_keeps_the_time_it_arrived_at(tm
     assert times[-1] - times[0] > 0.1e9, 'sent over 0.2 s'
 
 
+@pytest.mark.parametrize(
+    ('namespace', 'topics', 'recorded'),
+    [
+        ('robot1', [], {'/robot1/words', '/robot1/arm/words', '/tf', '/clock'}),
+        ('', [], {'/robot1/words', '/robot1/arm/words', '/robot10/words', '/robot2/words', '/words', '/tf', '/clock'}),
+        ('robot1', ['words', '/words'], {'/robot1/words', '/words'}),
+    ],
+)
+def test_a_recorder_in_a_namespace_records_its_robot_and_no_other(
+    namespace: str, topics: list[str], recorded: set[str]
+) -> None:
+    from rclpy.parameter import Parameter
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+    from ki_policy_node.recorder.recorder_node import Recorder
+
+    spoken = ['/robot1/words', '/robot1/arm/words', '/robot1/_hidden', '/robot10/words', '/robot2/words', '/words']
+    with ros.node('talker', start_parameter_services=False, enable_rosout=False) as node:
+        for name in (*spoken, '/tf', '/clock'):
+            node.create_publisher(String, name, 10)
+        given = [Parameter('topics', value=topics)] if topics else []
+        recorder = Recorder(namespace=namespace, parameter_overrides=given)
+        own = f'/{namespace}/recorder/'.replace('//', '/')
+        try:
+            ros.spin_until(recorder, lambda: set(recorder.streams) >= recorded, 10.0)
+            assert {name for name in recorder.streams if not name.startswith(own)} == recorded
+        finally:
+            recorder.destroy_node()
+
+
 @pytest.mark.parametrize('signals', [1, 2], ids=['once', 'twice, as ros2 launch does'])
 def test_an_episode_that_is_open_when_the_recorder_is_stopped_is_finished(
     node: Any, start_recorder: Callable[..., Any], tmp_path: Path, signals: int
