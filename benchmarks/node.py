@@ -182,6 +182,7 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
     from ki_robot.contract.contract import load_contract
     from ki_robot.observation.observation import Observation
     from ki_vla.policy.inferred import Inferred
+    from ki_vla.policy.serving import Serving
 
     contract = load_contract('bimanual_mobile')
     names = contract.action_names
@@ -192,6 +193,7 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
         """A slow swing, seen with an offset of 0.02 that is drawn anew for every chunk."""
 
         policy_id, backend = 'noisy', 'none'
+        serving = Serving.for_horizon(contract.horizon, max_delay=6)
 
         def __init__(self) -> None:
             self.contract = contract

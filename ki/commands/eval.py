@@ -48,7 +48,10 @@ def sim(
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
     heldout: Annotated[bool, typer.Option(help='Ask for objects that no action data shows.')] = False,
-    execute_steps: Annotated[int, typer.Option(min=1, help='Steps of a chunk after which the next is planned.')] = 25,
+    execute_steps: Annotated[
+        int,
+        typer.Option(min=0, help='Steps of a chunk after which the next is planned; 0: what the bundle recommends.'),
+    ] = 0,
     delay_steps: Annotated[int, typer.Option(min=0, help='Steps that an inference is thought to take.')] = 0,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
     backend: Annotated[
@@ -59,7 +62,7 @@ def sim(
     films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
     through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
     plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
-    mode: Annotated[str, typer.Option(help='How chunks follow each other.')] = 'latest',
+    mode: Annotated[str, typer.Option(help="How chunks follow each other; auto: the bundle's own.")] = 'auto',
     speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.
@@ -93,7 +96,11 @@ def sim(
                 videos = out / 'films' if films else None
                 report = evaluate(policy, name, scenes, settings, videos, line.advance, paired)
             report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
-            report.settings |= {'mode': mode, 'execute_steps': execute_steps, 'delay_steps': delay_steps}
+            report.settings |= {
+                'mode': policy.timing.mode,
+                'execute_steps': policy.timing.execute_steps,
+                'delay_steps': delay_steps,
+            }
             report.save(out / f'{name}.json')
             print(_row(report.summary()))
     finally:

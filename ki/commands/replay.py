@@ -18,9 +18,12 @@ def replay(
     backend: Annotated[str, typer.Option(help='auto, torch, onnx, tensorrt or commissioning.')] = 'auto',
     out: Annotated[Path, typer.Option(help='Folder for replay.json and replay.html.')] = Path('out/replay'),
     mode: Annotated[
-        str, typer.Option(help='latest, queue, temporal_ensemble or rtc; unless given, rtc, and latest with --live.')
+        str,
+        typer.Option(help='auto, latest, queue, temporal_ensemble, rtc or guided; unless given, auto; --live: latest.'),
     ] = '',
-    execute_steps: Annotated[int, typer.Option(help='Steps after which the next chunk is planned.')] = 25,
+    execute_steps: Annotated[
+        int, typer.Option(help='Steps after which the next chunk is planned; 0: what the bundle recommends.')
+    ] = 0,
     latency: Annotated[float, typer.Option(min=0, help="What an inference takes on the bag's clock [s].")] = 0.1,
     instruction: Annotated[str, typer.Option(help='Instead of the recorded one.')] = '',
     remap: Annotated[list[str] | None, typer.Option(help='TOPIC:=NAME: in the contract, in the bag.')] = None,
@@ -56,7 +59,7 @@ def replay(
         if not found:
             raise NodeError(f'--remap is {each!r}; write TOPIC:=NAME.')
         names[topic] = name
-    timing = Timing(mode or ('latest' if live else 'rtc'), execute_steps)
+    timing = Timing(mode or ('latest' if live else 'auto'), execute_steps)
     named = load_contract(robot) if robot else None
     check_steps(execute_steps, bundle, named)
     # Nothing moves here, so an untrained policy may show what it would do.
@@ -130,7 +133,7 @@ def check_steps(execute_steps: int, bundle: str, named: Any) -> None:
 
     own = Path(bundle) / 'contract.yaml'
     contract = load_contract(str(own)) if named is None and bundle and own.is_file() else named
-    if contract is not None and not 0 < execute_steps < contract.horizon:
+    if contract is not None and execute_steps and not 0 < execute_steps < contract.horizon:
         raise NodeError(
             f'--execute-steps is {execute_steps}; write a number from 1 to {contract.horizon - 1}, below the horizon '
             f'of {contract.name}.'

@@ -100,7 +100,9 @@ class ClosedLoopPolicy:
     """
 
     def __init__(self, policy: Policy, timing: Timing, delay_steps: int = 0, begin_ns: int = 1) -> None:
-        self._policy, self._timing = policy, timing
+        from ki_policy_node.policy.continuation import resolved
+
+        self._policy, self.timing = policy, resolved(timing, policy)
         self._delay_ns = delay_steps * policy.contract.step_ns
         self._begin_ns = begin_ns
         self.policy_id = policy.policy_id
@@ -112,7 +114,7 @@ class ClosedLoopPolicy:
         from ki_policy_node.policy.cycle import PolicyCycle
 
         self._scene = SimObservations(self._begin_ns)
-        planner = Planner(self._policy, self._timing)
+        planner = Planner(self._policy, self.timing)
         self._cycle = PolicyCycle(self._policy.contract, self._scene, planner, frame_wait_ns=0)
         self._cycle.begin(self._begin_ns)
         self._coming: tuple[int, Made] | None = None

@@ -84,8 +84,8 @@ class Stack:
     bundle: Path | None
     backend: str = 'auto'
     plan: bool = False
-    mode: str = 'latest'
-    execute_steps: int = 25
+    mode: str = 'auto'
+    execute_steps: int = 0
     speed: float = 1.0
     image_size: int = 96
     seed: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ki_common.errors import KiError
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.continuation import Timing
 from ki_policy_node.policy.policy_types import Policy
@@ -18,6 +19,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import Serving
 
 COMMISSIONING = 'commissioning'
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses
@@ -55,6 +57,9 @@ class CommissioningPolicy:
         self.contract = contract
         self.policy_id = f'{COMMISSIONING}-{settings.motion}'
         self.backend = COMMISSIONING
+        # It knows its own motion, and goes on with it over any delay.
+        horizon = contract.horizon
+        self.serving = Serving.for_horizon(horizon, max_delay=max(1, horizon - 1))
         self._settings = settings
         self._moves_N = np.array([interface_of(name) == 'position' for name in contract.action_names])
         for name, moves in zip(contract.action_names, self._moves_N.tolist(), strict=True):
@@ -170,7 +175,11 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
         denoise_steps=wanted.denoise_steps,
         allow_untrained=wanted.allow_untrained,
     )
-    return BundlePolicy(loaded, timing)
+    try:
+        return BundlePolicy(loaded, timing)
+    except KiError:
+        loaded.close()
+        raise
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

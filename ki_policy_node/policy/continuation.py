@@ -6,6 +6,7 @@ into the new one.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from ki_robot.actions.chunk import ActionChunk, Matrix, enqueue, ensemble, rows_
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
-from ki_vla.policy.serving import MODES
+from ki_vla.policy.serving import ASKED_MODES
+
+log = logging.getLogger(__name__)
 
 ENSEMBLE_CHUNKS = 8
 
@@ -29,23 +32,62 @@ class Timing:
     """How chunks follow each other.
 
     Raises:
-        NodeError: no such mode, or no step to execute.
+        NodeError: no such mode, or a negative number of steps.
     """
 
+    # auto: what the bundle recommends, settled by `resolved` before the first chunk: rtc, or latest.
     # latest: the new chunk takes over as soon as it is there, its late part skipped.
     # queue: `execute_steps` of each chunk are executed, then the next begins with its first step (open loop).
     # temporal_ensemble: every step is the mean over the chunks that cover it, weighted exp(-coefficient * i) from the
     #   oldest on (ACT).
-    # rtc: the policy itself continues the old chunk, whose first `delay` steps are fixed.
-    mode: str = 'rtc'
-    execute_steps: int = 25  # of a chunk, after which the next one is due
+    # rtc: the policy itself continues the old chunk, whose first `delay` steps are fixed, as it was trained to; beyond
+    #   the delay that it was trained for, the chunk is spliced as in latest.
+    # guided: the same by guidance, for a policy that was not trained to: more time for an inference, and no promise.
+    mode: str = 'auto'
+    execute_steps: int = 0  # of a chunk, after which the next one is due; 0: what the bundle recommends
     ensemble_coefficient: float = 0.01  # of temporal_ensemble
+    max_delay: int = 0  # of rtc: the longest delay that the policy was trained to continue over, in steps
+    note: str = ''  # why `auto` is this mode and not rtc
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise NodeError(f'mode is {self.mode!r}; write one of {", ".join(MODES)}.')
-        if self.execute_steps < 1:
-            raise NodeError(f'execute_steps is {self.execute_steps}; write a number from 1.')
+        if self.mode not in ASKED_MODES:
+            raise NodeError(f'mode is {self.mode!r}; write one of {", ".join(ASKED_MODES)}.')
+        if self.execute_steps < 0:
+            raise NodeError(f"execute_steps is {self.execute_steps}; write a number from 1, or 0 for the bundle's own.")
+
+
+def resolved(asked: Timing, policy: Policy) -> Timing:
+    """How chunks of a policy follow each other, with everything settled that the parameters leave to its bundle.
+
+    Args:
+        asked: The parameters.
+        policy: Whose `serving` recommends the rest.
+
+    Raises:
+        NodeError: the policy cannot do what is asked.
+    """
+    serving, mode, note = policy.serving, asked.mode, asked.note
+    horizon = policy.contract.horizon
+    steps = asked.execute_steps or serving.execute_steps
+    if not 0 < steps < horizon:
+        raise NodeError(
+            f'Parameter execute_steps is {steps}; write a number from 1 to {horizon - 1}, '
+            f'below the horizon of {policy.policy_id}.'
+        )
+    if mode == 'rtc' and not serving.max_delay:
+        raise NodeError(
+            f'Parameter mode is rtc, and {policy.policy_id} was not trained to continue chunks '
+            '(serving.max_delay is 0), or its engine cannot; write auto, latest or guided.'
+        )
+    if mode == 'auto':
+        mode = serving.mode
+        if mode == 'rtc' and not serving.max_delay:
+            mode = 'latest'
+        if mode == 'latest' and not serving.max_delay:
+            note = f'mode latest: {policy.policy_id} was not trained to continue chunks (serving.max_delay is 0).'
+        elif mode != 'rtc':
+            note = f'mode {mode}: recommended by {policy.policy_id} (serving.mode).'
+    return replace(asked, mode=mode, execute_steps=steps, max_delay=serving.max_delay, note=note)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +109,7 @@ class Planned:
     expected_delay: int  # steps that the policy was told the inference would take
     delay: int  # steps that it took
     seam: Seam | None  # None where nothing was being executed
+    note: str = ''  # why this chunk was not continued in the way that a policy trained for it is
 
 
 class Planner:
@@ -74,21 +117,16 @@ class Planner:
 
     Args:
         policy: Whose chunks.
-        timing: How they join.
+        timing: How they join, as far as it is not left to the policy; see `resolved`.
 
     Raises:
-        NodeError: `execute_steps` does not leave room in the policy's horizon.
+        NodeError: the policy cannot do what is asked.
     """
 
     def __init__(self, policy: Policy, timing: Timing) -> None:
-        horizon = policy.contract.horizon
-        if not 0 < timing.execute_steps < horizon:
-            raise NodeError(
-                f'Parameter execute_steps is {timing.execute_steps}; write a number from 1 to {horizon - 1}, '
-                f'below the horizon of {policy.policy_id}.'
-            )
         self.policy = policy
-        self.timing = timing
+        self.timing = resolved(timing, policy)
+        self._beyond = False  # what it was trained for
         self.latency = DelayEstimate()
         self.current: ActionChunk | None = None
         self._step_ns = policy.contract.step_ns
@@ -130,7 +168,8 @@ class Planner:
         current, recent = self.current, tuple(self._recent)
         old = current if current is not None and current.end_ns > start_ns else None
         prefix_KN, expected = self._prefix(old, start_ns, epoch)
-        inferred = self.policy.infer(observation, prefix_KN, expected, epoch)
+        over, note = self._continued(expected)
+        inferred = self.policy.infer(observation, prefix_KN, over, epoch)
         raw = self._checked(inferred, observation)
         arrived_ns = now_ns()
         self.latency.add(arrived_ns - start_ns)
@@ -142,7 +181,7 @@ class Planner:
             )
         chunk = joined(self.timing, old, recent, raw, delay, arrived_ns)
         seam = seam_between(old, chunk, arrived_ns) if old is not None else None
-        return Planned(chunk, raw, inferred, epoch, expected, delay, seam)
+        return Planned(chunk, raw, inferred, epoch, expected, delay, seam, note)
 
     def commit(self, planned: Planned) -> None:
         """The chunk goes out: the next one will join on to it."""
@@ -162,6 +201,21 @@ class Planner:
             # What the old instruction wanted later must not pull the new chunk; what is executed meanwhile is fact.
             prefix_KN = prefix_KN[:expected]
         return (prefix_KN, expected) if len(prefix_KN) else (None, 0)
+
+    def _continued(self, expected: int) -> tuple[int, str]:
+        """Over how many steps the policy is to continue, 0 for not, and why not; says so when that changes."""
+        most = self.timing.max_delay
+        if self.timing.mode != 'rtc':
+            return (expected if self.timing.mode == 'guided' else 0), self.timing.note
+        beyond = expected > most
+        note = (
+            f'mode latest: the delay of {expected} steps is beyond the {most} that {self.policy.policy_id} was trained '
+            'to continue over (serving.max_delay).'
+        )
+        if beyond != self._beyond and expected:
+            self._beyond = beyond
+            log.warning('%s', note if beyond else f'mode rtc: the delay is within the {most} trained steps again.')
+        return (0, note) if beyond else (expected, '')
 
     def _checked(self, inferred: Inferred, observation: Observation) -> ActionChunk:
         contract, shape = self.policy.contract, inferred.data_HN.shape

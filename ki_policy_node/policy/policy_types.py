@@ -9,6 +9,7 @@ from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import Serving
 
 
 class Policy(Protocol):
@@ -17,6 +18,8 @@ class Policy(Protocol):
     policy_id: str
     backend: str
     contract: Contract
+    serving: Serving
+    """What the node does with it unless its parameters say otherwise; max_delay is 0 for one that continues nothing."""
 
     def warm_up(self) -> None:
         """Runs often enough that the next inference is as fast as any."""
@@ -30,7 +33,8 @@ class Policy(Protocol):
             prefix_KN: The chunk that is being executed, absolute, at the times of the new chunk's first K steps; its
                 first `delay_steps` rows will have been executed when the new chunk is there. None when nothing is
                 executed.
-            delay_steps: How many steps the inference is expected to take.
+            delay_steps: How many of these steps the new chunk is to repeat and go on from: what the inference is
+                expected to take. 0: the chunk is not to be continued.
             epoch: Changes with the instruction, the clock and the run; state kept from another epoch is void.
         """
         ...

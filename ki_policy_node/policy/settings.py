@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 from ki_common.errors import KiError
 from ki_common.node_settings import Change, LifecycleSettings, setting
 from ki_policy_node.errors import NodeError
-from ki_vla.policy.serving import Mode
+from ki_vla.policy.serving import AskedMode
 
 Backend = Literal['auto', 'torch', 'onnx', 'tensorrt', 'commissioning']
 CommissioningMotion = Literal['hold', 'sine']
@@ -30,10 +30,10 @@ class PolicyNodeSettings(LifecycleSettings):
     """Infer, but publish on ~/dry_run_chunk only, which no executor follows."""
     instruction: str = setting('')
     """What to do until ~/set_instruction, ~/run or the topic instruction says otherwise; empty waits for them."""
-    mode: Mode = setting('rtc')
-    """How chunks follow each other."""
-    execute_steps: int = setting(25, ge=1, le=999)
-    """Steps of a chunk after which the next one is planned."""
+    mode: AskedMode = setting('auto')
+    """How chunks follow each other; auto: rtc for a bundle that was trained for it, else latest, ~/status says why."""
+    execute_steps: int = setting(0, ge=0, le=999)
+    """Steps of a chunk after which the next one is planned; 0 takes what the bundle recommends."""
     ensemble_coefficient: float = setting(0.01, ge=0.0, le=10.0)
     """The c of mode temporal_ensemble, which weights chunk i by exp(-c i), from the oldest on."""
     frame_wait: float = setting(0.05, unit='s', ge=0.0, le=1.0)

@@ -85,7 +85,7 @@ class StatusReport:
         self._instruction_id = planned.chunk.instruction_id
         self._cycle.add(cycle_ns - planned.inferred.inference_ns)
         self._age.add(age_ns - planned.inferred.inference_ns)
-        self._go('dry run' if dry else '')
+        self._go('; '.join(filter(None, ('dry run' if dry else '', planned.note))))
 
     def hold(self, reason: HoldReason, message: str) -> bool:
         """A run is on and makes no chunks; True when that is news."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,15 @@ class ReplayRun:
     """
 
     def __init__(self, bag: Bag, contract: Contract, policy: Policy, options: ReplayOptions) -> None:
+        planner = Planner(policy, options.timing)
+        options = replace(options, timing=planner.timing)  # what was left to the bundle, settled
         self.found = Replay(str(bag.path), contract, policy.policy_id, policy.backend, options)
         self.found.recorded = Recorded(contract)
         self._bag, self._contract, self._options = bag, contract, options
         self._buffer = ObservationBuffer(
             contract, BufferSettings(require_instruction=policy.backend != 'commissioning')
         )
-        self.cycle = PolicyCycle(
-            contract, self._buffer, Planner(policy, options.timing), frame_wait_ns=options.frame_wait_ns
-        )
+        self.cycle = PolicyCycle(contract, self._buffer, planner, frame_wait_ns=options.frame_wait_ns)
         if options.instruction:
             self.cycle.take_instruction(options.instruction, 'option', 0)
         self._wait = Wait(FOREVER_NS, WakeOn.MESSAGE)

@@ -17,10 +17,10 @@ DEMO = Path(__file__).resolve().parents[3] / 'bundles' / 'demo'
 @pytest.mark.parametrize(
     ('options', 'told'),
     [
-        (['--mode', 'foo'], "mode is 'foo'; write one of latest, queue, temporal_ensemble, rtc."),
+        (['--mode', 'foo'], "mode is 'foo'; write one of auto, latest, queue, temporal_ensemble, rtc, guided."),
         (['--execute-steps', '51', '--robot', 'arm_single'], '--execute-steps is 51; write a number from 1 to 49'),
         (['--execute-steps', '500', '--bundle', str(DEMO)], '--execute-steps is 500; write a number from 1 to '),
-        (['--execute-steps', '0'], 'execute_steps is 0; write a number from 1'),
+        (['--execute-steps', '-1'], 'execute_steps is -1; write a number from 1, or 0'),
     ],
 )
 def test_a_replay_is_refused_before_its_policy_is_opened(

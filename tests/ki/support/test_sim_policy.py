@@ -20,7 +20,7 @@ from ki_sim.record.sim_bags import ROBOT
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.world import STEP_NS, SimObservation
 from ki_vla.policy.inferred import Inferred
-from ki_vla.policy.serving import MODES
+from ki_vla.policy.serving import ASKED_MODES, Serving
 
 SMALL = EvaluationSettings(image_size=16)
 
@@ -38,6 +38,7 @@ class Chunks:
     rows: np.ndarray
     policy_id: str = 'chunks@1'
     backend: str = 'test'
+    serving: Serving = field(default_factory=lambda: Serving.for_horizon(50, max_delay=10))
     asked: list[int] = field(default_factory=list)
 
     def warm_up(self) -> None:
@@ -62,7 +63,7 @@ def carried_out(policy: ClosedLoopPolicy, steps: int) -> list[float | None]:
     return [None if row is None else float(row[0]) for row in rows]
 
 
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', ASKED_MODES)
 @pytest.mark.parametrize('delay_steps', [0, 4])
 def test_a_perfect_policy_is_carried_out_in_every_mode(contract: Contract, mode: str, delay_steps: int) -> None:
     plan = Chunks(contract, np.arange(200.0)[:, None] * np.ones(17))

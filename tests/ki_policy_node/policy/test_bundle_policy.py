@@ -43,7 +43,7 @@ def seen(step: int = 0) -> Observation:
     return Observation(stamp, images, stamps, np.array([0.1, -0.2, 0.3]), stamp, 'wave', 'a')
 
 
-def opened(bundle, contract, mode='rtc', **wanted):
+def opened(bundle, contract, mode='guided', **wanted):
     timing = Timing(mode, execute_steps=10)
     return open_policy(Wanted('torch', bundle, **{'allow_untrained': True, **wanted}), contract, timing), timing
 
@@ -114,12 +114,23 @@ def test_a_policy_that_was_trained_with_delays_is_continued_in_the_trained_way_u
     plain = load_bundle(bundle)
     serving = Serving(mode='rtc', execute_steps=10, max_delay=3)
     write_bundle(tmp_path / 'rtc', name='rtc', weights=plain.weights, processor=plain.processor, serving=serving)
-    policy, _ = opened(str(tmp_path / 'rtc'), contract)
+    policy, timing = opened(str(tmp_path / 'rtc'), contract, 'auto')
     old = policy.infer(seen(), None, 0, 0).data_HN
-    free, within, beyond = (policy.infer(seen(10), old[10:], delay, 0).data_HN for delay in (0, 3, 4))
+    within = policy.infer(seen(10), old[10:], 3, 0).data_HN
     np.testing.assert_allclose(within[:3], old[10:13], atol=1e-6)
-    assert np.array_equal(beyond, free), 'a delay that it was not trained for is not continued'
+    planner = Planner(policy, timing)
+    for step, late in ((0, 1.0), (10, 5.0), (20, 5.0)):
+        planned = planner.plan(seen(step), 0, lambda step=step, late=late: START + round((step + late) * STEP))
+        planner.commit(planned)
+    unbound, _ = opened(str(tmp_path / 'rtc'), contract, 'latest')
+    assert np.array_equal(planned.raw.data_HN, unbound.infer(seen(20), None, 0, 0).data_HN), 'not trained for 5'
+    assert 'beyond the 3 that' in planned.note
     assert 'beyond the 3 that' in caplog.text
+
+
+def test_rtc_is_refused_for_a_bundle_without_trained_delays(bundle, contract):
+    with pytest.raises(NodeError, match=r'mode is rtc, and untrained@.* was not trained to continue'):
+        opened(bundle, contract, 'rtc')
 
 
 def test_an_untrained_policy_is_refused_unless_it_is_allowed(bundle, contract):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Planner, Timing
+from ki_policy_node.policy.continuation import Planner, Timing, resolved
 from ki_policy_node.policy.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import Serving
 
 STEP = 50_000_000
 START = 1_000 * STEP
@@ -20,6 +21,7 @@ class Ramp:
     """A policy whose chunk is a ramp from `level` on; it remembers what it was given."""
 
     policy_id, backend = 'ramp@1', 'test'
+    serving = Serving.for_horizon(50, max_delay=6)
 
     def __init__(self, contract: Contract) -> None:
         self.contract, self.level, self.given = contract, 0.0, []
@@ -169,6 +171,50 @@ def test_a_chunk_that_is_past_when_it_is_ready_is_refused(contract):
     planner = Planner(Ramp(contract), Timing('latest'))
     with pytest.raises(TooLateError, match='longer than the chunk'):
         planner.plan(seen(0), 0, lambda: START + 50 * STEP)
+
+
+@pytest.mark.parametrize(
+    ('serving', 'asked', 'mode', 'steps', 'note'),
+    [
+        (Serving(mode='rtc', execute_steps=20, max_delay=6), Timing(), 'rtc', 20, ''),
+        (Serving(mode='rtc', execute_steps=20, max_delay=6), Timing('latest', 10), 'latest', 10, ''),
+        (Serving(mode='rtc', execute_steps=20, max_delay=0), Timing(), 'latest', 20, 'was not trained to continue'),
+        (Serving(mode='latest', execute_steps=25), Timing(), 'latest', 25, 'ramp@1 was not trained to continue'),
+        (Serving(mode='latest', execute_steps=25), Timing('guided'), 'guided', 25, ''),
+        (Serving(mode='queue', execute_steps=25), Timing(), 'queue', 25, 'recommended by ramp@1'),
+    ],
+)
+def test_auto_is_what_the_bundle_was_made_for_and_says_why_not_rtc(contract, serving, asked, mode, steps, note):
+    policy = Ramp(contract)
+    policy.serving = serving
+    timing = resolved(asked, policy)
+    assert (timing.mode, timing.execute_steps) == (mode, steps)
+    assert note in timing.note
+    assert bool(note) == bool(timing.note)
+    assert resolved(timing, policy) == timing
+    assert plan(Planner(policy, asked), 0, 1.0).note == timing.note
+
+
+def test_rtc_for_a_policy_that_was_not_trained_for_it_is_refused(contract):
+    policy = Ramp(contract)
+    policy.serving = Serving.for_horizon(50)
+    with pytest.raises(NodeError, match=r'mode is rtc, and ramp@1 was not trained .* write auto, latest or guided'):
+        Planner(policy, Timing('rtc'))
+
+
+def test_a_delay_beyond_the_trained_range_is_spliced_and_says_so_until_it_is_within_it_again(contract, caplog):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing())
+    notes, over = [], []
+    for count, late in enumerate([1.0] + 3 * [5.0] + 12 * [9.0] + 12 * [5.0]):
+        notes.append(plan(planner, 25 * count, late).note)
+        over.append(policy.given[-1][1])
+    assert over[3] == 5
+    assert over[14] == 0
+    assert over[-1] == 5
+    assert notes[3] == notes[-1] == ''
+    assert notes[14].startswith('mode latest: the delay of 9 steps is beyond the 6 that ramp@1 was trained')
+    assert [record.getMessage().split(':')[0] for record in caplog.records] == ['mode latest', 'mode rtc']
 
 
 def test_execute_steps_must_leave_room_in_the_horizon(contract):

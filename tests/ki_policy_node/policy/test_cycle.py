@@ -18,7 +18,7 @@ from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 from ki_vla.policy.inferred import Inferred
-from ki_vla.policy.serving import MODES
+from ki_vla.policy.serving import ASKED_MODES, Serving
 
 MS = 1_000_000
 TICK = 10 * MS
@@ -53,6 +53,7 @@ class Ramp:
     """A chunk rises from the measured state, or goes on from the prefix that it is given."""
 
     policy_id, backend, contract = 'ramp@1', 'test', CONTRACT
+    serving = Serving.for_horizon(HORIZON, max_delay=3)
 
     def __init__(self) -> None:
         self.answer: Callable[[Observation], Matrix] | None = None
@@ -160,7 +161,7 @@ def play(story: Story) -> tuple[list[Told], PolicyCycle]:
 
 stories = st.builds(
     Story,
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from(ASKED_MODES),
     execute_steps=st.integers(1, HORIZON - 1),
     latencies=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     words=st.lists(st.tuples(st.integers(0, 399), st.sampled_from(['go', 'wave', 'bow'])), max_size=6),

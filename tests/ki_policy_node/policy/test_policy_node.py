@@ -196,9 +196,9 @@ def test_parameters_are_described_ranged_and_frozen_while_configured(rig):
     ready(rig)
     request = DescribeParameters.Request(names=['mode', 'execute_steps', 'dry_run'])
     mode, steps, dry = rig.call(DescribeParameters, 'policy_node/describe_parameters', request).descriptors
-    choices = 'one of latest, queue, temporal_ensemble, rtc'
+    choices = 'one of auto, latest, queue, temporal_ensemble, rtc, guided'
     assert mode.additional_constraints == f'{choices}; read when the node is configured'
-    assert (steps.integer_range[0].from_value, steps.integer_range[0].to_value) == (1, 999)
+    assert (steps.integer_range[0].from_value, steps.integer_range[0].to_value) == (0, 999)
     assert dry.description
 
     def set_to(name, value):
@@ -212,7 +212,7 @@ def test_parameters_are_described_ranged_and_frozen_while_configured(rig):
 @pytest.mark.parametrize(
     ('parameters', 'words'),
     [
-        ({'mode': 'fastest'}, "parameters: mode is 'fastest'; write one of latest, queue"),
+        ({'mode': 'fastest'}, "parameters: mode is 'fastest'; write one of auto, latest"),
         ({'exectue_steps': 5}, 'Unknown parameter exectue_steps'),
         ({'execute_steps': 'many'}, 'write a whole number'),
         ({'latency': -1.0}, 'latency is -1.0; write a number from 0 to 60'),

@@ -189,7 +189,7 @@ def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path
 
     write_untrained(tmp_path / 'bundle', contract)
     bag = write_bag(tmp_path / 'bag', seconds=1.5)
-    timing = Timing('rtc', execute_steps=10)
+    timing = Timing('guided', execute_steps=10)
     options = ReplayOptions(timing, instruction='wave')
     chunks = []
     for live in (False, True):
