@@ -9,6 +9,7 @@ Every other encoding costs one conversion pass.
 from __future__ import annotations
 
 import importlib
+import struct
 from typing import Any
 
 import cv2
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from ki_common.errors import shown
 from ki_robot.errors import Reason, Rejected
+from ki_robot.messages import pixels as px
+from ki_robot.messages.compressed_label import DEPTH_HEADER_BYTES, CompressedLabel
 
 MAX_IMAGE_BYTES = 64 << 20  # raw or decoded: a 4096 x 4096 RGB image fits, a forged header does not
-DEPTH_WHITE_MM = 10_000  # 16UC1 depth at and beyond this is white; 0 (no measurement) stays black
+
+PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
 
 Image = NDArray[np.uint8]
 
@@ -31,9 +35,11 @@ _COLOUR: dict[str, tuple[int, int | None]] = {
     '8UC3': (3, cv2.COLOR_BGR2RGB),
     'rgba8': (4, cv2.COLOR_RGBA2RGB),
     'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    '8UC4': (4, cv2.COLOR_BGRA2RGB),
     'mono8': (1, cv2.COLOR_GRAY2RGB),
+    '8UC1': (1, cv2.COLOR_GRAY2RGB),
 }
-ENCODINGS = (*_COLOUR, '16UC1')
+ENCODINGS = (*_COLOUR, *px.PACKED, *px.PLANAR)
 
 
 def decode_image(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
@@ -45,16 +51,16 @@ def decode_image(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
 
     Returns:
         uint8 (height, width, 3), C-contiguous; a read-only view for unpadded rgb8.
-        16UC1 (depth in mm) becomes grey, white at `DEPTH_WHITE_MM`.
+        16UC1 (depth in mm) and 32FC1 (in m) become grey, white at `pixels.DEPTH_WHITE_MM`.
 
     Raises:
         Rejected: The sizes contradict each other or the cap, or the encoding is unknown.
     """
     encoding = str(msg.encoding)
-    if encoding == '16UC1':
-        depth = decode_depth(msg, max_bytes)
-        grey = cv2.convertScaleAbs(np.minimum(depth, DEPTH_WHITE_MM), alpha=255.0 / DEPTH_WHITE_MM)
-        return _as_image(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
+    if encoding in px.PACKED:
+        return px.PACKED[encoding][2](_samples(msg, encoding, max_bytes))
+    if encoding in px.PLANAR:
+        return _planar(msg, encoding, max_bytes)
     if encoding not in _COLOUR:
         _rows(msg, 0, max_bytes)
         return _through_cv_bridge(msg, encoding, max_bytes)
@@ -74,36 +80,92 @@ def decode_depth(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> NDArray[np.uint1
     """A 16UC1 sensor_msgs/Image as uint16 (height, width) in the machine's byte order; millimetres by convention."""
     if msg.encoding != '16UC1':
         raise Rejected(Reason.UNKNOWN_ENCODING, f'depth has the encoding {shown(msg.encoding)}; publish 16UC1.')
-    rows = _rows(msg, 2, max_bytes)
-    values = np.ascontiguousarray(rows[:, : int(msg.width) * 2]).view('>u2' if msg.is_bigendian else '<u2')
-    return values.astype(np.uint16, copy=False)
+    values: NDArray[np.uint16] = _samples(msg, '16UC1', max_bytes)
+    return values
 
 
 def decode_compressed(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
-    """A sensor_msgs/CompressedImage (JPEG or PNG, told by its bytes) as RGB.
+    """A sensor_msgs/CompressedImage (JPEG or PNG, told by its bytes) as RGB, read as its `format` says.
+
+    Depth becomes grey as in `decode_image`: a 16UC1 PNG, or compressedDepth (PNG) of 16UC1 or 32FC1.
 
     Returns:
         uint8 (height, width, 3). Transparency is dropped, and an EXIF rotation is not applied: cameras do not turn.
 
     Raises:
-        Rejected: Neither JPEG nor PNG, truncated, larger than `max_bytes` once decoded, or not decodable.
+        Rejected: Neither JPEG nor PNG, truncated, larger than `max_bytes` once decoded, or not decodable; or the label
+            does not say what 16-bit pixels are, or says that it is depth in a JPEG.
     """
     data = as_bytes(msg.data)
     if data.size > max_bytes:
         raise Rejected(Reason.TOO_LARGE, f'compressed image has {data.size} bytes; at most {max_bytes} are accepted.')
-    width, height = compressed_size(data, str(msg.format))
+    text = str(msg.format)
+    label = CompressedLabel.parse(text)
+    if label.depth:
+        return _compressed_depth(data, label, text, max_bytes)
+    if needs_label(data, text):
+        return _by_encoding(_unpacked(data, text, cv2.IMREAD_UNCHANGED, max_bytes), label.encoding, text)
+    decoded = _unpacked(data, text, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, max_bytes)
+    return _as_image(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded))
+
+
+def needs_label(data: Image, text: str) -> bool:
+    """Whether the bytes alone do not tell the picture: 16-bit pixels, depth, a Bayer mosaic."""
+    label = CompressedLabel.parse(text)
+    if label.depth or label.encoding in ('16UC1', '32FC1') or label.encoding.startswith('bayer_'):
+        return True
+    return data.size > 24 and data[:8].tobytes() == PNG_MAGIC and int(data[24]) == 16
+
+
+def _unpacked(data: Image, text: str, mode: int, max_bytes: int) -> Any:
+    """A JPEG or PNG as OpenCV gives it, after its size was checked."""
+    width, height = compressed_size(data, text)
     if width * height * 3 > max_bytes:
         raise Rejected(
             Reason.TOO_LARGE,
             f'compressed image decodes to {width} x {height} pixels; at most {max_bytes} bytes are accepted.',
         )
     try:
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        decoded = cv2.imdecode(data, mode)
     except cv2.error as error:
         raise Rejected(Reason.UNDECODABLE, f'compressed image of {data.size} bytes does not decode.') from error
     if decoded is None or decoded.shape[:2] != (height, width):
         raise Rejected(Reason.UNDECODABLE, f'compressed image of {data.size} bytes does not decode.')
-    return _as_image(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded))
+    return decoded
+
+
+def _by_encoding(decoded: Any, encoding: str, text: str) -> Image:
+    """Pixels as OpenCV unpacked them, under the encoding that the label names."""
+    single, deep = decoded.ndim == 2, decoded.dtype == np.uint16
+    if single and encoding in px.PACKED and px.PACKED[encoding][0] == ('u2' if deep else 'u1'):
+        return px.PACKED[encoding][2](decoded)
+    if not single and not encoding.endswith('C1'):
+        # OpenCV gives every colour picture blue first, with transparency last, whatever the label calls it.
+        return px.PACKED['bgra16' if decoded.shape[2] == 4 else 'bgr16'][2](decoded)
+    found = f'{decoded.dtype.itemsize * 8} bits of {"grey" if single else "colour"}'
+    raise Rejected(
+        Reason.UNKNOWN_ENCODING,
+        f'compressed image ({shown(text)}) holds {found}, and its format does not say what they mean; publish depth as '
+        "'16UC1; png compressed' or compressedDepth, grey as 'mono16; png compressed'.",
+    )
+
+
+def _compressed_depth(data: Image, label: CompressedLabel, text: str, max_bytes: int) -> Image:
+    """compressedDepth: 16UC1 as it is; 32FC1 as inverse depth, depth = a / (value - b) metres, 0 for none."""
+    if label.codec != 'png' or label.encoding not in ('16UC1', '32FC1') or data.size <= DEPTH_HEADER_BYTES:
+        raise Rejected(
+            Reason.UNKNOWN_ENCODING,
+            f'depth image ({shown(text)}) of {data.size} bytes cannot be read; set compressedDepth to the format png.',
+        )
+    _, a, b = struct.unpack('<iff', data[:DEPTH_HEADER_BYTES].tobytes())
+    values = _unpacked(data[DEPTH_HEADER_BYTES:], text, cv2.IMREAD_UNCHANGED, max_bytes)
+    if values.ndim != 2 or values.dtype != np.uint16:
+        raise Rejected(Reason.BAD_LAYOUT, f'depth image ({shown(text)}) does not hold 16-bit depth.')
+    if label.encoding == '16UC1':
+        return px.of_depth(values)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        metres = np.where(values > 0, np.float32(a) / (values.astype(np.float32) - np.float32(b)), np.float32(np.nan))
+    return px.of_metres(metres)
 
 
 def compressed_size(data: Image, label: str = '') -> tuple[int, int]:
@@ -112,14 +174,15 @@ def compressed_size(data: Image, label: str = '') -> tuple[int, int]:
     A file without its end marker is refused here: decoders fill the missing part with grey and say nothing.
     """
     head = data[:24].tobytes()
-    if head[:8] == b'\x89PNG\r\n\x1a\n' and len(head) == 24:
+    if head[:8] == PNG_MAGIC and len(head) == 24:
         if b'IEND' not in data[-64:].tobytes():
             raise Rejected(Reason.UNDECODABLE, f'PNG of {data.size} bytes has no end: it was cut off.')
         return int.from_bytes(head[16:20], 'big'), int.from_bytes(head[20:24], 'big')
     if head[:3] == b'\xff\xd8\xff':
         return _jpeg_size(data.tobytes())
+    what = 'is empty, thus neither' if not data.size else 'is neither'
     raise Rejected(
-        Reason.UNKNOWN_ENCODING, f'compressed image ({shown(label)}) is neither JPEG nor PNG; publish one of them.'
+        Reason.UNKNOWN_ENCODING, f'compressed image ({shown(label)}) {what} JPEG nor PNG; publish one of them.'
     )
 
 
@@ -133,9 +196,30 @@ def as_bytes(data: Any) -> Image:
         raise Rejected(Reason.BAD_LAYOUT, f'image data is a {type(data).__name__}; a byte buffer is needed.') from error
 
 
-def _rows(msg: Any, pixel_bytes: int, max_bytes: int) -> Image:
-    """`data` as a view of shape (height, step), after the message's numbers were checked against each other."""
-    height, width, step = int(msg.height), int(msg.width), int(msg.step)
+def _samples(msg: Any, encoding: str, max_bytes: int) -> Any:
+    """Pixels (height, width[, samples]) in the machine's byte order."""
+    kind, count, _ = px.PACKED[encoding]
+    width, pixel_bytes = int(msg.width), np.dtype(kind).itemsize * count
+    rows = np.ascontiguousarray(_rows(msg, pixel_bytes, max_bytes)[:, : width * pixel_bytes])
+    values = rows.view(('>' if msg.is_bigendian else '<') + kind).astype(kind, copy=False)
+    if encoding.startswith(('yuv', 'uyvy', 'yuyv')) and width % 2:
+        raise Rejected(
+            Reason.BAD_LAYOUT, f'{encoding} image is {width} pixels wide; two share a colour, so it is even.'
+        )
+    return values if count == 1 else values.reshape(len(rows), width, count)
+
+
+def _planar(msg: Any, encoding: str, max_bytes: int) -> Image:
+    height, width = int(msg.height), int(msg.width)
+    if height % 2 or width % 2:
+        raise Rejected(Reason.BAD_LAYOUT, f'{encoding} image is {width} x {height}; both must be even.')
+    rows = _rows(msg, 1, max_bytes, height // 2)
+    return px.PLANAR[encoding](np.ascontiguousarray(rows[:, :width]))
+
+
+def _rows(msg: Any, pixel_bytes: int, max_bytes: int, more: int = 0) -> Image:
+    """`data` as a view of shape (height + more, step), after the message's numbers were checked against each other."""
+    height, width, step = int(msg.height) + more, int(msg.width), int(msg.step)
     data = as_bytes(msg.data)
     label = f'{width} x {height} {shown(msg.encoding)} image with step {step}'
     if height <= 0 or width <= 0 or step < max(width * pixel_bytes, 1):
@@ -165,7 +249,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _through_cv_bridge(msg: Any, encoding: str, max_bytes: int) -> Image:
-    """The rarer encodings (bayer, yuv ...) by ROS's own cv_bridge, where ROS 2 brings one."""
+    """Encodings beyond these by ROS's own cv_bridge, where ROS 2 brings one."""
     try:
         bridge = importlib.import_module('cv_bridge').CvBridge()
     except ImportError as error:

@@ -24,7 +24,7 @@ from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.messages.commands import command_stamp_ns, read_command
-from ki_robot.messages.images import compressed_size, decode_compressed, decode_image
+from ki_robot.messages.images import compressed_size, decode_compressed, decode_image, needs_label
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
@@ -255,12 +255,17 @@ def _camera_handler(
         stamp = _dated(stamp_ns(message.header), camera.stamp)
         if kind == COMPRESSED:
             data = np.asarray(message.data, dtype=np.uint8)
-            width, height = compressed_size(data, str(message.format))
-            image = decode_compressed(message) if size is not None else None
+            # The index keeps no labels, so a picture that its bytes alone do not tell is stored as what it means.
+            converted = size is not None or needs_label(data, str(message.format))
+            image = decode_compressed(message) if converted else None
         else:
             image = decode_image(message)
-            height, width = image.shape[:2]
             data = None
+        if image is not None:
+            height, width = image.shape[:2]
+        else:
+            assert data is not None
+            width, height = compressed_size(data, str(message.format))
         if camera.width is not None and (width, height) != (camera.width, camera.height):
             raise Rejected(
                 Reason.WRONG_SIZE, f'image is {width} x {height}; the contract has {camera.width} x {camera.height}.'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import importlib.util
+import struct
 import timeit
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import fill_compressed, fill_image
-from ki_robot.messages.images import DEPTH_WHITE_MM, compressed_size, decode_compressed, decode_depth, decode_image
+from ki_robot.messages.images import compressed_size, decode_compressed, decode_depth, decode_image
+from ki_robot.messages.pixels import DEPTH_WHITE_MM
 
 ENCODERS = {
     'rgb8': lambda rgb: rgb,
@@ -131,8 +133,8 @@ def test_an_image_above_the_cap_is_refused_before_it_is_touched(make: Any, scene
 def test_a_rare_encoding_without_cv_bridge_is_refused_by_name(make: Any, scene: np.ndarray) -> None:
     if importlib.util.find_spec('cv_bridge') is not None:
         pytest.skip('cv_bridge is installed here; its absence cannot be shown')
-    with pytest.raises(Rejected, match=r"'bayer_rggb8' is not among .*cv_bridge") as caught:
-        decode_image(image_message(make, scene[..., 0], 'bayer_rggb8'))
+    with pytest.raises(Rejected, match=r"'yuv444' is not among .*cv_bridge") as caught:
+        decode_image(image_message(make, scene, 'yuv444'))
     assert caught.value.reason is Reason.UNKNOWN_ENCODING
 
 
@@ -199,3 +201,139 @@ def test_reading_an_rgb8_image_costs_far_less_than_copying_it() -> None:
     assert best(lambda: decode_image(msg)) < 0.6 * copy
     msg.encoding = 'bgr8'
     assert best(lambda: decode_image(msg)) < 6.0 * copy, 'one conversion pass'
+
+
+def labelled(data: Any, label: str) -> Any:
+    return SimpleNamespace(format=label, data=np.frombuffer(bytes(data), np.uint8))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return bytes(cv2.imencode('.png', pixels)[1])
+
+
+def raw(pixels: np.ndarray, encoding: str) -> Any:
+    rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(pixels.shape[0], -1)
+    height, width = pixels.shape[:2]
+    return SimpleNamespace(
+        height=height, width=width, encoding=encoding, is_bigendian=0, step=rows.shape[1], data=rows.reshape(-1)
+    )
+
+
+DEPTH = np.tile(np.linspace(0, 3000, 32).astype(np.uint16), (24, 1))
+A, B = 1500.0, 1.0  # of compressedDepth's inverse depth
+
+
+@pytest.mark.parametrize(
+    ('label', 'head', 'pixels', 'encoding'),
+    [
+        ('16UC1; png compressed ', b'', DEPTH, '16UC1'),
+        ('16UC1; compressedDepth png', bytes(12), DEPTH, '16UC1'),
+        ('16UC1; compressedDepth', bytes(12), DEPTH, '16UC1'),
+        ('mono16; png compressed ', b'', DEPTH * 20, 'mono16'),
+        ('mono8; png compressed ', b'', DEPTH.astype(np.uint8), 'mono8'),
+        ('rgb8; png compressed bgr8', b'', np.dstack([DEPTH.astype(np.uint8)] * 3), 'bgr8'),
+        ('bgr16; png compressed bgr16', b'', np.dstack([DEPTH * 20, DEPTH, DEPTH * 3]), 'bgr16'),
+        ('bayer_rggb8; png compressed ', b'', DEPTH.astype(np.uint8), 'bayer_rggb8'),
+    ],
+)
+def test_the_same_scene_raw_and_compressed_gives_the_same_array(
+    label: str, head: bytes, pixels: np.ndarray, encoding: str
+) -> None:
+    np.testing.assert_array_equal(
+        decode_compressed(labelled(head + png(pixels), label)), decode_image(raw(pixels, encoding))
+    )
+
+
+def test_compressed_depth_in_metres_is_the_same_as_raw() -> None:
+    values = np.tile(np.arange(0, 3200, 100, dtype=np.uint16), (24, 1))
+    with np.errstate(divide='ignore'):
+        metres = np.where(values > 0, A / (values.astype(np.float32) - B), np.nan).astype(np.float32)
+    head = struct.pack('<iff', 0, A, B)
+    np.testing.assert_array_equal(
+        decode_compressed(labelled(head + png(values), '32FC1; compressedDepth png')),
+        decode_image(raw(metres, '32FC1')),
+    )
+
+
+def test_a_grey_jpeg_of_a_yuv_camera_is_grey() -> None:
+    grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
+    data = cv2.imencode('.jpg', grey)[1]
+    image = decode_compressed(labelled(data, 'yuv422_yuy2; jpeg compressed mono8'))
+    assert np.abs(image.astype(int) - grey[..., None]).max() < 8
+    assert (np.ptp(image, axis=2) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ('label', 'data'),
+    [
+        ('png', png(DEPTH)),
+        ('16UC1; jpeg compressed ', bytes(cv2.imencode('.jpg', DEPTH.astype(np.uint8))[1])),
+        ('16UC1; png compressed ', png(np.dstack([DEPTH] * 3))),
+        ('16UC1; compressedDepth rvl', bytes(40)),
+        ('16UC1; compressedDepth png', b''),
+        ('16UC1; compressedDepth png', png(DEPTH)),
+    ],
+)
+def test_pixels_whose_meaning_the_label_does_not_tell_are_refused(label: str, data: bytes) -> None:
+    with pytest.raises(Rejected) as caught:
+        decode_compressed(labelled(data, label))
+    assert caught.value.reason is Reason.UNKNOWN_ENCODING
+
+
+def mosaic(scene: np.ndarray, pattern: str) -> np.ndarray:
+    found = np.empty(scene.shape[:2], np.uint8)
+    for place, letter in enumerate(pattern):
+        row, column = divmod(place, 2)
+        found[row::2, column::2] = scene[row::2, column::2, 'rgb'.index(letter)]
+    return found
+
+
+@pytest.mark.parametrize('depth', [8, 16])
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+def test_a_bayer_mosaic_comes_back_in_its_colours(pattern: str, depth: int) -> None:
+    flat = np.broadcast_to(np.array([200, 120, 40], np.uint8), (24, 32, 3))
+    pixels = mosaic(flat, pattern)
+    if depth == 16:
+        pixels = pixels.astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode_image(raw(pixels, f'bayer_{pattern}{depth}')), flat)
+
+
+@pytest.mark.parametrize('encoding', ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21'])
+def test_yuv_comes_back_in_its_colours(encoding: str) -> None:
+    colour = np.array([[[200, 120, 40]]], np.uint8)
+    height, width = 24, 32
+    luma = 0.257 * 200 + 0.504 * 120 + 0.098 * 40 + 16
+    u, v = -0.148 * 200 - 0.291 * 120 + 0.439 * 40 + 128, 0.439 * 200 - 0.368 * 120 - 0.071 * 40 + 128
+    if encoding.startswith('nv'):
+        pixels = np.full((height * 3 // 2, width), round(luma), np.uint8)
+        pixels[height:, 0::2], pixels[height:, 1::2] = (
+            (round(u), round(v)) if encoding == 'nv12' else (round(v), round(u))
+        )
+        message = raw(pixels, encoding)
+        message.height = height
+    else:
+        order = (u, luma, v, luma) if encoding in ('yuv422', 'uyvy') else (luma, u, luma, v)
+        message = raw(
+            np.tile(np.array(order).round().astype(np.uint8).reshape(1, 2, 2), (height, width // 2, 1)), encoding
+        )
+    image = decode_image(message)
+    assert image.shape == (height, width, 3)
+    assert np.abs(image.astype(int) - colour).max() <= 3
+
+
+def test_metres_and_millimetres_are_the_same_depth() -> None:
+    metres = (DEPTH / 1000.0).astype(np.float32)
+    expected = decode_image(raw(DEPTH, '16UC1'))
+    np.testing.assert_array_equal(decode_image(raw(metres, '32FC1')), expected)
+    metres[0, :3] = np.nan, np.inf, -np.inf
+    assert decode_image(raw(metres, '32FC1'))[0, :3, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize('encoding', ['nv12', 'yuv422'])
+def test_yuv_of_an_odd_width_or_with_too_few_bytes_is_refused(encoding: str) -> None:
+    with pytest.raises(Rejected):
+        decode_image(raw(np.zeros((4, 7, 2), np.uint8), encoding))
+    short = raw(np.zeros((4, 8, 2), np.uint8), encoding)
+    short.data = short.data[:30]
+    with pytest.raises(Rejected):
+        decode_image(short)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from ki_bags import message_builders
 from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
+from ki_robot.messages.pixels import DEPTH_WHITE_MM
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions
 from training.index.index import check_index, index_bags, load_index
@@ -271,8 +273,6 @@ def test_steps_without_fresh_input_are_no_samples(toy: Contract, tmp_path: Path,
 
 
 def cv2_jpeg(value: int) -> np.ndarray:
-    import cv2
-
     return cv2.imencode('.jpg', np.full((24, 32, 3), value, np.uint8))[1].reshape(-1)
 
 
@@ -351,6 +351,26 @@ def test_raw_pictures_are_stored_without_loss(toy: Contract, tmp_path: Path, scr
     index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
     assert 'other_transport' in index.problems.kinds()
     np.testing.assert_array_equal(EpisodeDataset(index, resize=False)[3].images['scene'], pixels)
+
+
+@pytest.mark.parametrize('head', [b'', bytes(12)])
+def test_a_depth_picture_is_stored_as_what_its_label_says(
+    head: bytes, toy: Contract, tmp_path: Path, scribe: Any
+) -> None:
+    depth = np.tile(np.linspace(300, 3000, 32).astype(np.uint16), (24, 1))
+    file = np.frombuffer(head + bytes(cv2.imencode('.png', depth)[1]), np.uint8)
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/scene/image_raw/compressed',))
+        writer.stretch(1.0)
+        for index in range(31):
+            time_ns = START_NS + round(index / 30 * 1e9)
+            picture = message_builders.compressed(time_ns, file)
+            picture.format = '16UC1; compressedDepth png' if head else '16UC1; png compressed '
+            message_builders.put(bag, 'scene/image_raw/compressed', time_ns, picture)
+    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
+    expected = np.rint(depth * (255 / DEPTH_WHITE_MM)).astype(np.uint8)
+    seen = EpisodeDataset(index, resize=False)[3].images['scene']
+    np.testing.assert_array_equal(seen, np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_a_killed_indexing_leaves_nothing_that_looks_whole(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
