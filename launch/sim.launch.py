@@ -3,8 +3,8 @@
 ros2 launch ki_policy_node sim.launch.py bundle:=/path/to/bundle instruction:="put the red cube in the bowl"
 """
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
@@ -16,14 +16,18 @@ from ki_policy_node.common.launch_arguments import arguments_for, launch_argumen
 SIM = launch_arguments('sim')
 
 
-def generate_launch_description() -> LaunchDescription:
-    """The simulator, and the policy of policy.launch.py enabled: here nothing can be hurt."""
+def policy(_: LaunchContext) -> list[IncludeLaunchDescription]:
+    """The policy of policy.launch.py enabled: here nothing can be hurt.
+
+    Made when it runs, so that `--show-args` does not offer what is fixed here.
+    """
     path = PathJoinSubstitution([FindPackageShare('ki_policy_node'), 'launch', 'policy.launch.py'])
-    fixed = {'dry_run': 'false', 'enabled': 'true'}
-    policy = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(path),
-        launch_arguments=[*((name, LaunchConfiguration(name)) for name in SIM), *fixed.items()],
-    )
+    given = {name: LaunchConfiguration(name) for name in SIM} | {'dry_run': 'false', 'enabled': 'true'}
+    return [IncludeLaunchDescription(PythonLaunchDescriptionSource(path), launch_arguments=given.items())]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The simulator and the policy."""
     given = arguments_for(SIM, 'sim_robot')
     simulator = Node(
         package='ki_policy_node',
@@ -34,4 +38,4 @@ def generate_launch_description() -> LaunchDescription:
         parameters=[{a.name: ParameterValue(LaunchConfiguration(a.name), value_type=a.kind) for a in given}],
     )
     declared = (DeclareLaunchArgument(a.name, **a.declaration()) for a in SIM.values())
-    return LaunchDescription([*declared, simulator, policy])
+    return LaunchDescription([*declared, simulator, OpaqueFunction(function=policy)])

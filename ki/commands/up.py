@@ -45,10 +45,10 @@ nodes:
 
 def launch_options() -> list[inspect.Parameter]:
     """The arguments of policy.launch.py as options."""
-    from ki_policy_node.common.launch_arguments import launch_arguments
+    from ki_policy_node.common.launch_arguments import up_arguments
 
     options = []
-    for argument in launch_arguments('policy').values():
+    for argument in up_arguments().values():
         choices = f' One of {", ".join(argument.choices)}.' if argument.choices else ''
         default = '' if argument.name == 'robot' else argument.default  # here, a robot must be named
         option = typer.Option(default, help=argument.description + choices)

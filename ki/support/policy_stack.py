@@ -24,11 +24,11 @@ class PolicyStack:
     """
 
     def __init__(self, record: str = '', **given: Any) -> None:
-        from ki_policy_node.common.launch_arguments import launch_arguments
+        from ki_policy_node.common.launch_arguments import up_arguments
 
-        self.record, self._arguments = record, launch_arguments('policy')
+        self.record, self._arguments = record, up_arguments()
         if unknown := set(given) - set(self._arguments):
-            raise TypeError(f'policy.launch.py has no argument {", ".join(sorted(unknown))}')
+            raise TypeError(f'ki up has no argument {", ".join(sorted(unknown))}')
         defaults = {name: argument.default for name, argument in self._arguments.items()}
         self.values: Mapping[str, Any] = defaults | {'robot': ''} | given
 

@@ -27,6 +27,7 @@ class LaunchArgument:
     description: str
     nodes: tuple[str, ...] = ()  # those that get it as their parameter of the same name; none: for the launch itself
     choices: tuple[str, ...] = ()  # of a word; empty when any will do
+    only_launch: bool = False  # `ki up` has no such option: it ends when a node ends
 
     def declaration(self) -> dict[str, Any]:
         """What `launch.actions.DeclareLaunchArgument` takes beside the name."""
@@ -58,3 +59,8 @@ def launch_arguments(file: str) -> Table:
     """The arguments of a launch file, in order: of policy, record, sim or replay."""
     content = json.loads(FILE.read_text(encoding='utf-8'))
     return {plain['name']: LaunchArgument.from_dict(plain) for plain in content[file]}
+
+
+def up_arguments() -> Table:
+    """Those of policy.launch.py that `ki up` takes, too."""
+    return {name: each for name, each in launch_arguments('policy').items() if not each.only_launch}

@@ -26,6 +26,7 @@ _SETTINGS: Mapping[str, type[NodeSettings]] = {
 def derived_tables() -> dict[str, list[LaunchArgument]]:
     """The arguments of each launch file, in order, by the file's name."""
     policy, passed = _policy(), ('robot', 'bundle', 'backend', 'instruction', 'namespace')
+    restart = ('respawn', 'respawn_delay')
     return {
         'policy': list(policy.values()),
         'record': [
@@ -33,7 +34,7 @@ def derived_tables() -> dict[str, list[LaunchArgument]]:
             policy['namespace'],
             replace(policy['use_sim_time'], nodes=('recorder',)),
         ],
-        'sim': [_SIM_CHANGES.get(name, lambda argument: argument)(policy[name]) for name in passed],
+        'sim': [_SIM_CHANGES.get(name, lambda argument: argument)(policy[name]) for name in (*passed, *restart)],
         'replay': [
             LaunchArgument('bag', str, None, 'The rosbag2 folder or .mcap to play.'),
             LaunchArgument('rate', float, 1.0, 'How fast to play it; 2 is twice as fast.'),
@@ -62,6 +63,15 @@ def _policy() -> dict[str, LaunchArgument]:
         _parameter('autostart', *STACK),
         LaunchArgument('namespace', str, '', 'Namespace of the robot: every topic is relative to it.'),
         LaunchArgument('use_sim_time', bool, False, 'Take the time from /clock.', STACK),
+        LaunchArgument(
+            'respawn',
+            bool,
+            True,
+            'Start a policy node that died again; it waits for ~/start, whatever run_on_activate is.',
+            choices=('true', 'false'),
+            only_launch=True,
+        ),
+        LaunchArgument('respawn_delay', float, 2.0, 'How long that waits [s].', only_launch=True),
         LaunchArgument('log_level', str, 'info', 'The least that is logged.', choices=LOG_LEVELS),
         LaunchArgument('params_file', str, '', 'Further parameters of both nodes; without it config/node/policy.yaml.'),
     )

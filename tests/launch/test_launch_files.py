@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,7 @@ from ki.support.node_parameters import check_parameter_file, check_parameters, s
 from ki.support.policy_stack import PolicyStack
 from ki.support.processes import Program
 from ki_common.nodes import NODES
-from ki_policy_node.common.launch_arguments import FILE, STACK, launch_arguments
+from ki_policy_node.common.launch_arguments import FILE, STACK, launch_arguments, up_arguments
 from ki_policy_node.common.launch_table import table_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,10 +88,20 @@ source = PythonLaunchDescriptionSource(sys.argv[1])
 service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)]))
 sys.exit(service.run())
 """
-# Stands for a program: writes what it was started with, and ends.
+OFFERED = """
+import sys
+from launch import LaunchContext
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+description = PythonLaunchDescriptionSource(sys.argv[1]).get_launch_description(LaunchContext())
+print(*(argument.name for argument in description.get_launch_arguments()))
+"""
+# Stands for a program: writes what it was started with, and ends; a player once the others have begun.
 NOTE = """#!{python}
-import json, os, pathlib, sys, yaml
+import json, os, pathlib, sys, time, yaml
 name, words = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+while name == 'ros2' and len(list(pathlib.Path({notes!r}).iterdir())) < 2:
+    time.sleep(0.05)
 files = [yaml.safe_load(pathlib.Path(words[i + 1]).read_text()) for i, w in enumerate(words) if w == '--params-file']
 pathlib.Path({notes!r}, name + '.json').write_text(json.dumps([words, files]))
 """
@@ -174,7 +186,7 @@ def usual(node: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize('turned', [False, True])
 def test_every_node_gets_the_same_from_the_launch_file_and_from_ki_up(launched: Any, turned: bool) -> None:
-    values: dict[str, Any] = {name: argument.default for name, argument in launch_arguments('policy').items()}
+    values: dict[str, Any] = {name: argument.default for name, argument in up_arguments().items()}
     if turned:
         values = {name: not value if isinstance(value, bool) else value for name, value in values.items()}
         values |= {
@@ -224,9 +236,67 @@ def test_a_replay_plays_what_the_policy_reads_to_a_policy_that_commands_nothing(
     assert found['chunk_executor'].parameters['enabled'] is False
 
 
+def ran(prefix: Prefix, name: str, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """A launch file until it ends."""
+    command = prefix.command(name, **arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=prefix.environment)
+
+
+STAYS = f'#!{sys.executable}\nimport signal\nsignal.pause()\n'
+
+
+@pytest.mark.parametrize(('status', 'told'), [(0, 'the bag is over'), (1, 'ros2 bag play ended with status 1')])
+def test_a_replay_ends_with_the_player_and_fails_with_it(prefix: Prefix, status: int, told: str) -> None:
+    for node in STACK:
+        prefix.program(node, STAYS)
+    prefix.program('ros2', f'#!/bin/sh\nsleep 1\nexit {status}\n')
+    done = ran(prefix, 'replay', bag='a bag', robot='arm_single')
+    assert done.returncode == status
+    assert told in done.stdout + done.stderr
+
+
+DIES = """#!{python}
+import os, pathlib, sys
+starts = pathlib.Path({notes!r}, 'starts')
+files = [pathlib.Path(sys.argv[i + 1]).read_text() for i, word in enumerate(sys.argv) if word == '--params-file']
+with starts.open('a') as file:
+    print(repr(files[-1]), file=file)
+sys.exit([{statuses}][len(starts.read_text().splitlines()) - 1])
+"""
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'respawn', 'starts'),
+    [('-9, 1, 0', 'true', 3), ('0', 'true', 1), ('2', 'true', 1), ('1', 'false', 1)],
+    ids=['died twice', 'was ended', 'has refused its parameters', 'died, and nobody wants another'],
+)
+def test_a_policy_that_died_is_started_again_and_waits_to_be_told_to_run(
+    prefix: Prefix, statuses: str, respawn: str, starts: int
+) -> None:
+    prefix.only_note()
+    prefix.program('policy_node', DIES.format(python=sys.executable, notes=str(prefix.notes), statuses=statuses))
+    done = ran(prefix, 'policy', respawn=respawn, respawn_delay='0.2')
+    first, *others = (yaml.safe_load(eval(line)) for line in (prefix.notes / 'starts').read_text().splitlines())
+    assert len(others) == starts - 1, done.stdout
+    [given] = first.values()
+    assert given['ros__parameters']['run_on_activate'] is True
+    for content in others:
+        assert list(content.values()) == [{'ros__parameters': {'run_on_activate': False}}]
+    assert ('policy_node is started again in 0.2 s; it runs when ~/start is called' in done.stdout) is (starts > 1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_launch_file_offers_what_it_takes_and_nothing_that_it_overrides(prefix: Prefix, name: str) -> None:
+    command = [sys.executable, '-c', OFFERED, str(prefix.share / 'launch' / f'{name}.launch.py')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=prefix.environment)
+    assert done.stdout.split() == list(launch_arguments(name)), done.stderr
+
+
 @pytest.mark.parametrize(
     ('name', 'arguments', 'told'),
     [
+        ('policy', {'respawn': 'flase'}, 'value "flase" is not valid'),
+        ('policy', {'respawn_delay': 'soon'}, 'soon'),
         ('policy', {'backend': 'gpu'}, 'value "gpu" is not valid'),
         ('policy', {'log_level': 'loud'}, 'value "loud" is not valid'),
         ('policy', {'dry_run': 'flase'}, 'flase'),
@@ -242,6 +312,47 @@ def test_an_argument_that_cannot_be_starts_nothing(
     assert done.returncode == 1
     assert told in done.stdout + done.stderr
     assert not list(prefix.notes.iterdir())
+
+
+@pytest.mark.ros
+def test_a_policy_that_was_killed_comes_back_and_runs_when_it_is_told(
+    prefix: Prefix, rigs: ModuleType, tmp_path: Path
+) -> None:
+    from std_srvs.srv import Trigger
+
+    with rigs.make(tmp_path) as rig, (tmp_path / 'launch.log').open('w') as log:
+        given = {'robot': str(rig.contract_file), 'backend': 'commissioning', 'dry_run': 'false', 'enabled': 'true'}
+        given |= {'respawn_delay': '0.5', 'instruction': 'swing'}
+        process = subprocess.Popen(
+            prefix.command('policy', **given), stdout=log, stderr=log, env=prefix.environment, start_new_session=True
+        )
+        try:
+            rig.until('a run', lambda: rig.state == 'run', 60.0)
+            victims = [pid for pid in pids_of('ki_policy_node.policy.policy_node') if os.getpgid(pid) == process.pid]
+            assert len(victims) == 1
+            os.kill(victims[0], signal.SIGKILL)
+            rig.until('a hold', lambda: rig.state.startswith('hold'))
+            rig.statuses.clear()
+            rig.until('another one that is ready', lambda: rig.status.state == rig.status.STATE_READY, 30.0)
+            time.sleep(1.0)
+            assert {status.state for _, status in rig.statuses[-10:]} == {rig.status.STATE_READY}
+            assert rig.state != 'run'
+            assert rig.call(Trigger, 'policy_node/start').success
+            rig.until('a run', lambda: rig.state == 'run')
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            status = process.wait(30)
+    assert status == 0, (tmp_path / 'launch.log').read_text()
+
+
+def pids_of(module: str) -> list[int]:
+    """The processes that were started with `python -m module`."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            if module in path.read_bytes().decode(errors='replace').split('\0'):
+                found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.ros

@@ -16,7 +16,7 @@ import yaml
 from ki.support.policy_stack import PolicyStack
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
-from ki_policy_node.common.launch_arguments import STACK, arguments_for, launch_arguments
+from ki_policy_node.common.launch_arguments import STACK, arguments_for, launch_arguments, up_arguments
 
 ROOT = Path(__file__).resolve().parents[3]
 Ki = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +24,7 @@ Ki = Callable[..., subprocess.CompletedProcess[str]]
 
 def started(values: dict[str, Any], node: str) -> dict[str, Any]:
     """The parameters that a node gets where the arguments of the launch file have these values."""
-    return {argument.name: values[argument.name] for argument in arguments_for(launch_arguments('policy'), node)}
+    return {argument.name: values[argument.name] for argument in arguments_for(up_arguments(), node)}
 
 
 def test_the_command_has_the_arguments_of_the_launch_file_as_options_with_the_same_defaults() -> None:
@@ -34,7 +34,7 @@ def test_the_command_has_the_arguments_of_the_launch_file_as_options_with_the_sa
 
     options = {str(option.name): option for option in typer.main.get_command(app).params}
     own = {'file', 'log', 'seconds', 'record', 'install_completion', 'show_completion'}
-    table = launch_arguments('policy')
+    table = up_arguments()
     assert set(options) - own == set(table)
     for name, argument in table.items():
         assert options[name].default == ('' if name == 'robot' else argument.default), name
@@ -48,7 +48,7 @@ def test_an_argument_that_the_launch_file_does_not_have_is_no_argument() -> None
 
 @pytest.mark.parametrize('turned', [False, True])
 def test_every_node_gets_its_parameters(turned: bool) -> None:
-    values: dict[str, Any] = {name: argument.default for name, argument in launch_arguments('policy').items()}
+    values: dict[str, Any] = {name: argument.default for name, argument in up_arguments().items()}
     if turned:
         values = {name: not value if isinstance(value, bool) else f'a {name}' for name, value in values.items()}
     stack = PolicyStack(**values)
