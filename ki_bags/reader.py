@@ -24,7 +24,7 @@ from ki_bags.storage import (
     has_wal,
     messages_of,
 )
-from ki_bags.types import Decoder
+from ki_bags.types import Decoder, full_name
 
 SUFFIXES = ('.mcap', '.db3')
 MAX_METADATA_BYTES = 16 << 20
@@ -70,7 +70,7 @@ class Bag:
         Damage ends a file, never the iteration: it is added to `problems`, as are counts that differ from the metadata.
         """
         # What lies in each file is counted for all topics only when all are read.
-        wanted = (lambda topic: True) if topics is None else frozenset(topics).__contains__
+        wanted = frozenset(self.topics if topics is None else topics).__contains__
         counts: dict[str, int] = {}
         for file in self.files:
             report = FileReport()
@@ -114,7 +114,7 @@ def open_bag(path: str | Path) -> Bag:
     """Opens a rosbag2 folder (whatever its storage, split or compressed), a bare .mcap or a bare .db3 for reading.
 
     Raises:
-        BagError: Nothing there, no storage file, or messages in another serialisation than CDR.
+        BagError: Nothing there, no storage file, or no topic in CDR.
     """
     path = Path(path)
     if not path.exists():
@@ -122,20 +122,28 @@ def open_bag(path: str | Path) -> Bag:
     problems = Problems()
     meta = _metadata(path, problems) if path.is_dir() else {}
     files = _files(path, meta, problems)
-    declared, per_topic = _declared(meta, path)
+    declared, per_topic = _declared(meta)
+    foreign = _promised_foreign(meta)
     decoder = Decoder()
     topics: dict[str, BagTopic] = {}
     file_compression = str(meta.get('compression_mode') or '').lower()
     compression = '' if file_compression in ('', 'none', 'storage') else file_compression
     for file in files:
+        counts: dict[str, int | None] = {}  # of this file: a recorder may open a channel for every publisher of a topic
         for channel in _channels(file, path, compression, problems):
+            if channel.serialization not in ('', 'cdr'):
+                foreign[channel.topic] = channel.serialization
+                continue
             if channel.definition:
                 decoder.learn(channel.type, channel.definition)
-            count = per_topic.get(channel.topic) if per_topic else channel.count
-            if channel.topic not in topics or count is not None:
-                topics[channel.topic] = BagTopic(channel.topic, channel.type, count, channel.definition)
+            before = counts.get(channel.topic, 0)
+            whole = None if before is None or channel.count is None else before + channel.count
+            counts[channel.topic] = whole
+            count = per_topic.get(channel.topic) if per_topic else whole
+            topics[channel.topic] = BagTopic(channel.topic, channel.type, count, channel.definition)
     for name, type_name in _promised_topics(meta).items():
         topics.setdefault(name, BagTopic(name, type_name, per_topic.get(name)))
+    topics = _without_foreign(path, topics, foreign, problems)
     if len(files) > 1 and not per_topic:
         topics = {name: BagTopic(name, each.type, None, each.definition) for name, each in topics.items()}
     custom = meta.get('custom_data')
@@ -216,27 +224,33 @@ def _files(path: Path, meta: dict[str, Any], problems: Problems) -> list[Path]:
     return files
 
 
-def _declared(meta: dict[str, Any], path: Path) -> tuple[int | None, dict[str, int]]:
+def _declared(meta: dict[str, Any]) -> tuple[int | None, dict[str, int]]:
     per_topic: dict[str, int] = {}
     for each in meta.get('topics_with_message_count') or ():
         try:
-            about = each['topic_metadata']
-            name, encoding = str(about['name']), str(about.get('serialization_format', 'cdr'))
+            name = str(each['topic_metadata']['name'])
             per_topic[name] = per_topic.get(name, 0) + int(each['message_count'])
         except (KeyError, TypeError, ValueError, AttributeError):
             continue
-        _require_cdr(path, name, encoding)
     count = meta.get('message_count')
     return count if isinstance(count, int) else None, per_topic
 
 
 def _promised_topics(meta: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    return {str(about['name']): full_name(str(about.get('type', ''))) for about in _promised(meta)}
+
+
+def _promised_foreign(meta: dict[str, Any]) -> dict[str, str]:
+    """Topics that the metadata says are not CDR, with what they are."""
+    found = {str(about['name']): str(about.get('serialization_format') or 'cdr') for about in _promised(meta)}
+    return {name: encoding for name, encoding in found.items() if encoding != 'cdr'}
+
+
+def _promised(meta: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for each in meta.get('topics_with_message_count') or ():
         about = each.get('topic_metadata') if isinstance(each, dict) else None
         if isinstance(about, dict) and 'name' in about:
-            found[str(about['name'])] = str(about.get('type', ''))
-    return found
+            yield about
 
 
 def _per_file(meta: dict[str, Any], files: list[Path], declared: int | None) -> dict[str, int]:
@@ -249,12 +263,18 @@ def _per_file(meta: dict[str, Any], files: list[Path], declared: int | None) -> 
     return found
 
 
-def _require_cdr(path: Path, topic: str, encoding: str) -> None:
-    if encoding and encoding != 'cdr':
-        raise BagError(
-            f'{path}: topic {topic} is stored as {encoding!r}; only CDR can be read. '
-            'Record it with an rmw that speaks CDR, or convert it with `ros2 bag convert`.'
-        )
+def _without_foreign(
+    path: Path, topics: dict[str, BagTopic], foreign: dict[str, str], problems: Problems
+) -> dict[str, BagTopic]:
+    """The topics that are CDR; each of the others is a problem, and a recording of nothing else is refused."""
+    for topic, encoding in sorted(foreign.items()):
+        text = f'topic {topic} is stored as {encoding!r}; only CDR can be read'
+        if topics.keys() <= foreign.keys():
+            raise BagError(
+                f'{path}: {text}. Record it with an rmw that speaks CDR, or convert it with `ros2 bag convert`.'
+            )
+        problems.add(path, topic, 'foreign_encoding', f'{text}, so it is left out')
+    return {name: topic for name, topic in topics.items() if name not in foreign}
 
 
 def _channels(file: Path, path: Path, compression: str, problems: Problems) -> list[Channel]:
@@ -267,8 +287,6 @@ def _channels(file: Path, path: Path, compression: str, problems: Problems) -> l
         except Exception as error:
             text = ' '.join(str(error).split())[:200]
             problems.add(path, file.name, 'unreadable', f'{file.name} cannot be opened: {type(error).__name__}: {text}')
-    for channel in found:
-        _require_cdr(path, channel.topic, channel.serialization)
     return found
 
 

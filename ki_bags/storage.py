@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_bags.errors import BagError
+from ki_bags.types import full_name
 
 MAX_RECORD_BYTES = 1 << 30  # a chunk or message above this is damage, and must not be allocated
 MAX_MESSAGE_BYTES = 1 << 28
@@ -22,7 +23,7 @@ MAX_MESSAGE_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Channel:
-    """One topic of one file; `definition` is empty where the file carries none that is ros2msg."""
+    """One topic of one file, its type in full; `definition` is empty where the file carries none that is ros2msg."""
 
     topic: str
     type: str
@@ -151,7 +152,7 @@ class _Quick:
         return [
             Channel(
                 each.topic,
-                each.msgtype,
+                full_name(each.msgtype),
                 getattr(each.ext, 'serialization_format', 'cdr'),
                 each.msgdef.data if each.msgdef.format == MessageDefinitionFormat.MSG else '',
                 each.msgcount if self.indexed else each.msgcount or None,
@@ -163,7 +164,7 @@ class _Quick:
         chosen = [each for each in self._reader.connections if wanted(each.topic)]
         if chosen:
             for connection, log_ns, data in self._reader.messages(chosen):
-                yield Message(connection.topic, connection.msgtype, log_ns, data)
+                yield Message(connection.topic, full_name(connection.msgtype), log_ns, data)
 
 
 def _mcap_records(path: Path) -> Iterator[Any]:
@@ -195,7 +196,7 @@ def _mcap_channels(path: Path) -> Iterator[Channel]:
 def _mcap_channel(record: Any, schemas: dict[int, Any]) -> Channel:
     schema = schemas.get(record.schema_id)
     text = schema.data.decode('utf-8', 'replace') if schema is not None and schema.encoding == 'ros2msg' else ''
-    return Channel(record.topic, schema.name if schema else '', record.message_encoding, text)
+    return Channel(record.topic, full_name(schema.name) if schema else '', record.message_encoding, text)
 
 
 def _mcap_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Message]:
@@ -277,7 +278,7 @@ def _sqlite_channels(path: Path) -> Iterator[Channel]:
     connection = _sqlite(path)
     try:
         for topic, name, encoding in connection.execute('SELECT name, type, serialization_format FROM topics'):
-            yield Channel(topic, name, encoding)
+            yield Channel(topic, full_name(name), encoding)
     finally:
         connection.close()
 
@@ -286,7 +287,8 @@ def _sqlite_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Mess
     connection = _sqlite(path)
     try:
         topics = {
-            number: (topic, name) for number, topic, name in connection.execute('SELECT id, name, type FROM topics')
+            number: (topic, full_name(name))
+            for number, topic, name in connection.execute('SELECT id, name, type FROM topics')
         }
         # In row order, without the index on time: a damaged page then costs only what follows it.
         rows = connection.execute('SELECT topic_id, timestamp, data FROM messages NOT INDEXED ORDER BY rowid')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,14 +17,23 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import ContractPart, Limits
 from ki_robot.errors import RobotError
 
-JointLimits = dict[str, Limits]  # by joint name: those of its position
+
+@dataclass(frozen=True)
+class Locked:
+    """A joint that cannot move, such as a tool's lock with lower = upper = 0; `why` is the sentence."""
+
+    why: str
+
+
+JointLimits = Mapping[str, Limits | Locked]  # by joint name: those of its position
 
 
 def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
     """Position, velocity bounds of every joint with a `limit`, from URDF text (rad or m, and per second).
 
     A continuous joint has no position bounds; fixed joints and mimics are left out (they take no commands). A velocity
-    of 0, which exporters write for "unknown", counts as not given.
+    of 0, which exporters write for "unknown", counts as not given. A joint that cannot move matters only to a contract
+    that commands it.
 
     Raises:
         RobotError: Not XML, with a document type (entities can blow up), or a limit that is no number.
@@ -36,7 +46,7 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
         raise RobotError(f'{where} is not XML: {error}.') from error
     if root.tag != 'robot':
         raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
-    found: JointLimits = {}
+    found: dict[str, Limits | Locked] = {}
     for joint in root.findall('joint'):
         name, kind, limit = joint.get('name', ''), joint.get('type', ''), joint.find('limit')
         if limit is None or kind == 'fixed' or joint.find('mimic') is not None:
@@ -48,7 +58,11 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
                 bounds[key] = _number(value, f'{where}: joint {name!r} limit {key}')
         if bounds.get('velocity') == 0.0:
             del bounds['velocity']
-        found[name] = Limits.parse(bounds, f'{where}: joint {name!r}')
+        here = f'{where}: joint {name!r}'
+        if kind != 'continuous' and bounds['lower'] == bounds['upper']:
+            found[name] = Locked(f'{here} cannot move: its limits are both {bounds["lower"]}; correct them there.')
+        else:
+            found[name] = Limits.parse(bounds, here)
     return found
 
 
@@ -63,7 +77,7 @@ def limits_from_yaml(data: object, where: str = 'joint_limits') -> JointLimits:
         top = next(iter(top.values()))
     if not isinstance(top, Mapping) or not isinstance(top.get('joint_limits'), Mapping):
         raise RobotError(f'{where} has no mapping joint_limits; write joint_limits: {{joint1: {{...}}}}.')
-    found: JointLimits = {}
+    found: dict[str, Limits | Locked] = {}
     for name, entry in top['joint_limits'].items():
         here = f'{where}: joint_limits.{shown(name)}'
         found[str(name)] = Limits.parse(_JointEntry.parse(entry, here).counted(), here)
@@ -153,6 +167,8 @@ def action_limits(contract: Contract, *sources: JointLimits) -> tuple[Limits, ..
             if joint not in source or interface not in ('position', 'velocity'):
                 continue
             other = source[joint]
+            if isinstance(other, Locked):
+                raise RobotError(other.why)
             if interface == 'velocity':
                 other = Limits(velocity=other.velocity, acceleration=other.acceleration)
             limits = tightest(limits, other, f'{contract.name}: {column.name} together with the file')

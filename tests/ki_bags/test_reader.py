@@ -295,3 +295,59 @@ def test_a_foreign_database_is_named(tmp_path: Path) -> None:
     assert (found, kinds) == ([], {'unreadable'})
     [problem] = open_bag(tmp_path / 'firefox.db3').problems
     assert 'no such table: topics' in problem.text
+
+
+@pytest.fixture
+def mcap_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an MCAP whose messages are (topic, encoding, schema name, schema encoding, data); a channel for each."""
+    from mcap.writer import Writer
+
+    def make(*rows: tuple[str, str, str, str, bytes]) -> Path:
+        with (tmp_path / 'x.mcap').open('wb') as stream:
+            writer = Writer(stream)
+            writer.start('ros2', 'test')
+            for index, (topic, encoding, name, kind, data) in enumerate(rows):
+                schema = writer.register_schema(name, kind, b'string data' if kind == 'ros2msg' else b'{}')
+                writer.add_message(writer.register_channel(topic, encoding, schema), index + 1, data, index + 1)
+            writer.finish()
+        return tmp_path / 'x.mcap'
+
+    return make
+
+
+def ros(topic: str, data: bytes, name: str = 'std_msgs/msg/String') -> tuple[str, str, str, str, bytes]:
+    return topic, 'cdr', name, 'ros2msg', data
+
+
+def test_a_channel_in_another_encoding_condemns_only_itself(
+    mcap_of: Callable[..., Path], cdr_text: Callable[[str], bytes]
+) -> None:
+    path = mcap_of(
+        ros('/a', cdr_text('one')),
+        ('/events', 'json', 'log', 'jsonschema', b'{"a": 1}'),
+        ('/proto', 'protobuf', 'pb.Log', 'protobuf', b'\x08\x01'),
+        ros('/b', cdr_text('two')),
+    )
+    assert texts(path) == (['one', 'two'], {'foreign_encoding'})
+    bag = open_bag(path)
+    assert set(bag.topics) == {'/a', '/b'}
+    assert [(each.field, each.text) for each in bag.problems] == [
+        ('/events', "topic /events is stored as 'json'; only CDR can be read, so it is left out"),
+        ('/proto', "topic /proto is stored as 'protobuf'; only CDR can be read, so it is left out"),
+    ]
+
+
+def test_the_channels_of_one_topic_are_counted_together(
+    mcap_of: Callable[..., Path], cdr_text: Callable[[str], bytes]
+) -> None:
+    path = mcap_of(*(ros('/a', cdr_text(str(index))) for index in range(5)))
+    assert open_bag(path).topics['/a'].count == 5
+    assert texts(path) == (['0', '1', '2', '3', '4'], set())
+
+
+def test_short_names_of_types_are_their_full_ones(
+    mcap_of: Callable[..., Path], cdr_text: Callable[[str], bytes]
+) -> None:
+    path = mcap_of(ros('/a', cdr_text('one'), 'std_msgs/String'))
+    assert open_bag(path).topics['/a'].type == 'std_msgs/msg/String'
+    assert texts(path) == (['one'], set())

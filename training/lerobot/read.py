@@ -125,6 +125,8 @@ class LerobotDataset:
         try:
             # v3 files hold many episodes; the filter skips row groups of others by their statistics.
             table = pq.read_table(path, filters=[('episode_index', '=', number)])
+            if not len(table):
+                raise ValueError('no row has this episode_index')
             state, action = self._column(table, STATE), self._column(table, ACTION)
             times = table['timestamp'].to_numpy().astype(np.float64)
             tasks = tuple(self._tasks.get(int(each), '') for each in table['task_index'].to_numpy())
@@ -134,6 +136,11 @@ class LerobotDataset:
             ) from error
         clips = {camera: self._clip(number, camera) for camera in self.cameras}
         return LerobotEpisode(number, state, action, times, tasks, clips)
+
+    def promised_steps(self, number: int) -> int | None:
+        """How many steps the metadata says that an episode has; None when it does not say."""
+        length = self._rows[number].get('length')
+        return int(length) if isinstance(length, (int, float)) else None
 
     def frames(self, clip: Clip | Stills, count: int) -> Iterator[NDArray[np.uint8]]:
         """`count` pictures from the start of a clip, uint8 (h, w, 3) RGB.

@@ -65,11 +65,17 @@ def from_lerobot(
     for place, number in enumerate(wanted):
         path = out / f'episode_{number:06d}'
         try:
-            write_episode(dataset.episode(number), dataset, plan, path, quality)
+            episode = dataset.episode(number)
+            write_episode(episode, dataset, plan, path, quality)
         except BagError:
             raise
         except KiError as error:
             problems.add(source, f'episode {number}', 'unreadable', str(error))
+        else:
+            promised = dataset.promised_steps(number)
+            if promised not in (None, len(episode.state)):
+                text = f'episode {number} has {len(episode.state)} steps; the metadata promises {promised}'
+                problems.add(source, f'episode {number}', 'length', text)
         if progress is not None:
             progress(place + 1, len(wanted), str(path))
     text = yaml.safe_dump(contract.to_dict(), sort_keys=False, allow_unicode=True)
@@ -91,12 +97,11 @@ def contract_of(dataset: LerobotDataset) -> Contract:
     ours = dataset.folder / 'meta' / 'contract.json'
     if ours.is_file():
         return Contract.parse(read_json(ours, TrainingError), str(ours))
-    first = [dataset.episode(number) for number in dataset.numbers]
-    if not first:
-        raise TrainingError(f'{dataset.folder} has no episode on disk.')
-    state = np.concatenate([each.state for each in first])
-    action = np.concatenate([each.action for each in first])
-    speed = np.max([np.abs(np.diff(each.action, axis=0)).max(axis=0) * dataset.fps for each in first], axis=0)
+    readable = _readable(dataset)
+    state = np.concatenate([each.state for each in readable])
+    action = np.concatenate([each.action for each in readable])
+    steps = np.concatenate([np.abs(np.diff(each.action, axis=0)) for each in readable])
+    speed = steps.max(axis=0, initial=0.0) * dataset.fps
     actions = []
     for index, name in enumerate(dataset.action_names):
         low, high = float(action[:, index].min()), float(action[:, index].max())
@@ -140,6 +145,19 @@ def contract_of(dataset: LerobotDataset) -> Contract:
         },
         f'contract of {dataset.folder}',
     )
+
+
+def _readable(dataset: LerobotDataset) -> list[LerobotEpisode]:
+    """The episodes whose numbers can be read; the import names the others."""
+    found, first_error = [], ''
+    for number in dataset.numbers:
+        try:
+            found.append(dataset.episode(number))
+        except TrainingError as error:
+            first_error = first_error or f' {error}'
+    if not found:
+        raise TrainingError(f'{dataset.folder} has no readable episode on disk.{first_error}')
+    return found
 
 
 def _unit(column: str) -> str:

@@ -144,3 +144,12 @@ def test_a_limits_file_that_shares_no_joint_with_the_contract_is_refused(file: J
     contract = load_contract('arm_single')
     with pytest.raises(RobotError, match=f"names the joints .*{theirs}; contract arm_single commands 'joint1'.*Write"):
         action_limits(contract, limits_from_urdf(URDF), file)
+
+
+def test_a_joint_that_cannot_move_matters_only_to_a_contract_that_commands_it() -> None:
+    contract = load_contract('arm_single')
+    locked = '<joint name="{}" type="revolute"><limit lower="0" upper="0" velocity="0"/></joint></robot>'
+    with_tool = URDF.replace('</robot>', locked.format('tool_lock'))
+    assert action_limits(contract, limits_from_urdf(with_tool)) == action_limits(contract, limits_from_urdf(URDF))
+    with pytest.raises(RobotError, match=r"arm.urdf: joint 'joint1' cannot move: its limits are both 0.0"):
+        action_limits(contract, limits_from_urdf(f'<robot>{locked.format("joint1")}', 'arm.urdf'))

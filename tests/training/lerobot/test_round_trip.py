@@ -225,6 +225,35 @@ def test_a_contract_is_made_where_there_is_none(index: Index, tmp_path: Path) ->
     assert [column.representation for column in made.actions] == ['delta', 'delta', 'delta', 'absolute']
 
 
+def test_an_episode_that_its_file_does_not_hold_costs_only_itself(index: Index, tmp_path: Path) -> None:
+    """Without a contract one is made from the episodes, which this one must not end either."""
+    out = tmp_path / 'out'
+    to_lerobot(index, out)
+    (out / 'meta/contract.json').unlink()
+    [path] = (out / 'data').rglob('*.parquet')
+    table = pq.read_table(path)
+    renumbered = [7 if number == 1 else number for number in table['episode_index'].to_pylist()]
+    place = table.schema.get_field_index('episode_index')
+    pq.write_table(table.set_column(place, 'episode_index', pa.array(renumbered, pa.int64())), path)
+    _, problems = from_lerobot(out, tmp_path / 'in')
+    assert [each.name for each in sorted((tmp_path / 'in').iterdir())] == ['contract.yaml', 'episode_000000']
+    [problem] = problems
+    assert (problem.field, problem.kind) == ('episode 1', 'unreadable')
+    assert 'no row has this episode_index' in problem.text
+
+
+def test_an_episode_shorter_than_the_metadata_says_is_told(index: Index, tmp_path: Path) -> None:
+    out = tmp_path / 'out'
+    to_lerobot(index, out)
+    [path] = (out / 'data').rglob('*.parquet')
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) - 5), path)
+    _, problems = from_lerobot(out, tmp_path / 'in')
+    assert [(each.kind, each.text) for each in problems] == [
+        ('length', 'episode 1 has 26 steps; the metadata promises 31')
+    ]
+
+
 def test_what_cannot_be_used_is_named(index: Index, tmp_path: Path) -> None:
     out = tmp_path / 'out'
     to_lerobot(index, out)
