@@ -37,6 +37,7 @@ from ki_robot.observation.observation import (
     decode_camera,
 )
 from ki_robot.observation.plausibility import StateCheck
+from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class BufferSettings:
     Without `plausible_only` a state is taken even where the robot cannot be, for who looks for what is wrong with it.
     """
 
-    future_tolerance_ns: int = 50_000_000
+    future_tolerance_ns: int = FUTURE_TOLERANCE_NS
     jump_ns: int = 50_000_000
     frozen_frames: int = 5
     frozen_motion: float = 0.05
@@ -150,7 +151,7 @@ class ObservationBuffer:
             stream.arrivals.append(receive_ns)
             try:
                 stamp = receive_ns if stream.spec.stamp == 'receive' else stamp_ns(msg.header)
-                self._check_stamp(stream, stamp, receive_ns)
+                check_stamp(stream.spec, stamp, receive_ns, stream.last_stamp_ns, self.settings.future_tolerance_ns)
                 if isinstance(stream.spec, Camera):
                     self._look(stream, msg)
                     stream.newest = _Entry(stamp, msg)
@@ -235,26 +236,6 @@ class ObservationBuffer:
             self._flush()
             self._now_ns = now_ns
         self._now_ns = max(self._now_ns, now_ns)
-
-    def _check_stamp(self, stream: _Stream, stamp: int, receive_ns: int) -> None:
-        name = stream.spec.name
-        if stamp <= 0:
-            raise Rejected(
-                Reason.ZERO_STAMP, f'{name}: header.stamp is not set; fix the driver, or set stamp: receive.'
-            )
-        if stamp > receive_ns + self.settings.future_tolerance_ns:
-            raise Rejected(
-                Reason.FUTURE_STAMP,
-                f'{name}: the stamp lies {(stamp - receive_ns) / NS:.3f} s in the future; synchronise the clocks.',
-            )
-        if stamp <= stream.last_stamp_ns:
-            behind = (stream.last_stamp_ns - stamp) / NS
-            raise Rejected(Reason.BACKWARD_STAMP, f'{name}: the stamp does not advance ({behind:.3f} s behind).')
-        if receive_ns - stamp > stream.max_age_ns:
-            raise Rejected(
-                Reason.STALE,
-                f'{name}: arrived {(receive_ns - stamp) / NS:.3f} s old; max_age_s is {stream.spec.max_age_s}.',
-            )
 
     def _look(self, stream: _Stream, msg: Any) -> None:
         """What is checked of a frame on arrival: its size, and whether it is the last one again."""

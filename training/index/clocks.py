@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera, StateStream
+from ki_robot.errors import Rejected
+from ki_robot.messages.arrays import NS
+from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp
 from training.index.resample import rising
 from training.index.streams import Collected, Track
 
@@ -42,38 +46,79 @@ def clock_epochs(found: Collected, contract: Contract, path: Path, problems: Pro
     return list(itertools.pairwise([-(2**62), *cuts, 2**62]))
 
 
-def within(found: Collected, first_log: int, last_log: int, path: Path, problems: Problems) -> Collected:
-    """The messages of one clock epoch, dated, in the order of their stamps, late ones dropped."""
-    clock = _clock(found, first_log, last_log)
+def within(
+    found: Collected, contract: Contract, first_log: int, last_log: int, path: Path, problems: Problems
+) -> Collected:
+    """The messages of one clock epoch, dated, in the order of their stamps.
 
-    def part(track: Track, label: str, in_order: bool = True) -> Track:
+    Images and states that the live node would refuse for their stamps are dropped, and counted by its reasons.
+    """
+    clock = _clock(found, first_log, last_log)
+    arrivals = _arrivals(found, contract, first_log, last_log, clock)
+
+    def part(track: Track, spec: Camera | StateStream | None = None) -> Track:
         chosen = [index for index, log in enumerate(track.logs) if first_log <= log < last_log]
         stamps = [track.stamps[index] for index in chosen]
         logs = [track.logs[index] for index in chosen]
         dated = np.asarray(stamps, dtype=np.int64)
         if len(dated) and (dated < 0).any():
             dated = np.where(dated < 0, clock(np.asarray(logs, dtype=np.int64)), dated)
-        if in_order:
-            keep = rising(dated)
-            if len(keep) and not keep.all():
-                text = 'a message is not newer than the one before it'
-                problems.add(path, label, 'backward_stamp', text, int((~keep).sum()))
-            order = np.flatnonzero(keep)
-        else:
+        if spec is None:
             order = np.argsort(dated, kind='stable')
+        else:
+            order = _believed(spec, dated, arrivals(np.asarray(logs, dtype=np.int64)), path, problems)
         rows = [track.rows[chosen[index]] for index in order]
         return Track([int(dated[index]) for index in order], [logs[index] for index in order], rows)
 
+    cameras = {camera.name: camera for camera in contract.cameras}
+    streams = {stream.name: stream for stream in contract.state_streams}
     return Collected(
-        cameras={name: part(track, name) for name, track in found.cameras.items()},
-        states={name: part(track, name) for name, track in found.states.items()},
+        cameras={name: part(track, cameras[name]) for name, track in found.cameras.items()},
+        states={name: part(track, streams[name]) for name, track in found.states.items()},
         state_columns=found.state_columns,
-        commands={name: part(track, name, False) for name, track in found.commands.items()},
-        markers=part(found.markers, 'markers', False),
-        instructions=part(found.instructions, 'instructions', False),
-        subtasks=part(found.subtasks, 'subtasks', False),
+        commands={name: part(track) for name, track in found.commands.items()},
+        markers=part(found.markers),
+        instructions=part(found.instructions),
+        subtasks=part(found.subtasks),
         missing_outputs=found.missing_outputs,
     )
+
+
+def _believed(
+    spec: Camera | StateStream, stamps: Times, arrivals: Times, path: Path, problems: Problems
+) -> NDArray[np.intp]:
+    """The places of the messages that the live node would have taken, by its own rule."""
+    taken, last = [], 0
+    for place, (stamp, arrival) in enumerate(zip(stamps.tolist(), arrivals.tolist(), strict=True)):
+        try:
+            check_stamp(spec, stamp, arrival, last)
+        except Rejected as error:
+            problems.add(path, spec.name, str(error.reason), str(error))
+        else:
+            taken.append(place)
+            last = stamp
+    return np.asarray(taken, dtype=np.intp)
+
+
+def _arrivals(
+    found: Collected, contract: Contract, first_log: int, last_log: int, clock: Callable[[Times], Times]
+) -> Callable[[Times], Times]:
+    """Log time -> when a message arrived, on the clock of the stamps.
+
+    The recorder ran on the robot's clock when the states, as recorded, are ones that the live node takes; else (a
+    simulation recorded without sim time) the states tell how the clocks differ.
+    """
+    for stream in contract.state_streams:
+        track = found.states.get(stream.name) or Track()
+        ages = [
+            log - stamp
+            for log, stamp in zip(track.logs, track.stamps, strict=True)
+            if stamp > 0 and first_log <= log < last_log
+        ]
+        if ages:
+            same = -FUTURE_TOLERANCE_NS <= float(np.median(ages)) <= stream.max_age_s * NS
+            return (lambda times: times) if same else clock
+    return lambda times: times
 
 
 def _clock(found: Collected, first_log: int, last_log: int) -> Callable[[Times], Times]:

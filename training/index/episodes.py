@@ -141,7 +141,7 @@ def episodes_of(
     made: list[Episode] = []
     bounds = clock_epochs(found, contract, path, problems)
     for epoch, (first_log, last_log) in enumerate(bounds):
-        part = within(found, first_log, last_log, path, problems)
+        part = within(found, contract, first_log, last_log, path, problems)
         if any(not len(part.states[name]) for name in part.states) or not part.states:
             continue
         reach = _reach(part, contract)

@@ -18,6 +18,7 @@ from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.pixels import DEPTH_WHITE_MM
+from ki_robot.observation.buffer import ObservationBuffer
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions
 from training.index.index import check_index, index_bags, load_index
@@ -270,6 +271,32 @@ def test_steps_without_fresh_input_are_no_samples(toy: Contract, tmp_path: Path,
     assert len(data) == int(arrays['valid'].sum())
     [stale] = [each for each in index.problems if each.kind == 'stale']
     assert stale.count == int((~arrays['valid']).sum())
+
+
+@pytest.mark.parametrize(
+    ('offset_s', 'kind'), [(0.5, 'future_stamp'), (-0.5, 'stale'), (0.03, ''), (-0.1, ''), (0.06, 'future_stamp')]
+)
+@pytest.mark.parametrize('log_base_ns', [None, 5_000_000_000])
+def test_a_frame_is_taken_by_the_index_where_the_live_buffer_takes_it(
+    offset_s: float, kind: str, log_base_ns: int | None, toy: Contract, tmp_path: Path, scribe: Any
+) -> None:
+    """A camera on another clock, with the recorder on the robot's clock and on one of its own."""
+    buffer = ObservationBuffer(toy)
+    refused = 0
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/scene/image_raw/compressed',))
+        writer.stretch(2.0, log_base_ns=log_base_ns)
+        writer.without = ()
+        for index in range(61):
+            now_ns = START_NS + round(index / 30 * 1e9)
+            stamp_ns, data = now_ns + round(offset_s * 1e9), cv2_jpeg(index)
+            writer.image('scene', stamp_ns, data, now_ns if log_base_ns is None else now_ns - START_NS + log_base_ns)
+            refused += not buffer.push('scene', message_builders.compressed(stamp_ns, data), now_ns)
+    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
+    assert refused == (61 if kind else 0)
+    counted = [each for each in index.problems if each.field == 'scene']
+    assert [(each.kind, each.count) for each in counted] == ([(kind, refused)] if kind else [])
+    assert len(EpisodeDataset(index) if index.episodes else []) == (0 if kind else int(arrays_of(index)['valid'].sum()))
 
 
 def cv2_jpeg(value: int) -> np.ndarray:
