@@ -206,6 +206,8 @@ class ChunkExecutor(LifecycleNode):
         if self._dispatch is not None:
             self._dispatch.join(1.0)
             self._dispatch = None
+        for output in self._outputs:
+            output.flush()
         process.flush([output.publisher for output in self._outputs if output.publisher is not None])
 
     # What arrives.

@@ -5,6 +5,7 @@ N columns of the contract, n columns of one output.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twi
 # Only the newest command matters; a late one must not queue behind it.
 COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 GRIPPER_PERIOD_NS = 200_000_000
+ANSWER_NS = 1_000_000_000  # a goal without an answer, or refused, is sent again after this
 
 
 class ControllerOutput(Protocol):
@@ -39,6 +41,10 @@ class ControllerOutput(Protocol):
 
     def heard(self) -> bool:
         """Whether a controller is there to take commands."""
+        ...
+
+    def flush(self) -> None:
+        """Sends what waits for the thread of the node's callbacks; to be called there."""
         ...
 
     def close(self) -> None:
@@ -57,6 +63,9 @@ class _Columns:
     def heard(self) -> bool:
         """Whether somebody subscribes."""
         return bool(self.publisher.get_subscription_count())
+
+    def flush(self) -> None:
+        """Nothing waits: a topic is published at once."""
 
     def close(self) -> None:
         """Frees the publisher."""
@@ -134,7 +143,11 @@ class GripperTopicOutput(_Columns):
 
 
 class GripperActionOutput(_Columns):
-    """The opening of a gripper as goals of a gripper action; needs the package control_msgs."""
+    """The opening of a gripper as goals of a gripper action; needs the package control_msgs.
+
+    Goals are sent in the thread of the node's callbacks: an answer that is taken there before the sending thread has
+    written down its goal would be thrown away.
+    """
 
     def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
         super().__init__(node, spec, contract, None)
@@ -150,17 +163,31 @@ class GripperActionOutput(_Columns):
         self._parallel = interface == 'parallel_gripper_command'
         self._type = getattr(control_msgs.action, 'ParallelGripperCommand' if self._parallel else 'GripperCommand')
         self._client = ActionClient(node, self._type, spec.topic)
-        self._sender = _OnChange(spec.options.dead_band or 0.002, GRIPPER_PERIOD_NS)
-        self._sender.repeat_ns = 0
+        self._wake = node.create_guard_condition(self.flush)
+        self._sender = _OnChange(spec.options.dead_band or 0.002, 0)
+        self._goals: deque[float] = deque(maxlen=1)  # what the callbacks' thread is to send: the newest
+        self._asked_ns: int | None = None  # when the goal was due that has no answer yet, or was refused
 
     def send(self, command: Setpoints, now_ns: int) -> None:
-        """Sends a goal when the setpoint has changed beyond the dead band, at most five a second."""
+        """Has a goal sent when the setpoint has changed beyond the dead band: one at a time, at most five a second."""
         value = float(command.setpoint_N[self._index[0]])
         if not self.heard():
             self._sender.forget()  # a goal to nobody is lost, and the value is due when the server is back
+            self._asked_ns = None
             return
+        if self._asked_ns is not None:
+            if 0 <= now_ns - self._asked_ns < ANSWER_NS:
+                return
+            self._sender.forget()
         if self._sender.due(value, now_ns):
-            self._offer(value)
+            self._asked_ns = now_ns
+            self._goals.append(value)
+            self._wake.trigger()
+
+    def flush(self) -> None:
+        """Sends the goal that waits."""
+        while self._goals:
+            self._offer(self._goals.pop())
 
     def heard(self) -> bool:
         """Whether the action is served."""
@@ -168,6 +195,7 @@ class GripperActionOutput(_Columns):
 
     def close(self) -> None:
         """Frees the client."""
+        self._node.destroy_guard_condition(self._wake)
         self._client.destroy()
 
     def _offer(self, value: float) -> None:
@@ -183,8 +211,8 @@ class GripperActionOutput(_Columns):
         self._client.send_goal_async(goal).add_done_callback(self._on_answer)
 
     def _on_answer(self, future: Any) -> None:
-        if future.exception() is not None or not future.result().accepted:
-            self._sender.forget()
+        if future.exception() is None and future.result().accepted:
+            self._asked_ns = None
 
 
 class _OnChange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import sys
+import threading
 import types
 
 import numpy as np
@@ -35,10 +36,13 @@ class Publisher:
 
 
 class Node:
-    """Makes publishers."""
+    """Makes publishers, and calls back at once."""
 
     def create_publisher(self, kind, topic, qos):
         return Publisher()
+
+    def create_guard_condition(self, callback):
+        return types.SimpleNamespace(trigger=callback)
 
 
 def output(contract: Contract, name: str):
@@ -178,7 +182,9 @@ class Server:
         return Future(self.accepts)
 
 
-def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
+@pytest.fixture
+def server(rigs, monkeypatch) -> Server:
+    """The server of every gripper action."""
     import rclpy.action
 
     server, made = Server(), types.ModuleType('control_msgs.action')
@@ -186,9 +192,19 @@ def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
     monkeypatch.setitem(sys.modules, 'control_msgs', types.SimpleNamespace(action=made))
     monkeypatch.setitem(sys.modules, 'control_msgs.action', made)
     monkeypatch.setattr(rclpy.action, 'ActionClient', lambda *_: server)
+    return server
+
+
+@pytest.fixture
+def gripper(rigs) -> Contract:
+    """A robot whose hand is commanded by a gripper action."""
     plain = rigs.small_robot()
     plain['outputs'][1] |= {'kind': 'gripper', 'options': {'interface': 'gripper_command'}}
-    hand = output(Contract.parse(plain), 'hand')
+    return Contract.parse(plain)
+
+
+def test_a_goal_that_no_gripper_took_is_due_again(server, gripper):
+    hand = output(gripper, 'hand')
 
     def offer(seconds: float) -> int:
         hand.send(command(), 10**12 + round(seconds * 1e9))
@@ -199,9 +215,46 @@ def test_a_goal_that_no_gripper_took_is_due_again(rigs, monkeypatch):
     assert not hand.heard()
     assert offer(0.9) == 1
     server.ready, server.accepts = True, False
-    assert [offer(1.0), offer(1.01), offer(1.21)] == [2, 2, 3], 'refused: again, at most five a second'
+    assert [offer(1.1), offer(1.2), offer(2.0), offer(2.2)] == [2, 2, 2, 3], 'refused: again, once a second'
     server.accepts = True
-    assert [offer(1.5), offer(1.8)] == [4, 4]
+    assert [offer(2.4), offer(3.3), offer(3.6), offer(9.0)] == [3, 4, 4, 4]
+
+
+def test_a_gripper_that_moves_gets_one_goal_at_a_time(server, gripper):
+    hand, waiting = output(gripper, 'hand'), []
+    server.send_goal_async = lambda goal: (
+        waiting.append(goal.command.position)
+        or types.SimpleNamespace(add_done_callback=lambda act: setattr(server, 'answer', lambda: act(Future(True))))
+    )
+    for tick in range(90):
+        hand.send(command(0.01 * tick), 10**12 + tick * 10 * MS)
+    assert waiting == pytest.approx([0.3]), 'no second goal while the first has no answer'
+    server.answer()
+    hand.send(command(0.9), 10**12 + 900 * MS)
+    hand.send(command(0.95), 10**12 + 2_000 * MS)
+    assert waiting == pytest.approx([0.3, 1.2, 1.25]), 'an answer that was lost is not waited for for ever'
+
+
+def test_goals_are_sent_in_the_thread_of_the_callbacks(server, gripper):
+    """rclpy throws an answer away that comes before its goal is written down."""
+    from ki_policy_node.common import ros
+
+    threads = []
+    server.destroy = lambda: None
+    offer = server.send_goal_async
+    server.send_goal_async = lambda goal: threads.append(threading.get_ident()) or offer(goal)
+    with ros.node('executor') as node:
+        spec = next(each for each in gripper.outputs if each.name == 'hand')
+        hand = make_output(node, spec, gripper)
+        dispatch = threading.Thread(target=lambda: hand.send(command(), 10**12))
+        dispatch.start()
+        dispatch.join()
+        assert not threads
+        assert ros.spin_until(node, lambda: threads, 5.0)
+        hand.send(command(0.5), 10**12 + 10**9)
+        hand.flush()  # at the end of the process nothing spins any more
+        hand.close()
+    assert threads == [threading.get_ident()] * 2
 
 
 def test_every_kind_of_controller_has_a_sender() -> None:
