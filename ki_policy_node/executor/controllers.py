@@ -26,7 +26,7 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 
 
 @dataclass(frozen=True)
-class Look:
+class GraphFinding:
     """What a look at the graph has found: why nothing may be commanded, and how many others command."""
 
     blocked: str = ''
@@ -87,18 +87,20 @@ class ControllerWatch:
                     self._managers[space] = _Manager(node, f'{space}/controller_manager')
                 self._state_topics[full] = _StateTopic(node, f'{full}/controller_state')
 
-    def look(self) -> Look:
+    def look(self) -> GraphFinding:
         """What stands in the way now; to be called ten times a second, in the thread of the node's callbacks."""
         if crowd := self._crowded_stream():
-            return Look(crowd)
+            return GraphFinding(crowd)
         for output in self._outputs:
             topic = self._node.resolve_topic_name(output.spec.topic)
             strangers = self._node.count_publishers(topic) - 1 if output.publisher is not None else 0
             if self._exclusive and strangers > 0:
-                return Look(f'Somebody else publishes on {topic}; end it, or give this robot a namespace.', strangers)
+                return GraphFinding(
+                    f'Somebody else publishes on {topic}; end it, or give this robot a namespace.', strangers
+                )
             if self._needs_controllers and (why := self._why_not(output, topic)):
-                return Look(why)
-        return Look()
+                return GraphFinding(why)
+        return GraphFinding()
 
     def close(self) -> None:
         """Ends the subscriptions."""
