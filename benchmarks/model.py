@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Cost of a training step, as ratios within one run.')
     parser.add_argument('--rounds', type=int, default=30)
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--out', type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     load = os.getloadavg()
@@ -110,8 +111,8 @@ def main() -> None:
         'load_after': [round(x, 2) for x in os.getloadavg()],
         'full_by_flops': training(skeleton(preset('full')), 3, 200, 80),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + '\n')
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))
 
 

@@ -175,7 +175,6 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
     `chunk` is the jump between the chunks themselves, `command` what the executor's ticks of 10 ms make of it.
     """
     from ki_policy_node.executor.chunk_follower import Follower
-    from ki_policy_node.executor.outputs import Plan
     from ki_policy_node.executor.safety import Rules
     from ki_policy_node.policy.cadence import due_after
     from ki_policy_node.policy.continuation import Planner, Timing
@@ -227,9 +226,9 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
             follower.on_chunk(planned.chunk, now, now)
             if planned.seam is not None:
                 jumps.append((np.abs(planned.seam.position_jump_N), np.abs(planned.seam.velocity_jump_N)))
-        action = follower.tick(now, now)
-        if isinstance(action, Plan):
-            pose = action.setpoint_N.copy()
+        command = follower.tick(now, now)
+        if command is not None:
+            pose = command.setpoint_N.copy()
             setpoints.append(pose)
     joints = [index for index, name in enumerate(names) if name.endswith('joint1/position')]
     speed = np.diff(np.array(setpoints)[:, joints], axis=0) / (tick_ns / 1e9)

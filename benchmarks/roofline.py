@@ -11,6 +11,7 @@ Shape legend in names: P prefix tokens, H horizon, R draws, T target tokens.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,9 @@ def training(model: KiVla, views: int, text: int, T: int) -> dict[str, object]:
 
 def main() -> None:
     """Derive, count, compare, write."""
+    parser = argparse.ArgumentParser(description='Parameters, FLOPs and floors, derived by hand and counted by torch.')
+    parser.add_argument('--out', type=Path, default=RESULTS)
+    given = parser.parse_args()
     model = skeleton(preset('full'))
     c, parts = model.config, parameters_by_part(model)
     by_part = inference(model, 3, 200)
@@ -209,8 +213,8 @@ def main() -> None:
         'floor_h200_bf16': [floor(c, parts, views, text) for views, text in VIEWS_AND_TEXT],
         'training': [training(model, *shape) for shape in ((1, 48, 40), (2, 100, 60), (3, 200, 80))],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + '\n')
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))
 
 

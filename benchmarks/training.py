@@ -24,22 +24,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's own name hides the room that it measures
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before the file training.py, which hides that room
 
-import torch  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ki_vla.model.config import preset  # noqa: E402
-from ki_vla.model.initial_weights import initialise  # noqa: E402
-from ki_vla.model.kivla import KiVla  # noqa: E402
-from ki_vla.model.summary import random_batch  # noqa: E402
-from ki_vla.objective.recipes import recipe  # noqa: E402
-from ki_vla.objective.trainable import prepare  # noqa: E402
-from training.fit.initial_policy import begin  # noqa: E402
-from training.train.config import Run  # noqa: E402
-from training.train.distributed import World  # noqa: E402
-from training.train.run import _parts, open_sources  # noqa: E402
-from training.train.trainer import Trainer  # noqa: E402
+from ki_vla.model.config import preset
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.model.summary import random_batch
+from ki_vla.objective.recipes import recipe
+from ki_vla.objective.trainable import prepare
+from training.fit.initial_policy import begin
+from training.train.config import Run
+from training.train.distributed import ProcessGroup
+from training.train.run import _parts, open_sources
+from training.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 VARIANTS = {
@@ -70,7 +70,7 @@ def simulated(folder: Path, device: str) -> Run:
     )
 
 
-def trainer_of(run: Run, folder: Path, steps: int, batch: int, chosen: dict[str, Any], world: World) -> Trainer:
+def trainer_of(run: Run, folder: Path, steps: int, batch: int, chosen: dict[str, Any], world: ProcessGroup) -> Trainer:
     """A trainer of one variant, ready to step."""
     stage = run.stages[0].replace(recipe=chosen['recipe'], draws=chosen['draws'], batch=batch, steps=steps, vlm=0.25)
     if chosen['recipe'] in ('pi0', 'frozen'):
@@ -145,7 +145,7 @@ def whole_run(trainer: Trainer) -> dict[str, float]:
 
 def mini(rounds: int, batch: int, device: str) -> dict[str, Any]:
     """The mini model on real samples."""
-    world = World(device=torch.device(device))
+    world = ProcessGroup(device=torch.device(device))
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         folder = Path(name)
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=0, help='of torch; 0: as many as it likes')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--peak', type=float, default=790e12, help='FLOP/s of the GPU, measured; an H200 has 790e12')
+    parser.add_argument('--out', type=Path, help='default: results/training.json, with a GPU results/training_gpu.json')
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -232,8 +233,8 @@ def main() -> None:
         result['machine']['gpu'] = torch.cuda.get_device_name()
         result['full'] = full(given.rounds, given.batch, given.peak)
     result['load_after'] = [round(x, 2) for x in os.getloadavg()]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ('training.json' if given.device == 'cpu' else 'training_gpu.json')
+    path = given.out or RESULTS / ('training.json' if given.device == 'cpu' else 'training_gpu.json')
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))
 

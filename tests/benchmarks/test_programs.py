@@ -1,0 +1,47 @@
+"""Every program of benchmarks/ starts, and finds what it imports, in its functions too."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks'
+PROGRAMS = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob('*.py'))
+OURS = ('ki', 'ki_bags', 'ki_common', 'ki_msgs', 'ki_policy_node', 'ki_robot', 'ki_sim', 'ki_vla', 'training')
+
+
+def imports(program: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that a program imports from ours, wherever it stands."""
+    for node in ast.walk(ast.parse((FOLDER / program).read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition('.')[0] in OURS:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_program_finds_every_name_that_it_imports(program: str) -> None:
+    missing = []
+    for module, name in imports(program):
+        if module.startswith('ki_msgs') or module == 'ki.support.sim_stack':
+            pytest.importorskip('rclpy', reason=f'benchmarks/{program} needs ROS')
+        if not hasattr(importlib.import_module(module), name):
+            try:
+                importlib.import_module(f'{module}.{name}')
+            except ModuleNotFoundError:
+                missing.append(f'{module}.{name}')
+    assert not missing, f'benchmarks/{program} imports what is not there'
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_a_program_says_how_it_is_used(root: Path, program: str) -> None:
+    command = [root / 'benchmarks' / 'gpu.sh'] if program.startswith('gpu/') else [sys.executable, FOLDER / program]
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    done = subprocess.run([*command, '--help'], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('usage: ')
