@@ -13,17 +13,20 @@ from ki_robot.contract.contract import Contract
 STARVED_NS = 300_000_000  # how long a due chunk may wait for inputs that agree in time
 
 
-def due_after(current: ActionChunk, timing: Timing, latency_ns: int) -> int:
-    """When the observation for the chunk after `current` is due.
+def due_after(current: ActionChunk, timing: Timing, latency_ns: int, frame_wait_ns: int = 0) -> int:
+    """When the observation for the chunk after `current` is due: early enough that `current` does not run out.
 
     Args:
         current: What is being executed.
         timing: How many of its steps are.
-        latency_ns: What an inference takes; only a queue plans ahead by it.
+        latency_ns: What an inference takes.
+        frame_wait_ns: How long its observation may wait for a camera.
     """
-    if timing.mode == 'queue':
-        return current.start_ns + (current.frozen_prefix + timing.execute_steps) * current.step_ns - latency_ns
-    return current.start_ns + timing.execute_steps * current.step_ns
+    step_ns = current.step_ns
+    due_ns = current.start_ns + timing.execute_steps * step_ns
+    if timing.mode == 'queue':  # its steps count from the seam, and the next chunk is to be there at their end
+        due_ns -= max(0, latency_ns - current.frozen_prefix * step_ns)
+    return min(due_ns, current.end_ns - latency_ns - frame_wait_ns - step_ns)
 
 
 class Cadence:
@@ -71,7 +74,7 @@ class Cadence:
         """When the next observation is due; `current` is what is being executed."""
         if self._asked_ns is not None or current is None:
             return self._asked_ns or 0
-        return due_after(current, self._timing, latency_ns)
+        return due_after(current, self._timing, latency_ns, self._frame_wait_ns)
 
     def take_ns(self, due_ns: int) -> int:
         """When to take an observation that is due at `due_ns`: then, or after the longest wait for a camera."""

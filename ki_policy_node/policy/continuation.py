@@ -16,7 +16,7 @@ import numpy as np
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.delay import DelayEstimate
 from ki_policy_node.policy.policy_types import InvalidActionError, Policy, TooLateError
-from ki_robot.actions.chunk import ActionChunk, Matrix, enqueue, ensemble, rows_at, slice_steps, splice
+from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, paused, rows_at, splice
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
@@ -36,8 +36,10 @@ class Timing:
     """
 
     # auto: what the bundle recommends, settled by `resolved` before the first chunk: rtc, or latest.
+    # In every mode a robot that stood while the policy thought begins with the step where it stands.
     # latest: the new chunk takes over as soon as it is there, its late part skipped.
-    # queue: `execute_steps` of each chunk are executed, then the next begins with its first step (open loop).
+    # queue: the new chunk takes over when `execute_steps` of the old one are executed, not as soon as it is there; with
+    #   the step that is due then (open loop). New words do not queue.
     # temporal_ensemble: every step is the mean over the chunks that cover it, weighted exp(-coefficient * i) from the
     #   oldest on (ACT).
     # rtc: the policy itself continues the old chunk, whose first `delay` steps are fixed, as it was trained to; beyond
@@ -104,6 +106,7 @@ class Planned:
 
     chunk: ActionChunk  # joined to the one that was being executed
     raw: ActionChunk  # as the policy made it
+    whole: ActionChunk  # the same, paused for as long as the robot stood
     inferred: Inferred  # the same with its wall times
     epoch: int  # that it was made for; see PolicyCycle.epoch
     expected_delay: int  # steps that the policy was told the inference would take
@@ -165,7 +168,8 @@ class Planner:
         """
         horizon, start_ns = self.policy.contract.horizon, observation.state_stamp_ns
         # Another thread may void what is executed while the policy thinks; then this chunk is not committed.
-        current, recent = self.current, tuple(self._recent)
+        current = self.current
+        recent = tuple(self._recent) if epoch == self._epoch else ()  # never a mean with what other words wanted
         old = current if current is not None and current.end_ns > start_ns else None
         prefix_KN, expected = self._prefix(old, start_ns, epoch)
         over, note = self._continued(expected)
@@ -179,15 +183,22 @@ class Planner:
                 f'The inference took {(arrived_ns - start_ns) / 1e9:.2f} s, longer than the chunk of '
                 f'{horizon * self._step_ns / 1e9:.2f} s lasts.'
             )
-        chunk = joined(self.timing, old, recent, raw, delay, arrived_ns)
+        moved = moved_steps(old, start_ns, self._step_ns, delay)
+        whole = paused(raw, moved, delay - moved)
+        hand_over = delay
+        if self.timing.mode == 'queue' and old is not None and epoch == self._epoch:
+            hand_over = min(max(delay, min(queued_steps(self.timing, old, start_ns), expected)), horizon - 1)
+        chunk = joined(self.timing, old, recent, whole, hand_over)
         seam = seam_between(old, chunk, arrived_ns) if old is not None else None
-        return Planned(chunk, raw, inferred, epoch, expected, delay, seam, note)
+        return Planned(chunk, raw, whole, inferred, epoch, expected, delay, seam, note)
 
     def commit(self, planned: Planned) -> None:
         """The chunk goes out: the next one will join on to it."""
         self._count = planned.chunk.chunk_id
+        if planned.epoch != self._epoch:
+            self._recent.clear()
         self._epoch = planned.epoch
-        self._recent.append(planned.raw)
+        self._recent.append(planned.whole)
         self.current = planned.chunk
 
     def _prefix(self, old: ActionChunk | None, start_ns: int, epoch: int) -> tuple[Matrix | None, int]:
@@ -239,43 +250,38 @@ class Planner:
             raise InvalidActionError(f'Policy {self.policy.policy_id}: {error}') from error
 
 
+def moved_steps(old: ActionChunk | None, start_ns: int, step_ns: int, delay: int) -> int:
+    """Of `delay` steps from `start_ns` on, those in which the robot moved: as long as there was a chunk to execute."""
+    if old is None:
+        return 0
+    return min(delay, (old.end_ns - start_ns) // step_ns)
+
+
+def queued_steps(timing: Timing, old: ActionChunk, start_ns: int) -> int:
+    """Steps from `start_ns` on until `execute_steps` of the old chunk have been executed."""
+    steps = min(old.frozen_prefix + timing.execute_steps, old.horizon)
+    return -((start_ns - old.start_ns) // old.step_ns - steps)
+
+
 def joined(
-    timing: Timing,
-    old: ActionChunk | None,
-    recent: Sequence[ActionChunk],
-    raw: ActionChunk,
-    delay: int,
-    now_ns: int,
+    timing: Timing, old: ActionChunk | None, recent: Sequence[ActionChunk], new: ActionChunk, steps: int
 ) -> ActionChunk:
-    """What is executed from now on: exactly H steps, the late ones as they were executed.
+    """What is executed from now on: exactly H steps, the first as they were executed.
 
     Args:
         timing: The mode and its settings.
         old: What is being executed; None when nothing is.
-        recent: Chunks of this epoch as the policy made them, oldest first.
-        raw: The new one.
-        delay: Steps that it took.
-        now_ns: When it is there.
+        recent: Chunks of this epoch before they were joined, oldest first.
+        new: The new one.
+        steps: How many of its first steps are still the old one's.
     """
-    if timing.mode == 'queue':
-        return _queued(old, raw, timing.execute_steps, now_ns)
     if timing.mode == 'temporal_ensemble':
-        raw = replace(raw, data_HN=ensemble(recent, raw, timing.ensemble_coefficient).data_HN)
+        new = replace(new, data_HN=ensemble(recent, new, timing.ensemble_coefficient).data_HN)
     if timing.mode == 'latest' or old is None:
-        return raw
+        return new
     # Mid-step of the old chunk is where its interpolation has brought the robot: seamless up to the delay.
-    chunk = splice(old, raw, delay)
-    return chunk if chunk.horizon == raw.horizon else raw
-
-
-def _queued(old: ActionChunk | None, raw: ActionChunk, execute_steps: int, now_ns: int) -> ActionChunk:
-    """`raw` behind those steps of `old` that are still to be executed, cut to H steps."""
-    rest = slice_steps(old, 0, old.frozen_prefix + execute_steps) if old is not None else None
-    queued = enqueue(rest, raw, now_ns)
-    frozen = queued.horizon - raw.horizon
-    cut = slice_steps(queued, 0, raw.horizon)
-    assert cut is not None
-    return replace(cut, frozen_prefix=min(frozen, raw.horizon - 1))
+    chunk = splice(old, new, steps)
+    return chunk if chunk.horizon == new.horizon else new
 
 
 def seam_between(old: ActionChunk, new: ActionChunk, now_ns: int) -> Seam | None:

@@ -24,7 +24,7 @@ from ki_policy_node.policy.continuation import Planner
 from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
-from ki_robot.actions.chunk import ActionChunk, Matrix
+from ki_robot.actions.chunk import ActionChunk, Matrix, paused
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
@@ -199,10 +199,20 @@ def _try(
 ) -> None:
     """The chunk of one view of the bag, kept if it is nearer to the live one than what was found before."""
     told = replace(view, instruction=words[live.instruction_id], instruction_id=live.instruction_id)
-    chunk = planner.plan(told, 0, lambda: view.state_stamp_ns).raw
+    chunk = as_executed(live, planner.plan(told, 0, lambda: view.state_stamp_ns).raw)
     before = made.get(key_of(live))
     if before is None or _distance(live, chunk) < _distance(live, before):
         made[key_of(live)] = chunk
+
+
+def as_executed(live: ActionChunk, made: ActionChunk) -> ActionChunk:
+    """`made`, paused where the live one was because the robot stood while the policy thought; else as it is."""
+    differs_H = np.abs(live.data_HN - made.data_HN).max(axis=1) > TOLERANCE
+    at = int(differs_H.argmax()) - 1
+    if at < 0:
+        return made
+    choices = [made, *(paused(made, at, steps) for steps in range(1, made.horizon - at))]
+    return min(choices, key=lambda each: _distance(live, each))
 
 
 def _distance(one: ActionChunk, other: ActionChunk) -> float:

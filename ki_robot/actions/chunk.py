@@ -156,17 +156,12 @@ def rows_at(old: ActionChunk, names: tuple[str, ...], start_ns: int, step_ns: in
     return rows
 
 
-def enqueue(old: ActionChunk | None, new: ActionChunk, now_ns: int) -> ActionChunk:
-    """Queue semantics: `new` begins where `old` ends, or now; no step of either is dropped, so it ages with the queue.
+def paused(chunk: ActionChunk, at: int, steps: int) -> ActionChunk:
+    """`chunk` with its step `at` in force for `steps` longer: what comes after is later, and is cut at H steps.
 
-    This is open-loop execution in the way of ACT or a synchronous broker; `splice` reacts sooner.
+    For a robot that stood still from that step on: it goes on with the step after, and makes up for nothing.
     """
-    left = skip_past(old, now_ns) if old is not None else None
-    if left is None:
-        return replace(new, start_ns=now_ns)
-    if left.names != new.names or left.step_ns != new.step_ns:
-        raise RobotError(f'chunk {new.chunk_id} cannot queue behind {left.chunk_id}: columns or step differ.')
-    return replace(new, start_ns=left.start_ns, data_HN=np.concatenate([left.data_HN, new.data_HN]), frozen_prefix=0)
+    return replace(chunk, data_HN=np.insert(chunk.data_HN, [at] * steps, chunk.data_HN[at], 0)[: chunk.horizon])
 
 
 def ensemble(chunks: Sequence[ActionChunk], on: ActionChunk, coefficient: float = 0.01) -> ActionChunk:

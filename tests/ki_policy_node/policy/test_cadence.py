@@ -32,6 +32,13 @@ def test_a_queue_plans_one_latency_before_its_steps_are_executed() -> None:
     assert due_after(RUNNING, Timing('queue', execute_steps=10), 3 * STEP) == START + (2 + 10 - 3) * STEP
 
 
+@pytest.mark.parametrize('mode', ['latest', 'queue', 'temporal_ensemble', 'rtc', 'guided'])
+def test_a_chunk_is_due_early_enough_that_the_one_before_does_not_run_out(mode: str) -> None:
+    due_ns = due_after(RUNNING, Timing(mode, execute_steps=45), 12 * STEP, STEP)
+    assert due_ns + STEP + 12 * STEP < RUNNING.end_ns
+    assert due_ns >= START + (50 - 12 - 3) * STEP, 'and no earlier'
+
+
 def test_an_observation_waits_for_a_fresh_frame_of_every_camera_but_not_for_ever(contract: Contract) -> None:
     cadence = Cadence(contract, Timing('latest', execute_steps=10), 40)
     due_ns = cadence.due_ns(RUNNING, 0)

@@ -82,7 +82,7 @@ def test_latest_takes_over_at_once(contract):
     planned = plan(planner, 25, 2.0)
     assert planned.chunk.frozen_prefix == 0
     assert planned.chunk.data_HN[0, 0] == 1.0
-    assert planned.seam.position_jump_N[0] == pytest.approx(1.0 - 0.25)
+    assert planned.seam.position_jump_N[0] == pytest.approx(1.0 - 0.24)
     assert planned.seam.velocity_jump_N[0] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -112,16 +112,43 @@ def test_a_new_instruction_is_not_pulled_by_the_old_chunk(contract):
     assert (len(prefix_KN), delay, epoch) == (3, 3, 2)
 
 
-def test_queue_executes_its_steps_and_then_begins_with_step_0(contract):
+def test_a_robot_that_stood_begins_with_the_first_step_and_makes_up_for_nothing(contract):
+    for mode in ('latest', 'queue', 'temporal_ensemble', 'rtc', 'guided'):
+        planner = Planner(Ramp(contract), Timing(mode))
+        assert plan(planner, 0, 7.2).chunk.data_HN[:10, 0] == pytest.approx([0.0] * 9 + [0.01])
+        assert planner.current.start_ns == START
+        planned = planner.plan(seen(45), 0, lambda: START + 60 * STEP)  # the chunk ran out after 5 steps
+        assert planned.chunk.data_HN[15:17, 0] == pytest.approx([0.05, 0.06]), mode
+
+
+def test_queue_executes_its_steps_and_then_goes_on_with_the_step_that_is_due(contract):
     policy = Ramp(contract)
     planner = Planner(policy, Timing('queue', execute_steps=10))
-    first = plan(planner, 0, 2.0).chunk
-    assert first.start_ns == START + 2 * STEP
+    for step in (0, 8, 17):
+        last = plan(planner, step, 2.0)
+    assert last.chunk.frozen_prefix == 2
     policy.level = 1.0
-    second = plan(planner, 9, 1.0).chunk
-    assert second.horizon == 50
-    assert second.frozen_prefix == 2, 'steps 8 and 9 of the first chunk are still to come'
-    assert second.data_HN[:3, 0] == pytest.approx([0.08, 0.09, 1.0])
+    early = plan(planner, 27, 0.5).chunk
+    assert early.horizon == 50
+    assert early.frozen_prefix == 2, 'steps 27 and 28 of the chunk before are still to come'
+    assert early.data_HN[2:4, 0] == pytest.approx([1.02, 1.03])
+
+
+def test_new_words_do_not_queue_behind_the_old(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('queue', execute_steps=25))
+    plan(planner, 0, 2.0)
+    for count, words in enumerate('bcd'):
+        assert plan(planner, 6 * count + 6, 2.0, epoch=ord(words)).chunk.frozen_prefix == 2
+
+
+def test_an_ensemble_never_holds_chunks_for_other_words(contract):
+    policy = Ramp(contract)
+    planner = Planner(policy, Timing('temporal_ensemble', execute_steps=10))
+    plan(planner, 0, 1.0)
+    policy.level = 1.0
+    assert plan(planner, 10, 1.0, epoch=1).chunk.data_HN[1:, 0] == pytest.approx(1.0 + 0.01 * np.arange(1, 50))
+    assert plan(planner, 20, 1.0, epoch=1).chunk.data_HN[1:30, 0].min() > 1.0
 
 
 def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
@@ -131,7 +158,7 @@ def test_temporal_ensemble_weighs_the_oldest_chunk_most(contract):
     policy.level = 1.0
     planned = plan(planner, 10, 1.0)
     weights = np.exp([0.0, -0.5])
-    assert planned.chunk.data_HN[5, 0] == pytest.approx((weights @ [0.15, 1.05]) / weights.sum())
+    assert planned.chunk.data_HN[5, 0] == pytest.approx((weights @ [0.14, 1.05]) / weights.sum())
     assert planned.chunk.data_HN[45, 0] == pytest.approx(1.45), 'only the new chunk reaches there'
 
 

@@ -132,7 +132,8 @@ def play(story: Story) -> tuple[list[Told], PolicyCycle]:
 
     def tell(now_ns: int, what: object) -> None:
         current = cycle.planner.current
-        due_ns = due_after(current, cycle.planner.timing, cycle.planner.latency.expected_ns) if current else 0
+        planner = cycle.planner
+        due_ns = due_after(current, planner.timing, planner.latency.expected_ns, 50 * MS) if current else 0
         told.append(Told(now_ns, what, due_ns, words, changes))
 
     for tick in range(story.ticks):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ki_robot.actions.chunk import (
     ActionChunk,
     carried_prefix,
-    enqueue,
     ensemble,
     first_step_due,
+    paused,
     rows_at,
     skip_past,
     splice,
@@ -117,13 +117,12 @@ def test_rows_on_the_same_clock_are_copied_bit_for_bit() -> None:
     np.testing.assert_array_equal(rows_at(old, NAMES, T0 + 3 * STEP, STEP, 5), data[3:8])
 
 
-def test_a_queue_plays_every_step_once() -> None:
-    old, new = ramp(horizon=4), ramp(T0 + STEP, first=100.0)
-    queued = enqueue(old, new, T0 + 2 * STEP + 5)
-    assert queued.data_HN[:, 0].tolist() == [2.0, 3.0, *range(100, 110)]
-    assert queued.start_ns == T0 + 2 * STEP
-    assert enqueue(None, new, T0 + 77).start_ns == T0 + 77
-    assert enqueue(old, new, T0 + 4 * STEP).data_HN[0, 0] == 100.0
+def test_a_paused_chunk_stands_and_goes_on_with_its_next_step() -> None:
+    chunk = ramp(horizon=6)
+    assert paused(chunk, 0, 3).data_HN[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
+    assert paused(chunk, 2, 2).data_HN[:, 0].tolist() == [0.0, 1.0, 2.0, 2.0, 2.0, 3.0]
+    assert paused(chunk, 2, 0).data_HN.tolist() == chunk.data_HN.tolist()
+    assert paused(chunk, 4, 99).horizon == 6
 
 
 def test_an_ensemble_is_the_weighted_mean_with_the_oldest_first() -> None:
