@@ -100,8 +100,15 @@ class ClosedLoopPolicy:
     """
 
     def __init__(self, policy: Policy, timing: Timing, delay_steps: int = 0, begin_ns: int = 1) -> None:
+        from ki_policy_node.errors import NodeError
         from ki_policy_node.policy.continuation import resolved
 
+        horizon = policy.contract.horizon
+        if delay_steps >= horizon:
+            raise NodeError(
+                f'--delay-steps is {delay_steps}; a chunk of {policy.policy_id} has {horizon} steps, and would be past '
+                f'when it is there. Write at most {horizon - 1}.'
+            )
         self._policy, self.timing = policy, resolved(timing, policy)
         self._delay_ns = delay_steps * policy.contract.step_ns
         self._begin_ns = begin_ns

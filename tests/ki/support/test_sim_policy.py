@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ki.support.sim_policy import ClosedLoopPolicy, open_sim_policy
+from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.continuation import Timing
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.observation.observation import Observation
@@ -88,6 +89,12 @@ def test_the_robot_stands_still_where_the_chunk_ends_before_the_next_is_there(co
     assert rows[:50] == pytest.approx(np.arange(50.0))
     assert rows[50:55] == [None] * 5
     assert rows[55:] == pytest.approx(np.arange(50.0, 65.0)), 'it goes on where it stands'
+
+
+def test_an_inference_as_long_as_a_chunk_is_refused(contract: Contract) -> None:
+    plan = Chunks(contract, np.zeros((200, 17)))
+    with pytest.raises(NodeError, match='--delay-steps is 50; a chunk of chunks@1 has 50 steps'):
+        ClosedLoopPolicy(plan, Timing(), 50)
 
 
 def test_episodes_do_not_remember_each_other(contract: Contract) -> None:

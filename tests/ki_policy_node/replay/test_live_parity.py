@@ -20,8 +20,9 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import Wanted, open_policy
 from ki_policy_node.policy.continuation import Timing
 from ki_policy_node.replay import live_parity
-from ki_policy_node.replay.live_parity import LiveRun
+from ki_policy_node.replay.live_parity import LiveRun, as_executed
 from ki_policy_node.replay.replay import Replay, ReplayOptions, replay
+from ki_robot.actions.chunk import ActionChunk, paused
 from ki_robot.contract.contract import Contract
 
 NS = 10**9
@@ -255,3 +256,12 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(bag: Path,
     done = ki(bag, *words)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_a_chunk_that_began_late_from_standstill_is_compared_as_it_was_executed() -> None:
+    made = ActionChunk(10**9, 50_000_000, ('joint',), 0.1 * np.arange(20.0)[:, None])
+    for at, steps in ((0, 3), (5, 1)):
+        live = paused(made, at, steps)
+        assert np.array_equal(as_executed(live, made).data_HN, live.data_HN)
+    other = replace(made, data_HN=made.data_HN + 1.0)
+    assert as_executed(other, made) is made
