@@ -219,7 +219,7 @@ def _mcap_messages(path: Path, wanted: Callable[[str], bool]) -> Iterator[Messag
 
 def has_wal(path: Path) -> bool:
     """Whether a database has a write-ahead log beside it: rows that its recorder did not live to put into the file."""
-    wal = _wal_of(path)
+    wal = wal_of(path)
     return path.suffix == '.db3' and wal.is_file() and wal.stat().st_size > 0
 
 
@@ -235,8 +235,8 @@ def copy_with_wal(path: Path, folder: Path) -> tuple[Path, int]:
     """
     copy = folder / path.name
     shutil.copyfile(path, copy)
-    shutil.copyfile(_wal_of(path), _wal_of(copy))
-    written = _pages_of_wal(_wal_of(copy))
+    shutil.copyfile(wal_of(path), wal_of(copy))
+    written = _pages_of_wal(wal_of(copy))
     connection = sqlite3.connect(copy)
     try:
         _, merged, _ = connection.execute('PRAGMA wal_checkpoint(PASSIVE)').fetchone()
@@ -263,7 +263,8 @@ def _pages_of_wal(wal: Path) -> int:
         return max(count, 1)
 
 
-def _wal_of(path: Path) -> Path:
+def wal_of(path: Path) -> Path:
+    """Where the write-ahead log of a database lies, if it has one."""
     return path.with_name(f'{path.name}-wal')
 
 

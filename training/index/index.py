@@ -26,6 +26,7 @@ import numpy as np
 
 from ki_bags.problems import Problem, Problems
 from ki_bags.reader import find_bags, open_bag
+from ki_bags.storage import has_wal, wal_of
 from ki_common.errors import KiError
 from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
 from ki_robot.contract.contract import Contract
@@ -36,7 +37,7 @@ from training.index.parallel import run_all
 from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
-FORMAT = 1
+FORMAT = 2  # another one also where the same recording is read otherwise: then nothing old may stay
 INDEX = 'index.json'
 ENTRY = 'entry.json'
 READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
@@ -303,14 +304,19 @@ def _deep(index: Index, entry: Entry) -> Iterator[Problem]:
 
 def hash_bag(path: Path) -> str:
     """sha256 over name and content of every file of a recording."""
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    files = _files_of(path)
     return hashlib.sha256(json.dumps([[each.name, sha256_of(each)] for each in files]).encode()).hexdigest()
 
 
 def signature(path: Path) -> list[list[Any]]:
     """Name, size and time of every file of a recording: cheap, and another as soon as one was written to."""
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
-    return [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
+    return [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path, wal_of(path)] if has_wal(path) else [path]
+    return sorted(each for each in path.iterdir() if each.is_file())
 
 
 def _key(digest: str, contract: Contract, options: IndexOptions) -> str:

@@ -21,7 +21,7 @@ from ki_robot.messages.pixels import DEPTH_WHITE_MM
 from ki_robot.observation.buffer import ObservationBuffer
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions
-from training.index.index import check_index, index_bags, load_index
+from training.index.index import check_index, hash_bag, index_bags, load_index, signature
 from training.samples.dataset import EpisodeDataset
 
 MakeBag = Callable[..., Path]
@@ -81,6 +81,16 @@ def test_what_has_not_changed_is_not_read_again(make_bag: MakeBag, toy: Contract
     assert before.entries[0].key == after.entries[0].key
     assert before.hash != after.hash
     assert len(list((out / 'bags').iterdir())) == 2
+
+
+def test_a_write_ahead_log_that_came_later_is_another_recording(tmp_path: Path) -> None:
+    database = tmp_path / 'a.db3'
+    database.write_bytes(b'x')
+    before = signature(database), hash_bag(database)
+    (tmp_path / 'a.db3-wal').write_bytes(b'y')
+    after = signature(database), hash_bag(database)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
 
 
 def test_a_recording_that_could_not_be_read_for_a_moment_is_tried_again(
