@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,8 +43,14 @@ class Controller:
 
     node: str  # relative to the robot's namespace, as all names here
     kind: str
-    remaps: dict[str, str]
+    words: list[str]  # of node_options_args
     parameters: dict[str, Any]
+
+    @property
+    def remaps(self) -> dict[str, str]:
+        """Other names for its topics."""
+        assert set(self.words[::2]) <= {'-r'}
+        return dict(rule.split(':=') for rule in self.words[1::2])
 
     @property
     def joints(self) -> list[str]:
@@ -78,9 +84,7 @@ class BringUp:
                 if isinstance(about, dict):
                     node = f'{manager.rpartition("/")[0]}/{name}'.lstrip('/')
                     words = about.get('node_options_args', [])
-                    remaps = dict(rule.split(':=') for flag, rule in zip(words[::2], words[1::2], strict=True))
-                    assert set(words[::2]) <= {'-r'}
-                    made.controllers[node] = Controller(node, about['type'], remaps, sections.pop(node, {}))
+                    made.controllers[node] = Controller(node, about['type'], words, sections.pop(node, {}))
         left = [name for name in sections if name.rpartition('/')[2] != 'controller_manager']
         assert not left, f'parameters for {left}, which no controller manager loads'
         return made
@@ -159,3 +163,57 @@ def test_a_trajectory_controller_neither_jumps_nor_moves_on_at_the_end(robot: st
 
 def test_a_base_stops_by_itself_when_nobody_drives_it() -> None:
     assert 0.0 < BringUp.load('bimanual_mobile').controllers['base_controller'].parameters['reference_timeout'] <= 0.3
+
+
+MESSAGES = {
+    'joint_trajectory': 'trajectory_msgs/msg/JointTrajectory',
+    'forward_command': 'std_msgs/msg/Float64MultiArray',
+    'twist_stamped': 'geometry_msgs/msg/TwistStamped',
+}
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('robot', ['bimanual_mobile', 'bimanual_static'])  # arm_single needs control_msgs
+def test_the_executor_finds_what_a_file_brings_up(robot: str, rigs: ModuleType, tmp_path: Path) -> None:
+    """With real nodes, whose names and remappings ROS itself resolves."""
+    import rclpy
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+
+    bring_up, nodes, senders, heard = BringUp.load(robot), [], [], []
+    with ros.node('observer') as observer:
+        for controller in bring_up.controllers.values():
+            space, _, name = controller.node.rpartition('/')
+            arguments = {'cli_args': ['--ros-args', *controller.words], 'use_global_arguments': False}
+            node = rclpy.create_node(name, namespace=space, **arguments)
+            nodes.append(node)
+            for topic, kind in PUBLISHES.get(controller.kind, {}).items():
+                senders.append((node.create_publisher(ros.message_class(kind), topic, 10), controller))
+            for topic, kind in TAKES.get(controller.kind, {}).items():
+                node.create_subscription(ros.message_class(MESSAGES[kind]), topic, lambda message: None, 10)
+        observer.create_subscription(String, 'chunk_executor/state', lambda message: heard.append(message.data), 10)
+        given = {'robot': robot, 'enabled': True} | rigs.PATIENT
+        executor = rigs.Process('ki_policy_node.executor.executor_node', tmp_path / 'executor.log', given)
+
+        def moving() -> bool:
+            for publisher, controller in senders:
+                message = publisher.msg_type()
+                message.header.stamp = observer.get_clock().now().to_msg()
+                if publisher.msg_type.__name__ == 'JointState':
+                    state = bring_up.joint_state(controller)
+                    message.name, message.position, message.velocity = state.name, state.position, state.velocity
+                publisher.publish(message)
+            return bool(heard) and heard[-1] == 'idle: waits for a chunk'
+
+        try:
+            found = ros.spin_until(observer, moving, 20.0)
+            ros.spin_until(observer, lambda: not moving(), 0.5)  # states that it would refuse are refused now
+        finally:
+            status = executor.end()
+            for node in nodes:
+                node.destroy_node()
+    assert found, (heard, executor.text())
+    assert '[WARN]' not in executor.text()
+    assert '[ERROR]' not in executor.text()
+    assert status == 0
