@@ -295,7 +295,7 @@ def test_a_launch_file_offers_what_it_takes_and_nothing_that_it_overrides(prefix
 @pytest.mark.parametrize(
     ('name', 'arguments', 'told'),
     [
-        ('policy', {'respawn': 'flase'}, 'value "flase" is not valid'),
+        ('policy', {'respawn': 'maybe'}, 'value "maybe" is not valid'),
         ('policy', {'respawn_delay': 'soon'}, 'soon'),
         ('policy', {'backend': 'gpu'}, 'value "gpu" is not valid'),
         ('policy', {'log_level': 'loud'}, 'value "loud" is not valid'),
