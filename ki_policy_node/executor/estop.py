@@ -23,6 +23,7 @@ REMEMBERED = 256  # messages: the same one comes over several subscriptions
 SETTLED_NS = 300_000_000  # after a message, until the graph surely shows its publisher
 MOST_ACCOUNTS = 512
 WATCH_S = 0.1
+FAILURES_TO_STOP = 10  # in a row
 DEPTH = 100  # a True must not be overwritten by what others say before it is read
 
 Word = tuple[int, bool, int]  # of one publisher: number and content of its last message, and when its first came
@@ -82,9 +83,13 @@ class EstopLatch:
         self._accounts = fitting or self._accounts
         settled = {account for account in self._accounts if len(account) <= self._most}
         if count < self._most and settled:
-            # Some are gone; which ones, is open.
+            # Some are gone; which ones, is open, and whether they had ever spoken.
+            gone = self._most - count
             self._accounts = {
-                tuple(kept) for account in settled for kept in combinations(account, min(len(account), count))
+                tuple(kept)
+                for account in settled
+                for size in range(max(0, len(account) - gone), min(len(account), count) + 1)
+                for kept in combinations(account, size)
             }
             self._most = count
 
@@ -144,10 +149,23 @@ class EstopListener:
             self.node.destroy_node()
 
     def _run(self) -> None:
+        from rclpy.executors import ExternalShutdownException
+
+        failures = 0
         while not self._ended.is_set():
-            self._executor.spin_once(timeout_sec=WATCH_S)
-            self.latch.on_publishers(self.node.count_publishers(self._topic), time.monotonic_ns())
-            self._tell()
+            try:
+                self._executor.spin_once(timeout_sec=WATCH_S)
+                self.latch.on_publishers(self.node.count_publishers(self._topic), time.monotonic_ns())
+                self._tell()
+                failures = 0
+            except ExternalShutdownException:
+                return
+            except Exception as error:  # a message that does not decode must not silence the button
+                failures += 1
+                self.node.get_logger().error(f'The e-stop listener failed: {type(error).__name__}: {error}')
+                if failures >= FAILURES_TO_STOP:  # who cannot hear the button has to take it as pressed
+                    self._on_change(True)
+                    return
 
     def _on_message(self, message: Any, info: Mapping[str, Any]) -> None:
         number, sent_ns = info.get('publication_sequence_number') or UNNUMBERED, info.get('source_timestamp') or 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_policy_node.executor.estop import SETTLED_NS, UNNUMBERED, EstopLatch
+from ki_policy_node.executor.estop import SETTLED_NS, UNNUMBERED, EstopLatch, EstopListener
 
 
 class Topic:
@@ -106,6 +106,17 @@ def test_who_comes_back_with_false_was_not_who_is_still_there() -> None:
     assert topic.latch.pressed
 
 
+def test_one_that_is_gone_is_not_counted_as_still_there() -> None:
+    topic = Topic(1)
+    topic.say('a', False)
+    topic.join('b', 2)
+    topic.join('c', 1)
+    topic.say('a', False)
+    topic.leave('a')
+    assert topic.say('c', True)
+    assert topic.say('b', False)
+
+
 def test_a_publisher_that_the_graph_does_not_show_yet_releases_nobody() -> None:
     topic = Topic(1)
     topic.say('a', True)
@@ -145,7 +156,7 @@ def test_who_says_false_fifty_times_a_second_keeps_nobody_from_releasing() -> No
     assert len(topic.latch._accounts) < 200
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_it_is_never_free_while_somebody_presses_and_free_once_all_have_released(data: st.DataObject) -> None:
     topic, presses = Topic(), {}
@@ -178,3 +189,36 @@ def test_many_words_keep_few_accounts(count: int) -> None:
     for turn in range(200):
         topic.say('abcd'[turn % count], turn % 7 == 0)
     assert len(topic.latch._accounts) < 50
+
+
+@pytest.mark.ros
+def test_a_listener_that_cannot_hear_any_more_stops_the_robot(ros_domain: int) -> None:
+    rclpy = pytest.importorskip('rclpy')
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    beside = rclpy.create_node('chunk_executor', context=context)
+    told: list[bool] = []
+    listener = EstopListener(beside, told.append)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError('a message that does not decode')
+
+    listener._executor.spin_once = broken
+    listener._thread.join(5.0)
+    assert told == [True]
+    listener.close()
+    beside.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.mark.ros
+def test_the_listener_ends_quietly_with_the_context(ros_domain: int, capfd: pytest.CaptureFixture[str]) -> None:
+    rclpy = pytest.importorskip('rclpy')
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    beside = rclpy.create_node('chunk_executor', context=context)
+    listener = EstopListener(beside, lambda pressed: None)
+    rclpy.shutdown(context=context)
+    listener._thread.join(5.0)
+    assert not listener._thread.is_alive()
+    assert 'Traceback' not in capfd.readouterr().err
