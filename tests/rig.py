@@ -156,6 +156,7 @@ class Rig:
         self._hear(SafetyEvent, 'chunk_executor/safety_event', self.events, deep)
         self._hear(String, 'chunk_executor/state', self.states, LATCHED)
         self._hear(DiagnosticArray, '/diagnostics', self.diagnostics, deep)
+        self._between = threading.Lock()
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.robot)
         for controller in self.robot.companions():
@@ -171,7 +172,9 @@ class Rig:
 
     def _spin(self) -> None:
         while not self._stop.is_set():
-            self._executor.spin_once(timeout_sec=0.05)
+            with self._between:
+                self._executor.spin_once(timeout_sec=0.05)
+            time.sleep(0.0005)  # whoever waits for the lock gets it
 
     def start(self, name: str, **parameters: Any) -> Process:
         """Starts policy_node or chunk_executor for this robot."""
@@ -230,9 +233,10 @@ class Rig:
         return self._calls.call(kind, name, request or kind.Request(), seconds)
 
     def remove(self, node: Any) -> None:
-        """Ends one of the robot's nodes."""
-        self._executor.remove_node(node)
-        node.destroy_node()
+        """Ends one of the robot's nodes, between two turns of the thread that spins it."""
+        with self._between:
+            self._executor.remove_node(node)
+            node.destroy_node()
 
     def restart_controller(self, output: str, moved: dict[str, float]) -> None:
         """Ends the node of a controller, moves joints meanwhile, and starts the controller again."""
@@ -240,7 +244,8 @@ class Rig:
         self.robot.release(output)
         time.sleep(0.5)
         self.robot.positions.update(moved)
-        self._executor.add_node(self.robot.connect(output))
+        with self._between:
+            self._executor.add_node(self.robot.connect(output))
 
     def close(self) -> None:
         """Ends everything."""
