@@ -39,7 +39,7 @@ class StopRequest:
         return self._event.is_set()
 
     def release(self) -> None:
-        """Gives the signals back to whom they belonged; not after one has come, while its work is still being done."""
+        """Restores the handlers from before; does nothing once a signal has come, since the stop is still under way."""
         if not self.is_set():
             for number, handler in self._before.items():
                 signal.signal(number, handler)

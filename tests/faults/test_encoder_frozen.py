@@ -11,15 +11,13 @@ def test_a_robot_that_is_not_seen_to_follow_is_a_fault(rig):
     rig.start_executor(max_tracking_error=0.05)
     rig.start_policy(amplitude=0.3)
     rig.running()
-    frozen = rig.node.get_clock().now().nanoseconds
+
+    first = [rig.robot.positions[f'{joint}/position'] for joint in ('joint1', 'joint2', 'gripper')]
 
     def stand_still(message):
-        if hasattr(message, 'position'):
-            message.position = stand_still.first
+        message.position = first
         return message
 
-    stand_still.first = [rig.robot.positions[f'{joint}/position'] for joint in ('joint1', 'joint2', 'gripper')]
-    assert frozen
     rig.robot.spoil = stand_still
     rig.until('a fault', lambda: rig.state.startswith('fault: joint'))
     assert 'is measured' in rig.state
