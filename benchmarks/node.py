@@ -174,10 +174,10 @@ def seams(mode: str, runs: int = 40) -> dict[str, Any]:
 
     `chunk` is the jump between the chunks themselves, `command` what the executor's ticks of 10 ms make of it.
     """
+    from ki_policy_node.cycle.cadence import due_after
+    from ki_policy_node.cycle.continuation import Planner, Timing
     from ki_policy_node.executor.chunk_follower import Follower
     from ki_policy_node.executor.safety import Rules
-    from ki_policy_node.policy.cadence import due_after
-    from ki_policy_node.policy.continuation import Planner, Timing
     from ki_robot.contract.contract import load_contract
     from ki_robot.observation.observation import Observation
     from ki_vla.policy.inferred import Inferred

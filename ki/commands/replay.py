@@ -42,9 +42,9 @@ def replay(
     """Reads BAG, runs the policy where the node would, and writes replay.json and replay.html."""
     from rich.console import Console
 
+    from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.errors import NodeError
     from ki_policy_node.policy.backends import Wanted, check_fits, open_policy
-    from ki_policy_node.policy.continuation import Timing
     from ki_policy_node.replay import replay_report
     from ki_policy_node.replay.live_parity import compare
     from ki_policy_node.replay.live_parity import failure as live_failure

@@ -223,8 +223,8 @@ def _index(recordings: Path) -> None:
 
 def _replay(bag: Path, bundle: Path, out: Path, name: str, denoise_steps: int) -> None:
     """Every chunk rests on its observation alone, so that no error is carried on or smoothed away."""
+    from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.policy.backends import Wanted, open_policy
-    from ki_policy_node.policy.continuation import Timing
     from ki_policy_node.replay import replay_report
     from ki_policy_node.replay.replay import ReplayOptions, replay
     from ki_robot.contract.contract import load_contract

@@ -41,8 +41,8 @@ class PolicyStack:
         """
         from ki.support.node_parameters import check_parameter_file
         from ki_policy_node.common.launch_arguments import STACK
+        from ki_policy_node.cycle.instruction import checked_instruction
         from ki_policy_node.policy.backends import COMMISSIONING
-        from ki_policy_node.policy.instruction import checked_instruction
         from ki_robot.contract.contract import load_contract
 
         values = self.values

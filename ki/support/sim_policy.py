@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ki_robot.observation.observation import NotReady, Observation, StreamProblem
 
 if TYPE_CHECKING:
-    from ki_policy_node.policy.continuation import Timing
-    from ki_policy_node.policy.cycle import Made
-    from ki_policy_node.policy.policy_types import Policy
+    from ki_policy_node.cycle.continuation import Timing
+    from ki_policy_node.cycle.policy_cycle import Made
+    from ki_policy_node.cycle.policy_types import Policy
     from ki_sim.world.world import SimObservation
 
 Row = NDArray[np.float64]
@@ -40,8 +40,8 @@ def open_sim_policy(
     Raises:
         KiError: the bundle cannot be opened, or the timing does not fit its horizon.
     """
+    from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.policy.backends import Wanted, open_policy
-    from ki_policy_node.policy.continuation import Timing
     from ki_robot.contract.contract import load_contract
     from ki_sim.record.sim_bags import ROBOT
     from ki_vla.policy.inference import SEED_STRIDE
@@ -100,8 +100,8 @@ class ClosedLoopPolicy:
     """
 
     def __init__(self, policy: Policy, timing: Timing, delay_steps: int = 0, begin_ns: int = 1) -> None:
+        from ki_policy_node.cycle.continuation import resolved
         from ki_policy_node.errors import NodeError
-        from ki_policy_node.policy.continuation import resolved
 
         horizon = policy.contract.horizon
         if delay_steps >= horizon:
@@ -117,8 +117,8 @@ class ClosedLoopPolicy:
 
     def reset(self) -> None:
         """An episode begins; nothing of the one before is remembered."""
-        from ki_policy_node.policy.continuation import Planner
-        from ki_policy_node.policy.cycle import PolicyCycle
+        from ki_policy_node.cycle.continuation import Planner
+        from ki_policy_node.cycle.policy_cycle import PolicyCycle
 
         self._scene = SimObservations(self._begin_ns)
         planner = Planner(self._policy, self.timing)
@@ -132,7 +132,7 @@ class ClosedLoopPolicy:
         Raises:
             SimError: the policy failed as often as ends a run of the node.
         """
-        from ki_policy_node.policy.cycle import Ready
+        from ki_policy_node.cycle.policy_cycle import Ready
         from ki_sim.errors import SimError
 
         now_ns = self._begin_ns + time_ns

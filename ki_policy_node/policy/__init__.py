@@ -1,1 +1,1 @@
-"""The policy node: when a chunk is due, what it is made of, what the node says of itself."""
+"""The policy node: the lifecycle around the cycle, its run, its backends, what it says of itself."""

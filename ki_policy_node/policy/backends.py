@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ki_common.errors import KiError
+from ki_policy_node.cycle.continuation import Timing
+from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Timing
-from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.policy.settings import BACKENDS
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from ki_policy_node.cycle.continuation import Timing, resolved
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Timing, resolved
 from ki_robot.actions.chunk import Matrix
 from ki_robot.observation.observation import Observation
 from ki_vla.engine.interface import Carry

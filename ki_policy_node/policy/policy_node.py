@@ -23,10 +23,10 @@ from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
+from ki_policy_node.cycle.continuation import Planner, Timing
+from ki_policy_node.cycle.instruction import checked_instruction
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
-from ki_policy_node.policy.continuation import Planner, Timing
-from ki_policy_node.policy.instruction import checked_instruction
 from ki_policy_node.policy.run import PolicyRun
 from ki_policy_node.policy.runner import PolicyRunner
 from ki_policy_node.policy.settings import PolicyNodeSettings

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from ki_msgs.action import RunPolicy
 from ki_msgs.msg import PolicyStatus
 
+from ki_policy_node.cycle.continuation import Planned, Planner
+from ki_policy_node.cycle.hold_reasons import HoldReason
+from ki_policy_node.cycle.instruction import checked_instruction
+from ki_policy_node.cycle.policy_cycle import FOREVER_NS, Dropped, Held, PolicyCycle, Ready, Wait, WakeOn
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Planned, Planner
-from ki_policy_node.policy.cycle import FOREVER_NS, Dropped, Held, PolicyCycle, Ready, Wait, WakeOn
-from ki_policy_node.policy.hold_reasons import HoldReason
 from ki_policy_node.policy.inference_thread import IDLE_S, InferenceThread
-from ki_policy_node.policy.instruction import checked_instruction
 from ki_policy_node.policy.run import PolicyRun
 from ki_policy_node.policy.status_report import StatusReport
 from ki_robot.actions.chunk import ActionChunk

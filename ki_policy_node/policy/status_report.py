@@ -7,9 +7,9 @@ from typing import Any
 from ki_msgs.msg import PolicyStatus, StreamHealth
 
 from ki_policy_node.common import diagnostics
-from ki_policy_node.policy.continuation import Planned, Planner
-from ki_policy_node.policy.hold_reasons import HoldReason
-from ki_policy_node.policy.policy_types import Policy
+from ki_policy_node.cycle.continuation import Planned, Planner
+from ki_policy_node.cycle.hold_reasons import HoldReason
+from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.policy.run import PolicyRun
 from ki_robot.messages.arrays import set_time
 from ki_robot.observation.buffer import ObservationBuffer

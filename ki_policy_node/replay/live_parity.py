@@ -19,9 +19,9 @@ import numpy as np
 
 from ki_bags.reader import open_bag
 from ki_policy_node.common.streams import joint_columns
+from ki_policy_node.cycle.continuation import Planner
+from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Planner
-from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
 from ki_robot.actions.chunk import ActionChunk, Matrix, paused

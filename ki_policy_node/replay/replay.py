@@ -1,6 +1,6 @@
 """A recorded bag through the code of the live node: what would the policy have done, and how far from what was done?
 
-The cycle is the node's own (`ki_policy_node.policy.cycle`); only the clock is the bag's, and an inference takes a
+The cycle is the node's own (`ki_policy_node.cycle.policy_cycle`); only the clock is the bag's, and an inference takes a
 stated time of it. The same bag, policy and seed give the same chunks. Letters: H steps, N columns.
 """
 
@@ -16,11 +16,21 @@ import numpy as np
 
 from ki_bags.reader import Bag, open_bag
 from ki_policy_node.common.streams import joint_columns
+from ki_policy_node.cycle.continuation import Planned, Planner, Timing
+from ki_policy_node.cycle.instruction import checked_instruction
+from ki_policy_node.cycle.policy_cycle import (
+    FOREVER_NS,
+    FRAME_WAIT_NS,
+    Dropped,
+    Held,
+    Made,
+    PolicyCycle,
+    Ready,
+    Wait,
+    WakeOn,
+)
+from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Planned, Planner, Timing
-from ki_policy_node.policy.cycle import FOREVER_NS, FRAME_WAIT_NS, Dropped, Held, Made, PolicyCycle, Ready, Wait, WakeOn
-from ki_policy_node.policy.instruction import checked_instruction
-from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from ki_vla.errors import VlaError
 from ki_vla.model.config import VlaConfig
 
-Mode = Literal['latest', 'queue', 'temporal_ensemble', 'rtc']  # see ki_policy_node/policy/continuation.py
+Mode = Literal['latest', 'queue', 'temporal_ensemble', 'rtc']  # see ki_policy_node/cycle/continuation.py
 AskedMode = Literal['auto', 'latest', 'queue', 'temporal_ensemble', 'rtc', 'guided']  # auto: what the bundle recommends
 ASKED_MODES: tuple[str, ...] = get_args(AskedMode)
 DENOISE_STEPS = 10  # the paper's

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ki.support.sim_policy import ClosedLoopPolicy, open_sim_policy
+from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Timing
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.observation.observation import Observation
 from ki_sim.errors import SimError

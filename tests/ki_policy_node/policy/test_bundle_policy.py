@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ki_common.errors import KiError
+from ki_policy_node.cycle.continuation import Planner, Timing
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import Wanted, open_policy
-from ki_policy_node.policy.continuation import Planner, Timing
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.bundle import load_bundle, write_bundle

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ki_bags import message_builders
-from ki_policy_node.policy.continuation import Planned
+from ki_policy_node.cycle.continuation import Planned
 from ki_policy_node.replay.comparison import HOLD, LAST, POLICY, TREND, compare, gain, guesses, least, truth, verdict
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded

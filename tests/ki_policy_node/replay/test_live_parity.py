@@ -16,9 +16,9 @@ import pytest
 
 from ki_bags import message_builders
 from ki_bags.writer import BagWriter
+from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import Wanted, open_policy
-from ki_policy_node.policy.continuation import Timing
 from ki_policy_node.replay import live_parity
 from ki_policy_node.replay.live_parity import LiveRun, as_executed
 from ki_policy_node.replay.replay import Replay, ReplayOptions, replay

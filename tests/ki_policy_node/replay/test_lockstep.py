@@ -37,9 +37,9 @@ from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_common.nodes import NODES
 from ki_policy_node.common.streams import message_type
+from ki_policy_node.cycle.continuation import Timing
+from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy, Wanted, open_policy
-from ki_policy_node.policy.continuation import Timing
-from ki_policy_node.policy.policy_types import Policy
 from ki_policy_node.replay.replay import Replay, ReplayOptions, ReplayRun, replay
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.arrays import stamp_ns, to_chunk

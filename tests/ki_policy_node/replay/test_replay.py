@@ -16,9 +16,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E
 from typer.testing import CliRunner  # noqa: E402
 
 from ki_bags.writer import BagWriter  # noqa: E402
+from ki_policy_node.cycle.continuation import Timing  # noqa: E402
 from ki_policy_node.errors import NodeError  # noqa: E402
 from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy  # noqa: E402
-from ki_policy_node.policy.continuation import Timing  # noqa: E402
 from ki_policy_node.replay import replay_report  # noqa: E402
 from ki_policy_node.replay.comparison import guesses, truth  # noqa: E402
 from ki_policy_node.replay.replay import ReplayOptions, replay  # noqa: E402

@@ -5,8 +5,8 @@ Every time is passed in, on one clock: ROS time in the node, the bag's in a repl
 
 from __future__ import annotations
 
-from ki_policy_node.policy.continuation import Timing
-from ki_policy_node.policy.hold_reasons import HoldReason
+from ki_policy_node.cycle.continuation import Timing
+from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 

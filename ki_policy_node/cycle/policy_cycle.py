@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from ki_policy_node.policy.cadence import Cadence
-from ki_policy_node.policy.continuation import Planned, Planner
-from ki_policy_node.policy.hold_reasons import HoldReason
-from ki_policy_node.policy.policy_types import InvalidActionError, TooLateError
+from ki_policy_node.cycle.cadence import Cadence
+from ki_policy_node.cycle.continuation import Planned, Planner
+from ki_policy_node.cycle.hold_reasons import HoldReason
+from ki_policy_node.cycle.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ki_policy_node.cycle.continuation import Planner, Timing, resolved
+from ki_policy_node.cycle.policy_types import InvalidActionError, TooLateError
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.continuation import Planner, Timing, resolved
-from ki_policy_node.policy.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ki_policy_node.policy.cadence import due_after
-from ki_policy_node.policy.continuation import Planned, Planner, Timing
-from ki_policy_node.policy.cycle import FAILURE_LIMIT, Dropped, Held, Made, PolicyCycle, Ready, Wait, WakeOn
-from ki_policy_node.policy.hold_reasons import HoldReason
+from ki_policy_node.cycle.cadence import due_after
+from ki_policy_node.cycle.continuation import Planned, Planner, Timing
+from ki_policy_node.cycle.hold_reasons import HoldReason
+from ki_policy_node.cycle.policy_cycle import FAILURE_LIMIT, Dropped, Held, Made, PolicyCycle, Ready, Wait, WakeOn
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ki_policy_node.cycle.delay import DelayEstimate
+from ki_policy_node.cycle.policy_types import InvalidActionError, Policy, TooLateError
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.delay import DelayEstimate
-from ki_policy_node.policy.policy_types import InvalidActionError, Policy, TooLateError
 from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, paused, rows_at, splice
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Observation

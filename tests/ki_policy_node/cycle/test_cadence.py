@@ -7,9 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ki_policy_node.policy.cadence import Cadence, due_after
-from ki_policy_node.policy.continuation import Timing
-from ki_policy_node.policy.hold_reasons import HoldReason
+from ki_policy_node.cycle.cadence import Cadence, due_after
+from ki_policy_node.cycle.continuation import Timing
+from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ki_policy_node.policy.delay import LATENCIES, DelayEstimate
+from ki_policy_node.cycle.delay import LATENCIES, DelayEstimate
 
 MS = 1_000_000
 latencies = st.lists(st.integers(50, 120), min_size=2, max_size=30)
