@@ -39,6 +39,8 @@ class Kind(IntEnum):
     FOREIGN_PUBLISHER = 10
     HOLD = 11
     STATE_IMPLAUSIBLE = 12
+    TAKEOVER = 13
+    OPERATOR_LOST = 14
 
 
 @dataclass(frozen=True)

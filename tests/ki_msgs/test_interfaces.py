@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 NAMES = {
-    'ActionChunk', 'EpisodeMarker', 'Instruction', 'PolicyStatus', 'SafetyEvent', 'StreamHealth',
+    'ActionChunk', 'ControlSource', 'EpisodeMarker', 'ExecutorStatus', 'Instruction', 'PolicyStatus', 'SafetyEvent',
+    'StreamHealth',
     'LoadPolicy', 'SetInstruction', 'StartRecording', 'StopRecording', 'RecordEpisode', 'RunPolicy',
 }  # fmt: skip
 
