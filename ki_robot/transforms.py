@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -31,6 +31,10 @@ Vector = NDArray[np.float64]
 EPSILON = 1e-6  # openpi adds it to every span
 MIN_SPAN = 1e-2  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
 _MOMENTS = ('mean', 'std', 'q01', 'q99')
+LEROBOT_EPSILON = 1e-8
+
+Normalisation = Literal['quantile', 'zscore', 'identity']
+ScalingRules = Literal['ki', 'openpi', 'lerobot']
 
 
 Moments = tuple[Annotated[float, AllowInfNan(True)], ...]  # `Stats` names the column that is not finite
@@ -159,6 +163,29 @@ def zscore_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
     flat = stats.std < min_std
     _warn(stats.names, flat, 'std', stats.std, min_std)
     return Scaling(stats.names, stats.mean.copy(), np.where(flat, min_std, stats.std + EPSILON))
+
+
+def scaling_of(stats: Stats, normalisation: Normalisation, rules: ScalingRules = 'ki') -> Scaling:
+    """How a policy scales its columns.
+
+    A policy must be shown numbers as those that trained it did. openpi and lerobot have no floor under a column that
+    hardly moves: their formulas are taken as they are, without a warning.
+
+    Args:
+        stats: Of the columns.
+        normalisation: By quantiles, by mean and deviation, or not at all.
+        rules: Whose formula: `ki`, with a floor (`quantile_scaling`, `zscore_scaling`); openpi's, which adds 1e-6 to
+            every span; or lerobot's, which puts 1e-8 in the place of a span that is 0, and adds it to deviations.
+    """
+    if normalisation == 'identity':
+        return Scaling(stats.names, np.zeros(len(stats.names)), np.ones(len(stats.names)))
+    if rules == 'ki':
+        return quantile_scaling(stats) if normalisation == 'quantile' else zscore_scaling(stats)
+    if normalisation == 'zscore':
+        return Scaling(stats.names, stats.mean.copy(), stats.std + (EPSILON if rules == 'openpi' else LEROBOT_EPSILON))
+    span = stats.q99 - stats.q01
+    half = (span + EPSILON if rules == 'openpi' else np.where(span == 0.0, LEROBOT_EPSILON, span)) / 2.0
+    return Scaling(stats.names, stats.q01 + half, half)
 
 
 def _warn(names: tuple[str, ...], flat: NDArray[np.bool_], what: str, values: Vector, floor: float) -> None:

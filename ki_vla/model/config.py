@@ -16,7 +16,7 @@ from ki_common.configuration.model import Config
 from ki_vla.errors import VlaError
 
 PromptState = Literal['text', 'special', 'continuous']
-StateRepr = Literal[PromptState, 'suffix']
+StateRepr = Literal[PromptState, 'suffix', 'none']
 Head = Literal['expert', 'shared', 'parallel', 'none']
 STATE_REPRS: tuple[StateRepr, ...] = get_args(StateRepr)
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -107,7 +107,8 @@ class ModelConfig(VlaConfig):
     """Columns of the state, with padding."""
     state_repr: StateRepr = 'text'
     """How the state is shown: `text` and `special` are prompt tokens (paper, appendix C); `continuous` adds one
-    projected token to the prefix; `suffix` puts that token in front of the noisy actions, as pi0 does."""
+    projected token to the prefix; `suffix` puts that token in front of the noisy actions, as pi0 does; `none` does not
+    show it, as openpi's pi05_libero."""
     head: Head = 'expert'
     """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""

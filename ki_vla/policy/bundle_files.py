@@ -14,6 +14,8 @@ from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.serving import Serving
 
 FORMAT = 1
+# Fields of `processing` that older bundles do not have; their defaults are what those bundles mean.
+YOUNGER = {'subtasks', 'state_normalisation', 'rules', 'state_text_columns'}
 
 
 class FileEntry(VlaConfig):
@@ -53,7 +55,7 @@ class ConfigFile(VlaConfig):
     @model_validator(mode='after')
     def _nothing_is_assumed(self) -> Self:
         """A policy says how its data are processed and how it is served: a default that changed would change it."""
-        for name, part, younger in (('processing', self.processing, {'subtasks'}), ('serving', self.serving, set())):
+        for name, part, younger in (('processing', self.processing, YOUNGER), ('serving', self.serving, set())):
             missing = set() if part is None else set(type(part).model_fields) - part.model_fields_set - younger
             if missing:
                 raise ValueError(f'{name} has no field {", ".join(sorted(missing))}; a policy says all of them')

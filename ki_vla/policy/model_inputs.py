@@ -6,28 +6,32 @@ model, L prompt tokens, T target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import NonNegativeInt
 
-from ki_robot.transforms import Scaling, Stats, quantile_scaling, zscore_scaling
+from ki_robot.transforms import Normalisation, ScalingRules
 from ki_vla.model.config import VlaConfig
 
-Normalisation = Literal['quantile', 'zscore']
 PadSteps = Literal['mask', 'keep']
-NORMALISATIONS: dict[Normalisation, Callable[[Stats], Scaling]] = {
-    'quantile': quantile_scaling,
-    'zscore': zscore_scaling,
-}
 
 
 class Processing(VlaConfig):
     """Choices that belong to a policy and are saved with it."""
 
     normalisation: Normalisation = 'quantile'
-    """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
+    """How state and actions are normalised: by quantiles (pi0.5, FAST), by mean and deviation (pi0), or not at all."""
+    state_normalisation: Normalisation | None = None
+    """How the state is normalised where it is not as the actions; lerobot names the two apart."""
+    rules: ScalingRules = 'ki'
+    """Whose rules show the state and scale the actions: this project's, or those of openpi or lerobot, for a policy
+    that was trained there. Theirs have no floor under the span of a column that hardly moves, and write -1 in the
+    prompt for a state below its range."""
+    state_text_columns: NonNegativeInt = 0
+    """How many numbers the prompt holds at least for the state; a shorter one is filled with the middle of the range,
+    as lerobot 0.4 did (32). 0: as many as the robot has columns."""
     pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all steps, so
     `mask` leaves the tokens of such a chunk out; `keep` trains on them with the values that the data give for those

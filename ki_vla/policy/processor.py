@@ -23,13 +23,14 @@ from ki_robot.transforms import (
     delta_reference,
     pad,
     resize_with_pad,
+    scaling_of,
     to_absolute,
     to_delta,
     unpad,
 )
 from ki_vla.errors import VlaError
 from ki_vla.model.config import ModelConfig
-from ki_vla.policy.model_inputs import NORMALISATIONS, ModelInputs, Processing, Targets
+from ki_vla.policy.model_inputs import ModelInputs, Processing, Targets
 from ki_vla.tokens.actions import ActionCodec, ActionTokens
 from ki_vla.tokens.naive import NaiveCodec
 from ki_vla.tokens.prompt import Asks, action_prompt, plain_prompt
@@ -73,11 +74,13 @@ class Processor:
             self.action_stats.check(self.contract.action_names, 'action columns')
         except RobotError as error:
             raise VlaError(str(error)) from error
-        scaling = NORMALISATIONS[self.processing.normalisation]
+        of, rules = self.processing.normalisation, self.processing.rules
         tokens = None if self.codec is None else ActionTokens(self.codec, self.tokenizer.vocabulary)
         object.__setattr__(self, 'action_tokens', tokens)
-        object.__setattr__(self, '_state', scaling(self.state_stats))
-        object.__setattr__(self, '_actions', scaling(self.action_stats))
+        object.__setattr__(
+            self, '_state', scaling_of(self.state_stats, self.processing.state_normalisation or of, rules)
+        )
+        object.__setattr__(self, '_actions', scaling_of(self.action_stats, of, rules))
 
     # In ----------------------------------------------------------------------------------------------------------
 
@@ -135,11 +138,12 @@ class Processor:
         """Prompt ids for an instruction and a normalised, unpadded state."""
         text = instruction.lower() if self.processing.lower_case else instruction
         limit, truncate = self.config.max_prompt, self.processing.truncate_prompt
-        if self.config.state_repr == 'suffix':
+        if self.config.state_repr == 'suffix' or self.config.state_repr == 'none':
             return plain_prompt(self.tokenizer, text, limit=limit, truncate=truncate)
+        width = max(len(state_N), self.processing.state_text_columns)
         return action_prompt(
-            self.tokenizer, text, state_N, self.config.state_repr, limit=limit, truncate=truncate, subtask=subtask,
-            asks=asks,
+            self.tokenizer, text, pad(state_N, width)[0], self.config.state_repr, limit=limit, truncate=truncate,
+            lowest_bin=0 if self.processing.rules == 'ki' else -1, subtask=subtask, asks=asks,
         )  # fmt: skip
 
     # Training ----------------------------------------------------------------------------------------------------
@@ -287,8 +291,10 @@ class Processor:
     def _check_sizes(self) -> None:
         """Contract, codec, vocabulary and model against each other."""
         config, contract, vocabulary = self.config, self.contract, self.tokenizer.vocabulary
-        if self.processing.subtasks and config.state_repr == 'suffix':
-            raise VlaError("processing.subtasks: the prompt of pi0 (state_repr 'suffix') has no place for a subtask.")
+        if self.processing.subtasks and config.state_repr in ('suffix', 'none'):
+            raise VlaError(
+                f'processing.subtasks: the prompt of pi0 (state_repr {config.state_repr!r}) has no place for a subtask.'
+            )
         at_most = {
             'model.views': (config.views, len(contract.cameras), 'cameras'),
             'model.state_dim': (config.state_dim, len(contract.state), 'state columns'),

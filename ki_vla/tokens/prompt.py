@@ -1,8 +1,8 @@
 r"""The prompts.
 
-The prompt of this model and of pi0.5 is `BOS Task: {text}, State: {bins};\nAction: `, pi0's is `BOS {text}\n`, and a
-question about pictures is `BOS {text}\n`, as PaliGemma was trained on. A two-level policy is first
-asked `BOS Task: {text}, State: {bins};\nSubtask: `; its answer follows the task when it is asked to act:
+The prompt of this model and of pi0.5 is `BOS Task: {text}, State: {bins};\nAction: `. That of pi0, and of a pi0.5 that
+is not shown the state, is `BOS {text}\n`, and so is a question about pictures, as PaliGemma was trained on. A two-level
+policy is first asked `BOS Task: {text}, State: {bins};\nSubtask: `; its answer follows the task when asked to act:
 `BOS Task: {text}, Subtask: {answer}, State: {bins};\nAction: `. Training and inference use the same functions.
 """
 
@@ -40,6 +40,7 @@ def action_prompt(
     state_repr: PromptState = 'text',
     *,
     limit: int,
+    lowest_bin: int = 0,
     truncate: bool = False,
     subtask: str = '',
     asks: Asks = 'Action',
@@ -52,6 +53,7 @@ def action_prompt(
         state_S: normalised, unpadded state; unused for the continuous representation, whose token the model adds.
         state_repr: how the state is said.
         limit: the most tokens the model takes.
+        lowest_bin: what the text says of a state below its range; see `discretise`.
         truncate: leave out words at the end of an instruction that is too long. The state and the words around it stay.
         subtask: what the policy said it would do next; empty: nothing.
         asks: what for.
@@ -66,7 +68,7 @@ def action_prompt(
     def build(text: str) -> list[int]:
         task = f'Task: {text}{next_words}'
         if state_repr == 'text':
-            return bos + tokenizer.encode(f'{task}, State: {state_text(state_S)};\n{asks}: ')
+            return bos + tokenizer.encode(f'{task}, State: {state_text(state_S, lowest_bin)};\n{asks}: ')
         if state_repr == 'special':
             bins: list[int] = tokenizer.vocabulary.state_ids(discretise(state_S)).tolist()
             return bos + tokenizer.encode(f'{task}, State: ') + bins + tokenizer.encode(f';\n{asks}: ')

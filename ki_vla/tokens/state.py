@@ -9,13 +9,16 @@ from ki_vla.errors import VlaError
 BINS = 256
 
 
-def discretise(state_S: np.ndarray) -> np.ndarray:
+def discretise(state_S: np.ndarray, lowest: int = 0) -> np.ndarray:
     """Normalised state, [-1, 1] over its usual range -> bins 0..255, int64 of the same shape.
 
-    Values outside [-1, 1] fall into the first or the last bin. openpi writes the bin -1 for a value below -1 (a quirk
-    of its digitize call: the prompt then says "-1"); a checkpoint trained so has seen that rarely, and clamping keeps
-    the special-token representation possible. The paper numbers the bins from 1; openpi, whose checkpoints are read
-    here, from 0.
+    Values outside [-1, 1] fall into the first or the last bin. The paper numbers the bins from 1; openpi, whose
+    checkpoints are read here, from 0.
+
+    Args:
+        state_S: the state.
+        lowest: the bin of a value below -1. openpi and lerobot have the bin -1 there, and the prompt says "-1"; a
+            policy that was trained so is shown the same.
 
     Raises:
         VlaError: the state holds NaN or infinity.
@@ -24,7 +27,7 @@ def discretise(state_S: np.ndarray) -> np.ndarray:
     if not np.isfinite(state_S).all():
         raise VlaError(f'state holds a value that is not finite (index {int(np.argmin(np.isfinite(state_S)))}).')
     edges = np.linspace(-1.0, 1.0, BINS + 1)[:-1]
-    return np.asarray(np.clip(np.digitize(state_S, edges) - 1, 0, BINS - 1), dtype=np.int64)
+    return np.asarray(np.clip(np.digitize(state_S, edges) - 1, lowest, BINS - 1), dtype=np.int64)
 
 
 def bin_centres(bins: np.ndarray) -> np.ndarray:
@@ -32,6 +35,6 @@ def bin_centres(bins: np.ndarray) -> np.ndarray:
     return (np.asarray(bins, dtype=np.float64) + 0.5) * (2.0 / BINS) - 1.0
 
 
-def state_text(state_S: np.ndarray) -> str:
-    """The bins as numbers separated by spaces, as they stand in the prompt."""
-    return ' '.join(str(value) for value in discretise(state_S).tolist())
+def state_text(state_S: np.ndarray, lowest: int = 0) -> str:
+    """The bins as numbers separated by spaces, as they stand in the prompt; see `discretise`."""
+    return ' '.join(str(value) for value in discretise(state_S, lowest).tolist())

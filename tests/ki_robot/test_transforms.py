@@ -19,6 +19,7 @@ from ki_robot.contract.contract import load_contract
 from ki_robot.errors import RobotError
 from ki_robot.transforms import (
     MIN_SPAN,
+    ScalingRules,
     Stats,
     delta_reference,
     load_stats,
@@ -27,6 +28,7 @@ from ki_robot.transforms import (
     quantile_scaling,
     resize_with_pad,
     save_stats,
+    scaling_of,
     to_absolute,
     to_delta,
     unpad,
@@ -75,6 +77,26 @@ def test_a_column_that_never_moved_is_floored_and_named(scaling: Any) -> None:
     normal = scale.apply(np.array([[0.0, 0.7], [0.0, 0.7 + MIN_SPAN]]))
     assert abs(normal[0, 1]) < 0.01, 'the constant itself becomes 0'
     assert 1.0 < normal[1, 1] < 5.0, 'sensor noise stays of order 1'
+
+
+@pytest.mark.parametrize('rules', ['openpi', 'lerobot'])
+def test_a_policy_trained_elsewhere_is_scaled_as_it_was_there_without_a_floor(rules: ScalingRules) -> None:
+    """openpi adds 1e-6 to every span; lerobot takes spans as they are, and 1e-8 where one is 0."""
+    data = np.random.default_rng(0).normal(size=(200, 3)) * [1.0, 1e-4, 0.0] + [0.0, 0.7, 0.3]
+    stats = stats_of(data)
+    span = stats.q99 - stats.q01
+    divisor = span + 1e-6 if rules == 'openpi' else np.where(span == 0, 1e-8, span)
+    found = scaling_of(stats, 'quantile', rules)
+    np.testing.assert_allclose(found.apply(data), (data - stats.q01) / divisor * 2.0 - 1.0, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(found.invert(found.apply(data)), data, atol=1e-12)
+    divisor = stats.std + (1e-6 if rules == 'openpi' else 1e-8)
+    found = scaling_of(stats, 'zscore', rules)
+    np.testing.assert_allclose(found.apply(data), (data - stats.mean) / divisor, rtol=1e-7, atol=1e-7)
+
+
+def test_columns_that_are_not_normalised_stay_as_they_are() -> None:
+    data = np.random.default_rng(0).normal(size=(20, 3))
+    np.testing.assert_array_equal(scaling_of(stats_of(data), 'identity').apply(data), data)
 
 
 def test_float32_stays_float32() -> None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ki_robot.transforms import Stats, delta_reference, quantile_scaling, to_delta, zscore_scaling
+from ki_robot.transforms import Normalisation, Stats, delta_reference, scaling_of, to_delta
 from ki_vla.tokens.fast import FastCodec, fit
 from training.errors import TrainingError
 from training.samples.dataset import EpisodeDataset
-
-SCALINGS = {'quantile': quantile_scaling, 'zscore': zscore_scaling}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def fit_fast(
     size: int = 1024,
     scale: float = 10.0,
     most: int = 20_000,
-    normalisation: str = 'quantile',
+    normalisation: Normalisation = 'quantile',
     seed: int = 0,
 ) -> tuple[FastCodec, FastReport]:
     """Fits on whole chunks drawn from a dataset; every tenth one is held out for the report.
@@ -66,14 +64,14 @@ def fit_fast(
         size: Tokens wanted.
         scale: Steps per unit.
         most: Chunks to use at most.
-        normalisation: `quantile` or `zscore`, as the policy will have it.
+        normalisation: as the policy will have it.
         seed: Which chunks, where there are more.
 
     Raises:
         TrainingError: Fewer than two whole chunks in the data.
         VlaError: The coefficients do not fit into `size` tokens.
     """
-    chunks, scaling = [], SCALINGS[normalisation](stats['actions'])
+    chunks, scaling = [], scaling_of(stats['actions'], normalisation)
     starts = dataset.starts()
     order = np.random.default_rng(seed).permutation(len(starts))
     for place in order:

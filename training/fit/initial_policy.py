@@ -15,7 +15,7 @@ import torch
 
 from ki_common.errors import KiError
 from ki_robot.contract.contract import Contract
-from ki_robot.transforms import Stats, load_stats, quantile_scaling, zscore_scaling
+from ki_robot.transforms import Stats, load_stats, scaling_of
 from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
@@ -201,7 +201,7 @@ def _tokenizer(
 
 def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats], with_state: bool = True) -> list[str]:
     """Prompts and subtasks as they will be, spread over the data."""
-    scaling = (quantile_scaling if run.normalisation == 'quantile' else zscore_scaling)(stats['state'])
+    scaling = scaling_of(stats['state'], run.normalisation)
     starts, texts = dataset.starts(), []
     for place in np.unique(np.linspace(0, len(starts) - 1, PROMPTS).astype(int)):
         number, step = (int(each) for each in starts[place])

@@ -16,7 +16,7 @@ from ki_common.errors import shown
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PRESETS, ModelConfig
 from ki_vla.objective.recipes import RECIPES
-from ki_vla.policy.model_inputs import Normalisation, PadSteps
+from ki_vla.policy.model_inputs import PadSteps
 from training.errors import TrainingError
 
 Outcome = Literal['unlabeled', 'success', 'failure', 'discard']
@@ -227,7 +227,7 @@ class Run(TrainingConfig):
     """Stretches of training, in order. Left out: one with the defaults."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, draws and noise."""
-    normalisation: Normalisation = 'quantile'
+    normalisation: Literal['quantile', 'zscore'] = 'quantile'
     """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
     pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode: left out, or trained on."""

@@ -278,6 +278,37 @@ def test_z_scores_are_a_choice(processor):
     )
 
 
+def test_a_policy_trained_elsewhere_is_shown_the_state_as_it_was_there(processor):
+    """lerobot 0.4 fills the text up to 32 numbers, and writes -1 for what lies below the range."""
+    _, state = chunk(processor)
+    state = state.copy()
+    state[0] = processor.state_stats.q01[0] - 1.0
+    config = processor.config.replace(max_prompt=400)
+    old = Processing(rules='lerobot', state_text_columns=32)
+    text = processor.tokenizer.decode(replace(processor, config=config, processing=old).prompt('go', np.zeros(8)))
+    assert text == f'Task: go, State: {" ".join(["128"] * 32)};\nAction: '
+    theirs = replace(processor, config=config, processing=Processing(rules='openpi'))
+    shown = theirs.tokenizer.decode(theirs.inputs(images(DELTA), state, 'go').prompt_L)
+    assert shown.startswith('Task: go, State: -1 ')
+    ours = processor.tokenizer.decode(processor.inputs(images(DELTA), state, 'go').prompt_L)
+    assert ours.startswith('Task: go, State: 0 ')
+
+
+def test_a_state_that_is_not_shown_stands_in_no_prompt(processor):
+    _, state = chunk(processor)
+    blind = replace(processor, config=processor.config.replace(state_repr='none'))
+    assert blind.tokenizer.decode(blind.inputs(images(DELTA), state, 'go').prompt_L) == 'go\n'
+    with pytest.raises(VlaError, match="state_repr 'none'"):
+        replace(blind, processing=Processing(subtasks=True))
+
+
+def test_state_and_actions_may_be_normalised_in_different_ways(processor):
+    _, state = chunk(processor)
+    mixed = replace(processor, processing=Processing(rules='lerobot', state_normalisation='identity'))
+    np.testing.assert_array_equal(mixed.normalised_state(state), state)
+    assert not np.array_equal(mixed.carried(np.tile(state, (2, 1)), state)[0, :8], state)
+
+
 def test_bad_numbers_are_refused_by_name(processor):
     actions, state = chunk(processor)
     state[2] = np.inf

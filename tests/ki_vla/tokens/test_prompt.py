@@ -37,6 +37,12 @@ def test_state_bins_equal_openpis_within_the_range():
     np.testing.assert_array_equal(discretise(values), np.digitize(values, bins=np.linspace(-1, 1, 257)[:-1]) - 1)
 
 
+def test_a_state_below_the_range_is_bin_minus_one_where_the_policy_was_trained_so():
+    values = np.array([-1.2, -1.0, 0.0, 1.2])
+    np.testing.assert_array_equal(discretise(values, -1), np.digitize(values, bins=np.linspace(-1, 1, 257)[:-1]) - 1)
+    assert state_text(values, -1) == '-1 0 128 255'
+
+
 def test_state_with_nan_is_refused():
     with pytest.raises(VlaError, match='finite'):
         discretise(np.array([0.0, np.nan]))
