@@ -165,7 +165,9 @@ def _begin(facts: dict[str, Any]) -> str:
 
 
 def _losses(values: dict[str, Any]) -> str:
-    parts = [f'{name} {values[name]:.3f}' for name in ('text', 'fast', 'flow') if name in values]
+    from training.train.run_report import LOSSES
+
+    parts = [f'{name} {values[name]:.3f}' for name in LOSSES if name in values]
     if 'samples_per_s' in values:
         parts.append(f'{values["samples_per_s"]:.0f} samples/s, waiting {values["waiting"]:.1%}')
     return ', '.join(parts)

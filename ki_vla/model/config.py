@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from ki_common.configuration.model import Config
 from ki_vla.errors import VlaError
 
 PromptState = Literal['text', 'special', 'continuous']
-StateRepr = Literal[PromptState, 'suffix', 'none']
+StateRepr = Literal[PromptState, 'suffix', 'both', 'none']
 Head = Literal['expert', 'shared', 'parallel', 'none']
 STATE_REPRS: tuple[StateRepr, ...] = get_args(StateRepr)
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -86,6 +86,27 @@ class GemmaConfig(VlaConfig):
         return self
 
 
+class DenseConfig(VlaConfig):
+    """Heads that say what every patch of a picture shows, and where the thing is that the words ask for.
+
+    They teach a vision tower without pretraining to see: without them a small model stays blind for thousands of steps.
+    """
+
+    labels: dict[str, tuple[str, ...]] = Field(min_length=1)
+    """Words by name of a label: {colour: [red, green], kind: [block, cup]}; data name things with them."""
+    pointer_cells: PositiveInt = 12
+    """Cells along a side of the first view, in which the last token of the prefix points at the thing asked for."""
+    background: float = Field(default=0.08, gt=0, le=1)
+    """Weight of a patch that shows nothing; one with a thing has 1."""
+
+    @model_validator(mode='after')
+    def _words_are_there_once(self) -> Self:
+        for name, words in self.labels.items():
+            if not words or len(set(words)) < len(words):
+                raise ValueError(f'labels.{name} is {list(words)}; write one or more words, each once')
+        return self
+
+
 class ModelConfig(VlaConfig):
     """The structure of a `KiVla`."""
 
@@ -107,8 +128,9 @@ class ModelConfig(VlaConfig):
     """Columns of the state, with padding."""
     state_repr: StateRepr = 'text'
     """How the state is shown: `text` and `special` are prompt tokens (paper, appendix C); `continuous` adds one
-    projected token to the prefix; `suffix` puts that token in front of the noisy actions, as pi0 does; `none` does not
-    show it, as openpi's pi05_libero."""
+    projected token to the prefix; `suffix` puts that token in front of the noisy actions, as pi0 does; `both` does
+    both, so that the backbone plans with the state and the expert has it at first hand; `none` does not show it, as
+    openpi's pi05_libero."""
     head: Head = 'expert'
     """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
@@ -120,12 +142,16 @@ class ModelConfig(VlaConfig):
     """The most tokens of a prompt."""
     max_targets: PositiveInt = 256
     """The most tokens that follow a prompt."""
+    dense: DenseConfig | None = None
+    """Heads for training only; a bundle has none of them."""
 
     @model_validator(mode='after')
     def _expert_reads_the_backbone(self) -> Self:
         if self.head != 'expert':
-            if self.state_repr == 'suffix':
-                raise ValueError(f"state_repr is 'suffix', which needs head 'expert', not {self.head!r}; change one")
+            if self.state_for_expert:
+                raise ValueError(
+                    f'state_repr is {self.state_repr!r}, which needs head expert, not {self.head!r}; change one'
+                )
             return self
         for name in ('depth', 'heads', 'kv_heads', 'head_dim'):
             ours, theirs = getattr(self.expert, name), getattr(self.backbone, name)
@@ -137,15 +163,34 @@ class ModelConfig(VlaConfig):
         return self
 
     @property
+    def state_in_prefix(self) -> bool:
+        """Whether the prefix ends with a projected state token."""
+        return self.state_repr in ('continuous', 'both')
+
+    @property
+    def state_for_expert(self) -> bool:
+        """Whether a state token stands in front of the noisy actions."""
+        return self.state_repr in ('suffix', 'both')
+
+    @property
+    def prompt_state(self) -> PromptState | None:
+        """How the prompt speaks of the state; None: it is the plain prompt of pi0."""
+        if self.state_repr == 'suffix' or self.state_repr == 'none':
+            return None
+        return 'continuous' if self.state_repr == 'both' else self.state_repr
+
+    @property
     def prefix_tokens(self) -> int:
         """The longest prefix: every view, a full prompt and, where there is one, the state token."""
-        return self.views * self.vision.tokens + self.max_prompt + (self.state_repr == 'continuous')
+        return self.views * self.vision.tokens + self.max_prompt + self.state_in_prefix
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
-        """A copy with some fields replaced; a mapping for vision, backbone or expert replaces some fields of it."""
-        parts = {
-            name: getattr(self, name).replace(**each) for name, each in changes.items() if isinstance(each, Mapping)
-        }
+        """A copy with some fields replaced; a mapping for a part of it replaces some fields of that."""
+        parts: dict[str, VlaConfig] = {}
+        for name, each in changes.items():
+            if isinstance(each, Mapping):
+                before = getattr(self, name)
+                parts[name] = DenseConfig.parse(each, name) if before is None else before.replace(**each)
         return self.replace(**{**changes, **parts})
 
 

@@ -34,7 +34,7 @@ class Expert(nn.Module):
         self.action_in = nn.Linear(config.action_dim, D)
         self.time_in = nn.Linear(D if config.adaptive else 2 * D, D)
         self.time_out = nn.Linear(D, D)
-        self.state_in = nn.Linear(config.state_dim, D) if config.state_repr == 'suffix' else None
+        self.state_in = nn.Linear(config.state_dim, D) if config.state_for_expert else None
         norm = (lambda width: AdaptiveNorm(width, D)) if config.adaptive else RMSNorm
         self.layers = nn.ModuleList(GemmaLayer(config.expert, norm) for _ in range(config.expert.depth))
         self.norm = norm(D)
@@ -102,7 +102,7 @@ class Expert(nn.Module):
             x_BRQD = self.time_out(F.silu(self.time_in(torch.cat([x_BRQD, features], dim=-1))))
         if self.state_in is not None:
             if state_BS is None:
-                raise VlaError("state_repr 'suffix' needs the state, and the prefix was made without one.")
+                raise VlaError('a state token needs the state, and the prefix was made without one.')
             state_BD = self.state_in(state_BS.to(self.state_in.weight.dtype))
             state = state_BD[:, None, None].expand(-1, x_BRQD.shape[1], 1, -1)
             x_BRQD = torch.cat([state, x_BRQD], dim=2)

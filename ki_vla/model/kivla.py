@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ki_vla.errors import VlaError
 from ki_vla.model import flow, masks
 from ki_vla.model.config import ModelConfig
+from ki_vla.model.dense import DenseHeads
 from ki_vla.model.expert import Expert, ParallelHead, SharedHead
 from ki_vla.model.gemma import Backbone, Context
 from ki_vla.model.siglip import Vision
@@ -96,9 +97,10 @@ class KiVla(nn.Module):
         self.projector = nn.Linear(config.vision.width, D)
         self.embed = nn.Embedding(config.vocab_size, D)
         self.backbone = Backbone(config.backbone)
-        self.state_proj = nn.Linear(config.state_dim, D) if config.state_repr == 'continuous' else None
+        self.state_proj = nn.Linear(config.state_dim, D) if config.state_in_prefix else None
         head = HEAD_CLASSES.get(config.head)
         self.expert = None if head is None else head(config)
+        self.dense = None if config.dense is None else DenseHeads(config)
 
     # The prefix
 
@@ -283,8 +285,9 @@ class KiVla(nn.Module):
             raise VlaError(
                 f'recipe {recipe.name}: target tokens see the noisy actions, so there can be only 1 draw, not {draws}.'
             )
+        tokens_BPD = self.encode(batch.images_BVCHW)
         prefix = self.prefix(
-            self.encode(batch.images_BVCHW),
+            tokens_BPD,
             batch.image_mask_BV,
             batch.prompt_BL,
             batch.prompt_mask_BL,
@@ -296,12 +299,17 @@ class KiVla(nn.Module):
         action_count = batch.action_mask_BHA.sum()
         if recipe.action_loss:
             flow_loss, seen = self._action_loss(prefix, batch, recipe, draws, noise_BRHA, tau, generator, max_delay)
-        tokens = text = fast = zero
+        tokens = text = fast = dense = zero
+        dense_count = action_count.new_zeros(())
+        if self.dense is not None and recipe.sees:
+            dense, dense_count = self.dense.loss(tokens_BPD, prefix.hidden_BD, batch)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
             tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen)
-        total = tokens + recipe.alpha * flow_loss
-        return Losses(total, tokens, text, fast, flow_loss, text_count, fast_count, action_count)
+        total = tokens + recipe.alpha * flow_loss + dense
+        return Losses(
+            total, tokens, text, fast, flow_loss, text_count, fast_count, action_count, dense, dense_count
+        )  # fmt: skip
 
     def _action_loss(
         self,

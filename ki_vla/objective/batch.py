@@ -33,6 +33,10 @@ class Batch:
         action_mask_BHA: M_act and padding, where the action loss is taken.
         action_token_BT: which targets are action tokens rather than text; None: all targets of samples with actions.
             It splits the reported loss; it does not change the trained one.
+        dense_BVNK: for training heads (`model.dense`), int64: the word of each label that a patch shows, 0 for none and
+            -1 for patches that nobody has looked at.
+        offset_BVN2: from the middle of a patch to that of the thing it shows, x and y in patches; NaN without one.
+        point_B2: where in the first view the thing is that the words ask for, x and y from 0 to 1; NaN if nowhere.
     """
 
     images_BVCHW: Tensor
@@ -46,6 +50,9 @@ class Batch:
     actions_BHA: Tensor
     action_mask_BHA: Tensor
     action_token_BT: Tensor | None = None
+    dense_BVNK: Tensor | None = None
+    offset_BVN2: Tensor | None = None
+    point_B2: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -108,7 +115,13 @@ _DTYPES = {
     'actions_BHA': _FLOAT,
     'action_mask_BHA': _BOOL,
     'action_token_BT': _BOOL,
+    'dense_BVNK': _INT,
+    'offset_BVN2': _FLOAT,
+    'point_B2': _FLOAT,
 }
+_RAGGED = ('images_BVCHW', 'image_mask_BV', 'prompt_BL', 'prompt_mask_BL', 'dense_BVNK', 'offset_BVN2')
+_FILLS = {'dense_BVNK': -1, 'offset_BVN2': float('nan')}  # of views that are not there
+_OPTIONAL = ('action_token_BT', 'dense_BVNK', 'offset_BVN2', 'point_B2')
 
 
 def check_shapes(batch: Batch, config: ModelConfig) -> None:
@@ -126,6 +139,7 @@ def check_shapes(batch: Batch, config: ModelConfig) -> None:
         'actions_BHA': (B, config.horizon, config.action_dim),
         'action_mask_BHA': (B, config.horizon, config.action_dim),
         'action_token_BT': (B, T),
+        **_dense_shapes(batch, config),
     }
     for name, shape in expected.items():
         value = getattr(batch, name)
@@ -135,6 +149,22 @@ def check_shapes(batch: Batch, config: ModelConfig) -> None:
         raise VlaError(
             f'batch.target_BT: {T} tokens do not fit the budget of {config.max_targets} (model.max_targets).'
         )
+
+
+def _dense_shapes(batch: Batch, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What labels of patches must look like; a model without heads for them takes none."""
+    if config.dense is None:
+        for name in _OPTIONAL[1:]:
+            if getattr(batch, name) is not None:
+                raise VlaError(f'batch.{name}: the model has no heads for it (model.dense); leave it out.')
+        return {}
+    B, V = batch.images_BVCHW.shape[:2]
+    patches, labels = config.vision.tokens, len(config.dense.labels)
+    return {
+        'dense_BVNK': (B, V, patches, labels),
+        'offset_BVN2': (B, V, patches, 2),
+        'point_B2': (B, 2),
+    }
 
 
 def check_inputs(
@@ -212,8 +242,8 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> Batch:
     """Put samples together: dictionaries with the names of `Batch` less the leading B, as arrays or tensors.
 
     `prompt_L`, `target_T` and their masks may differ in length and are padded on the right; views may differ in
-    number and are padded with blank, masked images. A missing `*_mask` of tokens means all valid; `action_token_T`
-    may be absent everywhere. Numbers in float64 become float32.
+    number and are padded with blank, masked images. A missing `*_mask` of tokens means all valid; `action_token_T` and
+    the labels of patches may be absent everywhere. Numbers in float64 become float32.
 
     Raises:
         VlaError: there are no samples, or a sample lacks a field.
@@ -223,30 +253,30 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> Batch:
     columns: dict[str, Tensor] = {}
     for name in _DTYPES:
         short = name.replace('_B', '_', 1)
-        found = [_field(sample, short, index) for index, sample in enumerate(samples)]
+        found = [_field(sample, short, index, name in _OPTIONAL) for index, sample in enumerate(samples)]
         values = [value for value in found if value is not None]
-        if len(values) < len(found):  # only `action_token_T` may be absent
+        if len(values) < len(found):  # an optional one
             continue
-        fill = pad_id if name in ('prompt_BL', 'target_BT') else 0
+        fill = pad_id if name in ('prompt_BL', 'target_BT') else _FILLS.get(name, 0)
         dtypes = _DTYPES[name]
         columns[name] = _stack(name, [v if v.dtype in dtypes else v.to(dtypes[0]) for v in values], fill)
     return Batch(**columns)
 
 
-def _field(sample: Mapping[str, Any], name: str, index: int) -> Tensor | None:
+def _field(sample: Mapping[str, Any], name: str, index: int, optional: bool = False) -> Tensor | None:
     value = sample.get(name)
     if value is None and name.startswith(('prompt_mask', 'target_mask')):
         ids = sample[name.replace('_mask', '')]
         return torch.ones(len(ids), dtype=torch.bool)
-    if value is None and name == 'action_token_T':
+    if value is None and optional:
         return None
     if value is None:
         raise VlaError(f'collate: sample {index} has no field {name}.')
     return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else torch.as_tensor(value)
 
 
-def _stack(name: str, values: list[Tensor], fill: int) -> Tensor:
-    ragged = name in ('images_BVCHW', 'image_mask_BV', 'prompt_BL', 'prompt_mask_BL') or name.endswith('_BT')
+def _stack(name: str, values: list[Tensor], fill: float) -> Tensor:
+    ragged = name in _RAGGED or name.endswith('_BT')
     if ragged:
         longest = max(len(v) for v in values)
         values = [

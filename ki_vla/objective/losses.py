@@ -22,7 +22,8 @@ class Losses:
     """Scalars of one batch; train on `total`.
 
     `tokens` is the mean over text and action tokens together, the trained one; `text` and `fast` are its two parts,
-    each over its own `*_count` of tokens; `flow` is over `action_count` action entries. A loss without entries is 0.
+    each over its own `*_count` of tokens; `flow` is over `action_count` action entries; `dense`, of heads for training
+    only, is over `dense_count` examples. A loss without entries is 0.
     """
 
     total: Tensor
@@ -33,10 +34,14 @@ class Losses:
     text_count: Tensor
     fast_count: Tensor
     action_count: Tensor
+    dense: Tensor
+    dense_count: Tensor
 
     def report(self) -> dict[str, float]:
         """Plain numbers (this waits for the device)."""
-        return {name: float(getattr(self, name).detach()) for name in ('total', 'tokens', 'text', 'fast', 'flow')}
+        return {
+            name: float(getattr(self, name).detach()) for name in ('total', 'tokens', 'text', 'fast', 'flow', 'dense')
+        }
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -66,6 +66,11 @@ class Recipe:
         return not self.frozen and (self.targets != 'none' or self.vlm_data)
 
     @property
+    def sees(self) -> bool:
+        """Whether some gradient reaches the image tokens, so that heads on them (`model.dense`) train too."""
+        return not self.frozen and (self.token_loss or not self.insulate or self.head != 'expert')
+
+    @property
     def action_loss(self) -> bool:
         """Whether there is a loss on continuous actions."""
         return self.loss != 'none'
@@ -162,6 +167,12 @@ RECIPES: dict[str, Recipe] = _table(
     ),
     replace(_OURS, name='ours_special_state', about='ours, state as special tokens', state_repr='special'),
     replace(_OURS, name='ours_continuous_state', about='ours, state as one projected token', state_repr='continuous'),
+    replace(
+        _OURS,
+        name='ours_both_states',
+        about='ours, state as one projected token of the prefix and again in front of the noisy actions',
+        state_repr='both',
+    ),
     replace(
         _OURS,
         name='continuous_state_first',

@@ -36,7 +36,7 @@ def parts_of(recipe: Recipe, config: ModelConfig, actions: bool = True) -> set[s
     parts: set[str] = set()
     for each in [recipe, *(RECIPES[name] for _, name in recipe.stages)]:
         parts |= {part for part in PARTS if _trains(f'{part}.', config, each)}
-    if config.state_repr != 'continuous':
+    if not config.state_in_prefix:
         parts.discard('state_proj')
     return parts if actions and config.head != 'none' else parts - {HEAD}
 
@@ -52,9 +52,7 @@ def _check_structure(config: ModelConfig, recipe: Recipe) -> None:
 def _trains(name: str, config: ModelConfig, recipe: Recipe) -> bool:
     if name.startswith('expert.'):
         return recipe.action_loss
-    if recipe.frozen:
-        return False
-    if not recipe.token_loss and recipe.insulate and recipe.head == 'expert':
+    if not recipe.sees:
         return False
     tokens_reach_the_end = recipe.token_loss or recipe.head in ('shared', 'parallel')
     if not tokens_reach_the_end:

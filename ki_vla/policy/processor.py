@@ -138,11 +138,12 @@ class Processor:
         """Prompt ids for an instruction and a normalised, unpadded state."""
         text = instruction.lower() if self.processing.lower_case else instruction
         limit, truncate = self.config.max_prompt, self.processing.truncate_prompt
-        if self.config.state_repr == 'suffix' or self.config.state_repr == 'none':
+        state_repr = self.config.prompt_state
+        if state_repr is None:
             return plain_prompt(self.tokenizer, text, limit=limit, truncate=truncate)
         width = max(len(state_N), self.processing.state_text_columns)
         return action_prompt(
-            self.tokenizer, text, pad(state_N, width)[0], self.config.state_repr, limit=limit, truncate=truncate,
+            self.tokenizer, text, pad(state_N, width)[0], state_repr, limit=limit, truncate=truncate,
             lowest_bin=0 if self.processing.rules == 'ki' else -1, subtask=subtask, asks=asks,
         )  # fmt: skip
 
@@ -291,7 +292,7 @@ class Processor:
     def _check_sizes(self) -> None:
         """Contract, codec, vocabulary and model against each other."""
         config, contract, vocabulary = self.config, self.contract, self.tokenizer.vocabulary
-        if self.processing.subtasks and config.state_repr in ('suffix', 'none'):
+        if self.processing.subtasks and config.prompt_state is None:
             raise VlaError(
                 f'processing.subtasks: the prompt of pi0 (state_repr {config.state_repr!r}) has no place for a subtask.'
             )

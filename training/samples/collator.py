@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
+from ki_vla.model.dense import labelled
 from ki_vla.objective.batch import Batch, collate
 from ki_vla.objective.recipes import Recipe
 from ki_vla.policy.processor import Processor
@@ -44,6 +45,7 @@ class Packet:
         numbers: of the draws.
         texts: instruction or question of each sample.
         answers: what is to be said to a question; empty for action samples.
+        group: task or kind of all of them, where they are of one.
     """
 
     batch: Batch
@@ -52,6 +54,7 @@ class Packet:
     numbers: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    group: str = ''
 
     def to(self, device: torch.device | str) -> Packet:
         """On another device."""
@@ -182,12 +185,26 @@ def in_file_steps(text: str, bins: int) -> str:
     return LOC.sub(lambda match: f'<loc{int(match[1]) * LOC_BINS // bins:04d}>', text)
 
 
-def counts(batch: Batch, recipe: Recipe) -> tuple[float, float]:
-    """How many tokens and how many action entries of a batch a recipe takes its losses over."""
+class Counts(NamedTuple):
+    """How much of a batch each loss is the mean over: text tokens, action tokens, action entries, labelled examples."""
+
+    text: float
+    fast: float
+    flow: float
+    dense: float
+
+
+def counts(batch: Batch, recipe: Recipe) -> Counts:
+    """What of a batch a recipe takes its losses over."""
     acts_B = batch.has_actions_B
     wanted_B = (acts_B & (recipe.targets != 'none')) | (~acts_B & recipe.vlm_data)
-    tokens = int((batch.loss_mask_BT & wanted_B[:, None]).sum()) if recipe.token_loss else 0
-    return float(tokens), float(batch.action_mask_BHA.sum()) if recipe.action_loss else 0.0
+    wanted_BT = batch.loss_mask_BT & (wanted_B[:, None] & recipe.token_loss)
+    return Counts(
+        float((wanted_BT & ~batch.fast_BT).sum()),
+        float((wanted_BT & batch.fast_BT).sum()),
+        float(batch.action_mask_BHA.sum()) if recipe.action_loss else 0.0,
+        float(labelled(batch, recipe.token_loss).sum()) if recipe.sees else 0.0,
+    )
 
 
 def _mixed(seed: int, number: int) -> int:

@@ -186,6 +186,13 @@ class Stage(TrainingConfig):
     """Decay of the averaged weights, which are the ones evaluated and shipped; 0: none."""
     expert_rate: float = Field(default=1.0, gt=0)
     """Factor on the learning rate for the action expert."""
+    text_weight: float | None = Field(default=None, ge=0)
+    """Weight of the mean loss over text tokens, apart from that over action tokens. Left out, with fast_weight: one
+    mean over both, in which the more numerous ones count for more; left out alone: 1."""
+    fast_weight: float | None = Field(default=None, ge=0)
+    """The same of action tokens."""
+    dense: float = Field(default=1.0, ge=0)
+    """Weight of the heads for training only (`model.dense`), where the model has them."""
 
     @model_validator(mode='after')
     def _draws_something(self) -> Self:

@@ -9,27 +9,21 @@ OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import load_contract
-from ki_vla.errors import VlaError
-from ki_vla.model.config import PARTS, ModelConfig
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
-from ki_vla.objective.trainable import parts_of
-from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
+from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.processor import Processor
-from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
-from training.fit.fitted_artifacts import ARTIFACTS, FittedArtifacts, digests, load_artifacts, save_artifacts
+from training.fit.fitted_artifacts import ARTIFACTS, FittedArtifacts, load_artifacts, save_artifacts
 from training.fit.initial_policy import Beginning, begin, stats_file
 from training.index.index import Index
 from training.index.recordings import open_recordings
@@ -37,10 +31,11 @@ from training.samples.collator import Collator, Packet, misfit
 from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, split_episodes
 from training.samples.mixture import Draw, Part
 from training.samples.vlm_data import VlmDataset
-from training.train.checkpoint import check_fingerprint, checkpoints, read_state, shipped_weights
+from training.train.checkpoint import check_fingerprint, checkpoints, read_state
 from training.train.config import Data, Embodiment, Run, Stage
 from training.train.distributed import ProcessGroup, close_world, open_world, wait_for_all
 from training.train.run_report import origin, write_json
+from training.train.ship import Shipment, last_checkpoint, weights_of
 from training.train.tracking import check_tracking
 from training.train.trainer import Tell, Trainer
 
@@ -101,9 +96,10 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
             return None
         bundle = Path(run.out) / BUNDLE
         if world.first:
-            fresh = bool(trained) or not _is_shipped(run, beginning.processor, bundle)
+            shipment = Shipment(run, run.stages[-1], beginning.processor, _data_origin(sources))
+            fresh = bool(trained) or not shipment.is_in(bundle)
             if fresh:
-                _ship(run, beginning.processor, sources, bundle)
+                shipment.write(bundle)
             tell('bundle', {'path': str(bundle), 'written': fresh})
         wait_for_all(world)
         return bundle
@@ -118,7 +114,7 @@ def _train_stages(run: Run, sources: Sources, beginning: Beginning, world: Proce
     for number, stage in enumerate(run.stages):
         folder = Path(run.out) / stage.name
         if model is None:
-            model = _weights_of(run, run.stages[number - 1], processor)
+            model = weights_of(last_checkpoint(run, run.stages[number - 1]), processor.config)
         held = held_packets(run, stage, processor, sources)
         tell('stage', {'name': stage.name, 'steps': stage.steps})
         trainer = Trainer(
@@ -241,13 +237,32 @@ def held_packets(run: Run, stage: Stage, processor: Processor, sources: Sources)
     batch = min(HELD_BATCH, stage.batch)
     most = batch * run.validate_batches
     drawn: list[Draw] = []
-    for name, source, wanted in (
-        ('held', sources.held, stage.actions),
-        ('vlm_held', sources.vlm_held, stage.vlm),
-    ):
-        if source is not None and wanted:
-            drawn += spread(name, source, most)
-    return [collator(drawn[first : first + batch]) for first in range(0, len(drawn), batch)]
+    if sources.held is not None and stage.actions + stage.starts:
+        drawn += spread('held', sources.held, most)
+    if sources.vlm_held is not None and stage.vlm:
+        drawn += spread('vlm_held', asked_in(stage, sources.vlm_held), most)
+    groups: dict[str, list[Draw]] = {}
+    for draw in drawn:  # one task or kind a packet, so that each has losses of its own
+        groups.setdefault(group_of(draw.sample), []).append(draw)
+    return [
+        replace(collator(of[first : first + batch]), group=group)
+        for group, of in groups.items()
+        for first in range(0, len(of), batch)
+    ]
+
+
+def asked_in(stage: Stage, words: VlmDataset) -> VlmDataset:
+    """The questions of a stage: those of its kinds.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    return words.only(stage.kinds) if stage.kinds else words
+
+
+def group_of(sample: Any) -> str:
+    """What the losses of a sample are told apart by: its kind of question, or its task where the data name one."""
+    return str(getattr(sample, 'kind', '') or getattr(sample, 'task', ''))
 
 
 def spread(name: str, source: Any, most: int) -> list[Draw]:
@@ -284,8 +299,7 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     if stage.vlm:
         if sources.vlm is None:
             raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
-        words = sources.vlm.only(stage.kinds) if stage.kinds else sources.vlm
-        parts.append(Part('vlm', words, stage.vlm))
+        parts.append(Part('vlm', asked_in(stage, sources.vlm), stage.vlm))
     return parts
 
 
@@ -305,66 +319,13 @@ def _is_done(trainer: Trainer) -> bool:
     return bool(state['step'] >= trainer.stage.steps)
 
 
-def _weights_of(run: Run, stage: Stage, processor: Processor) -> KiVla:
-    """A model with the shipped weights of a finished stage."""
-    last = checkpoints(Path(run.out) / stage.name / 'checkpoints')[-1]
-    model = KiVla(processor.config)
-    model.load_state_dict(shipped_weights(last))
-    return model
-
-
-def _is_shipped(run: Run, processor: Processor, bundle: Path) -> bool:
-    """Whether the bundle that is there is this policy already: writing it again would take its exports away."""
-    try:
-        there = load_bundle(bundle)
-    except VlaError:
-        return False
-    ours, theirs = (
-        (each.contract, each.config, each.processing, digests(each)) for each in (processor, there.processor)
-    )
-    if there.name != run.name or ours != theirs or there.serving != _serving(run, processor):
-        return False
-    last = checkpoints(Path(run.out) / run.stages[-1].name / 'checkpoints')[-1]
-    wanted, found = shipped_weights(last), load_file(there.weights)
-    return wanted.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in wanted.items())
-
-
-def _ship(run: Run, processor: Processor, sources: Sources, bundle: Path) -> None:
-    last = run.stages[-1]
-    write_bundle(
-        bundle,
-        name=run.name,
-        weights=_weights_of(run, last, processor),
-        processor=processor,
-        serving=_serving(run, processor),
-        recipe=_plain(asdict(recipe(last.recipe))),
-        provenance={
-            **origin(sources.index.hash),
-            'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
-            'others': {other.contract.name: other.index.hash for other, _ in sources.others},
-            'steps': {stage.name: stage.steps for stage in run.stages},
-            'trained': trained_parts(run, processor.config),
-            'run': run.to_dict(),
-        },
-        overwrite=True,
-    )
-
-
-def trained_parts(run: Run, config: ModelConfig) -> list[str]:
-    """The parts of the model that this run, or the training of the bundle that it started from, has changed."""
-    parts: set[str] = set()
-    if run.start is not None:
-        before = load_bundle(run.start, verify=False).trained_parts
-        parts = set(PARTS if before is None else before)
-    for stage in run.stages:
-        parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)
-    return sorted(parts)
-
-
-def _serving(run: Run, processor: Processor) -> Serving:
-    """How to serve the policy: it continues chunks over the delays that the last stage with actions trained."""
-    acting = [stage for stage in run.stages if stage.actions + stage.starts > 0]
-    return Serving.for_horizon(processor.config.horizon, acting[-1].max_delay if acting else 0)
+def _data_origin(sources: Sources) -> dict[str, Any]:
+    """Which data a policy is of, for its bundle."""
+    return {
+        **origin(sources.index.hash),
+        'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
+        'others': {other.contract.name: other.index.hash for other, _ in sources.others},
+    }
 
 
 def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
@@ -392,9 +353,3 @@ def _describe(run: Run, sources: Sources, beginning: Beginning, fresh: bool) -> 
             save_artifacts(out / ARTIFACTS, beginning.artifacts)
     except OSError as error:
         raise TrainingError(f'{out} cannot be written: {error}.') from error
-
-
-def _plain(value: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(value))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from training.train.config import Run
     from training.train.tracking import Tracker
 
+LOSSES = ('text', 'fast', 'flow', 'dense')  # parts of the loss, in the order of `collator.Counts`
 METRICS = 'metrics.jsonl'
 CURVES = 'curves.png'
 
@@ -135,7 +136,7 @@ def draw_curves(folder: Path) -> Path | None:
         return None
     if not lines:
         return None
-    names = [name for name in ('text', 'fast', 'flow') if any(line.get(name) for line in lines)]
+    names = [name for name in LOSSES if any(line.get(name) for line in lines)]
     figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout='constrained')
     FigureCanvasAgg(figure)
     for place, name in enumerate(names):

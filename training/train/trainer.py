@@ -11,19 +11,22 @@ import contextlib
 import math
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ki_vla.model.kivla import KiVla
+from ki_vla.objective.losses import Losses
 from ki_vla.objective.recipes import Recipe, recipe
 from ki_vla.objective.trainable import prepare
 from ki_vla.policy.processor import Processor
 from training.errors import TrainingError
-from training.samples.collator import Collator, Packet, counts
+from training.samples.collator import Collator, Counts, Packet, counts
 from training.samples.mixture import Loader, Mixture, Part, Sampler
 from training.train.checkpoint import Checkpoint, check_fingerprint, checkpoints, read_checkpoint, write_checkpoint
 from training.train.config import Run, Stage
@@ -40,19 +43,18 @@ from training.train.distributed import (
 )
 from training.train.lora import add_lora, freeze_base
 from training.train.resume_fingerprint import resume_fingerprint
-from training.train.run_report import Journal
+from training.train.run_report import LOSSES, Journal
 from training.train.schedule import Averaged, make_optimiser, set_rate
 
 Tell = Callable[[str, dict[str, Any]], None]
-PARTS = ('text', 'fast', 'flow')
 
 
 @dataclass
 class Tally:
     """Sums of losses since the last report."""
 
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0.0))
     norm: float = 0.0
     steps: int = 0
     began: float = field(default_factory=time.perf_counter)
@@ -60,7 +62,30 @@ class Tally:
 
     def means(self) -> dict[str, float]:
         """Mean of each loss that occurred."""
-        return {name: self.sums[name] / self.counts[name] for name in PARTS if self.counts[name]}
+        return {name: self.sums[name] / self.counts[name] for name in LOSSES if self.counts[name]}
+
+
+def weighted(found: Losses, stage: Stage, alpha: float, here: Counts, step: Counts) -> Tensor:
+    """The loss that a micro-batch is trained on: its share of the means over the whole step, weighted.
+
+    Args:
+        found: its means.
+        stage: with the weights.
+        alpha: of the continuous actions, see `Recipe`.
+        here: what its means are over.
+        step: the same of the whole step, over all micro-batches and processes.
+    """
+
+    def share(count: float, total: float) -> float:
+        return count / total if total else 0.0
+
+    loss = alpha * found.flow * share(here.flow, step.flow)
+    loss = loss + stage.dense * found.dense * share(here.dense, step.dense)
+    if stage.text_weight is None and stage.fast_weight is None:
+        return loss + found.tokens * share(here.text + here.fast, step.text + step.fast)
+    text = 1.0 if stage.text_weight is None else stage.text_weight
+    fast = 1.0 if stage.fast_weight is None else stage.fast_weight
+    return loss + text * found.text * share(here.text, step.text) + fast * found.fast * share(here.fast, step.fast)
 
 
 class Trainer:
@@ -163,21 +188,16 @@ class Trainer:
         self._enter_recipe()
         set_rate(self.optimiser, self.step, self.stage)
         local = [counts(packet.batch, self.current) for packet in micro]
-        tokens, entries, stops = totals(
-            self.world, [sum(c[0] for c in local), sum(c[1] for c in local), float(self.asked)]
-        )
+        *whole_step, stops = totals(self.world, [*(sum(each) for each in zip(*local, strict=True)), float(self.asked)])
         self.stop = stops > 0
-        sums = [0.0] * 7
-        for index, (packet, (n_tokens, n_entries)) in enumerate(zip(micro, local, strict=True)):
+        sums = [0.0] * (2 * len(LOSSES) + 1)
+        for index, (packet, here) in enumerate(zip(micro, local, strict=True)):
             found = self._losses(packet.to(self.world.device), index)
-            share_tokens = n_tokens / tokens if tokens else 0.0
-            share_entries = n_entries / entries if entries else 0.0
-            loss = found.tokens * share_tokens + self.current.alpha * found.flow * share_entries
+            loss = weighted(found, self.stage, self.current.alpha, here, Counts(*whole_step))
             if loss.requires_grad:
                 (loss * self.world.size).backward()  # FSDP takes the mean over processes
             told = found.report()
-            n_text, n_fast = float(found.text_count), float(found.fast_count)
-            row = (told['text'] * n_text, n_text, told['fast'] * n_fast, n_fast, told['flow'] * n_entries, n_entries)
+            row = [each for name, count in here._asdict().items() for each in (told[name] * count, count)]
             sums = [a + b for a, b in zip(sums, (*row, float(loss.detach())), strict=True)]
         sums = totals(self.world, sums)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -189,7 +209,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(self.model)
             self.skips_in_a_row = 0
-            for place, name in enumerate(PARTS):
+            for place, name in enumerate(LOSSES):
                 tally.sums[name] += sums[2 * place]
                 tally.counts[name] += sums[2 * place + 1]
             tally.norm += length
@@ -268,19 +288,20 @@ class Trainer:
 
     @torch.no_grad()
     def validation(self) -> dict[str, float]:
-        """Losses on the held-out packets, with the averaged weights where there are some."""
-        sums, entries = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+        """Losses on the held-out packets, together and by task or kind; averaged weights where there are some."""
+        sums: dict[str, float] = defaultdict(float)
+        entries: dict[str, float] = defaultdict(float)
         with self._averaged():
             for packet in self.held:
                 there = packet.to(self.world.device)
                 with self._precision():
                     found = self.model(there.batch, self.current, there.tau_BR.shape[1], there.noise_BRHA, there.tau_BR)
                 told = found.report()
-                weights = (found.text_count, found.fast_count, found.action_count)
-                for name, weight in zip(PARTS, weights, strict=True):
-                    sums[name] += told[name] * float(weight)
-                    entries[name] += float(weight)
-        return {name: sums[name] / entries[name] for name in PARTS if entries[name]}
+                for name, weight in counts(packet.batch, self.current)._asdict().items():
+                    for key in (name, f'{name}/{packet.group}') if packet.group else (name,):
+                        sums[key] += told[name] * weight
+                        entries[key] += weight
+        return {key: total / entries[key] for key, total in sums.items() if entries[key]}
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

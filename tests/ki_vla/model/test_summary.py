@@ -42,6 +42,7 @@ FLOWS = {
     'pi05_first': (BACKBONE, BACKBONE, None),
     'ours_special_state': (BACKBONE, BACKBONE, EXPERT),
     'ours_continuous_state': (BACKBONE, BACKBONE, EXPERT),
+    'ours_both_states': (BACKBONE, BACKBONE, EXPERT),
     'continuous_state_first': (BACKBONE, BACKBONE, None),
 }
 

@@ -115,4 +115,4 @@ def test_alpha_weighs_the_flow_loss(make_model: Callable, make_batch: Callable) 
     model = make_model()
     found = model(make_batch(model), replace(recipe('ours'), alpha=0.25))
     assert float(found.total) == pytest.approx(float(found.tokens) + 0.25 * float(found.flow), rel=1e-6)
-    assert set(found.report()) == {'total', 'tokens', 'text', 'fast', 'flow'}
+    assert set(found.report()) == {'total', 'tokens', 'text', 'fast', 'flow', 'dense'}

@@ -35,6 +35,7 @@ MOVED = {
     'ours_special_state': VISION_LANGUAGE | {'expert'},
     'ours_continuous_state': VISION_LANGUAGE | {'expert', 'state_proj'},
     'continuous_state_first': VISION_LANGUAGE | {'state_proj'},
+    'ours_both_states': VISION_LANGUAGE | {'expert', 'state_proj'},
 }
 
 

@@ -52,11 +52,12 @@ def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
     assert edges.float().mean() > 0.9, 'a picture with a box keeps its geometry'
     assert whole.answers[box] == '<loc0001><loc0003><loc0009><loc0010>'
 
-    tokens, entries = counts(whole.batch, _recipe('ours'))
-    assert tokens == float(whole.batch.loss_mask_BT.sum())
-    assert entries == float(whole.batch.action_mask_BHA.sum())
-    assert counts(whole.batch, _recipe('ours_no_vlm'))[0] < tokens
-    assert counts(whole.batch, _recipe('frozen'))[0] == 0
+    found = counts(whole.batch, _recipe('ours'))
+    assert found.text + found.fast == float(whole.batch.loss_mask_BT.sum())
+    assert found.flow == float(whole.batch.action_mask_BHA.sum())
+    assert found.dense == 0
+    assert counts(whole.batch, _recipe('ours_no_vlm')).text < found.text
+    assert counts(whole.batch, _recipe('frozen'))[:2] == (0, 0)
 
 
 def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> None:

@@ -35,7 +35,8 @@ def test_what_ships_loads_and_goes_to_plain_data_and_back(path: Path) -> None:
 
 def test_what_the_shipped_bundle_says_of_its_run_is_still_read() -> None:
     run = json.loads((ROOT / 'bundles/demo/manifest.json').read_text(encoding='utf-8'))['provenance']['run']
-    assert Run.parse(run).to_dict()['stages'] == run['stages']
+    for read, said in zip(Run.parse(run).to_dict()['stages'], run['stages'], strict=True):
+        assert said.items() <= read.items(), 'a field that came later has its default'
 
 
 def test_numbers_may_be_written_as_an_engineer_writes_them(tmp_path: Path) -> None:

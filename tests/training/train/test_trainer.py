@@ -21,8 +21,9 @@ from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
 from training.train.checkpoint import checkpoints, read_checkpoint, shipped_weights
-from training.train.run import train, trained_parts
+from training.train.run import train
 from training.train.run_report import CURVES, read_metrics
+from training.train.ship import trained_parts
 
 MakeRun = Callable[..., Any]
 

@@ -1,0 +1,98 @@
+"""Heads for training only: what every patch shows, and where in the picture the thing is that the words ask for.
+
+A small vision tower that is trained from nothing stays blind for thousands of steps when all it gets is the gradient of
+a sentence or of an action. Two linear layers that name what each patch shows give it sight in minutes. No bundle has
+them: they read image tokens and the last token of the prefix, and nothing reads them.
+
+Shape legend: B batch, V views, N patches a view, P = V * N, K labels, D width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ki_vla.model.config import ModelConfig
+from ki_vla.objective.batch import Batch
+
+UNKNOWN = -1  # label of a patch that nobody has looked at
+NOTHING = 0  # label of a patch that shows none of the words
+POINT_SCALE = 0.25  # places are learned in units of this share of a picture, which is about how far they scatter
+POINT_WEIGHT = 2.0  # of the place as numbers, against the cell in which it lies
+BETA = 0.1  # below this error, in those units, the loss is quadratic
+
+
+def labelled(batch: Batch, pointer: bool) -> Tensor:
+    """Which examples say something of their pictures, bool [B]; `pointer`: a place alone is something."""
+    known_B = torch.zeros_like(batch.has_actions_B)
+    if batch.dense_BVNK is not None:
+        known_B = known_B | (batch.dense_BVNK != UNKNOWN).flatten(1).any(dim=1)
+    if batch.point_B2 is not None and pointer:
+        known_B = known_B | batch.point_B2.isfinite().all(dim=1)
+    return known_B
+
+
+class DenseHeads(nn.Module):
+    """Linear layers on image tokens (labels, offset) and on the last token of the prefix (pointer)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.dense is not None
+        D, self.settings = config.backbone.width, config.dense
+        self.labels = nn.ModuleDict({name: nn.Linear(D, len(words) + 1) for name, words in config.dense.labels.items()})
+        self.offset = nn.Linear(D, 2)
+        self.cell_x, self.cell_y = (nn.Linear(D, config.dense.pointer_cells) for _ in range(2))
+        self.point_in, self.point_out = nn.Linear(D, D), nn.Linear(D, 2)
+
+    def loss(self, tokens_BPD: Tensor, hidden_BD: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss over the examples that say what their pictures show, and how many these are.
+
+        Args:
+            tokens_BPD: image tokens as the backbone reads them.
+            hidden_BD: output at the last token of the prefix; None leaves the pointer out.
+            batch: with `dense_BVNK`, `offset_BVN2` and `point_B2`; without them the loss is 0 of 0 examples.
+        """
+        tokens_BPD = tokens_BPD.float()
+        if batch.dense_BVNK is None or batch.offset_BVN2 is None or batch.point_B2 is None:
+            return tokens_BPD.sum() * 0.0, batch.action_mask_BHA.new_zeros((), dtype=torch.int64)
+        labels_BPK = batch.dense_BVNK.flatten(1, 2)
+        loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
+        if hidden_BD is not None:
+            loss_B = loss_B + self._pointer_loss(hidden_BD.float(), batch.point_B2)
+        known_B = labelled(batch, hidden_BD is not None)
+        count = known_B.sum()
+        return torch.where(known_B, loss_B, 0.0).sum() / count.clamp(min=1), count
+
+    def _label_loss(self, tokens_BPD: Tensor, labels_BPK: Tensor) -> Tensor:
+        """Cross-entropy [B], mean over labels and, by weight, over patches."""
+        total_B = tokens_BPD.new_zeros(len(tokens_BPD))
+        for index, head in enumerate(self.labels.values()):
+            wanted_BP = labels_BPK[..., index]
+            weight_BP = torch.where(wanted_BP == NOTHING, self.settings.background, 1.0) * (wanted_BP != UNKNOWN)
+            logits_BCP = cast(nn.Linear, head)(tokens_BPD).float().transpose(1, 2)
+            loss_BP = F.cross_entropy(logits_BCP, wanted_BP.clamp(min=0), reduction='none')
+            total_B = total_B + (loss_BP * weight_BP).sum(1) / weight_BP.sum(1).clamp(min=self.settings.background)
+        return total_B / len(self.labels)
+
+    def _offset_loss(self, tokens_BPD: Tensor, offset_BVN2: Tensor) -> Tensor:
+        """How far a thing's middle is from that of its patch, in patches; mean over patches with a thing [B]."""
+        wanted_BP2 = offset_BVN2.flatten(1, 2)
+        there_BP = wanted_BP2.isfinite().all(dim=-1)
+        found_BP2 = self.offset(tokens_BPD).float()
+        loss_BP = F.smooth_l1_loss(found_BP2, wanted_BP2.nan_to_num(), reduction='none', beta=BETA / 2).sum(-1)
+        return torch.where(there_BP, loss_BP, 0.0).sum(1) / there_BP.sum(1).clamp(min=1)
+
+    def _pointer_loss(self, hidden_BD: Tensor, point_B2: Tensor) -> Tensor:
+        """The cell of the thing asked for, by column and row, and its place as two numbers [B]."""
+        there_B, cells = point_B2.isfinite().all(dim=1), self.settings.pointer_cells
+        place_B2 = point_B2.nan_to_num(0.5)
+        cell_B2 = (place_B2 * cells).long().clamp(0, cells - 1)
+        loss_B = F.cross_entropy(self.cell_x(hidden_BD).float(), cell_B2[:, 0], reduction='none')
+        loss_B = loss_B + F.cross_entropy(self.cell_y(hidden_BD).float(), cell_B2[:, 1], reduction='none')
+        found_B2 = self.point_out(F.gelu(self.point_in(hidden_BD))).float()
+        wanted_B2 = (place_B2 - 0.5) / POINT_SCALE
+        near_B = F.smooth_l1_loss(found_B2, wanted_B2, reduction='none', beta=BETA).sum(1)
+        return torch.where(there_B, 0.5 * loss_B + POINT_WEIGHT * near_B, 0.0)

@@ -1,0 +1,83 @@
+"""Training heads on image tokens teach the vision tower to see, and no bundle has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ki_vla.errors import VlaError
+from ki_vla.model.config import DenseConfig, preset
+from ki_vla.model.dense import UNKNOWN
+from ki_vla.objective.batch import Batch
+from ki_vla.objective.recipes import recipe
+
+LABELS = {'colour': ('red', 'blue'), 'kind': ('cup', 'ball', 'block')}
+CONFIG = preset('tiny').replace(dense=DenseConfig(labels=LABELS))
+
+
+def labelled(batch: Batch) -> Batch:
+    """The first example shows a blue cup in its first patch; nobody has looked at the others."""
+    B, V = batch.images_BVCHW.shape[:2]
+    dense = torch.full((B, V, CONFIG.vision.tokens, 2), UNKNOWN)
+    dense[0] = 0
+    dense[0, 0, 0] = torch.tensor([2, 1])
+    offset = torch.full((B, V, CONFIG.vision.tokens, 2), torch.nan)
+    offset[0, 0, 0] = torch.tensor([0.1, -0.2])
+    point = torch.full((B, 2), torch.nan)
+    point[0] = torch.tensor([0.3, 0.2])
+    return replace(batch, dense_BVNK=dense, offset_BVN2=offset, point_B2=point)
+
+
+def test_it_counts_examples_with_labels_and_learns_them(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model('ours', CONFIG)
+    batch = labelled(make_batch(model))
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    first = model(batch, generator=torch.Generator().manual_seed(0))
+    assert int(first.dense_count) == 1
+    torch.testing.assert_close(first.total, first.tokens + first.flow + first.dense)
+    first.dense.backward()
+    seen = {name.split('.')[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {'dense', 'vision', 'projector', 'backbone'} <= seen
+    assert 'expert' not in seen
+    optimiser.step()
+    assert float(model(batch, generator=torch.Generator().manual_seed(0)).dense) < float(first.dense)
+
+
+def test_without_labels_the_loss_is_nothing_and_every_parameter_still_has_a_gradient_path(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    model = make_model('ours', CONFIG)
+    found = model(make_batch(model))
+    assert float(found.dense) == 0.0
+    assert int(found.dense_count) == 0
+
+
+def test_labels_of_examples_that_nobody_has_looked_at_do_not_count(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model('ours', CONFIG)
+    batch = labelled(make_batch(model))
+    images = batch.images_BVCHW.clone()
+    images[1:] = 0.5
+    one, other = (model(each).dense for each in (batch, replace(batch, images_BVCHW=images)))
+    torch.testing.assert_close(one, other)
+
+
+def test_a_frozen_backbone_leaves_the_heads_alone(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model('frozen', CONFIG)
+    found = model(labelled(make_batch(model)), recipe('frozen'))
+    assert int(found.dense_count) == 0
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith('dense.'))
+
+
+def test_labels_for_a_model_without_heads_and_of_another_shape_are_refused(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    batch = make_batch(make_model('ours', CONFIG))
+    with pytest.raises(VlaError, match=r'dense_BVNK: the model has no heads for it \(model\.dense\)'):
+        labelled(batch).check(preset('tiny'))
+    with pytest.raises(VlaError, match=r'point_B2'):
+        replace(labelled(batch), point_B2=torch.zeros(1, 3)).check(CONFIG)
+    with pytest.raises(VlaError, match=r"labels\.kind is \['cup', 'cup'\]"):
+        DenseConfig(labels={'kind': ('cup', 'cup')})

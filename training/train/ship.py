@@ -1,0 +1,144 @@
+"""From a checkpoint of a run to a bundle: the weights to run with, without what only training needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ki_vla.errors import VlaError
+from ki_vla.model.config import PARTS, ModelConfig
+from ki_vla.model.kivla import KiVla
+from ki_vla.objective.recipes import recipe
+from ki_vla.objective.trainable import parts_of
+from ki_vla.policy.bundle import load_bundle, write_bundle
+from ki_vla.policy.processor import Processor
+from ki_vla.policy.serving import Serving
+from training.errors import TrainingError
+from training.fit.fitted_artifacts import digests
+from training.train.checkpoint import checkpoints, read_state, shipped_weights
+from training.train.config import Run, Stage
+
+TRAINING_ONLY = 'dense.'  # how the names of weights begin that no bundle has
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A policy of a run, ready to be written as a bundle.
+
+    Attributes:
+        run: which.
+        stage: whose weights.
+        processor: as the run trains with.
+        data_origin: which data it is of, as plain data.
+        step: of the stage, among its checkpoints; the last one unless given.
+    """
+
+    run: Run
+    stage: Stage
+    processor: Processor
+    data_origin: Mapping[str, Any]
+    step: int | None = None
+
+    def write(self, bundle: Path) -> None:
+        """Writes the bundle, in place of one that is there."""
+        done = self.run.stages[: self.run.stages.index(self.stage) + 1]
+        steps = {stage.name: stage.steps for stage in done}
+        steps[self.stage.name] = int(read_state(self._checkpoint)['step'])
+        write_bundle(
+            bundle,
+            name=self.run.name,
+            weights=self._weights(),
+            processor=self._processor(),
+            serving=self._serving(),
+            recipe=json.loads(json.dumps(asdict(recipe(self.stage.recipe)))),
+            provenance={
+                **self.data_origin,
+                'steps': steps,
+                'trained': trained_parts(self.run, self.processor.config, self.stage),
+                'run': self.run.to_dict(),
+            },
+            overwrite=True,
+        )
+
+    def is_in(self, bundle: Path) -> bool:
+        """Whether the bundle that is there is this policy already: writing it again would take its exports away."""
+        try:
+            there = load_bundle(bundle)
+        except VlaError:
+            return False
+        ours, theirs = (
+            (each.contract, each.config, each.processing, digests(each))
+            for each in (self._processor(), there.processor)
+        )
+        if there.name != self.run.name or ours != theirs or there.serving != self._serving():
+            return False
+        wanted, found = self._weights(), load_file(there.weights)
+        return wanted.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+    @property
+    def _checkpoint(self) -> Path:
+        if self.step is None:
+            return last_checkpoint(self.run, self.stage)
+        return store_of(self.run, self.stage) / f'{self.step:08d}'
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights = shipped_weights(self._checkpoint)
+        return {name: value for name, value in weights.items() if not name.startswith(TRAINING_ONLY)}
+
+    def _processor(self) -> Processor:
+        return replace(self.processor, config=self.processor.config.replace(dense=None))
+
+    def _serving(self) -> Serving:
+        """The policy continues chunks over the delays that the last stage with actions trained."""
+        before = self.run.stages[: self.run.stages.index(self.stage) + 1]
+        acting = [stage for stage in before if stage.actions + stage.starts > 0]
+        return Serving.for_horizon(self.processor.config.horizon, acting[-1].max_delay if acting else 0)
+
+
+def store_of(run: Run, stage: Stage) -> Path:
+    """The folder of a stage's checkpoints."""
+    return Path(run.out) / stage.name / 'checkpoints'
+
+
+def last_checkpoint(run: Run, stage: Stage) -> Path:
+    """The newest checkpoint of a stage.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    found = checkpoints(store_of(run, stage))
+    if not found:
+        raise TrainingError(f'{store_of(run, stage)} holds no checkpoint; train the stage first (ki train).')
+    return found[-1]
+
+
+def weights_of(checkpoint: Path, config: ModelConfig) -> KiVla:
+    """A model with the weights that a checkpoint would ship."""
+    model = KiVla(config)
+    model.load_state_dict(shipped_weights(checkpoint))
+    return model
+
+
+def trained_parts(run: Run, config: ModelConfig, until: Stage | None = None) -> list[str]:
+    """The parts of the model that this run, or the training of the bundle that it started from, has changed.
+
+    Args:
+        run: with its stages.
+        config: the model.
+        until: the last stage that counts; all of them unless given.
+    """
+    parts: set[str] = set()
+    if run.start is not None:
+        before = load_bundle(run.start, verify=False).trained_parts
+        parts = set(PARTS if before is None else before)
+    last = len(run.stages) if until is None else run.stages.index(until) + 1
+    for stage in run.stages[:last]:
+        parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)
+    return sorted(parts)
