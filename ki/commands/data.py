@@ -33,6 +33,10 @@ def index(
     task: Annotated[str, typer.Option(help='Instruction of episodes that carry none.')] = '',
     store: Annotated[str, typer.Option(help='Pictures: original, or model (small, at its size).')] = 'original',
     remap: Annotated[list[str] | None, typer.Option(help='CONTRACT_TOPIC:=RECORDED_TOPIC; may be repeated.')] = None,
+    trust_log_time: Annotated[
+        list[str] | None,
+        typer.Option(help='Camera, stream or output dated by its arrival, not by its stamps; may be repeated.'),
+    ] = None,
     workers: Annotated[int, typer.Option(help='Processes; 0: one per core.')] = 0,
     ray: Annotated[bool, typer.Option('--ray', help='Over a Ray cluster (RAY_ADDRESS), or a local one.')] = False,
 ) -> None:
@@ -51,6 +55,7 @@ def index(
         task=task,
         store=store,
         remap=pairs(remap or [], ':='),
+        trust_log_time=tuple(trust_log_time or ()),
     )
     with progress('indexing') as line:
         contract = load_contract(robot)
@@ -84,15 +89,20 @@ def show(
             text = each.texts[0] if each.texts else ''
             table.add_row(name, str(number), str(each.steps), str(each.usable), seconds, each.outcome, text)
     console.print(table)
-    rates = Table('stream', 'messages', 'Hz', 'longest gap [s]', box=None)
+    rates = Table('stream', 'messages', 'Hz', 'longest gap [s]', 'arrival - stamp [s]', 'drift [ppm]', box=None)
     names = sorted({name for entry in found.entries for name in entry.streams})
     for name in names:
         rows = [entry.streams[name] for entry in found.entries if name in entry.streams]
         timed = [row for row in rows if 'rate_hz' in row]
         rate = f'{min(row["mean_hz"] for row in timed):.1f}' if timed else ''
         gap = f'{max(row["longest_gap_s"] for row in timed):.3f}' if timed else ''
-        rates.add_row(name, f'{sum(row["count"] for row in rows):.0f}', rate, gap)
+        clocks = [row for row in rows if 'clock_offset_s' in row]
+        worst = max(clocks, key=lambda row: abs(row['clock_offset_s']), default=None)
+        clock = (f'{worst["clock_offset_s"]:+.3f}', f'{worst["clock_drift_ppm"]:+.0f}') if worst else ('', '')
+        rates.add_row(name, f'{sum(row["count"] for row in rows):.0f}', rate, gap, *clock)
     console.print(rates)
+    if trusted := found.options.get('trust_log_time'):
+        print(f'dated by arrival in the recording: {", ".join(trusted)}')
     summary(found)
 
 

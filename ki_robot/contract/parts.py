@@ -24,6 +24,7 @@ from ki_robot.contract.names import (
 from ki_robot.errors import RobotError
 
 MAX_AGE_S = 10.0
+MAX_COMMAND_AGE_S = 3600.0
 MAX_WINDOW_S = 0.3  # a trajectory that outlives its policy must not run longer than this
 
 
@@ -249,8 +250,22 @@ class Output(ContractPart):
     on_hold: Literal['brake', 'keep_force'] = 'brake'
     """What a hold does: brake within limits (positions to rest at the command, velocities and efforts to zero), or keep
     the commanded effort, such as a hand's that must not let go."""
+    commands: Literal['stream', 'goals'] | None = None
+    """Whether commands are repeated while they count, or each is a goal that stands until the next. Left out: goals for
+    a gripper that is sent actions or only what exceeds its dead_band, else a stream."""
+    max_command_age_s: float | None = Field(default=None, gt=0, le=MAX_COMMAND_AGE_S)
+    """How long a recorded command of a stream is what the robot is told, seconds after its last point. Left out: five
+    periods of the stream."""
     options: OutputOptions = OutputOptions()
     """How commands are sent."""
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether each command stands until the next one."""
+        if self.commands is not None:
+            return self.commands == 'goals'
+        sparse = self.options.interface not in (None, 'topic') or self.options.dead_band is not None
+        return self.kind == 'gripper' and sparse
 
     @property
     def controller_name(self) -> str:
@@ -262,6 +277,15 @@ class Output(ContractPart):
         refused = CONTROLLER_KINDS[self.kind].refuses(self.columns, bool(self.options.allow_without_timeout))
         if refused:
             raise ValueError(f'columns ({self.name}) {refused}')
+        return self
+
+    @model_validator(mode='after')
+    def _goals_do_not_age(self) -> Self:
+        if self.has_goals and self.max_command_age_s is not None:
+            raise ValueError(
+                f'max_command_age_s ({self.name}) is {self.max_command_age_s}, but its commands are goals, which stand '
+                'until the next; leave it out, or write commands: stream'
+            )
         return self
 
     @model_validator(mode='after')

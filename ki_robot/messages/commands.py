@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_robot.contract.names import joint_of
+from ki_robot.contract.parts import Output
 from ki_robot.errors import Reason, Rejected
-from ki_robot.messages.arrays import stamp_ns, time_ns, twist_values
+from ki_robot.messages.arrays import NS, stamp_ns, time_ns, twist_values
+
+COMMAND_PERIODS = 5  # of a streamed command, until it is no longer what the robot is told
+SLOWEST_PERIOD_NS = 200_000_000  # commands that come less often are goals, each on its own
 
 Times = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -54,8 +58,29 @@ def command_stamp_ns(message: Any) -> int | None:
     return stamp if stamp > 0 else None
 
 
+def command_age_ns(output: Output, starts_M: Times, step_ns: int) -> int | None:
+    """How long a command to a controller counts after its last point, ns; None: until the next one.
+
+    Args:
+        output: The controller. Where its contract leaves max_command_age_s out: a few periods of its commands.
+        starts_M: When each of its commands began, in order.
+        step_ns: A step of the contract: no stream is held to a shorter period.
+    """
+    if output.has_goals:
+        return None
+    if output.max_command_age_s is not None:
+        return round(output.max_command_age_s * NS)
+    gaps = np.diff(starts_M)
+    period = int(np.median(gaps)) if len(gaps) else 0
+    return COMMAND_PERIODS * max(step_ns, min(period, SLOWEST_PERIOD_NS))
+
+
 def values_in_force(
-    starts_M: Times, commands: Sequence[Command], times_T: Times, timeout_ns: int | None = None
+    starts_M: Times,
+    commands: Sequence[Command],
+    times_T: Times,
+    timeout_ns: int | None = None,
+    max_age_ns: int | None = None,
 ) -> tuple[Values, NDArray[np.bool_]]:
     """What a controller was told at some times.
 
@@ -67,6 +92,7 @@ def values_in_force(
         commands: Those commands, at least one.
         times_T: The times that are asked for.
         timeout_ns: Commands older than this are 0 (a base that hears nothing stands still); None: never.
+        max_age_ns: Commands whose last point is older than this are no longer in force; None: never.
 
     Returns:
         values (T, n), and whether a command was in force (T,): False before the first, unless there is a time-out.
@@ -88,6 +114,9 @@ def values_in_force(
         old_T = (times_T - starts_M[safe_T] > timeout_ns) | ~known_T
         values = np.where(old_T[:, None], 0.0, values)
         known_T = np.ones(len(times_T), dtype=bool)
+    if max_age_ns is not None:
+        ends_M = starts_M + np.array([int(command.times_ns[-1]) for command in commands], dtype=np.int64)
+        known_T &= times_T - ends_M[safe_T] <= max_age_ns
     return values, known_T
 
 

@@ -37,7 +37,7 @@ from ki_robot.observation.observation import (
     decode_camera,
 )
 from ki_robot.observation.plausibility import StateCheck
-from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp
+from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp, is_out_of_step, is_too_old
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class ObservationBuffer:
                 return [StreamProblem(name, InputFault.CLOCK_JUMP, f'{name}: no message since the clock jumped.')]
             return [StreamProblem(name, InputFault.NEVER_RECEIVED, f'{name}: nothing received on {stream.spec.topic}.')]
         age_ns = now_ns - entry.stamp_ns
-        if age_ns > stream.max_age_ns:
+        if is_too_old(age_ns, stream.spec.max_age_s):
             message = f'{name}: the newest message is {age_ns / NS:.3f} s old; max_age_s is {stream.spec.max_age_s}.'
             if stream.last_error:
                 message = f'{message} Later ones were refused: {stream.last_error}'
@@ -273,7 +273,7 @@ class ObservationBuffer:
         oldest = min(used, key=lambda name: used[name].stamp_ns)
         newest = max(used, key=lambda name: used[name].stamp_ns)
         spread_ns = used[newest].stamp_ns - used[oldest].stamp_ns
-        if spread_ns <= self.contract.sync_tolerance_s * NS:
+        if not is_out_of_step(spread_ns, self.contract.sync_tolerance_s):
             return []
         message = (
             f'{oldest} is {spread_ns / NS:.3f} s behind {newest}; sync_tolerance_s is {self.contract.sync_tolerance_s}.'
@@ -329,7 +329,7 @@ class ObservationBuffer:
             state = StreamState.INVALID
         elif not stream.received:
             state = StreamState.NEVER_RECEIVED
-        elif age_ns is None or age_ns > stream.max_age_ns:
+        elif age_ns is None or is_too_old(age_ns, stream.spec.max_age_s):
             state = StreamState.STALE
         else:
             state = StreamState.OK

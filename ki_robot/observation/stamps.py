@@ -1,12 +1,35 @@
-"""Whether the stamp of a message can be believed when it arrives: one rule for the live node and for recordings."""
+"""Whether a stamp is believed on arrival, and is good enough later: one set of rules for live node and recordings."""
 
 from __future__ import annotations
+
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS
 
 FUTURE_TOLERANCE_NS = 50_000_000  # how far a stamp may lie ahead of its arrival: clocks of two machines
+
+
+@overload
+def is_too_old(age_ns: int, max_age_s: float) -> bool: ...
+@overload
+def is_too_old(age_ns: NDArray[np.int64], max_age_s: float) -> NDArray[np.bool_]: ...
+def is_too_old(age_ns: int | NDArray[np.int64], max_age_s: float) -> bool | NDArray[np.bool_]:
+    """Whether a message has become too old to act on; of an array of ages, which."""
+    return age_ns > round(max_age_s * NS)
+
+
+@overload
+def is_out_of_step(spread_ns: int, sync_tolerance_s: float) -> bool: ...
+@overload
+def is_out_of_step(spread_ns: NDArray[np.int64], sync_tolerance_s: float) -> NDArray[np.bool_]: ...
+def is_out_of_step(spread_ns: int | NDArray[np.int64], sync_tolerance_s: float) -> bool | NDArray[np.bool_]:
+    """Whether stamps of one observation lie too far apart, oldest to newest; of an array, which."""
+    return spread_ns > round(sync_tolerance_s * NS)
 
 
 def check_stamp(
@@ -39,7 +62,7 @@ def check_stamp(
     if stamp <= last_stamp_ns:
         behind = (last_stamp_ns - stamp) / NS
         raise Rejected(Reason.BACKWARD_STAMP, f'{name}: the stamp does not advance ({behind:.3f} s behind).')
-    if receive_ns - stamp > round(spec.max_age_s * NS):
+    if is_too_old(receive_ns - stamp, spec.max_age_s):
         raise Rejected(
             Reason.STALE,
             f'{name}: arrived {(receive_ns - stamp) / NS:.3f} s old; max_age_s is {spec.max_age_s}.',

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
-from ki_robot.contract.parts import Camera, StateStream
-from ki_robot.errors import Rejected
+from ki_robot.contract.parts import Camera, Output, StateStream
+from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS
 from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp
 from training.index.resample import rising
+from training.index.stream_clocks import SMOOTH, StreamClock, measure_clock, smoothed
 from training.index.streams import Collected, Track
 
 JUMP_NS = 1_000_000_000  # stamps and arrivals that part by more than this between two messages: the clock was set
 SAME_CLOCK_NS = 50_000_000  # stamps and arrivals that differ by less, all the time, are of one clock
-SMOOTH = 5  # messages; a late one alone is not a clock that was set
+COMMAND_CLOCK_NS = 500_000_000  # commands stamped further than this from their arrival are of another clock
 
 Times = NDArray[np.int64]
 
@@ -33,11 +34,7 @@ def clock_epochs(found: Collected, contract: Contract, path: Path, problems: Pro
         stamps, logs = np.asarray(track.stamps, dtype=np.int64), np.asarray(track.logs, dtype=np.int64)
         if len(stamps) < SMOOTH or (stamps < 0).any():
             continue
-        offsets = stamps - logs
-        half = SMOOTH // 2
-        padded = np.concatenate([np.full(half, offsets[0]), offsets, np.full(half, offsets[-1])])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, SMOOTH)
-        smooth = np.sort(windows, axis=1)[:, half]
+        smooth = smoothed(stamps - logs)
         for index in np.flatnonzero(np.abs(np.diff(smooth)) > JUMP_NS):
             cuts.append(int(logs[index + 1]))
             seconds = (smooth[index + 1] - smooth[index]) / 1e9
@@ -49,39 +46,80 @@ def clock_epochs(found: Collected, contract: Contract, path: Path, problems: Pro
 def within(
     found: Collected, contract: Contract, first_log: int, last_log: int, path: Path, problems: Problems
 ) -> Collected:
-    """The messages of one clock epoch, dated, in the order of their stamps.
+    """The messages of one clock epoch, dated, in the order of their stamps; their `logs` are on the clock of those.
 
-    Images and states that the live node would refuse for their stamps are dropped, and counted by its reasons.
+    Images and states that the live node would refuse for their stamps are dropped, and counted by its reasons; so are
+    commands of another clock. What the clock of each stream showed is in `clocks`.
     """
     clock = _clock(found, first_log, last_log)
     arrivals = _arrivals(found, contract, first_log, last_log, clock)
+    clocks: dict[str, StreamClock] = {}
 
-    def part(track: Track, spec: Camera | StateStream | None = None) -> Track:
+    def part(track: Track, spec: Camera | StateStream | Output | None = None) -> Track:
         chosen = [index for index, log in enumerate(track.logs) if first_log <= log < last_log]
-        stamps = [track.stamps[index] for index in chosen]
-        logs = [track.logs[index] for index in chosen]
-        dated = np.asarray(stamps, dtype=np.int64)
-        if len(dated) and (dated < 0).any():
-            dated = np.where(dated < 0, clock(np.asarray(logs, dtype=np.int64)), dated)
+        stamps = np.asarray([track.stamps[index] for index in chosen], dtype=np.int64)
+        logs = np.asarray([track.logs[index] for index in chosen], dtype=np.int64)
+        dated = np.where(stamps < 0, clock(logs), stamps) if (stamps < 0).any() else stamps
+        arrived = arrivals(logs)
         if spec is None:
             order = np.argsort(dated, kind='stable')
         else:
-            order = _believed(spec, dated, arrivals(np.asarray(logs, dtype=np.int64)), path, problems)
+            _measure(spec, stamps, arrived, clocks, path, problems)
+            if isinstance(spec, Output):
+                order = _of_one_clock(spec, dated, arrived, path, problems)
+            else:
+                order = _believed(spec, dated, arrived, path, problems)
         rows = [track.rows[chosen[index]] for index in order]
-        return Track([int(dated[index]) for index in order], [logs[index] for index in order], rows)
+        return Track(dated[order].tolist(), arrived[order].tolist(), rows)
 
     cameras = {camera.name: camera for camera in contract.cameras}
     streams = {stream.name: stream for stream in contract.state_streams}
+    outputs = {output.name: output for output in contract.outputs}
     return Collected(
         cameras={name: part(track, cameras[name]) for name, track in found.cameras.items()},
         states={name: part(track, streams[name]) for name, track in found.states.items()},
         state_columns=found.state_columns,
-        commands={name: part(track) for name, track in found.commands.items()},
+        commands={name: part(track, outputs[name]) for name, track in found.commands.items()},
         markers=part(found.markers),
         instructions=part(found.instructions),
         subtasks=part(found.subtasks),
         missing_outputs=found.missing_outputs,
+        clocks=clocks,
     )
+
+
+def _measure(
+    spec: Camera | StateStream | Output,
+    stamps: Times,
+    arrivals: Times,
+    clocks: dict[str, StreamClock],
+    path: Path,
+    problems: Problems,
+) -> None:
+    """Compares the stamps of a stream with its arrivals; complaints become problems."""
+    stamped = stamps >= 0
+    measured = measure_clock(stamps[stamped], arrivals[stamped])
+    if measured is None:
+        return
+    clocks[spec.name] = measured
+    for kind, text in measured.complaints.items():
+        problems.add(path, spec.name, kind, f'{text}; {_trust(spec.name)}')
+
+
+def _trust(name: str) -> str:
+    return f'synchronise its clock, or date it by arrival with --trust-log-time {name}'
+
+
+def _of_one_clock(output: Output, stamps: Times, arrivals: Times, path: Path, problems: Problems) -> NDArray[np.intp]:
+    """The places of the commands that begin about when they arrive, in the order in which they begin."""
+    apart = np.abs(stamps - arrivals)
+    foreign = int((apart > COMMAND_CLOCK_NS).sum())
+    if foreign:
+        text = f'a command of {output.name} is stamped {apart.max() / NS:.1f} s away from its arrival; '
+        problems.add(path, output.name, 'command_clock', text + _trust(output.name), foreign)
+    order: NDArray[np.intp] = np.argsort(stamps, kind='stable')
+    kept: NDArray[np.intp] = order[apart[order] <= COMMAND_CLOCK_NS]
+    return kept
 
 
 def _believed(
@@ -93,7 +131,9 @@ def _believed(
         try:
             check_stamp(spec, stamp, arrival, last)
         except Rejected as error:
-            problems.add(path, spec.name, str(error.reason), str(error))
+            off = error.reason in (Reason.FUTURE_STAMP, Reason.STALE)
+            hint = f' Or date it by arrival: --trust-log-time {spec.name}.' if off else ''
+            problems.add(path, spec.name, str(error.reason), f'{error}{hint}')
         else:
             taken.append(place)
             last = stamp

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
-from ki_robot.messages.commands import values_in_force
+from ki_robot.contract.parts import Camera, Output, StateStream
+from ki_robot.messages.commands import command_age_ns, values_in_force
+from ki_robot.observation.stamps import is_out_of_step, is_too_old
 from training.errors import TrainingError
 from training.index.clocks import clock_epochs, within
 from training.index.resample import hold, interpolate, newest_before
+from training.index.stream_clocks import StreamClock
 from training.index.streams import Collected, Track
 
 OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
 TWIST_TIMEOUT_NS = 500_000_000  # what diff_drive_controller and its kin stop after by default
+COMMANDED_SHARE = 0.5  # of the steps of an episode; with fewer, commands are not what moved the robot
+LONGER = 'where they count for longer, say so in the contract: max_command_age_s, or commands: goals'
 STATE_KEEP = 2  # an episode needs a step, and a step after it
 RULES = ('hold', 'linear')
 ACTIONS_FROM = ('auto', 'commands', 'state')
@@ -41,6 +46,8 @@ class IndexOptions:
         task: The instruction of episodes that carry none.
         store: `original` keeps images as recorded; `model` stores them at the model's size (JPEG, quality 95).
         remap: Contract topic -> topic in the recordings.
+        trust_log_time: Cameras, state streams and outputs that are dated by their arrival in the recording, because
+            their stamps are of a clock that is wrong.
     """
 
     state: str = 'hold'
@@ -49,6 +56,7 @@ class IndexOptions:
     task: str = ''
     store: str = 'original'
     remap: Mapping[str, str] = field(default_factory=dict)
+    trust_log_time: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -73,9 +81,12 @@ class IndexOptions:
             *(f'{c}/compressed' for c in cameras),
         ]
         topics += [stream.topic for stream in contract.state_streams] + [output.topic for output in contract.outputs]
+        timed = [each.name for each in (*contract.streams, *contract.outputs)]
         for what, given, known in (
-            ('--column', self.columns, contract.state_names), ('--remap', self.remap, dict.fromkeys(topics))
-        ):  # fmt: skip
+            ('--column', tuple(self.columns), contract.state_names),
+            ('--remap', tuple(self.remap), tuple(dict.fromkeys(topics))),
+            ('--trust-log-time', tuple(self.trust_log_time), tuple(timed)),
+        ):
             for name in given:
                 if name not in known:
                     near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -91,6 +102,7 @@ class IndexOptions:
             'task': self.task,
             'store': self.store,
             'remap': dict(self.remap),
+            'trust_log_time': sorted(self.trust_log_time),
         }
 
 
@@ -135,6 +147,8 @@ def episodes_of(
 ) -> list[Episode]:
     """Cuts and resamples; everything that cannot be used is counted in `problems`.
 
+    What the clocks of the streams showed is left in `found.clocks`: of each, the worst of its epochs.
+
     Raises:
         TrainingError: An action column can be had neither from commands nor from the state.
     """
@@ -142,17 +156,32 @@ def episodes_of(
     bounds = clock_epochs(found, contract, path, problems)
     for epoch, (first_log, last_log) in enumerate(bounds):
         part = within(found, contract, first_log, last_log, path, problems)
+        _keep_worst(found.clocks, part.clocks)
         if any(not len(part.states[name]) for name in part.states) or not part.states:
             continue
         reach = _reach(part, contract)
         if reach is None:
-            problems.add(path, '', 'no_overlap', f'cameras and states of clock epoch {epoch} share no time')
+            text = f'cameras and states of clock epoch {epoch} share no time{_lost(part, contract)}'
+            problems.add(path, '', 'no_overlap', text)
             continue
         for span in _spans(part, reach, custom, options, path, problems):
             episode = _episode(part, contract, options, span, path, problems)
             if episode is not None:
                 made.append(episode)
     return made
+
+
+def _keep_worst(clocks: dict[str, StreamClock], more: Mapping[str, StreamClock]) -> None:
+    for name, clock in more.items():
+        before = clocks.get(name)
+        if before is None or abs(clock.offset_s) > abs(before.offset_s):
+            clocks[name] = clock
+
+
+def _lost(part: Collected, contract: Contract) -> str:
+    """Names the cameras of which nothing is left."""
+    names = [each.name for each in contract.cameras if each.required and not len(part.cameras.get(each.name, ()))]
+    return f': every picture of {", ".join(names)} was refused' if names else ''
 
 
 def _reach(part: Collected, contract: Contract) -> tuple[int, int] | None:
@@ -243,6 +272,7 @@ def _episode(
     fresh_state = valid.copy()
     for camera in contract.cameras:
         _images(part, camera, grid, arrays, valid, path, problems)
+    _keep_step(part, contract, grid, valid, path, problems)
     arrays['actions'], arrays['action_valid'] = _actions(
         part, contract, options, arrays['state'], fresh_state, grid, path, problems
     )
@@ -280,13 +310,13 @@ def _states(
         for index, column in enumerate(part.state_columns[stream.name]):
             rule = options.columns.get(column, options.state)
             state[:, names.index(column)] = (linear if rule == 'linear' else held)[:, index]
-        _expire(stamps, grid, stream.max_age_s, valid, path, stream.topic, problems)
+        _expire(track, grid, stream, valid, path, problems)
     return state
 
 
 def _images(
     part: Collected,
-    camera: Any,
+    camera: Camera,
     grid: NDArray[np.int64],
     arrays: dict[str, NDArray[Any]],
     valid: NDArray[np.bool_],
@@ -301,31 +331,73 @@ def _images(
     stamps = np.asarray(track.stamps, dtype=np.int64)
     rows = np.asarray(track.rows, dtype=np.int64)
     row = newest_before(stamps, grid)
-    there = (row >= 0) & (grid - stamps[np.maximum(row, 0)] <= round(camera.max_age_s * 1e9))
+    there = row >= 0
     row = np.maximum(row, 0)
+    there &= ~is_too_old(grid - stamps[row], camera.max_age_s)
+    arrived, _ = _newest(track.logs, track, grid)
+    frozen = there & ((rows[row, 2] > 0) | (rows[np.maximum(arrived, 0), 2] > 0))
+    there &= ~frozen
     arrays[f'{camera.name}.stamp'] = np.where(there, stamps[row], -1)
     arrays[f'{camera.name}.offset'] = np.where(there, rows[row, 0], -1)
     arrays[f'{camera.name}.length'] = np.where(there, rows[row, 1], -1)
     if camera.required:
-        _expire(stamps, grid, camera.max_age_s, valid, path, camera.topic, problems)
+        _expire(track, grid, camera, valid, path, problems)
+        valid &= ~frozen
+    if frozen.any():
+        text = 'its pictures are equal while the robot moves; the live node would not act on them'
+        problems.add(path, camera.topic, 'frozen', text, int(frozen.sum()))
 
 
 def _expire(
-    stamps: NDArray[np.int64],
+    track: Track,
     grid: NDArray[np.int64],
-    max_age_s: float,
+    spec: Camera | StateStream,
     valid: NDArray[np.bool_],
     path: Path,
-    topic: str,
     problems: Problems,
 ) -> None:
-    """Marks steps at which the live node would have refused this input as too old."""
-    row = newest_before(stamps, grid)
-    stale = (row < 0) | (grid - stamps[np.maximum(row, 0)] > round(max_age_s * 1e9))
+    """Marks steps at which the live node would have refused this input as too old: the newest that had arrived."""
+    stale = np.zeros(len(grid), dtype=bool)
+    for row, stamps in (_newest(track.stamps, track, grid), _newest(track.logs, track, grid)):
+        stale |= (row < 0) | is_too_old(grid - stamps, spec.max_age_s)
     if stale.any():
         valid &= ~stale
-        text = f'a step has no message younger than {max_age_s} s; the live node would not act on it'
-        problems.add(path, topic, 'stale', text, int(stale.sum()))
+        text = f'a step has no message younger than {spec.max_age_s} s; the live node would not act on it'
+        problems.add(path, spec.topic, 'stale', text, int(stale.sum()))
+
+
+def _newest(times: Sequence[int], track: Track, grid: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The row and the stamp of the newest message at each step by some time of theirs; row -1 where there is none."""
+    row = newest_before(np.maximum.accumulate(np.asarray(times, dtype=np.int64)), grid)
+    return row, np.asarray(track.stamps, dtype=np.int64)[np.maximum(row, 0)]
+
+
+def _keep_step(
+    part: Collected,
+    contract: Contract,
+    grid: NDArray[np.int64],
+    valid: NDArray[np.bool_],
+    path: Path,
+    problems: Problems,
+) -> None:
+    """Marks steps at which what had arrived lay too far apart for the live node."""
+    oldest, newest = np.full(len(grid), 2**62), np.full(len(grid), -(2**62))
+    for spec in contract.streams:
+        track = part.cameras.get(spec.name) or part.states.get(spec.name) or Track()
+        if not len(track):
+            continue
+        row, stamps = _newest(track.logs, track, grid)
+        used = (row >= 0) & ~is_too_old(grid - stamps, spec.max_age_s)
+        oldest = np.where(used, np.minimum(oldest, stamps), oldest)
+        newest = np.where(used, np.maximum(newest, stamps), newest)
+    apart = valid & is_out_of_step(newest - oldest, contract.sync_tolerance_s)
+    if apart.any():
+        valid &= ~apart
+        text = (
+            f'the inputs of a step lie more than {contract.sync_tolerance_s} s (sync_tolerance_s) apart; the live node '
+            'would not act on them'
+        )
+        problems.add(path, '', 'unsynchronized', text, int(apart.sum()))
 
 
 def _actions(
@@ -344,21 +416,47 @@ def _actions(
     names = contract.action_names
     for output in contract.outputs if options.actions != 'state' else ():
         track = part.commands.get(output.name) or Track()
-        usable = len(track) and track.stamps[0] <= grid[-1]
-        if not usable:
+        told = _told_by(output, track, grid, contract.step_ns)
+        if told is None or (options.actions == 'auto' and _is_silent(output, told[1], path, problems)):
             if options.actions == 'commands':
                 raise TrainingError(
                     f'{path}: output {output.name} has no command ({output.topic}); record that topic, or take '
                     'actions from the state (--actions auto).'
                 )
             continue
-        timeout = TWIST_TIMEOUT_NS if output.kind.startswith('twist') else None
-        starts = np.asarray(track.stamps, dtype=np.int64)
-        values, in_force = values_in_force(starts, track.rows, grid, timeout)
+        values, in_force = told
         actions[:, [names.index(column) for column in output.columns]] = values
         known &= in_force
+        if aged := int((~in_force & (grid >= track.stamps[0])).sum()):
+            text = f'a step has no command of {output.name} that still counts, and is not learned from; {LONGER}'
+            problems.add(path, output.topic, 'command_age', text, aged)
     _from_state(actions, known, contract, options, state, fresh, path, problems)
     return actions, known
+
+
+def _told_by(
+    output: Output, track: Track, grid: NDArray[np.int64], step_ns: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+    """What one controller was told at each step, and whether that still counted; None where it was told nothing."""
+    if not len(track) or track.stamps[0] > grid[-1]:
+        return None
+    starts = np.asarray(track.stamps, dtype=np.int64)
+    if output.kind.startswith('twist'):
+        return values_in_force(starts, track.rows, grid, TWIST_TIMEOUT_NS)
+    return values_in_force(starts, track.rows, grid, max_age_ns=command_age_ns(output, starts, step_ns))
+
+
+def _is_silent(output: Output, in_force: NDArray[np.bool_], path: Path, problems: Problems) -> bool:
+    """Whether commands count at so few steps that something else moved the robot: a hand, or another controller."""
+    share = float(in_force.mean())
+    if share >= COMMANDED_SHARE:
+        return False
+    text = (
+        f'commands of {output.name} count at {share:.0%} of the steps of an episode, so something else moved the robot '
+        f'and they are not used; {LONGER}'
+    )
+    problems.add(path, output.topic, 'stale_commands', text)
+    return True
 
 
 def _from_state(
@@ -385,7 +483,7 @@ def _from_state(
         known[:-1] &= fresh[1:]
         known[-1] = False
         if options.actions == 'auto':
-            text = 'no command was recorded: the action is the state one step later'
+            text = 'no command was recorded, or none that counts: the action is the state one step later'
             problems.add(path, column, 'action_from_state', text)
 
 

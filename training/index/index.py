@@ -37,7 +37,7 @@ from training.index.parallel import run_all
 from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
-FORMAT = 2  # another one also where the same recording is read otherwise: then nothing old may stay
+FORMAT = 3  # another one also where the same recording is read otherwise: then nothing old may stay
 INDEX = 'index.json'
 ENTRY = 'entry.json'
 READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
@@ -182,7 +182,8 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
     messages = 0
     try:
         bag = open_bag(path)
-        found = collect(bag, contract, folder, problems, dict(options.remap), options.store)
+        trusted = options.trust_log_time
+        found = collect(bag, contract, folder, problems, dict(options.remap), options.store, trusted)
         messages = found.messages
         streams = stream_rates(found)
         for number, episode in enumerate(episodes_of(found, contract, options, bag.custom, path, problems)):
@@ -192,6 +193,8 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
             usable = int((episode.arrays['valid'] & episode.arrays['action_valid']).sum())
             about = EpisodeInfo(name, episode.steps, usable, episode.start_ns, episode.outcome, episode.texts)
             episodes.append(about)
+        for name, clock in found.clocks.items():
+            streams.setdefault(name if name not in found.commands else f'command {name}', {}).update(clock.to_dict())
     except KiError as error:
         problems.add(path, '', 'refused', str(error))
     except OSError:

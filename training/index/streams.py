@@ -6,10 +6,10 @@ that the live node would refuse is refused here for the same reason, and counted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -24,15 +24,20 @@ from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.messages.commands import command_stamp_ns, read_command
-from ki_robot.messages.images import compressed_size, decode_compressed, decode_image, needs_label
+from ki_robot.messages.images import as_bytes, compressed_size, decode_compressed, decode_image, needs_label
+from ki_robot.observation.buffer import BufferSettings
+from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
+from training.index.stream_clocks import StreamClock
 
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
 GLITCHES = 0.25  # share of a stream's states that may be dropped one by one as untrue
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
+LIVE = BufferSettings()  # what the live node goes by
+Timed = TypeVar('Timed', Camera, StateStream)
 __all__ = ['Collected', 'Marker', 'Track', 'collect', 'stream_rates']
 
 
@@ -88,11 +93,12 @@ class Collected:
     """Everything of one recording that a contract asks for.
 
     Attributes:
-        cameras: Rows are (offset, length) into the camera's file.
+        cameras: Rows are (offset, length) into the camera's file, and 1 where the live node calls it frozen.
         states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
         doubtful: By stream; states that cannot be true.
         commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
         missing_outputs: Outputs whose topic was not recorded.
+        clocks: By camera, stream or output; what its stamps showed against arrival. Filled for one clock epoch.
     """
 
     cameras: dict[str, Track] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class Collected:
     instructions: Track = field(default_factory=Track)
     subtasks: Track = field(default_factory=Track)
     missing_outputs: list[str] = field(default_factory=list)
+    clocks: dict[str, StreamClock] = field(default_factory=dict)
     messages: int = 0
 
 
@@ -126,6 +133,7 @@ def collect(
     problems: Problems,
     remap: dict[str, str] | None = None,
     store: str = 'original',
+    trust_log_time: Collection[str] = (),
 ) -> Collected:
     """Reads a recording once.
 
@@ -136,11 +144,13 @@ def collect(
         problems: Refused messages are counted here.
         remap: Contract topic -> topic of the recording.
         store: `original` keeps images as recorded; `model` stores them at the size of the model as JPEG.
+        trust_log_time: Cameras, streams and outputs whose stamps are not believed: their arrival dates them.
 
     Raises:
         TrainingError: A required camera or a state stream has no topic, or not one usable message.
     """
     found = Collected()
+    newest_state = np.full(len(contract.state), np.nan)  # as the live buffer keeps it, to tell a frozen camera
     remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
     files: list[Any] = []
@@ -153,11 +163,15 @@ def collect(
             stream = (folder / f'{camera.name}.images').open('wb')
             files.append(stream)
             track = found.cameras[camera.name] = Track()
-            handlers.setdefault(topic.name, []).append(_camera_handler(camera, topic.type, track, stream, size))
+            dated = by_arrival(camera) if camera.name in trust_log_time else camera
+            handlers.setdefault(topic.name, []).append(
+                _camera_handler(dated, topic.type, track, stream, size, newest_state)
+            )
         for source in contract.state_streams:
-            _add_state(bag, contract, source, found, handlers, remap, problems)
+            dated_state = by_arrival(source) if source.name in trust_log_time else source
+            _add_state(bag, contract, dated_state, found, handlers, remap, problems, newest_state)
         for output in contract.outputs:
-            _add_command(bag, output, found, handlers, remap, problems)
+            _add_command(bag, output, found, handlers, remap, problems, output.name in trust_log_time)
         _add_texts(bag, found, handlers)
         _read(bag, handlers, found, problems)
         for name, doubtful in found.doubtful.items():
@@ -232,6 +246,11 @@ def _dated(stamp: int, mode: str) -> int | None:
     return stamp
 
 
+def by_arrival(spec: Timed) -> Timed:
+    """A camera or state stream whose messages are dated by their arrival."""
+    return spec.replace(stamp='receive')
+
+
 def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> BagTopic | None:
     """The camera's topic; where only the other transport was recorded, that one."""
     kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
@@ -249,8 +268,10 @@ def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Pro
 
 
 def _camera_handler(
-    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None
+    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, newest_state: NDArray[np.float64]
 ) -> Callable[[Any, int], None]:
+    watch = FrozenWatch(LIVE.frozen_frames, LIVE.frozen_motion)
+
     def take(message: Any, log_ns: int) -> None:
         stamp = _dated(stamp_ns(message.header), camera.stamp)
         if kind == COMPRESSED:
@@ -275,7 +296,8 @@ def _camera_handler(
         assert data is not None
         offset = stream.tell()
         stream.write(data.tobytes())
-        track.add(stamp, log_ns, (offset, len(data)))
+        watch.update(as_bytes(message.data), newest_state)
+        track.add(stamp, log_ns, (offset, len(data), int(watch.is_frozen)))
 
     return take
 
@@ -301,6 +323,7 @@ def _add_state(
     handlers: dict[str, list[Callable[[Any, int], None]]],
     remap: dict[str, str],
     problems: Problems,
+    newest_state: NDArray[np.float64],
 ) -> None:
     kind = 'sensor_msgs/msg/JointState' if source.type == 'joint_state' else 'nav_msgs/msg/Odometry'
     topic = _topic(bag, source.topic, (kind,), remap, problems)
@@ -309,6 +332,7 @@ def _add_state(
         problems.add(bag.path, source.topic, 'missing_topic', text)
         return
     columns = tuple(column.name for column in contract.state if column.source == source.name)
+    places = [index for index, column in enumerate(contract.state) if column.source == source.name]
     found.state_columns[source.name] = columns
     track = found.states[source.name] = Track()
     check, newest_ns = StateCheck(contract, columns), 0
@@ -327,6 +351,7 @@ def _add_state(
         else:
             try:
                 check.check(row, time_ns)
+                newest_state[places] = row
             except Rejected as error:
                 doubtful.add(len(track), str(error))
         newest_ns = time_ns
@@ -342,6 +367,7 @@ def _add_command(
     handlers: dict[str, list[Callable[[Any, int], None]]],
     remap: dict[str, str],
     problems: Problems,
+    on_arrival: bool,
 ) -> None:
     topic = _topic(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap, problems)
     if topic is None:
@@ -350,7 +376,8 @@ def _add_command(
     track = found.commands[output.name] = Track()
 
     def handle(message: Any, log_ns: int) -> None:
-        track.add(command_stamp_ns(message), log_ns, read_command(message, output.columns))
+        stamp = None if on_arrival else command_stamp_ns(message)
+        track.add(stamp, log_ns, read_command(message, output.columns))
 
     handlers.setdefault(topic.name, []).append(handle)
 
