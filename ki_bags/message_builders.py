@@ -175,6 +175,8 @@ def command(output: Output, time_ns: int, values: ArrayLike, reach_ns: int = 0) 
         return trajectory(time_ns, [joint_of(column) for column in output.columns], [reach_ns], values[None])
     if kind == ARRAY:
         return fill_multi_array(empty(kind), values)
+    if kind == JOINT_STATE:
+        return joint_state(time_ns, [joint_of(column) for column in output.columns], values)
     if kind == TWIST:
         return fill_twist(empty(kind), output.columns, values)
     value = _stamped(kind, time_ns, output.frame_id)

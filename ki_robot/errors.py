@@ -22,6 +22,7 @@ class Reason(str, Enum):
     WRONG_SIZE = 'wrong_size'
     MISSING_NAME = 'missing_name'
     EXTRA_NAME = 'extra_name'
+    OTHER_JOINTS = 'other_joints'
     DUPLICATE_NAME = 'duplicate_name'
     NON_FINITE = 'non_finite'
     IMPLAUSIBLE = 'implausible'

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,15 +134,17 @@ class ControllerWatch:
         return self._state_topics[full].why_silent(name)
 
     def _crowded_stream(self) -> str:
+        meant = Counter(stream.topic for stream in self._contract.state_streams)
         for stream in self._contract.state_streams:
             if stream.publishers == 'one':
                 topic = self._node.resolve_topic_name(stream.topic)
                 speakers = self._node.get_publishers_info_by_topic(topic)
-                if len(speakers) > 1:
+                if len(speakers) > meant[stream.topic]:
                     names = ', '.join(sorted(map(full_name, speakers)))
                     return (
-                        f'{len(speakers)} publishers measure the robot on {topic}: {names}; end all but one, or write '
-                        f'publishers: any for {stream.name} in the contract.'
+                        f'{len(speakers)} publishers measure the robot on {topic}: {names}; end all but '
+                        f'{meant[stream.topic] if meant[stream.topic] > 1 else "one"}, or write publishers: any for '
+                        f'{stream.name} in the contract.'
                     )
         return ''
 

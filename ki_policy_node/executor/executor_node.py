@@ -239,7 +239,10 @@ class ChunkExecutor(LifecycleNode):
             except Rejected as error:
                 text, non_finite = str(error), error.reason is Reason.NON_FINITE
                 self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
-                self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
+                if error.reason is Reason.OTHER_JOINTS:  # usually of another driver on the same topic
+                    self.get_logger().info(f'{stream.topic}: {error}', once=True)
+                else:
+                    self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
                 return
             stamp = 0 if stream.stamp == 'receive' else stamp_ns(message.header)
             pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp or self._now_ns()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -21,7 +22,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import ControllerKindName
 from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output as OutputSpec
-from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
+from ki_robot.messages.arrays import fill_joint_state, fill_multi_array, fill_trajectory, fill_twist, set_time
 
 # Only the newest command matters; a late one must not queue behind it.
 COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -106,6 +107,19 @@ class ForwardOutput(_Columns):
     def send(self, command: Setpoints, now_ns: int) -> None:
         """Sends the setpoint."""
         self.publisher.publish(fill_multi_array(Float64MultiArray(), command.setpoint_N[self._index]))
+
+
+class JointStateOutput(_Columns):
+    """One JointState at every tick, for a driver that follows one; what was sent last stays in force."""
+
+    def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
+        super().__init__(node, spec, contract, JointState)
+        self._joints = [joint_of(name) for name in spec.columns]
+
+    def send(self, command: Setpoints, now_ns: int) -> None:
+        """Sends the setpoint."""
+        values_n = command.setpoint_N[self._index]
+        self.publisher.publish(fill_joint_state(JointState(), self._joints, values_n, now_ns))
 
 
 class TwistOutput(_Columns):
@@ -249,6 +263,7 @@ def _gripper(node: Any, spec: OutputSpec, contract: Contract) -> ControllerOutpu
 SENDERS: dict[ControllerKindName, Callable[[Any, OutputSpec, Contract], ControllerOutput]] = {
     'joint_trajectory': TrajectoryOutput,
     'forward_command': ForwardOutput,
+    'joint_state': JointStateOutput,
     'twist_stamped': TwistOutput,
     'twist': TwistOutput,
     'gripper': _gripper,

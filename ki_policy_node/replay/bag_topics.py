@@ -19,9 +19,9 @@ MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 
 @dataclass(frozen=True)
 class BagTopics:
-    """By topic of the bag: the stream it feeds, the output it commanded, the type of a text that tells what to do."""
+    """By topic of the bag: the streams it feeds, the output it commanded, the type of a text that tells what to do."""
 
-    streams: dict[str, str]
+    streams: dict[str, tuple[str, ...]]
     outputs: dict[str, Output]
     texts: dict[str, str]
 
@@ -37,19 +37,19 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
     Raises:
         NodeError: a required camera or a state stream has no topic of its type, or a name could mean several.
     """
-    streams: dict[str, str] = {}
+    streams: dict[str, tuple[str, ...]] = {}
     outputs: dict[str, Output] = {}
     for camera in contract.cameras:
         topic = _find(bag, camera.topic, IMAGES[camera.transport], remap)
         if topic:
-            streams[topic] = camera.name
+            streams[topic] = (camera.name,)
         elif camera.required:
             raise _missing(bag, contract, camera.name, camera.topic, IMAGES[camera.transport][0], remap)
     for stream in contract.state_streams:
         topic = _find(bag, stream.topic, STATES[stream.type], remap)
         if not topic:
             raise _missing(bag, contract, stream.name, stream.topic, STATES[stream.type][0], remap)
-        streams[topic] = stream.name
+        streams[topic] = (*streams.get(topic, ()), stream.name)
     for output in contract.outputs:
         topic = _find(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap)
         if topic:

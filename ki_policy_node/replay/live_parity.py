@@ -143,15 +143,14 @@ def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observatio
     buffer = ObservationBuffer(contract)  # refuses what the node refuses
     seen: set[tuple[int, ...]] = set()
     for message in bag.messages(list(streams)):
-        name = streams[message.topic]
         try:
             decoded = bag.decode(message)
         except Exception:  # damaged CDR raises nearly anything; the replay has counted it
             continue
-        if not buffer.push(name, decoded, message.log_ns):
-            continue
-        recent[name].append(_Message(contract, specs[name], decoded))
-        if not starts & {each.stamp_ns for state in states for each in recent[state]}:
+        taken = [name for name in streams[message.topic] if buffer.push(name, decoded, message.log_ns)]
+        for name in taken:
+            recent[name].append(_Message(contract, specs[name], decoded))
+        if not taken or not starts & {each.stamp_ns for state in states for each in recent[state]}:
             continue
         choices = [[*reversed(recent[name]), *([None] if name in optional else [])] for name in specs]
         for chosen in itertools.product(*choices):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,13 @@ class _Session:
                     f'{self._name} runs with {name} {found!r}; a bag is played only to one with {name} {value!r}.'
                 )
 
-    def names(self, streams: Mapping[str, str]) -> dict[str, str]:
+    def names(self, streams: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Topic of the bag -> topic that the node listens to, as its status tells."""
         heard = {each.key: each.topic for each in self._status.streams}
-        unknown = [name for name in streams.values() if name not in heard]
+        unknown = [name for names in streams.values() for name in names if name not in heard]
         if unknown:
             raise NodeError(f'{self._name} has no stream {unknown[0]}: it runs for another robot.')
-        return {topic: heard[name] for topic, name in streams.items()}
+        return {topic: heard[names[0]] for topic, names in streams.items()}
 
     def set_clock(self, clock: Callable[[int], None], now_ns: int) -> None:
         """Until the node says that it is the time at which the bag begins."""

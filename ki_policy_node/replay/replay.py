@@ -171,7 +171,8 @@ class ReplayRun:
             self._command(topic, message, log_ns)
         looks = topic in self._topics.texts and self._hear(message, log_ns)
         if topic in self._topics.streams:
-            looks |= self._store(self._topics.streams[topic], message, log_ns)
+            for name in self._topics.streams[topic]:
+                looks |= self._store(name, message, log_ns)
         self._watch(log_ns)
         if looks:
             self._look(log_ns)

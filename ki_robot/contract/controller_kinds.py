@@ -13,9 +13,10 @@ from typing import Literal
 
 from ki_robot.contract.names import TWIST_AXES, duplicates, interface_of, twist_axis_of
 
-ControllerKindName = Literal['joint_trajectory', 'forward_command', 'twist_stamped', 'twist', 'gripper']
+ControllerKindName = Literal['joint_trajectory', 'forward_command', 'joint_state', 'twist_stamped', 'twist', 'gripper']
 
 TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
+JOINT_STATE, FLOAT, GRIPPER = 'sensor_msgs/msg/JointState', 'std_msgs/msg/Float64', 'control_msgs/msg/GripperCommand'
 TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
 
 # Of columns, and whether they may go to a controller that never times out: why a kind does not take them, or nothing.
@@ -36,6 +37,13 @@ def _trajectory_refuses(columns: Sequence[str], _: bool) -> str:
     if interfaces == ['position']:
         return ''
     return f'are of {", ".join(interfaces)}; a joint_trajectory takes position columns only'
+
+
+def _joint_state_refuses(columns: Sequence[str], _: bool) -> str:
+    interfaces = _interfaces(columns)
+    if interfaces == ['position']:
+        return ''
+    return f'are of {", ".join(interfaces)}; a joint_state takes position columns only'
 
 
 def _forward_refuses(columns: Sequence[str], without_timeout: bool) -> str:
@@ -70,9 +78,14 @@ def _interfaces(columns: Sequence[str]) -> list[str]:
 
 
 CONTROLLER_KINDS: dict[ControllerKindName, ControllerKind] = {
-    'joint_trajectory': ControllerKind((TRAJECTORY,), _trajectory_refuses, ('window_s', 'interpolation')),
-    'forward_command': ControllerKind((ARRAY,), _forward_refuses, ('interpolation', 'allow_without_timeout')),
+    'joint_trajectory': ControllerKind((TRAJECTORY, JOINT_STATE), _trajectory_refuses, ('window_s', 'interpolation')),
+    'forward_command': ControllerKind(
+        (ARRAY, FLOAT, JOINT_STATE), _forward_refuses, ('interpolation', 'allow_without_timeout')
+    ),
+    'joint_state': ControllerKind((JOINT_STATE,), _joint_state_refuses, ('interpolation',)),
     'twist_stamped': ControllerKind((TWIST_STAMPED, TWIST), _twist_refuses),
     'twist': ControllerKind((TWIST, TWIST_STAMPED), _twist_refuses),
-    'gripper': ControllerKind((ARRAY, TRAJECTORY), _gripper_refuses, ('interface', 'dead_band', 'max_effort')),
+    'gripper': ControllerKind(
+        (ARRAY, TRAJECTORY, FLOAT, JOINT_STATE, GRIPPER), _gripper_refuses, ('interface', 'dead_band', 'max_effort')
+    ),
 }

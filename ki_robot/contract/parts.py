@@ -136,7 +136,8 @@ class StateStream(ContractPart):
     name: Name
     """What state columns name as their source."""
     topic: Topic
-    """sensor_msgs/JointState or nav_msgs/Odometry."""
+    """sensor_msgs/JointState or nav_msgs/Odometry. Drivers that publish their own joints each on one topic are a stream
+    each: a stream takes the messages that hold its joints, and lets pass those that hold none of them."""
     type: Literal['joint_state', 'odometry']
     """Which of the two messages the topic carries."""
     max_age_s: float = Field(gt=0, le=MAX_AGE_S)
@@ -148,7 +149,8 @@ class StateStream(ContractPart):
     stamp: Literal['header', 'receive'] = 'header'
     """Which clock dates a state: the driver's header, or its arrival for a driver without a usable clock."""
     publishers: Literal['one', 'any'] = 'one'
-    """Whether several nodes may publish the topic; with one, the executor holds while a second measures as well."""
+    """Whether several nodes may publish the topic; with one (for each stream of the topic), the executor holds while
+    another measures as well."""
 
 
 class _Column(ContractPart):
@@ -234,7 +236,8 @@ class Output(ContractPart):
     name: Name
     """What reports and errors call it."""
     kind: ControllerKindName
-    """Which message the controller takes: JointTrajectory, Float64MultiArray, TwistStamped, Twist, or a gripper's."""
+    """Which message the controller takes: JointTrajectory, Float64MultiArray, JointState, TwistStamped, Twist, or a
+    gripper's."""
     topic: Topic
     """The controller's command topic, or the name of a gripper's action."""
     columns: tuple[ColumnName, ...] = Field(min_length=1)

@@ -52,8 +52,10 @@ def _names(
             yield f'{label} names {name!r} twice; names are unique, rename or drop one'
     for name in duplicates([entry.name for entry in cameras] + [entry.name for entry in streams]):
         yield f'{name!r} names both a camera and a state stream; rename one'
-    for topic in duplicates([entry.topic for entry in cameras] + [entry.topic for entry in streams]):
-        yield f'the topic {topic!r} feeds two streams; give each camera and state stream a topic of its own'
+    joints = {entry.topic for entry in streams if entry.type == 'joint_state'}
+    others = [entry.topic for entry in cameras] + [entry.topic for entry in streams if entry.type != 'joint_state']
+    for topic in duplicates([*joints, *others]):
+        yield f'the topic {topic!r} feeds two streams; give each a topic of its own (only joint states may share one)'
     for topic in duplicates(output.topic for output in outputs):
         yield f'the topic {topic!r} belongs to two outputs; a controller takes commands from one'
 

@@ -76,7 +76,8 @@ def joint_values(msg: Any, columns: Sequence[str], prefix: str = '', extra_joint
         float64 (len(columns),), SI.
 
     Raises:
-        Rejected: A name is missing, twice or too many, lengths differ, or a value is not finite.
+        Rejected: None of the joints is there (OTHER_JOINTS: the message is another driver's); a name is missing, twice
+            or too many, lengths differ, or a value is not finite.
     """
     if len(msg.name) > MAX_NAMES:
         raise Rejected(Reason.TOO_LARGE, f'joint state has {len(msg.name)} names; at most {MAX_NAMES} are accepted.')
@@ -85,9 +86,14 @@ def joint_values(msg: Any, columns: Sequence[str], prefix: str = '', extra_joint
         twice = next(name for index, name in enumerate(msg.name) if row[prefix + name] != index)
         raise Rejected(Reason.DUPLICATE_NAME, f'joint state names {shown(prefix + twice)} twice.')
     wanted = [joint_of(column) for column in columns]
-    for joint in wanted:
-        if joint not in row:
-            raise Rejected(Reason.MISSING_NAME, f'joint state lacks {joint!r}; it has {shown(sorted(row))}.')
+    missing = [joint for joint in wanted if joint not in row]
+    if missing:
+        other = bool(row) and len(missing) == len(wanted)
+        hint = '' if other else ' Joints that another driver publishes need a state stream of their own.'
+        raise Rejected(
+            Reason.OTHER_JOINTS if other else Reason.MISSING_NAME,
+            f'joint state lacks {missing[0]!r}; it has {shown(sorted(row))}.{hint}',
+        )
     if extra_joints == 'refuse' and len(row) != len(set(wanted)):
         stranger = next(name for name in row if name not in wanted)
         raise Rejected(

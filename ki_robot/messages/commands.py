@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output
 from ki_robot.errors import Reason, Rejected
-from ki_robot.messages.arrays import NS, stamp_ns, time_ns, twist_values
+from ki_robot.messages.arrays import NS, joint_values, stamp_ns, time_ns, twist_values
 
 COMMAND_PERIODS = 5  # of a streamed command, until it is no longer what the robot is told
 SLOWEST_PERIOD_NS = 200_000_000  # commands that come less often are goals, each on its own
@@ -34,7 +34,9 @@ class Command:
 
 
 def read_command(message: Any, columns: Sequence[str]) -> Command:
-    """A JointTrajectory, Float64MultiArray, Twist or TwistStamped as values in the order of an output's columns.
+    """A message to a controller as values in the order of an output's columns.
+
+    It is a JointTrajectory, Float64MultiArray, Float64, JointState, Twist, TwistStamped or GripperCommand.
 
     Raises:
         Rejected: It lacks a joint, has another layout, or holds a value that is not finite.
@@ -44,9 +46,12 @@ def read_command(message: Any, columns: Sequence[str]) -> Command:
         command = _trajectory(message, columns)
     elif hasattr(message, 'data'):
         command = _array(message, columns)
+    elif hasattr(message, 'name'):
+        command = _setpoint(joint_values(message, columns))
+    elif hasattr(message, 'max_effort'):
+        command = _setpoint(np.array([message.position], dtype=np.float64))
     else:
-        values = twist_values(getattr(message, 'twist', message), columns)
-        command = Command(np.zeros(1, dtype=np.int64), values[None])
+        command = _setpoint(twist_values(getattr(message, 'twist', message), columns))
     if not np.isfinite(command.values).all():
         raise Rejected(Reason.NON_FINITE, 'a command is not finite.')
     return command
@@ -143,7 +148,11 @@ def _trajectory(message: Any, columns: Sequence[str]) -> Command:
 
 
 def _array(message: Any, columns: Sequence[str]) -> Command:
-    values = np.asarray(message.data, dtype=np.float64)
+    values = np.atleast_1d(np.asarray(message.data, dtype=np.float64))
     if values.shape != (len(columns),):
         raise Rejected(Reason.BAD_LAYOUT, f'a command has {values.size} values; the contract has {len(columns)}.')
+    return _setpoint(values)
+
+
+def _setpoint(values: Values) -> Command:
     return Command(np.zeros(1, dtype=np.int64), values[None])

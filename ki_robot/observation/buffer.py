@@ -93,6 +93,8 @@ class _Stream:
 
     def refuse(self, error: Rejected) -> None:
         self.rejected[error.reason] += 1
+        if error.reason is Reason.OTHER_JOINTS and self.last_stamp_ns:
+            return  # of another driver on the same topic: that says nothing about this stream
         self.last_reason, self.last_error = error.reason, str(error)
 
     def clear(self) -> None:

@@ -98,6 +98,7 @@ class Collected:
         doubtful: By stream; states that cannot be true.
         commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
         missing_outputs: Outputs whose topic was not recorded.
+        other_joints: By stream; of each message on its topic that held none of its joints, what it held.
         clocks: By camera, stream or output; what its stamps showed against arrival. Filled for one clock epoch.
     """
 
@@ -111,6 +112,7 @@ class Collected:
     subtasks: Track = field(default_factory=Track)
     missing_outputs: list[str] = field(default_factory=list)
     clocks: dict[str, StreamClock] = field(default_factory=dict)
+    other_joints: dict[str, list[str]] = field(default_factory=dict)
     messages: int = 0
 
 
@@ -179,7 +181,7 @@ def collect(
     finally:
         for stream in files:
             stream.close()
-    _require(bag, contract, found)
+    _require(bag, contract, found, problems)
     return found
 
 
@@ -222,7 +224,10 @@ def _read(
     problems.extend(bag.problems)
 
 
-def _require(bag: Bag, contract: Contract, found: Collected) -> None:
+def _require(bag: Bag, contract: Contract, found: Collected, problems: Problems) -> None:
+    for name, others in found.other_joints.items():
+        if not len(found.states[name]):
+            problems.add(bag.path, name, 'other_joints', others[0], len(others))
     for camera in contract.cameras:
         if camera.required and not len(found.cameras.get(camera.name, ())):
             raise TrainingError(
@@ -341,7 +346,13 @@ def _add_state(
     def take(message: Any, log_ns: int) -> None:
         stamp = _dated(stamp_ns(message.header), source.stamp)
         if source.type == 'joint_state':
-            row = joint_values(message, columns, source.prefix, source.extra_joints)
+            try:
+                row = joint_values(message, columns, source.prefix, source.extra_joints)
+            except Rejected as error:
+                if error.reason is Reason.OTHER_JOINTS:  # another driver's; the stream is not to blame
+                    found.other_joints.setdefault(source.name, []).append(str(error))
+                    return
+                raise
         else:
             row = odometry_values(message, columns)
         nonlocal newest_ns

@@ -17,6 +17,7 @@ from ki_policy_node.executor.outputs import make_output
 from ki_policy_node.executor.playback import Setpoints
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import OutputOptions
 from ki_robot.messages.arrays import time_ns
 from ki_sim.world.controllers import JointTrajectoryController, Point, TrajectoryCommand
 from ki_sim.world.robot import JointLimit
@@ -111,6 +112,18 @@ def test_a_forward_controller_gets_every_tick(contract):
     for tick in range(3):
         hand.send(command(0.01 * tick), 10**12 + tick)
     assert [message.data[0] for message in hand.publisher.sent] == pytest.approx([0.3, 0.31, 0.32])
+
+
+def test_a_driver_that_follows_joint_states_gets_every_tick(contract):
+    spec = contract.outputs[0].replace(kind='joint_state', topic='leader/joint_states', options=OutputOptions())
+    made = make_output(Node(), spec, contract)
+    made.send(command(0.5), 10**12)
+    [message] = made.publisher.sent
+    assert list(message.name) == [name.rpartition('/')[0] for name in spec.columns]
+    np.testing.assert_allclose(
+        message.position, POSE[[contract.action_names.index(name) for name in spec.columns]] + 0.5
+    )
+    assert message.header.stamp.sec == 1000
 
 
 def test_a_base_is_driven_by_stamped_twists(contract):

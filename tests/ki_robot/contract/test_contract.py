@@ -158,6 +158,9 @@ REFUSALS = [
     (edit('cameras.0.width', 640), 'only one of width and height'),
     (edit('cameras.0.name', 'joint_states'), "'joint_states' names both a camera and a state stream"),
     (edit('cameras.1.topic', 'joint_states'), "the topic 'joint_states' feeds two streams"),
+    (edit('state_streams.1.topic', 'joint_states'), "the topic 'joint_states' feeds two streams"),
+    (edit('outputs.0.max_command_age_s', 0.0), 'max_command_age_s is 0.0'),
+    (lambda data: data['outputs'][0].update(commands='goals', max_command_age_s=1.0), 'its commands are goals'),
     (edit('state.2.unit', 'deg'), "state[2].unit is 'deg'; write one of rad"),
     (edit('state.2.unit', 'm/s'), "state[2].unit is 'm/s'; a position is in rad or m"),
     (edit('state.2.source', 'imu'), "state[2].source is 'imu'"),
@@ -202,6 +205,15 @@ def test_a_broken_rule_is_one_sentence_with_file_field_and_value(change: Any, sa
     assert message.startswith('my_robot.yaml')
     assert '\n' not in message
     assert message.endswith('.')
+
+
+def test_drivers_may_publish_their_joints_on_one_topic() -> None:
+    data = plain()
+    data['state_streams'].append({**data['state_streams'][0], 'name': 'right'})
+    for column in data['state']:
+        if column['name'].startswith('right'):
+            column['source'] = 'right'
+    assert [stream.topic for stream in Contract.parse(data).state_streams] == ['joint_states', 'odom', 'joint_states']
 
 
 def test_a_contract_built_in_code_is_checked_too() -> None:

@@ -28,6 +28,8 @@ def test_every_kind_has_its_entry_its_messages_and_options_that_exist() -> None:
         ('forward_command', ARM, ''),
         ('forward_command', BASE, 'without a timeout'),
         ('forward_command', (*ARM, *BASE), 'one interface'),
+        ('joint_state', ARM, ''),
+        ('joint_state', BASE, 'position columns only'),
         ('twist', BASE, ''),
         ('twist_stamped', ARM, "has 'joint1/position'"),
         ('twist', (BASE[0], 'other/linear/x/velocity'), 'has two for linear/x/velocity'),

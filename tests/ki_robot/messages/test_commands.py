@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import fill_multi_array, fill_trajectory, fill_twist, set_time
+from ki_robot.messages.arrays import fill_joint_state, fill_multi_array, fill_trajectory, fill_twist, set_time
 from ki_robot.messages.commands import Command, command_stamp_ns, read_command, values_in_force
 
 NS = 10**9
@@ -44,6 +45,25 @@ def test_an_array_is_read_by_place(make: Make) -> None:
     assert command.times_ns.tolist() == [0]
     assert command.values.tolist() == [[0.25, -1.0]]
     assert refusal(message, ARM[:1]) is Reason.BAD_LAYOUT
+
+
+def test_a_joint_state_is_read_by_name_and_one_of_other_joints_is_not_for_this_output(make: Make) -> None:
+    message = fill_joint_state(make('sensor_msgs/JointState'), ['other', 'right', 'left'], [9.0, 2.0, 1.0], NS)
+    command = read_command(message, ARM)
+    assert command.times_ns.tolist() == [0]
+    assert command.values.tolist() == [[1.0, 2.0]]
+    assert command_stamp_ns(message) == NS
+    assert refusal(message, ('third/position',)) is Reason.OTHER_JOINTS
+    assert refusal(message, ('left/position', 'third/position')) is Reason.MISSING_NAME
+
+
+def test_one_value_comes_as_a_number_or_as_the_position_of_a_gripper(make: Make) -> None:
+    message = make('std_msgs/Float64')
+    message.data = 0.25
+    assert read_command(message, ARM[:1]).values.tolist() == [[0.25]]
+    assert refusal(message, ARM) is Reason.BAD_LAYOUT
+    goal = SimpleNamespace(position=0.04, max_effort=10.0)  # control_msgs/GripperCommand
+    assert read_command(goal, ('hand/position',)).values.tolist() == [[0.04]]
 
 
 @pytest.mark.parametrize('kind', ['Twist', 'TwistStamped'])

@@ -249,6 +249,59 @@ def test_extra_joints_are_refused_unless_the_contract_allows_them(make: Any, con
         assert robot.joint_states(T0) is taken
 
 
+def split(contract: Contract) -> Contract:
+    """The same robot, whose arms have a driver each on one topic."""
+    [joints, odom] = contract.state_streams
+    parts = (joints.replace(name='left'), joints.replace(name='right'), odom)
+    columns = tuple(
+        column.replace(source='left' if column.name.startswith('left') else 'right')
+        if column.source == 'joint_states'
+        else column
+        for column in contract.state
+    )
+    return contract.replace(state_streams=parts, state=columns)
+
+
+def test_drivers_that_share_a_topic_are_heard_each_for_its_joints(make: Any, contract: Contract) -> None:
+    buffer = ObservationBuffer(split(contract), BufferSettings(require_instruction=False))
+    robot = Robot(make, buffer)
+    for camera in CAMERAS:
+        robot.camera(camera, T0)
+    robot.odom(T0)
+    for place, part in enumerate((slice(0, 7), slice(7, 14))):
+        msg = fill_joint_state(make('sensor_msgs/JointState'), robot.joints[part], robot.pose[part], T0 + place)
+        taken = [buffer.push(name, msg, T0 + place) for name in ('left', 'right')]
+        assert taken == [place == 0, place == 1]
+    observation = buffer.sample(T0 + MS)
+    assert isinstance(observation, Observation)
+    np.testing.assert_array_equal(observation.state[:14], robot.pose)
+    buffer.push('left', msg, T0 + 2 * MS)
+    reports = {each.name: each for each in buffer.health(T0 + 2 * MS)}
+    assert reports['left'].state is StreamState.OK, 'what is meant for the other arm says nothing about this one'
+    assert reports['left'].rejected == {Reason.OTHER_JOINTS: 2}
+
+
+def test_joints_that_nobody_measures_are_named(make: Any, contract: Contract) -> None:
+    buffer = ObservationBuffer(contract)
+    msg = fill_joint_state(make('sensor_msgs/JointState'), ['UR1_joint1'], [0.1], T0)
+    assert not buffer.push('joint_states', msg, T0)
+    report = next(each for each in buffer.health(T0) if each.name == 'joint_states')
+    assert report.state is StreamState.INVALID
+    assert 'UR1_joint1' in report.last_error
+
+
+def test_a_twin_with_prefixed_names_does_not_spoil_the_stream(make: Any, contract: Contract) -> None:
+    buffer = ObservationBuffer(contract)
+    robot = Robot(make, buffer)
+    robot.joint_states(T0)
+    twin = fill_joint_state(
+        make('sensor_msgs/JointState'), [f'UR1_{joint}' for joint in robot.joints], robot.pose, T0 + 1000
+    )
+    assert not buffer.push('joint_states', twin, T0 + 1000)
+    report = next(each for each in buffer.health(T0 + MS) if each.name == 'joint_states')
+    assert (report.state, report.last_error) == (StreamState.OK, '')
+
+
 def test_health_states_rate_and_age(robot: Robot) -> None:
     assert {report.state for report in robot.buffer.health(T0)} == {StreamState.NEVER_RECEIVED}
     for index in range(40):

@@ -17,6 +17,7 @@ from ki_bags import message_builders
 from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import OutputOptions
 from ki_robot.messages.pixels import DEPTH_WHITE_MM
 from ki_robot.observation.buffer import ObservationBuffer
 from training.errors import TrainingError
@@ -155,7 +156,7 @@ def test_an_unfit_recording_is_told_by_topic_and_the_others_go_on(
     assert 'camera scene (scene/image_raw/compressed)' in told['no_camera']
     assert 'state stream joint_states' in told['no_joints']
     assert set(told) == {'no_camera', 'no_joints', 'other_robot', 'empty'}
-    [stranger] = [each for each in index.problems if each.kind == 'missing_name']
+    [stranger] = [each for each in index.problems if each.kind == 'other_joints']
     assert stranger.count == 50
     assert "lacks 'joint1'" in stranger.text
 
@@ -194,6 +195,51 @@ def test_several_points_are_followed_in_time(toy: Contract, tmp_path: Path, scri
     arrays = arrays_of(index_bags(tmp_path / 'bag', toy, tmp_path / 'index', IndexOptions(task='x')))
     seconds = (arrays['stamps'] - START_NS) / 1e9
     np.testing.assert_allclose(arrays['actions'][:, 0], np.clip((seconds - 0.2) / 0.2, 0.0, 1.0), atol=1e-9)
+
+
+@pytest.mark.parametrize('kind', ['joint_trajectory', 'joint_state'])
+def test_a_leader_commands_by_joint_states(kind: str, toy: Contract, tmp_path: Path, scribe: Any) -> None:
+    arm = toy.outputs[0].replace(kind=kind, options=OutputOptions())
+    robot = toy.replace(outputs=(arm, *toy.outputs[1:]))
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/arm_controller/joint_trajectory',))
+        writer.stretch(1.0)
+        writer.without = ()
+        for number in range(21):
+            now_ns = START_NS + number * 50_000_000
+            value = message_builders.joint_state(now_ns, ['joint2', 'joint1'], [0.5, 0.01 * number])
+            writer.send('/arm_controller/joint_trajectory', now_ns, value)
+    index = index_bags(tmp_path / 'bag', robot, tmp_path / 'index')
+    assert not index.problems
+    arrays = arrays_of(index)
+    np.testing.assert_allclose(arrays['actions'][:, 0], (arrays['stamps'] - START_NS) / 5e9, atol=1e-9)
+
+
+def test_drivers_that_share_a_topic_are_read_each_for_its_joints(toy: Contract, tmp_path: Path, scribe: Any) -> None:
+    joints = toy.state_streams[0]
+    first, second = joints.replace(name='first'), joints.replace(name='second')
+    state = tuple(
+        column.replace(source='first' if column.name == 'joint1/position' else 'second')
+        if column.source == 'joint_states'
+        else column
+        for column in toy.state
+    )
+    robot = toy.replace(state_streams=(first, second, toy.state_streams[1]), state=state)
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/joint_states',))
+        writer.stretch(1.0)
+        writer.without = ()
+        for number in range(101):
+            now_ns = START_NS + number * 10_000_000
+            writer.joints(now_ns, (0.1, 0.2, 0.03), ('joint1',))
+            writer.joints(now_ns + 2_000_000, (0.1, 0.2, 0.03), ('gripper', 'joint2'))
+            writer.joints(now_ns + 3_000_000, (0.0, 0.0, 0.0), ('UR1_joint1', 'UR1_joint2', 'UR1_gripper'))
+    index = index_bags(tmp_path / 'bag', robot, tmp_path / 'index')
+    assert not index.problems
+    np.testing.assert_allclose(arrays_of(index)['state'][:, :3], [[0.1, 0.2, 0.03]] * len(arrays_of(index)['state']))
+    whole = index_bags(tmp_path / 'bag', toy, tmp_path / 'whole')
+    assert not whole.episodes
+    assert any('a state stream of their own' in each.text for each in whole.problems)
 
 
 def test_episodes_by_marker_by_metadata_and_one_per_recording(toy: Contract, tmp_path: Path, scribe: Any) -> None:
