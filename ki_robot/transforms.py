@@ -57,13 +57,21 @@ class StatsFile(Config):
     """What 99 % of the values of a column lie below, in its unit."""
     count: int = Field(ge=1)
     """Values of each column."""
+    step_mean: tuple[Moments, ...] | None = None
+    """Of actions: mean of every column (inner list) at every step of a chunk, in its unit; left out where unknown."""
+    step_std: tuple[Moments, ...] | None = None
+    """The standard deviations to `step_mean`."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where the data come from: bags, hash, units."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """Statistics of N columns over `count` values each; `provenance` says of which data (bags, hash, units)."""
+    """Statistics of N columns over `count` values each; `provenance` says of which data (bags, hash, units).
+
+    `step_mean_HN` and `step_std_HN`, of actions only, are of every step of a chunk apart: the first steps of a chunk of
+    deltas are near 0, the last ones far.
+    """
 
     names: tuple[str, ...]
     mean: Vector
@@ -72,8 +80,11 @@ class Stats:
     q99: Vector
     count: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    step_mean_HN: Vector | None = None
+    step_std_HN: Vector | None = None
 
     def __post_init__(self) -> None:
+        self._check_steps()
         for name in _MOMENTS:
             values = getattr(self, name)
             if values.shape != (len(self.names),):
@@ -87,9 +98,23 @@ class Stats:
         if self.count < 1:
             raise RobotError(f'stats.count is {self.count}; statistics need at least one value.')
 
+    def _check_steps(self) -> None:
+        """Both of the moments by step or none, finite, one row a step."""
+        mean, std = self.step_mean_HN, self.step_std_HN
+        if mean is None and std is None:
+            return
+        if mean is None or std is None or mean.shape != std.shape or mean.ndim != 2:
+            raise RobotError('stats.step_mean and step_std must be there both, with as many steps; compute them anew.')
+        if mean.shape[1] != len(self.names):
+            raise RobotError(f'stats.step_mean has {mean.shape[1]} columns; {len(self.names)} are named.')
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std >= 0).all()):
+            raise RobotError('stats.step_mean and step_std must be finite, deviations not negative; compute them anew.')
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` and JSON take back without loss."""
         moments = {name: getattr(self, name).tolist() for name in _MOMENTS}
+        if self.step_mean_HN is not None and self.step_std_HN is not None:
+            moments |= {'step_mean': self.step_mean_HN.tolist(), 'step_std': self.step_std_HN.tolist()}
         return {'names': list(self.names), **moments, 'count': self.count, 'provenance': self.provenance}
 
     @classmethod
@@ -97,8 +122,11 @@ class Stats:
         """The statistics in plain data; every flaw is a RobotError that begins with `where`."""
         said = StatsFile.parse(data, where)
         moments = {name: np.asarray(getattr(said, name), dtype=np.float64) for name in _MOMENTS}
+        mean, std = (_table(getattr(said, name), f'{where}: stats.{name}') for name in ('step_mean', 'step_std'))
         try:
-            return cls(names=said.names, count=said.count, provenance=said.provenance, **moments)
+            return cls(
+                said.names, **moments, count=said.count, provenance=said.provenance, step_mean_HN=mean, step_std_HN=std
+            )
         except RobotError as error:
             raise RobotError(f'{where}: {error}') from error
 
@@ -116,6 +144,15 @@ class Stats:
         raise RobotError(f'stats.names has the {what} in another order ({shown(self.names)}); compute them anew.')
 
 
+def _table(rows: Sequence[Sequence[float]] | None, where: str) -> Vector | None:
+    """Rows of one length as an array."""
+    if rows is None:
+        return None
+    if len({len(row) for row in rows}) != 1:
+        raise RobotError(f'{where} has rows of different lengths or none; compute the statistics anew.')
+    return np.asarray(rows, dtype=np.float64)
+
+
 def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
     """Writes named statistics (`state`, `actions`) as one JSON file."""
     path.write_text(json.dumps({name: each.to_dict() for name, each in stats.items()}, indent=1, allow_nan=False))
@@ -129,7 +166,11 @@ def load_stats(path: Path) -> dict[str, Stats]:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """y = (x - centre) / scale per column, and back; shapes (..., N) with N = len(names)."""
+    """y = (x - centre) / scale per column, and back; shapes (..., N) with N = len(names).
+
+    Where centre and scale are (H, N), each step of a chunk has its own: values are (..., H, N), or (..., P, N) for the
+    first P steps.
+    """
 
     names: tuple[str, ...]
     centre_N: Vector
@@ -137,11 +178,19 @@ class Scaling:
 
     def apply(self, values: Array) -> Array:
         """Raw to model space; float32 stays float32."""
-        return ((values - self.centre_N) / self.scale_N).astype(values.dtype, copy=False)
+        centre, scale = self._for(values)
+        return ((values - centre) / scale).astype(values.dtype, copy=False)
 
     def invert(self, values: Array) -> Array:
         """Model space to raw."""
-        return (values * self.scale_N + self.centre_N).astype(values.dtype, copy=False)
+        centre, scale = self._for(values)
+        return (values * scale + centre).astype(values.dtype, copy=False)
+
+    def _for(self, values: Array) -> tuple[Vector, Vector]:
+        if self.centre_N.ndim == 1:
+            return self.centre_N, self.scale_N
+        steps = values.shape[-2]
+        return self.centre_N[:steps], self.scale_N[:steps]
 
 
 def quantile_scaling(stats: Stats, min_span: float = MIN_SPAN) -> Scaling:
@@ -163,6 +212,20 @@ def zscore_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
     flat = stats.std < min_std
     _warn(stats.names, flat, 'std', stats.std, min_std)
     return Scaling(stats.names, stats.mean.copy(), np.where(flat, min_std, stats.std + EPSILON))
+
+
+def step_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
+    """By mean and deviation of each step and column; a deviation below `min_std` counts as `min_std`.
+
+    Raises:
+        RobotError: the statistics have no moments by step.
+    """
+    if stats.step_mean_HN is None or stats.step_std_HN is None:
+        raise RobotError(
+            'stats.step_mean is missing, which a scale for each step of a chunk needs; compute the statistics anew '
+            '(ki data stats), or write flow_scale: column.'
+        )
+    return Scaling(stats.names, stats.step_mean_HN.copy(), np.maximum(stats.step_std_HN, min_std))
 
 
 def scaling_of(stats: Stats, normalisation: Normalisation, rules: ScalingRules = 'ki') -> Scaling:
@@ -242,6 +305,16 @@ def unpad(values: Array, size: int) -> Array:
     if values.shape[-1] < size:
         raise RobotError(f'the model gives {values.shape[-1]} columns; the robot needs {size}.')
     return values[..., :size]
+
+
+def cropped(image: Image, crop: tuple[float, float, float, float] | None) -> Image:
+    """The part of an image that a camera's `crop` leaves: (left, top, width, height), shares of the image."""
+    if crop is None:
+        return image
+    height, width = image.shape[:2]
+    left, top = round(crop[0] * width), round(crop[1] * height)
+    right, bottom = round((crop[0] + crop[2]) * width), round((crop[1] + crop[3]) * height)
+    return np.ascontiguousarray(image[top : max(bottom, top + 1), left : max(right, left + 1)])
 
 
 def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:

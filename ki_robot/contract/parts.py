@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -25,6 +25,7 @@ from ki_robot.errors import RobotError
 
 MAX_AGE_S = 10.0
 MAX_COMMAND_AGE_S = 3600.0
+Share = Annotated[float, Field(ge=0, le=1)]
 MAX_WINDOW_S = 0.3  # a trajectory that outlives its policy must not run longer than this
 
 
@@ -115,6 +116,9 @@ class Camera(ContractPart):
     """The only width accepted, pixels; left out, any is."""
     height: int | None = Field(default=None, ge=1, le=16384)
     """The only height accepted, pixels; left out, any is."""
+    crop: tuple[Share, Share, Share, Share] | None = None
+    """What of the picture a policy is shown: left, top, width, height, as shares of it. A policy goes by the contract
+    that it was trained with. Left out: all of it."""
     stamp: Literal['header', 'receive'] = 'header'
     """Which clock dates a frame: the driver's header, or its arrival for a driver without a usable clock."""
 
@@ -124,6 +128,17 @@ class Camera(ContractPart):
             raise ValueError(
                 f'width is {self.width} and height {self.height}, only one of width and height; give both or neither'
             )
+        return self
+
+    @model_validator(mode='after')
+    def _crop_is_inside(self) -> Self:
+        if self.crop is not None:
+            left, top, width, height = self.crop
+            if not (width > 0 and height > 0 and left + width <= 1.0 + 1e-9 and top + height <= 1.0 + 1e-9):
+                raise ValueError(
+                    f'crop is {list(self.crop)}; write left, top, width, height with width and height above 0 and '
+                    'left + width and top + height at most 1'
+                )
         return self
 
 

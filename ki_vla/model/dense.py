@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ki_vla.model.config import ModelConfig
 from ki_vla.objective.batch import Batch
+from ki_vla.objective.patch_labels import NOTHING, UNKNOWN
 
-UNKNOWN = -1  # label of a patch that nobody has looked at
-NOTHING = 0  # label of a patch that shows none of the words
 POINT_SCALE = 0.25  # places are learned in units of this share of a picture, which is about how far they scatter
 POINT_WEIGHT = 2.0  # of the place as numbers, against the cell in which it lies
 BETA = 0.1  # below this error, in those units, the loss is quadratic

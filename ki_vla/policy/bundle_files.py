@@ -15,7 +15,7 @@ from ki_vla.policy.serving import Serving
 
 FORMAT = 1
 # Fields of `processing` that older bundles do not have; their defaults are what those bundles mean.
-YOUNGER = {'subtasks', 'state_normalisation', 'rules', 'state_text_columns'}
+YOUNGER = {'flow_scale', 'subtasks', 'state_normalisation', 'rules', 'state_text_columns'}
 
 
 class FileEntry(VlaConfig):

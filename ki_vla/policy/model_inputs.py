@@ -16,6 +16,7 @@ from ki_robot.transforms import Normalisation, ScalingRules
 from ki_vla.model.config import VlaConfig
 
 PadSteps = Literal['mask', 'keep']
+FlowScale = Literal['column', 'step']
 
 
 class Processing(VlaConfig):
@@ -32,6 +33,10 @@ class Processing(VlaConfig):
     state_text_columns: NonNegativeInt = 0
     """How many numbers the prompt holds at least for the state; a shorter one is filled with the middle of the range,
     as lerobot 0.4 did (32). 0: as many as the robot has columns."""
+    flow_scale: FlowScale = 'column'
+    """How continuous actions are scaled: `column`, by the same numbers at every step, as action tokens always are; or
+    `step`, by mean and deviation of each step and column. Under one scale for all, the first steps of a chunk, which
+    are the ones executed, are small numbers beside the last ones, and are learned last."""
     pad_steps: PadSteps = 'mask'
     """What becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all steps, so
     `mask` leaves the tokens of such a chunk out; `keep` trains on them with the values that the data give for those

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Camera
 from ki_robot.errors import RobotError
 from ki_robot.transforms import (
     Scaling,
     Stats,
+    cropped,
     delta_reference,
     pad,
+    placement,
     resize_with_pad,
     scaling_of,
+    step_scaling,
     to_absolute,
     to_delta,
     unpad,
@@ -65,6 +69,7 @@ class Processor:
     action_tokens: ActionTokens | None = field(init=False, repr=False)
     _state: Scaling = field(init=False, repr=False)
     _actions: Scaling = field(init=False, repr=False)
+    _flow: Scaling = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit, by field."""
@@ -81,6 +86,7 @@ class Processor:
             self, '_state', scaling_of(self.state_stats, self.processing.state_normalisation or of, rules)
         )
         object.__setattr__(self, '_actions', scaling_of(self.action_stats, of, rules))
+        object.__setattr__(self, '_flow', self._flow_scaling())
 
     # In ----------------------------------------------------------------------------------------------------------
 
@@ -121,10 +127,30 @@ class Processor:
         mask = np.zeros(len(views), dtype=bool)
         for index, camera in enumerate(self.contract.cameras):
             if camera.name in images:
-                views[index], mask[index] = resize_with_pad(images[camera.name], size), True
+                views[index], mask[index] = self.view(camera, images[camera.name]), True
             elif camera.required:
                 raise VlaError(f'camera {camera.name}: there is no image, and the contract requires one.')
         return views, mask
+
+    def view(self, camera: Camera, image: np.ndarray) -> np.ndarray:
+        """What the model is shown of a camera's picture: its crop, as a square, uint8 [H, W, C]."""
+        return resize_with_pad(cropped(image, camera.crop), self.config.vision.image_size)
+
+    def in_view(self, camera: Camera | None, height: int, width: int, x: float, y: float) -> tuple[float, float]:
+        """Where a point of a whole picture is in its view, 0..1 each; beyond that where the crop leaves it out.
+
+        Args:
+            camera: whose picture; None for one from anywhere, which is not cropped.
+            height: of the picture.
+            width: of the picture.
+            x: of the point, 0..1 from the left.
+            y: of the point, 0..1 from the top.
+        """
+        crop = camera.crop if camera is not None and camera.crop is not None else (0.0, 0.0, 1.0, 1.0)
+        rows, columns, size = round(height * crop[3]), round(width * crop[2]), self.config.vision.image_size
+        top, left, new_height, new_width = placement(rows, columns, size)
+        x, y = (x - crop[0]) / crop[2], (y - crop[1]) / crop[3]
+        return (left + x * new_width) / size, (top + y * new_height) / size
 
     def normalised_state(self, state: np.ndarray) -> np.ndarray:
         """State (SI) [..., N] -> model space, float64, unpadded.
@@ -171,10 +197,10 @@ class Processor:
         needed = actions if self.processing.pad_steps == 'keep' else actions[steps]
         self._checked('actions', needed, self.contract.action_names)
         actions = np.where(np.isfinite(actions), actions, 0.0)
-        normal_HN = self._to_model(actions, state)
+        normal_HN, flow_HN = self._to_model(actions, state), self._to_model(actions, state, self._flow)
         if self.processing.pad_steps == 'mask':
             normal_HN = np.where(steps[:, None], normal_HN, 0.0)
-        padded_HA, real_A = pad(normal_HN.astype(np.float32), self.config.action_dim)
+        padded_HA, real_A = pad(flow_HN.astype(np.float32), self.config.action_dim)
         padded_HA[~steps] = 0.0
         said = self._said(text)
         ids, loss, clipped = self._action_targets(normal_HN, steps)
@@ -262,7 +288,7 @@ class Processor:
                 f'the model gave actions of shape {model.shape}; {self.config.action_dim} columns are needed.'
             )
         normal = self._checked('model actions', unpad(model, len(self.contract.actions)), self.contract.action_names)
-        return to_absolute(self._actions.invert(normal), self._reference(state))
+        return to_absolute(self._flow.invert(normal), self._reference(state))
 
     def decoded(self, ids: Sequence[int], state: np.ndarray) -> np.ndarray:
         """Action tokens as the model said them -> absolute SI [H, N].
@@ -285,7 +311,7 @@ class Processor:
             state: the state (SI) of the observation of the *new* chunk.
         """
         data = self._checked('carried chunk', data_PN, self.contract.action_names)
-        return pad(self._to_model(data, state).astype(np.float32), self.config.action_dim)[0]
+        return pad(self._to_model(data, state, self._flow).astype(np.float32), self.config.action_dim)[0]
 
     # Details -----------------------------------------------------------------------------------------------------
 
@@ -376,7 +402,7 @@ class Processor:
         """Views and mask for a text sample, where no camera is required."""
         size = self.config.vision.image_size
         if isinstance(images, Mapping):
-            ordered = [images[name] for name in self.contract.camera_names if name in images]
+            ordered = [cropped(images[c.name], c.crop) for c in self.contract.cameras if c.name in images]
             if len(ordered) != len(images):
                 raise VlaError(f'images of unknown cameras; the contract has {list(self.contract.camera_names)}.')
             mask = np.array([name in images for name in self.contract.camera_names])
@@ -392,9 +418,24 @@ class Processor:
         """What delta columns are relative to."""
         return delta_reference(self.contract, self._checked('state', state, self.contract.state_names))
 
-    def _to_model(self, actions_HN: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Absolute SI -> normalised deltas."""
-        return self._actions.apply(to_delta(actions_HN, self._reference(state)))
+    def _to_model(self, actions_HN: np.ndarray, state: np.ndarray, scaling: Scaling | None = None) -> np.ndarray:
+        """Absolute SI -> normalised deltas, as the action tokens have them unless another scaling is given."""
+        return (scaling or self._actions).apply(to_delta(actions_HN, self._reference(state)))
+
+    def _flow_scaling(self) -> Scaling:
+        """Of the continuous actions."""
+        if self.processing.flow_scale == 'column':
+            return self._actions
+        try:
+            found = step_scaling(self.action_stats)
+        except RobotError as error:
+            raise VlaError(f'processing.flow_scale is step: {error}') from error
+        if len(found.centre_N) != self.config.horizon:
+            raise VlaError(
+                f'stats.step_mean has {len(found.centre_N)} steps and model.horizon is {self.config.horizon}; compute '
+                'the statistics for that horizon.'
+            )
+        return found
 
     def _padded_state(self, state_N: np.ndarray) -> np.ndarray:
         """Normalised state padded to the model's width, float32."""

@@ -108,3 +108,30 @@ class Running:
             else:
                 bins[: BINS // 2] = pairs
             self._width[column] *= 2
+
+
+class RunningSteps:
+    """Mean and spread of every step of chunks (H, N) that arrive in pieces; steps that are not known do not count."""
+
+    def __init__(self, horizon: int, columns: int) -> None:
+        self._count_H1 = np.zeros((horizon, 1))
+        self.mean_HN = np.zeros((horizon, columns))
+        self._squares_HN = np.zeros((horizon, columns))
+
+    def update(self, chunks_nHN: NDArray[np.floating], known_nH: NDArray[np.bool_]) -> None:
+        """Takes more chunks; known steps must be finite."""
+        known = known_nH[..., None]
+        rows = np.where(known, np.asarray(chunks_nHN, dtype=np.float64), 0.0)
+        count = known.sum(axis=0)
+        mean = rows.sum(axis=0) / np.maximum(count, 1)
+        total = np.maximum(self._count_H1 + count, 1)
+        delta = np.where(count > 0, mean - self.mean_HN, 0.0)
+        spread = np.where(known, (rows - mean) ** 2, 0.0).sum(axis=0)
+        self._squares_HN += spread + delta**2 * (self._count_H1 * count / total)
+        self.mean_HN = self.mean_HN + delta * (count / total)
+        self._count_H1 = self._count_H1 + count
+
+    @property
+    def std_HN(self) -> Values:
+        """Standard deviation of the population; 0 at a step that was never known."""
+        return np.sqrt(self._squares_HN / np.maximum(self._count_H1, 1))

@@ -19,7 +19,7 @@ from ki_robot.contract.parts import ActionColumn, StateColumn
 from ki_robot.errors import Rejected
 from ki_robot.transforms import MIN_SPAN, Stats, delta_reference, to_delta
 from training.errors import TrainingError
-from training.fit.quantiles import Running
+from training.fit.quantiles import Running, RunningSteps
 from training.index.index import Index
 from training.index.stored_images import decode_stored
 from training.samples.dataset import EpisodeDataset
@@ -69,13 +69,16 @@ def summarise(dataset: EpisodeDataset) -> Summary:
     """One pass over the numbers of a dataset; images are not touched."""
     contract = dataset.contract
     states, actions = Running(len(contract.state)), Running(len(contract.actions))
+    by_step = RunningSteps(dataset.horizon, len(contract.actions))
     starts = dataset.starts()
     for number in dataset.episode_numbers:
         steps = starts[starts[:, 0] == number, 1]
         arrays = dataset.arrays(number)
         states.update(arrays['state'][steps])
         for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB
-            actions.update(_chunks(dataset, arrays, steps[begin : begin + 256]))
+            chunks_nHN, known_nH = _chunks(dataset, arrays, steps[begin : begin + 256])
+            actions.update(chunks_nHN[known_nH])
+            by_step.update(chunks_nHN, known_nH)
     origin = provenance(dataset)
     return Summary(
         state=_stats(contract.state_names, states, {**origin, 'units': [c.unit for c in contract.state]}),
@@ -87,6 +90,7 @@ def summarise(dataset: EpisodeDataset) -> Summary:
                 'units': [c.unit for c in contract.actions],
                 'representation': [c.representation for c in contract.actions],
             },
+            by_step,
         ),
         state_low=states.low,
         state_high=states.high,
@@ -112,18 +116,21 @@ def provenance(dataset: EpisodeDataset) -> dict[str, Any]:
     }
 
 
-def _chunks(dataset: EpisodeDataset, arrays: dict[str, NDArray[Any]], steps: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Rows (n, N) of all known steps of the chunks that begin at `steps`, after the delta transform."""
+def _chunks(
+    dataset: EpisodeDataset, arrays: dict[str, NDArray[Any]], steps: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The chunks that begin at `steps`, after the delta transform (n, H, N), and which of their steps are known."""
     rows_TH = steps[:, None] + np.arange(dataset.horizon)[None, :]
     inside = rows_TH < len(arrays['actions'])
     rows_TH = np.minimum(rows_TH, len(arrays['actions']) - 1)
     known = inside & arrays['action_valid'][rows_TH]
     reference = delta_reference(dataset.contract, arrays['state'][steps])
-    found: NDArray[np.float64] = to_delta(arrays['actions'][rows_TH], reference)[known]
-    return found
+    return np.asarray(to_delta(arrays['actions'][rows_TH], reference), dtype=np.float64), np.asarray(known, dtype=bool)
 
 
-def _stats(names: tuple[str, ...], running: Running, origin: dict[str, Any]) -> Stats:
+def _stats(
+    names: tuple[str, ...], running: Running, origin: dict[str, Any], by_step: RunningSteps | None = None
+) -> Stats:
     low, high = running.quantile(0.01), running.quantile(0.99)
     return Stats(
         names=names,
@@ -133,6 +140,8 @@ def _stats(names: tuple[str, ...], running: Running, origin: dict[str, Any]) -> 
         q99=np.maximum(low, high),
         count=running.count,
         provenance={**origin, 'quantile_error': float(running.resolution.max(initial=0.0))},
+        step_mean_HN=None if by_step is None else by_step.mean_HN,
+        step_std_HN=None if by_step is None else by_step.std_HN,
     )
 
 

@@ -156,7 +156,7 @@ def collect(
     remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
     files: list[Any] = []
-    size = contract.image_size if store == 'model' else None
+    size = _stored_size(contract, store)
     try:
         for camera in contract.cameras:
             topic = _camera_topic(bag, camera, remap, problems)
@@ -254,6 +254,19 @@ def _dated(stamp: int, mode: str) -> int | None:
 def by_arrival(spec: Timed) -> Timed:
     """A camera or state stream whose messages are dated by their arrival."""
     return spec.replace(stamp='receive')
+
+
+def _stored_size(contract: Contract, store: str) -> int | None:
+    """The side of pictures that are stored at the model's size; None: as they were recorded."""
+    if store != 'model':
+        return None
+    cut = [camera.name for camera in contract.cameras if camera.crop is not None]
+    if cut:
+        raise TrainingError(
+            f"store is 'model', and {contract.name} crops the pictures of {', '.join(cut)}: at the model's size "
+            'too few pixels would be left in the crop; write store: original.'
+        )
+    return contract.image_size
 
 
 def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> BagTopic | None:

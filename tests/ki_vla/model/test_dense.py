@@ -10,8 +10,8 @@ import torch
 
 from ki_vla.errors import VlaError
 from ki_vla.model.config import DenseConfig, preset
-from ki_vla.model.dense import UNKNOWN
 from ki_vla.objective.batch import Batch
+from ki_vla.objective.patch_labels import UNKNOWN
 from ki_vla.objective.recipes import recipe
 
 LABELS = {'colour': ('red', 'blue'), 'kind': ('cup', 'ball', 'block')}

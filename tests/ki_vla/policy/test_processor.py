@@ -363,3 +363,32 @@ def test_choices_that_do_not_exist_are_refused():
         Processing(normalisation=[])
     with pytest.raises(VlaError, match='true or false'):
         Processing(lower_case='yes')
+
+
+def by_step(processor: Processor) -> Processor:
+    """The same policy, each step of a chunk scaled by its own moments."""
+    H, N = processor.config.horizon, len(processor.contract.actions)
+    spread = np.linspace(0.01, 1.0, H)[:, None] * np.linspace(1.0, 2.0, N)
+    stats = replace(processor.action_stats, step_mean_HN=spread / 7, step_std_HN=spread)
+    processing = processor.processing.replace(flow_scale='step')
+    return replace(processor, action_stats=Stats.from_dict(stats.to_dict()), processing=processing)
+
+
+def test_a_scale_for_each_step_is_undone_step_by_step_and_leaves_tokens_as_they_are(processor):
+    actions, state = chunk(processor)
+    stepped = by_step(processor)
+    ours, plain = stepped.targets(actions, state), processor.targets(actions, state)
+    assert np.array_equal(ours.target_T, plain.target_T)
+    assert not np.allclose(ours.actions_HA, plain.actions_HA)
+    np.testing.assert_allclose(stepped.actions(ours.actions_HA, state), actions, atol=1e-5)
+    carried = stepped.carried(actions[:4], state)
+    np.testing.assert_allclose(carried, ours.actions_HA[:4], atol=1e-6)
+
+
+def test_a_scale_for_each_step_needs_moments_of_as_many_steps(processor):
+    processing = processor.processing.replace(flow_scale='step')
+    with pytest.raises(VlaError, match=r'flow_scale is step: stats\.step_mean is missing'):
+        replace(processor, processing=processing)
+    stats = replace(by_step(processor).action_stats, step_mean_HN=np.zeros((3, 8)), step_std_HN=np.ones((3, 8)))
+    with pytest.raises(VlaError, match=r'stats\.step_mean has 3 steps and model\.horizon is 12'):
+        replace(processor, processing=processing, action_stats=stats)

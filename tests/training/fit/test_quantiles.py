@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.fit.quantiles import BINS, Running
+from training.fit.quantiles import BINS, Running, RunningSteps
 
 
 @settings(max_examples=25, deadline=None)
@@ -60,3 +60,19 @@ def test_values_far_outside_widen_the_range(jump: float) -> None:
     running.update(np.array([[jump]]))
     assert abs(running.quantile(0.5)[0] - np.median(rows)) <= running.resolution[0]
     assert running.high[0] == max(jump, rows.max())
+
+
+def test_moments_by_step_are_those_of_all_known_steps_at_once() -> None:
+    rng = np.random.default_rng(0)
+    chunks = rng.normal(5.0, 2.0, (300, 4, 3)) * np.array([1, 2, 3, 4])[:, None]
+    known = rng.random((300, 4)) < 0.7
+    known[:, 3] = False
+    chunks[~known] = np.nan
+    running = RunningSteps(4, 3)
+    for begin in (0, 7, 150):
+        end = {0: 7, 7: 150, 150: 300}[begin]
+        running.update(chunks[begin:end], known[begin:end])
+    for step in range(3):
+        np.testing.assert_allclose(running.mean_HN[step], chunks[known[:, step], step].mean(0))
+        np.testing.assert_allclose(running.std_HN[step], chunks[known[:, step], step].std(0))
+    assert (running.std_HN[3] == 0).all()
