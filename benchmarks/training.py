@@ -83,12 +83,10 @@ def trainer_of(run: Run, folder: Path, steps: int, batch: int, chosen: dict[str,
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
     """One step on one batch that is already there: no loader in the way."""
-    from training.train.trainer import Tally
-
     packet = next(iter(trainer.loader))
 
     def step() -> None:
-        trainer._one_step([packet], Tally())
+        trainer.one_step([packet])
         if trainer.world.device.type == 'cuda':
             torch.cuda.synchronize()
 

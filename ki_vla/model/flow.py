@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ki_vla.errors import VlaError
+
 ALPHA, S = 1.5, 0.999
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +88,12 @@ def give_first_actions(
 
     Returns:
         tau_BRH and the mask of given actions, bool [B, R, H], which carry no loss.
+
+    Raises:
+        VlaError: a delay that no chunk can have.
     """
+    if not 0 <= max_delay < horizon:
+        raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {horizon}.')
     home = _home(generator, tau.device)
     delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=home).to(tau.device)
     given_BRH = torch.arange(horizon, device=tau.device) < delay_BR[..., None]

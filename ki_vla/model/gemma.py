@@ -241,14 +241,18 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, 
 
 
 def attend_prefix(q_BSNK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BS: Tensor) -> Tensor:
-    """Every query sees every valid key, mixed values [B, S, N * K]; the first row of equation 5."""
-    B, S, G, K = k_BSGK.shape
-    group = q_BSNK.shape[2] // G
-    k, v = (
-        t[:, :, :, None].expand(B, S, G, group, K).reshape(B, S, G * group, K).transpose(1, 2) for t in (k_BSGK, v_BSGK)
-    )
-    mixed = full_attention(q_BSNK.transpose(1, 2), k, v, mask_BS[:, None, None, :], scale=1.0)
-    return mixed.transpose(1, 2).flatten(-2)
+    """Every query sees every valid key, mixed values [B, Q, N * K]; the first row of equation 5.
+
+    Heads that share keys and values are rows of one product with them, so that these are never copied; with a single
+    key/value head nothing is moved at all. Every kernel takes that, with a mask too; `enable_gqa` leaves those out
+    that take masks.
+    """
+    B, Q, N, K = q_BSNK.shape
+    G = k_BSGK.shape[2]
+    q_BGRK = q_BSNK.reshape(B, Q, G, N // G, K).transpose(1, 2).reshape(B, G, Q * (N // G), K)
+    k, v = k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
+    mixed = full_attention(q_BGRK, k, v, mask_BS[:, None, None, :], scale=1.0)
+    return mixed.reshape(B, G, Q, N // G, K).transpose(1, 2).reshape(B, Q, N * K)
 
 
 class Backbone(nn.Module):

@@ -262,7 +262,7 @@ class KiVla(nn.Module):
         noise_BRHA: Tensor | None = None,
         tau: Tensor | None = None,
         generator: torch.Generator | None = None,
-        max_delay: int = 0,
+        given_BRH: Tensor | None = None,
     ) -> Losses:
         """All losses of a batch under a recipe.
 
@@ -273,14 +273,15 @@ class KiVla(nn.Module):
             noise_BRHA: in place of drawn noise.
             tau: in place of drawn times, [B, R] or [B, R, H].
             generator: for reproducible draws.
-            max_delay: train for real-time chunking: in each draw the first 0..max_delay actions are given clean.
+            given_BRH: actions that are given clean and carry no loss, with the times that belong to them
+                (`flow.give_first_actions`): training for real-time chunking.
 
         Raises:
             VlaError: the batch does not fit the model, or the recipe does not.
         """
         batch.check(self.config)
-        if not 0 <= max_delay < self.config.horizon:
-            raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {self.config.horizon}.')
+        if given_BRH is not None and tau is None:
+            raise VlaError('given_BRH: actions are given at times of their own; pass tau as well.')
         if recipe.targets_see_actions and draws != 1:
             raise VlaError(
                 f'recipe {recipe.name}: target tokens see the noisy actions, so there can be only 1 draw, not {draws}.'
@@ -298,7 +299,7 @@ class KiVla(nn.Module):
         flow_loss, seen = zero, None
         action_count = batch.action_mask_BHA.sum()
         if recipe.action_loss:
-            flow_loss, seen = self._action_loss(prefix, batch, recipe, draws, noise_BRHA, tau, generator, max_delay)
+            flow_loss, seen = self._action_loss(prefix, batch, recipe, draws, noise_BRHA, tau, generator, given_BRH)
         tokens = text = fast = dense = zero
         dense_count = action_count.new_zeros(())
         if self.dense is not None and recipe.sees:
@@ -320,7 +321,7 @@ class KiVla(nn.Module):
         noise_BRHA: Tensor | None,
         tau: Tensor | None,
         generator: torch.Generator | None,
-        max_delay: int,
+        given_BRH: Tensor | None,
     ) -> tuple[Tensor, Context | None]:
         actions_B1HA, mask_B1HA = batch.actions_BHA[:, None], batch.action_mask_BHA[:, None]
         if recipe.loss == 'l1':
@@ -331,8 +332,7 @@ class KiVla(nn.Module):
             noise_BRHA = flow.sample_noise((B, draws, H, A), generator, device)
         if tau is None:
             tau = flow.sample_tau((B, draws), generator, device)
-        if max_delay:
-            tau, given_BRH = flow.give_first_actions(tau, H, max_delay, generator)
+        if given_BRH is not None:
             mask_B1HA = mask_B1HA & ~given_BRH[..., None]
         noisy_BRHA = flow.noised(actions_B1HA, noise_BRHA, tau if tau.ndim == 3 else tau[..., None])
         field, k, v = self._field(prefix, noisy_BRHA, tau, recipe.insulate)
@@ -355,16 +355,17 @@ class KiVla(nn.Module):
         wanted_B = (has_actions_B & (recipe.targets != 'none')) | (~has_actions_B & recipe.vlm_data)
         wanted_BT = batch.loss_mask_BT & wanted_B[:, None]
         hidden_BTD = self.token_hidden(prefix, batch.target_BT, batch.target_mask_BT, seen)
-        # Logits only where a loss is taken.
-        loss_P = token_losses(hidden_BTD[wanted_BT], self.embed.weight, batch.target_BT[wanted_BT])
-        fast_P = batch.fast_BT[wanted_BT]
-        everything = torch.ones_like(fast_P)
+        # At every position: picking out the wanted ones has a shape that only the device knows, and the host would
+        # wait for it. Logits are a hundredth of a step's arithmetic.
+        loss_P = token_losses(hidden_BTD.flatten(0, 1), self.embed.weight, batch.target_BT.flatten())
+        loss_BT, fast_BT = loss_P.view_as(wanted_BT), wanted_BT & batch.fast_BT
+        text_BT = wanted_BT & ~batch.fast_BT
         return (
-            masked_mean(loss_P, everything),
-            masked_mean(loss_P, ~fast_P),
-            masked_mean(loss_P, fast_P),
-            (~fast_P).sum(),
-            fast_P.sum(),
+            masked_mean(loss_BT, wanted_BT),
+            masked_mean(loss_BT, text_BT),
+            masked_mean(loss_BT, fast_BT),
+            text_BT.sum(),
+            fast_BT.sum(),
         )
 
     # Inference

@@ -182,8 +182,9 @@ class Stage(TrainingConfig):
     """Weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)
     """Gradients are shortened to this norm."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones evaluated and shipped; 0: none."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones evaluated and shipped; 0: none. Left out: 0.999 for a run from
+    random weights, none for one with `Run.start`, whose weights move little and at full size cost 13 GB once more."""
     expert_rate: float = Field(default=1.0, gt=0)
     """Factor on the learning rate for the action expert."""
     text_weight: float | None = Field(default=None, ge=0)
@@ -246,6 +247,11 @@ class Run(TrainingConfig):
     """Matrix products in bfloat16, weights in float32. Left out: on a GPU only."""
     lora: int = Field(default=0, ge=0)
     """Rank of adapters on backbone and vision tower, which then stand still otherwise; 0: train them whole."""
+    ema_on: Literal['device', 'cpu'] = 'device'
+    """Where averaged weights lie; `cpu` spares the GPU a copy of the weights."""
+    ema_every: int = Field(default=1, ge=1)
+    """Steps between two updates of averaged weights, which decay for all of them; about 10 with `ema_on: cpu`, where
+    each update moves all weights across the bus."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
     compile: bool = False
@@ -277,6 +283,12 @@ class Run(TrainingConfig):
         if any(stage.vlm for stage in self.stages) and not self.data.vlm:
             raise ValueError('data.vlm names no files, and a stage draws vlm samples; name some, or write vlm: 0')
         return self
+
+    def decay(self, stage: Stage) -> float:
+        """Decay of the averaged weights of a stage; 0: none."""
+        if stage.ema is not None:
+            return stage.ema
+        return 0.999 if self.start is None else 0.0
 
     @model_validator(mode='after')
     def _model_can_be_built(self) -> Self:

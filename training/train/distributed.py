@@ -82,32 +82,46 @@ def close_world(world: ProcessGroup) -> None:
         dist.destroy_process_group()
 
 
-def shard(model: KiVla, world: ProcessGroup) -> None:
+def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
     """Moves the model to its device and, with several processes, shards it: every block, then the rest.
 
-    A small one is a single group.
+    A small one is a single group. With `bf16` blocks are gathered in bfloat16, half the traffic, and gradients are
+    summed in float32; the inputs stay as they are, since flow times and noise need float32 and autocast rounds what a
+    matrix product takes.
     """
     model.to(world.device)
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
+    dtypes = {'param_dtype': torch.bfloat16, 'reduce_dtype': torch.float32} if bf16 else {}
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     large = sum(parameter.numel() for parameter in model.parameters()) > SMALL
     for stack in (model.vision, model.backbone, model.expert) if large else ():
         for layer in getattr(stack, 'layers', ()):
-            fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:
-    """Each number summed over all processes."""
+    """Each number summed over all processes; waits for the device."""
     if world.size == 1:
         return [float(value) for value in values]
-    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
-    dist.all_reduce(tensor)
-    return [float(value) for value in tensor.tolist()]
+    return [float(value) for value in summed(world, on_device(world, values)).tolist()]
+
+
+def on_device(world: ProcessGroup, values: Sequence[float]) -> Tensor:
+    """Numbers of the host as a tensor [n]: by fill kernels, since a copy from the host would wait for the device."""
+    return torch.stack([torch.full((), value, dtype=torch.float64, device=world.device) for value in values])
+
+
+def summed(world: ProcessGroup, values: Tensor) -> Tensor:
+    """A tensor summed over all processes, in place; the host does not wait."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def wait_for_all(world: ProcessGroup) -> None:

@@ -36,7 +36,16 @@ def make_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
         }
         for (decays, expert), parameters in groups.items()
     ]
-    return torch.optim.AdamW(rows, lr=stage.rate, betas=(0.9, stage.beta2), eps=1e-8)
+    return torch.optim.AdamW(rows, lr=stage.rate, betas=(0.9, stage.beta2), eps=1e-8, fused=True)
+
+
+def step_where(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One step if `finite` (a bool on the device) is true, else none; the host does not wait to know.
+
+    `found_inf` is how torch's gradient scaler tells a fused optimiser the same.
+    """
+    optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimiser.step()
 
 
 def set_rate(optimiser: torch.optim.Optimizer, step: int, stage: Stage) -> float:
@@ -48,15 +57,34 @@ def set_rate(optimiser: torch.optim.Optimizer, step: int, stage: Stage) -> float
 
 
 class Averaged:
-    """An exponential moving average of the weights, in float32, on their device.
+    """An exponential moving average of the weights, in float32, on their device or on the CPU.
 
     It warms up: after n updates the decay is at most (1 + n) / (10 + n), so that short runs are not averaged with
     their random start.
+
+    Args:
+        model: whose weights.
+        decay: of a step.
+        on_cpu: keep the average there: a copy of the weights less on the GPU, and all of them across the bus at
+            every update, for which the host waits.
+        every: steps between two updates, which decay for all of them.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    def __init__(self, model: nn.Module, decay: float, on_cpu: bool = False, every: int = 1) -> None:
+        self.decay, self.updates, self.every, self._steps = decay**every, 0, every, 0
+        self.weights = {
+            name: parameter.detach().to('cpu' if on_cpu else parameter.device, copy=True)
+            for name, parameter in model.named_parameters()
+        }
+
+    def after_step(self, model: nn.Module) -> None:
+        """To be called after each step of the optimiser; updates when it is time.
+
+        A step that was skipped has left the weights as they were; the average then takes them in once more.
+        """
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self.update(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -67,7 +95,7 @@ class Averaged:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 mine.append(local(self.weights[name]))
-                theirs.append(local(parameter.detach()))
+                theirs.append(local(parameter.detach()).to(mine[-1].device))
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 
     @torch.no_grad()

@@ -3,12 +3,14 @@
 A step is a function of the configuration, the weights and the number of its draws. Losses are means over the whole
 step, whatever it is cut into: each micro-batch on each process counts as much as the tokens and action entries that it
 holds, so accumulation and several processes give the gradient of one large batch.
+
+On a GPU the host runs ahead: nothing in a step waits for the device. What a step found stays there as a row of numbers,
+and the rows are fetched together every `log_every` steps (`Trainer.settle`). On a CPU, where nothing waits, after each.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from collections import defaultdict
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ki_vla.model import flow
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.losses import Losses
 from ki_vla.objective.recipes import Recipe, recipe
@@ -34,7 +37,9 @@ from training.train.distributed import (
     ProcessGroup,
     load_optimiser,
     load_weights,
+    on_device,
     shard,
+    summed,
     totals,
     wait_for_all,
     whole,
@@ -44,9 +49,25 @@ from training.train.distributed import (
 from training.train.lora import add_lora, freeze_base
 from training.train.resume_fingerprint import resume_fingerprint
 from training.train.run_report import LOSSES, Journal
-from training.train.schedule import Averaged, make_optimiser, set_rate
+from training.train.schedule import Averaged, make_optimiser, set_rate, step_where
 
 Tell = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a step found, still on the device.
+
+    Attributes:
+        step: its number, from 1.
+        draws: the first and the last draw in it.
+        row: sum and count of each of `LOSSES`, then the trained loss, the norm of the gradient, and whether both are
+            finite; float64.
+    """
+
+    step: int
+    draws: tuple[int, int]
+    row: Tensor
 
 
 @dataclass
@@ -77,7 +98,8 @@ def weighted(found: Losses, stage: Stage, alpha: float, here: Counts, step: Coun
     """
 
     def share(count: float, total: float) -> float:
-        return count / total if total else 0.0
+        # Not `if total`: with several processes it lies on the device.
+        return count / total if count else 0.0
 
     loss = alpha * found.flow * share(here.flow, step.flow)
     loss = loss + stage.dense * found.dense * share(here.dense, step.dense)
@@ -123,6 +145,8 @@ class Trainer:
         self.tell = tell or (lambda kind, values: None)
         self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16
         self.step, self.skipped, self.skips_in_a_row = 0, 0, 0
+        self.runs_ahead = world.device.type != 'cpu'
+        self._pending: list[Pending] = []
         self.asked, self.stop = False, False  # asked here, agreed by all processes
         share = world.size * stage.accumulate
         if stage.batch % share:
@@ -143,12 +167,13 @@ class Trainer:
         if run.lora:
             # One FSDP group holds one dtype, so only a single process keeps the frozen matrices small.
             add_lora(model, run.lora, run.seed, small=self.bf16 and world.size == 1)
-        shard(model, world)
+        shard(model, world, self.bf16)
         self._prepare(self.recipe)
         if run.compile:
             model.compile()
         self.optimiser = make_optimiser(model, stage)
-        self.average = Averaged(model, stage.ema) if stage.ema else None
+        decay = run.decay(stage)
+        self.average = Averaged(model, decay, run.ema_on == 'cpu', run.ema_every) if decay else None
         self.current = self.recipe.at(0.0)
 
     # The loop -----------------------------------------------------------------------------------------------------
@@ -171,7 +196,9 @@ class Trainer:
             with self._stops_politely():
                 while self.step < self.stage.steps and not self.stop:
                     micro = [next(packets) for _ in range(self.stage.accumulate)]
-                    self._one_step(micro, tally)
+                    self.one_step(micro)
+                    if self._is_due():
+                        self.settle(tally)
                     self._report(journal, tally)
                     saved = self.step % self.run.save_every == 0 and self.step < self.stage.steps
                     if saved and not self.stop:
@@ -184,52 +211,94 @@ class Trainer:
             journal.close()
         return self.step >= self.stage.steps
 
-    def _one_step(self, micro: list[Packet], tally: Tally) -> None:
+    def one_step(self, micro: list[Packet]) -> None:
+        """One step on packets of the host. What it found waits to be fetched by `settle`."""
         self._enter_recipe()
         set_rate(self.optimiser, self.step, self.stage)
         local = [counts(packet.batch, self.current) for packet in micro]
-        *whole_step, stops = totals(self.world, [*(sum(each) for each in zip(*local, strict=True)), float(self.asked)])
-        self.stop = stops > 0
-        sums = [0.0] * (2 * len(LOSSES) + 1)
+        whole_step = self._totals(local)
+        sums = torch.zeros(2 * len(LOSSES) + 1, dtype=torch.float64, device=self.world.device)
         for index, (packet, here) in enumerate(zip(micro, local, strict=True)):
-            found = self._losses(packet.to(self.world.device), index)
-            loss = weighted(found, self.stage, self.current.alpha, here, Counts(*whole_step))
+            found = self._losses(packet, index)
+            loss = weighted(found, self.stage, self.current.alpha, here, whole_step)
             if loss.requires_grad:
                 (loss * self.world.size).backward()  # FSDP takes the mean over processes
-            told = found.report()
-            row = [each for name, count in here._asdict().items() for each in (told[name] * count, count)]
-            sums = [a + b for a, b in zip(sums, (*row, float(loss.detach())), strict=True)]
-        sums = totals(self.world, sums)
+            means = [(getattr(found, name).detach().double(), count) for name, count in here._asdict().items()]
+            told = [each for mean, count in means for each in (mean * count, torch.full_like(mean, count))]
+            sums += torch.stack([*told, loss.detach().double()])
+        summed(self.world, sums)
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self.stage.clip, foreach=True
         )
-        length = float(whole(norm))
-        if math.isfinite(sums[-1]) and math.isfinite(length):
-            self.optimiser.step()
-            if self.average is not None:
-                self.average.update(self.model)
+        norm = whole(norm)
+        finite = torch.isfinite(sums[-1]) & torch.isfinite(norm)
+        step_where(self.optimiser, finite)
+        if self.average is not None:
+            self.average.after_step(self.model)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        numbers = [number for packet in micro for number in packet.numbers]
+        row = torch.cat([sums, torch.stack([norm.double(), finite.double()])])
+        self._pending.append(Pending(self.step, (min(numbers, default=0), max(numbers, default=0)), row))
+
+    def _totals(self, local: list[Counts]) -> Counts:
+        """What the step's means are over, in all micro-batches and processes; with several, scalars on the device."""
+        here = [sum(each) for each in zip(*local, strict=True)]
+        if self.world.size == 1:
+            return Counts(*here)
+        everywhere: Any = summed(self.world, on_device(self.world, here)).float().unbind()
+        return Counts(*everywhere)
+
+    def settle(self, tally: Tally) -> None:
+        """Fetches what the steps since the last time found, and agrees with the other processes on whether to stop.
+
+        Raises:
+            TrainingError: too many steps in a row were skipped.
+        """
+        self.stop = totals(self.world, [float(self.asked)])[0] > 0
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        rows = torch.stack([each.row for each in pending]).tolist()  # the host waits here
+        for each, row in zip(pending, rows, strict=True):
+            tally.steps += 1
+            *sums, _, norm, finite = row
+            if not finite:
+                self._skip(each)
+                continue
             self.skips_in_a_row = 0
             for place, name in enumerate(LOSSES):
                 tally.sums[name] += sums[2 * place]
                 tally.counts[name] += sums[2 * place + 1]
-            tally.norm += length
-        else:
-            self._skip(micro)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        tally.steps += 1
+            tally.norm += norm
 
-    def _losses(self, packet: Packet, index: int) -> Any:
-        generator = None
+    def _is_due(self) -> bool:
+        """Whether the host needs to know what the steps found."""
+        run = self.run
+        often = (run.log_every, run.save_every, *([run.validate_every] if self.held else []))
+        asked_alone = self.asked and self.world.size == 1
+        last = self.step == self.stage.steps
+        return not self.runs_ahead or asked_alone or last or any(self.step % each == 0 for each in often)
+
+    def _losses(self, packet: Packet, index: int) -> Losses:
+        tau, given = packet.tau_BR, None
         if self.stage.max_delay:
-            # Delays are the one thing drawn within the model: by step, micro-batch and process.
+            # Delays are the one thing drawn here: by step, micro-batch and process; on the host, whose generator it is.
             mixed = ((self.run.seed * 1_000_003 + self.step) * 1_009 + index) * 1_013 + self.world.rank
             generator = torch.Generator().manual_seed(mixed % 2**63)
+            tau, given = flow.give_first_actions(tau, self.model.config.horizon, self.stage.max_delay, generator)
+        there = packet.to(self.world.device)
+        tau, given = (self._sent(each) for each in (tau, given))
         with self._precision():
-            return self.model(
-                packet.batch, self.current, packet.tau_BR.shape[1], packet.noise_BRHA, packet.tau_BR, generator,
-                self.stage.max_delay,
-            )  # fmt: skip
+            found: Losses = self.model(there.batch, self.current, tau.shape[1], there.noise_BRHA, tau, given_BRH=given)
+        return found
+
+    def _sent(self, value: Tensor | None) -> Any:
+        """A tensor of the host on the device, without waiting for it."""
+        if value is None:
+            return None
+        value = value.pin_memory() if self.world.device.type == 'cuda' else value
+        return value.to(self.world.device, non_blocking=True)
 
     def _precision(self) -> Any:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
@@ -247,16 +316,15 @@ class Trainer:
             self.current = wanted
             self._prepare(replace(wanted, stages=()))
 
-    def _skip(self, micro: list[Packet]) -> None:
+    def _skip(self, found: Pending) -> None:
         self.skipped += 1
         self.skips_in_a_row += 1
-        numbers = [number for packet in micro for number in packet.numbers]
-        self.tell('warning', {'text': f'step {self.step + 1} skipped: loss or gradient is not finite'})
+        self.tell('warning', {'text': f'step {found.step} skipped: loss or gradient is not finite'})
         if self.skips_in_a_row >= self.run.max_skips:
             raise TrainingError(
-                f'stage {self.stage.name}, step {self.step + 1}: {self.skips_in_a_row} steps in a row gave no finite '
-                f'loss or gradient (last draws {min(numbers)}..{max(numbers)}); lower stage.rate or look at the data '
-                'with `ki doctor data`. The last checkpoint is from before.'
+                f'stage {self.stage.name}, step {found.step}: {self.skips_in_a_row} steps in a row gave no finite '
+                f'loss or gradient (last draws {found.draws[0]}..{found.draws[1]}); lower stage.rate or look at the '
+                'data with `ki doctor data`. The last checkpoint is from before.'
             )
 
     # Reports ------------------------------------------------------------------------------------------------------

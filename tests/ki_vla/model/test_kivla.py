@@ -96,8 +96,15 @@ def test_two_draws_are_the_mean_of_each(make_model: Callable, make_batch: Callab
 def test_training_for_real_time_chunking_gives_the_first_actions(make_model: Callable, make_batch: Callable) -> None:
     model = make_model()
     batch = make_batch(model)
-    losses = [model(batch, generator=torch.Generator().manual_seed(0), max_delay=d).flow for d in (0, 4)]
+    noise, plain_BR = torch.randn(4, 1, 8, 4), torch.rand(4, 1)
+    tau_BRH, given_BRH = flow.give_first_actions(plain_BR, 8, 4, torch.Generator().manual_seed(0))
+    losses = [
+        model(batch, noise_BRHA=noise, tau=tau, given_BRH=given).flow
+        for tau, given in ((plain_BR, None), (tau_BRH, given_BRH))
+    ]
     assert not torch.equal(*losses)
+    moved = noise + 3.0 * given_BRH[..., None]
+    assert torch.equal(model(batch, noise_BRHA=moved, tau=tau_BRH, given_BRH=given_BRH).flow, losses[1])
     losses[1].backward()
     assert bool(model.expert.action_in.weight.grad.any())
 
@@ -189,7 +196,9 @@ def test_noise_and_numbers_that_do_not_fit_are_refused(make_model: Callable, mak
     with pytest.raises(VlaError, match='steps: 0'):
         model.denoise(prefix, torch.randn(4, 8, 4), steps=0)
     with pytest.raises(VlaError, match='max_delay: 8'):
-        model(batch, max_delay=8)
+        flow.give_first_actions(torch.rand(4, 1), 8, 8)
+    with pytest.raises(VlaError, match='pass tau as well'):
+        model(batch, given_BRH=torch.zeros(4, 1, 8, dtype=torch.bool))
 
 
 def test_several_candidates_from_one_prefix(make_model: Callable, make_batch: Callable) -> None:

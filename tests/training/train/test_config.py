@@ -69,7 +69,7 @@ REFUSALS = [
     ('stages: [{rate: fast}]', "run.yaml: stages[0].rate is 'fast'; write a number above 0."),
     ('stages: [{rate: "1e-3"}]', "run.yaml: stages[0].rate is '1e-3'; write a number above 0, without quotes."),
     ('stages: [{final_rate: -1}]', 'run.yaml: stages[0].final_rate is -1; write a number from 0 to 1.'),
-    ('stages: [{ema: 1.0}]', 'run.yaml: stages[0].ema is 1.0; write a number of at least 0 and below 1.'),
+    ('stages: [{ema: 1.0}]', 'run.yaml: stages[0].ema is 1.0; write a number of at least 0 and below 1, or leave'),
     ('stages: [{recipe: our}]', "stages[0].recipe is 'our'; did you mean 'ours'? Write one of ours, "),
     ('stages: [{vlm: 1}]', 'run.yaml: data.vlm names no files, and a stage draws vlm samples; name some,'),
     ('stages: [{actions: 0}]', 'run.yaml: stages[0].actions, starts and vlm are all 0, so nothing would be drawn;'),

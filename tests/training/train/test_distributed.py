@@ -31,8 +31,8 @@ from torch.distributed.tensor import DTensor
 from training.train.config import load_run
 from training.train.run import train
 
-def sharded(model, world, shard=trainer.shard):
-    shard(model, world)
+def sharded(model, world, bf16, shard=trainer.shard):
+    shard(model, world, bf16)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 trainer.shard = sharded

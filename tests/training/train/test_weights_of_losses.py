@@ -33,7 +33,7 @@ def test_given_each_kind_of_token_is_a_mean_of_its_own() -> None:
 
 
 def test_a_micro_batch_has_the_share_of_its_tokens() -> None:
-    step = Counts(2 * N_TEXT, 3 * N_FAST, 10.0, 0.0)
+    step = Counts(2 * N_TEXT, 3 * N_FAST, 10.0, 4.0)
     stage = Stage(text_weight=1.0, fast_weight=3.0)
-    expected = TEXT / 2 + 3 * FAST / 3 + FLOW / 2
+    expected = TEXT / 2 + 3 * FAST / 3 + FLOW / 2 + DENSE / 2
     assert float(weighted(found(), stage, 1.0, HERE, step)) == pytest.approx(expected)
