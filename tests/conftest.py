@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, a ROS domain of its own, loopback only, and loud skips."""
+"""What every test shares: one torch thread, a ROS domain of its own, loopback only, fixed examples, and loud skips."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,12 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'dds' / 'loopback.xml'))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+# The same examples on every run and every machine: a red test is about the change at hand. A search for new ones is
+# HYPOTHESIS_PROFILE=search; what it finds becomes an @example.
+hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile('search', deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'fixed'))
 
 # A shell without a terminal starts what runs in its background with Ctrl-C ignored, and all that is started there, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

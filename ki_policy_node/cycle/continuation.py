@@ -16,7 +16,7 @@ import numpy as np
 from ki_policy_node.cycle.delay import DelayEstimate
 from ki_policy_node.cycle.policy_types import InvalidActionError, Policy, TooLateError
 from ki_policy_node.errors import NodeError
-from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, paused, rows_at, splice
+from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, rows_at, splice
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
@@ -106,7 +106,7 @@ class Planned:
 
     chunk: ActionChunk  # joined to the one that was being executed
     raw: ActionChunk  # as the policy made it
-    whole: ActionChunk  # the same, paused for as long as the robot stood
+    whole: ActionChunk  # the same, later by as long as the robot stood
     inferred: Inferred  # the same with its wall times
     epoch: int  # that it was made for; see PolicyCycle.epoch
     expected_delay: int  # steps that the policy was told the inference would take
@@ -155,7 +155,9 @@ class Planner:
         """One chunk for one observation; nothing but the delay estimate changes here until it is committed.
 
         Step 0 belongs to the time of the measured state: that is what deltas are added to, and how a training sample
-        pairs state and actions.
+        pairs state and actions. A robot that stood meanwhile goes on with the step where it stands, so the steps are
+        later by as long as it stood, to the nanosecond: counted in whole steps, every such seam would be off by up to
+        one, and the next observation, taken at the seam, would carry that into the next.
 
         Args:
             observation: What to plan on.
@@ -183,12 +185,12 @@ class Planner:
                 f'The inference took {(arrived_ns - start_ns) / 1e9:.2f} s, longer than the chunk of '
                 f'{horizon * self._step_ns / 1e9:.2f} s lasts.'
             )
-        moved = moved_steps(old, start_ns, self._step_ns, delay)
-        whole = paused(raw, moved, delay - moved)
+        stood_ns = max(0, arrived_ns - moving_until(old, start_ns))
+        whole = replace(raw, start_ns=start_ns + stood_ns)
         hand_over = delay
         if self.timing.mode == 'queue' and old is not None and epoch == self._epoch:
             hand_over = min(max(delay, min(queued_steps(self.timing, old, start_ns), expected)), horizon - 1)
-        chunk = joined(self.timing, old, recent, whole, hand_over)
+        chunk = whole if stood_ns else joined(self.timing, old, recent, whole, hand_over)
         seam = seam_between(old, chunk, arrived_ns) if old is not None else None
         return Planned(chunk, raw, whole, inferred, epoch, expected, delay, seam, note)
 
@@ -250,11 +252,9 @@ class Planner:
             raise InvalidActionError(f'Policy {self.policy.policy_id}: {error}') from error
 
 
-def moved_steps(old: ActionChunk | None, start_ns: int, step_ns: int, delay: int) -> int:
-    """Of `delay` steps from `start_ns` on, those in which the robot moved: as long as there was a chunk to execute."""
-    if old is None:
-        return 0
-    return min(delay, (old.end_ns - start_ns) // step_ns)
+def moving_until(old: ActionChunk | None, start_ns: int) -> int:
+    """Until when a robot that executes `old` moves: to its last step, which it rests on. `start_ns` where it stands."""
+    return start_ns if old is None else max(start_ns, old.end_ns - old.step_ns)
 
 
 def queued_steps(timing: Timing, old: ActionChunk, start_ns: int) -> int:

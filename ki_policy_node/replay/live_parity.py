@@ -1,8 +1,9 @@
 """Live against bag: do the chunks that a running node made of a played bag equal those made of the bag itself?
 
 A chunk of mode `latest` depends on its observation, its instruction and the seed alone, and the noise is drawn from the
-seed and the stamp of the state. So the same stamps must give the same chunk, however late a node was and whichever
-observations it took. H steps, N columns.
+seed and the stamp of the state. So the same stamps must give the same steps, however late a node was and whichever
+observations it took. A chunk begins at the stamp of its state, or later by as long as the robot stood meanwhile.
+H steps, N columns.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import functools
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
-from ki_robot.actions.chunk import ActionChunk, Matrix, paused
+from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
@@ -36,8 +37,7 @@ MODE = 'latest'  # every other mode carries the chunk before, and how late it wa
 TOLERANCE = 1e-4  # rad, m or their rates: engines in two processes may add in another order
 STAMPS_SHOWN = 20
 OVERTAKING = 3  # messages of one stream that may have been the newest when one of another came
-Stamps = tuple[int, int]  # of the oldest input, and of the state
-Key = tuple[int, int, str]  # the same, and the instruction's id
+Key = tuple[int, int, str]  # the stamp of the oldest input, that of the first step, and the instruction's id
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def compare(found: Replay, heard: LiveRun, policy: Policy) -> Parity:
             f'formed from {found.bag}, so nothing could be compared. Play it slower (--rate 0.5); streams with stamp: '
             'receive carry the time of their arrival, and never agree.'
         )
-    taken = {key_of(chunk)[:2] for chunk in heard.chunks}
+    taken = {key_of(chunk)[:2] for chunk in made.values()}
     own = [made.planned.raw for made in found.chunks]
     return Parity(
         found.contract.action_names,
@@ -113,31 +113,42 @@ def key_of(chunk: ActionChunk) -> Key:
 
 
 def _retrace(found: Replay, heard: LiveRun, policy: Policy) -> dict[Key, ActionChunk]:
-    """The chunks of the bag at the stamps of the live ones.
+    """The chunks of the bag, as the policy makes them, at the stamps of the live ones.
 
     Two stamps do not settle what every stream showed. First come the views that the bag gives in its own order; for a
-    live chunk that none of them explains, those where messages overtook each other by a few places on the way.
+    live chunk that none of them explains, those where messages overtook each other by a few places on the way. Both
+    first as if the robot moved all the time, then as if it had stood.
     """
     made: dict[Key, ActionChunk] = {}
-    for depth in (1, OVERTAKING):
-        wanted: dict[Stamps, list[ActionChunk]] = defaultdict(list)
+    lasts_ns = found.contract.horizon * found.contract.step_ns
+    for depth, stood_ns in itertools.product((1, OVERTAKING), (0, lasts_ns)):
+        wanted: dict[int, list[ActionChunk]] = defaultdict(list)
         for chunk in heard.chunks:
             before = made.get(key_of(chunk))
             if chunk.instruction_id in heard.words and (before is None or _distance(chunk, before) > TOLERANCE):
-                wanted[key_of(chunk)[:2]].append(chunk)
-        for view in views(found, set(wanted), depth) if wanted else ():
-            for live in wanted[view.stamp_ns, view.state_stamp_ns]:
-                _try(view, live, heard.words, Planner(policy, found.options.timing), made)
+                wanted[chunk.observation_ns].append(chunk)
+        for view in views(found, wanted, depth, stood_ns) if wanted else ():
+            for live in wanted[view.stamp_ns]:
+                if 0 <= live.start_ns - view.state_stamp_ns <= stood_ns:
+                    _try(view, live, heard.words, Planner(policy, found.options.timing), made)
     return made
 
 
-def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observation]:
-    """Every observation with some wanted stamps that can be made of the `depth` newest messages of each stream."""
+def views(
+    found: Replay, wanted: Mapping[int, Sequence[ActionChunk]], depth: int, stood_ns: int = 0
+) -> Iterator[Observation]:
+    """Every observation that some chunk may rest on, made of the `depth` newest messages of each stream.
+
+    Args:
+        found: The replay of the bag.
+        wanted: The chunks, by the stamp of their oldest input.
+        depth: How many messages of a stream may be the newest.
+        stood_ns: How long at most the robot stood while a chunk was made.
+    """
     bag, contract = open_bag(found.bag), found.contract
     streams = match_topics(bag, contract, found.options.remap).streams
     specs = {spec.name: spec for spec in contract.streams}
     states = {spec.name for spec in contract.state_streams}
-    starts = {start_ns for _, start_ns in wanted}
     optional = {camera.name for camera in contract.cameras if not camera.required}
     recent: dict[str, deque[_Message]] = {name: deque(maxlen=depth) for name in specs}
     buffer = ObservationBuffer(contract)  # refuses what the node refuses
@@ -150,14 +161,16 @@ def views(found: Replay, wanted: set[Stamps], depth: int) -> Iterator[Observatio
         taken = [name for name in streams[message.topic] if buffer.push(name, decoded, message.log_ns)]
         for name in taken:
             recent[name].append(_Message(contract, specs[name], decoded))
-        if not taken or not starts & {each.stamp_ns for state in states for each in recent[state]}:
+        held = {each.stamp_ns for messages in recent.values() for each in messages}
+        if not taken or wanted.keys().isdisjoint(held):
             continue
         choices = [[*reversed(recent[name]), *([None] if name in optional else [])] for name in specs]
         for chosen in itertools.product(*choices):
             used = {name: each for name, each in zip(specs, chosen, strict=True) if each is not None}
             mark = tuple(0 if each is None else each.stamp_ns for each in chosen)
-            stamps = min(each.stamp_ns for each in used.values()), min(used[name].stamp_ns for name in states)
-            if stamps in wanted and mark not in seen:
+            state_ns = min(used[name].stamp_ns for name in states)
+            chunks = wanted.get(min(each.stamp_ns for each in used.values()), ())
+            if mark not in seen and any(0 <= chunk.start_ns - state_ns <= stood_ns for chunk in chunks):
                 seen.add(mark)
                 with contextlib.suppress(Rejected):  # a picture that does not decode: the node dropped it, too
                     yield _observation(contract, used, states)
@@ -198,20 +211,10 @@ def _try(
 ) -> None:
     """The chunk of one view of the bag, kept if it is nearer to the live one than what was found before."""
     told = replace(view, instruction=words[live.instruction_id], instruction_id=live.instruction_id)
-    chunk = as_executed(live, planner.plan(told, 0, lambda: view.state_stamp_ns).raw)
+    chunk = planner.plan(told, 0, lambda: view.state_stamp_ns).raw
     before = made.get(key_of(live))
     if before is None or _distance(live, chunk) < _distance(live, before):
         made[key_of(live)] = chunk
-
-
-def as_executed(live: ActionChunk, made: ActionChunk) -> ActionChunk:
-    """`made`, paused where the live one was because the robot stood while the policy thought; else as it is."""
-    differs_H = np.abs(live.data_HN - made.data_HN).max(axis=1) > TOLERANCE
-    at = int(differs_H.argmax()) - 1
-    if at < 0:
-        return made
-    choices = [made, *(paused(made, at, steps) for steps in range(1, made.horizon - at))]
-    return min(choices, key=lambda each: _distance(live, each))
 
 
 def _distance(one: ActionChunk, other: ActionChunk) -> float:

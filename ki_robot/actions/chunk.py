@@ -156,14 +156,6 @@ def rows_at(old: ActionChunk, names: tuple[str, ...], start_ns: int, step_ns: in
     return rows
 
 
-def paused(chunk: ActionChunk, at: int, steps: int) -> ActionChunk:
-    """`chunk` with its step `at` in force for `steps` longer: what comes after is later, and is cut at H steps.
-
-    For a robot that stood still from that step on: it goes on with the step after, and makes up for nothing.
-    """
-    return replace(chunk, data_HN=np.insert(chunk.data_HN, [at] * steps, chunk.data_HN[at], 0)[: chunk.horizon])
-
-
 def ensemble(chunks: Sequence[ActionChunk], on: ActionChunk, coefficient: float = 0.01) -> ActionChunk:
     """Temporal ensemble: each step of `on` becomes the mean over all chunks that reach it.
 

@@ -24,6 +24,8 @@ def test_the_late_part_of_a_chunk_is_skipped(rig):
     arrivals = [arrived + ros_minus_steady for arrived, _ in rig.chunks]
     chunks = [to_chunk(message) for _, message in rig.chunks]
     for chunk, arrived in zip(chunks, arrivals, strict=True):
+        assert (arrived - chunk.observation_ns) / 1e9 >= 0.6
+    for chunk, arrived in zip(chunks[1:], arrivals[1:], strict=True):  # the robot stood while the first was made
         assert (arrived - chunk.start_ns) / 1e9 >= 0.6
     # While a chunk is followed, the hand is commanded what the chunk says for that very moment.
     column = rig.contract.action_names.index('gripper/position')

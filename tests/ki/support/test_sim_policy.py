@@ -88,7 +88,7 @@ def test_the_robot_stands_still_where_the_chunk_ends_before_the_next_is_there(co
     rows = carried_out(policy, 70)
     assert rows[:50] == pytest.approx(np.arange(50.0))
     assert rows[50:55] == [None] * 5
-    assert rows[55:] == pytest.approx(np.arange(50.0, 65.0)), 'it goes on where it stands'
+    assert rows[55:] == pytest.approx(np.arange(49.0, 64.0)), 'it goes on from the row on which it stands'
 
 
 def test_an_inference_as_long_as_a_chunk_is_refused(contract: Contract) -> None:

@@ -55,11 +55,11 @@ def plan(planner: Planner, step: int, late_steps: float, epoch: int = 0):
 
 
 def test_a_chunk_starts_at_the_state_and_says_which_observation_it_saw(contract):
-    planned = plan(Planner(Ramp(contract), Timing('latest')), 0, 1.0)
-    chunk = planned.chunk
-    assert (chunk.start_ns, chunk.observation_ns) == (START, START - 10_000_000)
-    assert (chunk.horizon, chunk.chunk_id, chunk.policy_id, chunk.instruction_id) == (50, 1, 'ramp@1', 'a')
-    assert planned.seam is None
+    planner = Planner(Ramp(contract), Timing('latest'))
+    assert plan(planner, 0, 1.0).seam is None
+    chunk = plan(planner, 20, 1.0).chunk
+    assert (chunk.start_ns, chunk.observation_ns) == (START + 20 * STEP, START + 20 * STEP - 10_000_000)
+    assert (chunk.horizon, chunk.chunk_id, chunk.policy_id, chunk.instruction_id) == (50, 2, 'ramp@1', 'a')
 
 
 def test_the_first_inference_is_cold_and_does_not_count_for_the_delay(contract):
@@ -115,10 +115,13 @@ def test_a_new_instruction_is_not_pulled_by_the_old_chunk(contract):
 def test_a_robot_that_stood_begins_with_the_first_step_and_makes_up_for_nothing(contract):
     for mode in ('latest', 'queue', 'temporal_ensemble', 'rtc', 'guided'):
         planner = Planner(Ramp(contract), Timing(mode))
-        assert plan(planner, 0, 7.2).chunk.data_HN[:10, 0] == pytest.approx([0.0] * 9 + [0.01])
-        assert planner.current.start_ns == START
-        planned = planner.plan(seen(45), 0, lambda: START + 60 * STEP)  # the chunk ran out after 5 steps
-        assert planned.chunk.data_HN[15:17, 0] == pytest.approx([0.05, 0.06]), mode
+        first = plan(planner, 0, 7.2)
+        assert (first.chunk.start_ns, first.delay) == (START + round(7.2 * STEP), 8)
+        assert first.chunk.data_HN.tolist() == first.raw.data_HN.tolist(), 'every step of the policy, to the bit'
+        # It rests on the last step of the chunk before, at 7.2 + 49: of a chunk for step 45, 11.2 steps are executed.
+        planned = planner.plan(seen(45), 0, lambda: START + round(64.5 * STEP))
+        assert (planned.chunk.start_ns, planned.delay) == (START + round((64.5 - 11.2) * STEP), 20), mode
+        assert planned.chunk.data_HN.tolist() == planned.raw.data_HN.tolist()
 
 
 def test_queue_executes_its_steps_and_then_goes_on_with_the_step_that_is_due(contract):

@@ -267,7 +267,7 @@ def test_without_a_run_nothing_is_due() -> None:
 def test_a_due_chunk_waits_for_the_camera_and_says_what_ends_the_wait() -> None:
     cycle, _ = cycle_of()
     cycle.commit(made(cycle, BEGIN), BEGIN + 20 * MS)
-    due_ns = BEGIN - 5 * MS + 5 * STEP
+    due_ns = BEGIN + 20 * MS + 5 * STEP
     assert cycle.look(BEGIN + 30 * MS) == Wait(due_ns)
     assert cycle.look(due_ns) == Wait(due_ns + 50 * MS, WakeOn.FRAME)
     cycle.on_frame('scene', due_ns + 7)
@@ -323,12 +323,13 @@ def test_a_stream_that_stops_holds_at_once_and_its_return_ends_it() -> None:
 def test_a_chunk_that_runs_out_is_a_hold_and_the_late_one_still_counts() -> None:
     cycle, _ = cycle_of()
     cycle.commit(made(cycle, BEGIN), BEGIN + 20 * MS)
-    cycle.on_frame('scene', BEGIN + 5 * STEP)
-    late = made(cycle, BEGIN + 5 * STEP, 6 * STEP)
-    held = cycle.watch(BEGIN + HORIZON * STEP)
+    due_ns = BEGIN + 20 * MS + 5 * STEP
+    cycle.on_frame('scene', due_ns)
+    late = made(cycle, due_ns, 6 * STEP)
+    held = cycle.watch(BEGIN + 20 * MS + HORIZON * STEP)
     assert held is not None
     assert held.reason is HoldReason.INFERENCE_LATE
-    assert isinstance(cycle.commit(late, BEGIN + 11 * STEP), Planned)
+    assert isinstance(cycle.commit(late, due_ns + 6 * STEP), Planned)
 
 
 def test_an_inference_longer_than_the_chunk_is_a_hold_and_no_fault() -> None:
@@ -373,7 +374,7 @@ def test_what_no_robot_may_execute_is_a_hold_and_in_a_row_a_fault(
 def test_inputs_out_of_step_are_waited_for_while_a_chunk_runs() -> None:
     cycle, scene = cycle_of()
     cycle.commit(made(cycle, BEGIN), BEGIN + 20 * MS)
-    due_ns = BEGIN - 5 * MS + 5 * STEP
+    due_ns = BEGIN + 20 * MS + 5 * STEP
     problem = (StreamProblem('*', InputFault.UNSYNCHRONIZED, 'scene is behind.'),)
     scene.problems = lambda now_ns: problem  # type: ignore[method-assign]
     cycle.on_frame('scene', due_ns)

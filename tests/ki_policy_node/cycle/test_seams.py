@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ki_policy_node.cycle.continuation import Planned, Planner, Timing
 from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_policy_node.cycle.policy_cycle import Held, Made, PolicyCycle, Ready
-from ki_robot.actions.chunk import Matrix
+from ki_robot.actions.chunk import ActionChunk, Matrix, rows_at
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 from ki_vla.policy.inferred import Inferred
@@ -158,12 +158,20 @@ gaps = st.lists(st.integers(0, 450).flatmap(lambda a: st.tuples(st.just(a), st.i
 said = st.lists(st.tuples(st.integers(0, 499), st.sampled_from(['up', 'down'])), max_size=6)
 
 
+# Counted in whole steps, standing once put a seam off by up to one, and the next observation carried that on: in these
+# up to 3.6 steps.
+@example(Story('temporal_ensemble', 9, [1, 59, 41]))
+@example(Story('temporal_ensemble', 3, [60, 50, 42, 33]))
+@example(Story('latest', 1, [50, 46, 56, 40]))
+@example(Story('queue', 6, [60, 40, 54, 45, 51, 18]))
 @given(st.builds(Story, modes, steps, latencies, gaps=gaps))
 @settings(max_examples=150, deadline=None)
-def test_no_late_step_is_replayed_and_nothing_is_made_up_for(story: Story) -> None:
+def test_no_step_is_replayed_and_nothing_is_made_up_for(story: Story) -> None:
     moved = np.diff(play(story).places)
-    # A seam lies between two steps, and is off by less than one: a queue that replayed would be off by the latency.
-    assert np.abs(moved).max() <= SPEED * (1 + TICK / STEP) + 1e-9
+    assert moved.min() >= -1e-9
+    assert moved.max() <= SPEED * TICK / STEP + 1e-9, (
+        'whatever its chunks did, the robot never left the speed of its policy'
+    )
 
 
 @given(st.builds(Story, modes, steps, latencies))
@@ -181,18 +189,40 @@ def test_a_chunk_that_is_asked_for_too_late_runs_out_only_until_the_latency_is_m
     assert play(story).holds.count(HoldReason.INFERENCE_LATE) <= 2
 
 
+def is_mean_of(chunk: ActionChunk, parts: list[ActionChunk], first: int) -> bool:
+    """Whether every step of `chunk` from `first` on lies between the parts that reach it."""
+    lowest_H, highest_H = np.full(HORIZON, np.inf), np.full(HORIZON, -np.inf)
+    for part in parts:
+        rows_K = rows_at(part, part.names, chunk.start_ns, STEP, HORIZON)[:, 0]
+        lowest_H[: len(rows_K)] = np.minimum(lowest_H[: len(rows_K)], rows_K)
+        highest_H[: len(rows_K)] = np.maximum(highest_H[: len(rows_K)], rows_K)
+    inside_H = (lowest_H - 1e-9 <= chunk.data_HN[:, 0]) & (chunk.data_HN[:, 0] <= highest_H + 1e-9)
+    return bool(inside_H[first:].all())
+
+
+@example(Story('temporal_ensemble', 1, [1, 5], words=[(2, 'down')]))
+@example(Story('temporal_ensemble', 5, [11, 37, 36, 23], words=[(54, 'down')]))
 @given(st.builds(Story, modes, steps, latencies, words=said, gaps=gaps))
 @settings(max_examples=150, deadline=None)
 def test_nothing_of_withdrawn_words_comes_after_what_was_executed_when_their_successor_is_there(story: Story) -> None:
     found = play(story)
+    since: list[ActionChunk] = []  # for the present words
     for tick, planned in found.chunks:
         words, chunk = found.words[tick], planned.chunk
         assert chunk.instruction_id == words
+        since = [*(since if since and since[-1].instruction_id == words else []), planned.whole]
         # What is executed while the policy thinks is a fact that it goes on from, for as long as it is expected to.
-        rest = np.diff(chunk.data_HN[max(planned.delay, planned.expected_delay) :, 0])
-        if chunk.frozen_prefix <= planned.delay:
+        first = max(planned.delay, planned.expected_delay)
+        rest = np.diff(chunk.data_HN[first:, 0])
+        if chunk.frozen_prefix > planned.delay:
+            continue
+        if story.mode == 'temporal_ensemble':
+            # Chunks for the same words may differ in where they have the robot: the one that was made while it still
+            # went the old way, from the next. Where the older ends, their mean steps to the newer, be that up or down.
+            assert is_mean_of(chunk, since, first)
+        else:
             assert (rest <= 1e-9).all() if words == 'down' else (rest >= -1e-9).all()
     changes = [0, *(n for n in range(1, len(found.words)) if found.words[n] != found.words[n - 1])]
     for begin in changes:
-        first = next((planned for tick, planned in found.chunks if tick >= begin), None)
-        assert first is None or first.chunk.frozen_prefix <= first.delay, 'new words do not queue'
+        first_after = next((planned for tick, planned in found.chunks if tick >= begin), None)
+        assert first_after is None or first_after.chunk.frozen_prefix <= first_after.delay, 'new words do not queue'

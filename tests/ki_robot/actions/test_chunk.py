@@ -14,7 +14,6 @@ from ki_robot.actions.chunk import (
     carried_prefix,
     ensemble,
     first_step_due,
-    paused,
     rows_at,
     skip_past,
     splice,
@@ -115,14 +114,6 @@ def test_rows_on_the_same_clock_are_copied_bit_for_bit() -> None:
     data = np.random.default_rng(0).normal(size=(10, 2))
     old = ActionChunk(T0, STEP, NAMES, data)
     np.testing.assert_array_equal(rows_at(old, NAMES, T0 + 3 * STEP, STEP, 5), data[3:8])
-
-
-def test_a_paused_chunk_stands_and_goes_on_with_its_next_step() -> None:
-    chunk = ramp(horizon=6)
-    assert paused(chunk, 0, 3).data_HN[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
-    assert paused(chunk, 2, 2).data_HN[:, 0].tolist() == [0.0, 1.0, 2.0, 2.0, 2.0, 3.0]
-    assert paused(chunk, 2, 0).data_HN.tolist() == chunk.data_HN.tolist()
-    assert paused(chunk, 4, 99).horizon == 6
 
 
 def test_an_ensemble_is_the_weighted_mean_with_the_oldest_first() -> None:
