@@ -15,7 +15,7 @@ import numpy as np
 
 from ki_policy_node.executor.chunk_follower import Follower
 from ki_policy_node.executor.playback import Setpoints, windowed_columns
-from ki_policy_node.executor.safety import PolicyHealth, Rules, State
+from ki_policy_node.executor.safety import Driver, PolicyHealth, Rules, State
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.actions.motion import Bounds, bounds_of
 from ki_robot.contract.contract import Contract, load_contract
@@ -166,6 +166,7 @@ class Bench:
         self.health, self.health_until = 'running', 0
         self.blocked_until = self.estop_until = self.chunk_at = 0
         self.chunk_id, self.beside, self.tick_s = 0, 0, []
+        self.hand = self.pose.copy()  # of a human who teleoperates
         self.follower.enable(True, self.steady)
 
     def finish(self) -> Worst:
@@ -195,6 +196,7 @@ class Bench:
             self.follower.unblock()
         self._control()
         self._operate()
+        self._teleoperate()
         self._measure()
         self._think()
         if self.steady < self.blocked_until:
@@ -249,6 +251,24 @@ class Bench:
             self.way.clear()
         if self.blocked_until and self.blocked_until - self.steady < 0.3e9:
             self._move_by_hand()
+
+    def _teleoperate(self) -> None:
+        """A human who takes over and gives back, with a steady hand or a wild one, and falls silent now and then."""
+        rng, follower = self.rng, self.follower
+        if rng.random() < 0.004 * self.setting.madness:
+            follower.take_over(follower.selected is Driver.POLICY, self.steady)
+            self.hand = self.pose.copy()
+        if rng.random() < 0.5 or self.steady % 7_000_000_000 < 500_000_000:
+            return
+        span = self.bounds.upper_N - self.bounds.lower_N
+        span = np.where(np.isfinite(span), span, 1.0)
+        self.hand = self.hand + rng.normal(0.0, 0.003, len(span)) * span
+        if rng.random() < 0.005:
+            self.hand = self.hand + rng.normal(0.0, 1.0, len(span)) * span
+        values = dict(zip(self.names, self.hand.tolist(), strict=True))
+        chunk = follower.on_human('teleop', values, self.now, self.steady)
+        if chunk is not None:
+            follower.on_chunk(chunk, self.now, self.steady, Driver.HUMAN)
 
     def _move_by_hand(self) -> None:
         is_position = self.bounds.is_position_N

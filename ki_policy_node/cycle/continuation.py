@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ki_policy_node.cycle.delay import DelayEstimate
+from ki_policy_node.cycle.executed import Executed, Followed
 from ki_policy_node.cycle.policy_types import InvalidActionError, Policy, TooLateError
 from ki_policy_node.errors import NodeError
 from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, rows_at, splice
@@ -111,6 +112,7 @@ class Planned:
     epoch: int  # that it was made for; see PolicyCycle.epoch
     expected_delay: int  # steps that the policy was told the inference would take
     delay: int  # steps that it took
+    ready_ns: int  # when the policy was done
     seam: Seam | None  # None where nothing was being executed
     note: str = ''  # why this chunk was not continued in the way that a policy trained for it is
 
@@ -131,7 +133,8 @@ class Planner:
         self.timing = resolved(timing, policy)
         self._beyond = False  # what it was trained for
         self.latency = DelayEstimate()
-        self.current: ActionChunk | None = None
+        self.current: ActionChunk | None = None  # the chunk that was sent last; `executed` is what the robot does of it
+        self._executed = Executed()
         self._step_ns = policy.contract.step_ns
         self._recent: deque[ActionChunk] = deque(maxlen=ENSEMBLE_CHUNKS)
         self._count = 0
@@ -140,7 +143,21 @@ class Planner:
     def reset(self) -> None:
         """Forgets what is being executed: after a hold, a stop, a jump of the clock. Latencies are kept."""
         self.current = None
+        self._executed.clear()
         self._recent.clear()
+
+    def on_clock_jump(self) -> None:
+        """Forgets what is executed, and what was said of it on the clock before."""
+        self.reset()
+        self._executed.forget()
+
+    def on_followed(self, said: Followed) -> None:
+        """The executor says what it follows; may come from another thread."""
+        self._executed.hear(said)
+
+    def executed(self, now_ns: int) -> ActionChunk | None:
+        """The chunk that the robot executes: the newest, unless the executor says another, or none."""
+        return self._executed.now(now_ns) if self.current is not None else None
 
     def restart(self) -> None:
         """Begins a run: chunks count from 1 again."""
@@ -170,9 +187,12 @@ class Planner:
         """
         horizon, start_ns = self.policy.contract.horizon, observation.state_stamp_ns
         # Another thread may void what is executed while the policy thinks; then this chunk is not committed.
-        current = self.current
+        executed = self.executed(observation.stamp_ns)
+        stands = executed is None and self.current is not None
         recent = tuple(self._recent) if epoch == self._epoch else ()  # never a mean with what other words wanted
-        old = current if current is not None and current.end_ns > start_ns else None
+        if stands:
+            recent = ()  # nor with what was not executed
+        old = executed if executed is not None and executed.end_ns > start_ns else None
         prefix_KN, expected = self._prefix(old, start_ns, epoch)
         over, note = self._continued(expected)
         inferred = self.policy.infer(observation, prefix_KN, over, epoch)
@@ -192,7 +212,9 @@ class Planner:
             hand_over = min(max(delay, min(queued_steps(self.timing, old, start_ns), expected)), horizon - 1)
         chunk = whole if stood_ns else joined(self.timing, old, recent, whole, hand_over)
         seam = seam_between(old, chunk, arrived_ns) if old is not None else None
-        return Planned(chunk, raw, whole, inferred, epoch, expected, delay, seam, note)
+        if stands:
+            note = 'The executor does not follow the chunks; each begins where the robot stands.'
+        return Planned(chunk, raw, whole, inferred, epoch, expected, delay, arrived_ns, seam, note)
 
     def commit(self, planned: Planned) -> None:
         """The chunk goes out: the next one will join on to it."""
@@ -202,6 +224,7 @@ class Planner:
         self._epoch = planned.epoch
         self._recent.append(planned.whole)
         self.current = planned.chunk
+        self._executed.send(planned.chunk, planned.ready_ns)
 
     def _prefix(self, old: ActionChunk | None, start_ns: int, epoch: int) -> tuple[Matrix | None, int]:
         """What the policy is told of the chunk that is executed (K, N), and how many steps it is told it will take."""

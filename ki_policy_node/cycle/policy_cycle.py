@@ -20,6 +20,7 @@ from typing import Protocol
 
 from ki_policy_node.cycle.cadence import Cadence
 from ki_policy_node.cycle.continuation import Planned, Planner
+from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_policy_node.cycle.policy_types import InvalidActionError, TooLateError
 from ki_robot.contract.contract import Contract
@@ -183,6 +184,10 @@ class PolicyCycle:
         """A frame of a camera has arrived."""
         self._cadence.on_frame(camera, now_ns)
 
+    def on_followed(self, said: Followed) -> None:
+        """The executor says which chunk it follows: the next one goes on from that one, or joins on to nothing."""
+        self.planner.on_followed(said)
+
     def on_clock_jump(self, now_ns: int) -> None:
         """The clock has jumped, and now says `now_ns`: nothing that was seen or planned before has a time any more."""
         with self._lock:
@@ -292,7 +297,7 @@ class PolicyCycle:
         if self.observations.epoch != self._clock_epoch:
             self._clock_epoch = self.observations.epoch
             self.epoch += 1
-            self.planner.reset()
+            self.planner.on_clock_jump()
             self._cadence.on_clock_jump(now_ns)
 
     def _not_ready(self, found: NotReady, due_ns: int, now_ns: int) -> Wait | Held:

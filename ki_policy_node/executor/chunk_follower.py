@@ -2,8 +2,8 @@
 
 States: `run` follows a chunk; every other state brakes what moves to rest, within limits, from where it was
 commanded, and is then silent. `fault` lasts until an operator resets it. What begins afresh begins at rest where the
-robot is measured. Every time is passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs).
-N action columns of the contract.
+robot is measured. One source is followed at a time, a policy or a human, and between them lies a brake. Every time is
+passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs). N action columns of the contract.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ki_policy_node.executor.playback import MotionPlayback, Setpoints, windowed_columns
-from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Rules, Severity, State
+from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Rules, Severity, State
 from ki_policy_node.executor.state_tracker import Measured
+from ki_policy_node.executor.teleop import HumanCommands
 from ki_robot.actions import guard
 from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.actions.motion import Vector, bounds_of
@@ -83,6 +84,10 @@ class Follower:
         self._chunk_steady_ns = 0
         self._speakers: list[_Speaker] = []  # whose chunks were heard lately
         self._policy: PolicyHealth | None = None
+        self.selected = Driver.POLICY  # who is followed; the other is not
+        self._human = HumanCommands(contract, rules.teleop_ns)
+        self._operator: tuple[str, int] | None = None  # who was heard last, and when
+        self._unattended = 'No live operator has enabled it.' if rules.operator_ns else ''  # until the next `enable`
         self._estop = False
         self._latched = ''  # why `reset_fault` is needed; neither disabling nor deactivating takes it away
         self._fresh = True  # the next motion begins where the robot is measured
@@ -104,6 +109,30 @@ class Follower:
         """Where the next command begins: the setpoint while commanding, else what is measured; NaN where unknown."""
         setpoint_N = self._playback.setpoint_N
         return setpoint_N if self._speaks and setpoint_N is not None else self._measured.pose()
+
+    @property
+    def followed(self) -> ActionChunk | None:
+        """The chunk that is followed; None in every state but a run."""
+        return self._chunk if self.state is State.RUN else None
+
+    @property
+    def source(self) -> Driver:
+        """Who drives now."""
+        return self.selected if self.state is State.RUN else Driver.HOLD
+
+    @property
+    def estop(self) -> bool:
+        """Whether the e-stop is pressed."""
+        return self._estop
+
+    def operator(self, steady_ns: int) -> str:
+        """The live operator; empty when none is heard."""
+        name, heard_ns = self._operator or ('', 0)
+        return name if steady_ns - heard_ns <= (self.rules.operator_ns or RIVAL_NS) else ''
+
+    def teleop_alive(self, steady_ns: int) -> bool:
+        """Whether a human's commands arrive, followed or not."""
+        return self._human.alive(steady_ns)
 
     @property
     def silent(self) -> bool:
@@ -143,8 +172,15 @@ class Follower:
             text = f'{INVALID_LIMIT} times in a row: {message}'
             self._fault(Event(Kind.NON_FINITE, Severity.FAULT, text), steady_ns)
 
-    def on_chunk(self, chunk: ActionChunk, now_ns: int, steady_ns: int) -> None:
-        """A new chunk; it is followed from the step in force now, or refused as a whole and forgotten."""
+    def on_chunk(self, chunk: ActionChunk, now_ns: int, steady_ns: int, source: Driver = Driver.POLICY) -> None:
+        """A new chunk; it is followed from the step in force now, or refused as a whole and forgotten.
+
+        Of who is not selected it is forgotten at once.
+        """
+        if source is Driver.HUMAN:
+            self._human.note(steady_ns)
+        if source is not self.selected:
+            return
         self._invalid_chunks = 0
         try:
             chunk = self._as_contracted(chunk)
@@ -157,7 +193,7 @@ class Follower:
         if isinstance(verdict, guard.Reject):
             self._refuse(_event_of(verdict, chunk), steady_ns)
             return
-        if self._has_rival(chunk, steady_ns):
+        if source is Driver.POLICY and self._has_rival(chunk, steady_ns):
             return
         for clamp in verdict.clamps:
             name = clamp.kind.name.lower().replace('_', ' ')
@@ -166,6 +202,60 @@ class Follower:
             self._tell(replace(event, column=clamp.column, value=clamp.value, limit=clamp.limit), steady_ns)
         self._chunk, self._chunk_steady_ns = verdict.chunk, steady_ns
         self._playback.aim(verdict.chunk)
+        if source is Driver.HUMAN:
+            self._approach_if_far(verdict.chunk, now_ns, now_ns)
+
+    def on_human(self, topic: str, values: Mapping[str, float], now_ns: int, steady_ns: int) -> ActionChunk | None:
+        """A human's setpoint of some columns; the chunk that it makes, to be checked and given to `on_chunk`.
+
+        Raises:
+            RobotError: a column that the contract does not command.
+        """
+        self._human.note(steady_ns)
+        if self.selected is not Driver.HUMAN:
+            return None
+        chunk = self._human.take(topic, values, self._stand(), now_ns, steady_ns)
+        if chunk is not None:
+            self._approach_if_far(chunk, chunk.end_ns - 1, now_ns)
+        return chunk
+
+    def _approach_if_far(self, chunk: ActionChunk, step_at_ns: int, now_ns: int) -> None:
+        """A leader arm that is suddenly elsewhere is approached slowly, as at the start."""
+        if self.state is State.RUN:
+            here_N = self._playback.commanded(now_ns)
+            far = guard.check_start(chunk, self.limits, step_at_ns, here_N, self.rules.guard)
+            self._approaches |= far is not None
+
+    def _stand(self) -> Matrix:
+        """Where every column stays that nobody commands: velocities at 0, what is gripped gripped."""
+        setpoint_N = self._playback.setpoint_N
+        if self._speaks and setpoint_N is not None:
+            stand_N = setpoint_N
+        elif self._kept_N is not None and self._grips:
+            stand_N = np.where(self._held_N, self._kept_N, self._measured.value_N)
+        else:
+            stand_N = self._measured.value_N
+        return np.where(self._measured.position_N | self._held_N, stand_N, 0.0)
+
+    def take_over(self, on: bool, steady_ns: int) -> None:
+        """A human drives from now on, or the policy again: what moves brakes, and who is next goes on from there."""
+        selected = Driver.HUMAN if on else Driver.POLICY
+        if selected is self.selected:
+            return
+        self.selected = selected
+        self._human.begin()
+        text = 'A human takes over.' if on else 'The human gives back to the policy.'
+        if self.state is State.RUN:
+            self._hold(text)
+        if self.state in (State.HOLD, State.IDLE):
+            self.reason = 'waits for the commands of a human' if on else 'waits for a chunk'
+        self._chunk = None
+        self._speakers.clear()
+        self.events.append(Event(Kind.TAKEOVER, Severity.INFO, text))
+
+    def on_operator(self, name: str, steady_ns: int) -> None:
+        """The heartbeat of a live operator; without a name, one who leaves."""
+        self._operator = (name, steady_ns) if name else None
 
     def _as_contracted(self, chunk: ActionChunk) -> ActionChunk:
         """The chunk with its columns in the contract's order; RobotError where it is none of this contract's."""
@@ -180,6 +270,7 @@ class Follower:
     def _start_to_keep(self, steady_ns: int) -> Matrix | None:
         """Where a chunk must begin; None where nothing is known of it, or where a far start is approached."""
         far_is_fine = self.contract.on_far_start == 'approach' and (self.state is not State.RUN or self._approaches)
+        far_is_fine |= self.selected is Driver.HUMAN  # a leader arm may be anywhere: it is approached
         return None if far_is_fine or self._measured.stale(steady_ns) else self._measured.pose()
 
     def _has_rival(self, chunk: ActionChunk, steady_ns: int) -> bool:
@@ -229,14 +320,20 @@ class Follower:
         """ROS time has jumped: every chunk is on a clock that is no more."""
         self._chunk, self._fresh = None, True
         self._measured.on_clock_jump()
+        self._human.begin()
         self._playback.shift(round(seconds * 1e9))
         if self.state is State.RUN:
             self._intervene(f'ROS time jumped by {seconds:.3f} s', steady_ns)
 
-    def enable(self, on: bool, steady_ns: int) -> None:
-        """The operator's switch. Off: what moves brakes to rest, then silence."""
+    def enable(self, on: bool, steady_ns: int) -> str:
+        """The operator's switch; returns why not, or an empty text. Off: what moves brakes to rest, then silence."""
+        if on and self.rules.operator_ns:
+            if not self.operator(steady_ns):
+                return 'require_operator is true and no live operator is heard; open the console, and enable there.'
+            self._unattended = ''
         if on and self.state is State.DISABLED:
             self._chunk, self._fresh, self._grips = None, True, False
+            self._human.begin()
             if self._latched:
                 self.state, self.reason = State.FAULT, self._latched
             else:
@@ -244,6 +341,7 @@ class Follower:
         elif not on and self.state is not State.DISABLED:
             self._hold('disabled by the operator')
             self.state, self.reason = State.DISABLED, 'not enabled'
+        return ''
 
     def stop(self, reason: str, steady_ns: int) -> None:
         """Brakes for a reason from outside: an absent controller, a second publisher, a fault of our own.
@@ -269,6 +367,7 @@ class Follower:
         self._latched = ''
         if self.state is State.FAULT:
             self._chunk, self._fresh = None, True
+            self._human.begin()
             self._invalid_chunks = self._invalid_states = 0
             self._implausible_ns.clear()
             self.state = State.HOLD if self._speaks else State.IDLE
@@ -285,6 +384,7 @@ class Follower:
     def tick(self, now_ns: int, steady_ns: int) -> Setpoints | None:
         """One control period: what to send, or None when the executor is to be silent."""
         late_ns = self._watch_lateness(steady_ns)
+        self._watch_operator(steady_ns)
         if self.state is State.RUN:
             self._watch_tracking(now_ns, steady_ns)
         if self.state is State.RUN:
@@ -331,7 +431,8 @@ class Follower:
         # The robot may have moved since the chunk came, or nothing was measured then.
         chunk = self._chunk
         refused = guard.check_start(chunk, self.limits, now_ns, self._measured.pose(), self.rules.guard)
-        self._approaches = refused is not None and self.contract.on_far_start == 'approach'
+        approach = self.contract.on_far_start == 'approach' or self.selected is Driver.HUMAN
+        self._approaches = refused is not None and approach
         if refused is not None and not self._approaches:
             self._chunk = None
             self._refuse(_event_of(refused, chunk), steady_ns)
@@ -355,6 +456,10 @@ class Follower:
 
     def _why_not_run(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
         """The first reason not to follow a chunk; None when there is none."""
+        if self._unattended:
+            return self._unattended
+        if self.selected is Driver.HUMAN:
+            return self._why_not_human(now_ns, steady_ns, tell)
         rules, chunk, policy = self.rules, self._chunk, self._policy
         event: Event | None = None
         if policy is not None and not policy.running:
@@ -381,6 +486,33 @@ class Follower:
         if event is not None and tell:
             self._tell(event, steady_ns)
         return event.message if event is not None else None
+
+    def _why_not_human(self, now_ns: int, steady_ns: int, tell: bool) -> str | None:
+        """The first reason not to follow a human; None when there is none."""
+        chunk, stale = self._chunk, self._measured.stale(steady_ns, now_ns)
+        if chunk is None:
+            return 'no commands of a human'
+        if now_ns >= chunk.end_ns:
+            text = self._human.silent(steady_ns) or f'A human drives, and {chunk.policy_id} has fallen silent.'
+            event = Event(Kind.CHUNK_TIMEOUT, Severity.REJECTED, text, chunk.chunk_id)
+        elif stale:
+            event = Event(Kind.STATE_STALE, Severity.REJECTED, stale, chunk.chunk_id)
+        else:
+            return None
+        if tell:
+            self._tell(event, steady_ns)
+        return event.message
+
+    def _watch_operator(self, steady_ns: int) -> None:
+        """Where a live operator is required, nothing goes on without one, nor by itself when one is back."""
+        if not self.rules.operator_ns or self._unattended or self.operator(steady_ns):
+            return
+        self._unattended = 'The operator is not heard any more; enable again when one is back.'
+        if self.state is State.RUN:
+            self._hold(self._unattended)
+            self._tell(Event(Kind.OPERATOR_LOST, Severity.REJECTED, self._unattended), steady_ns)
+        elif self.state in (State.IDLE, State.HOLD):
+            self.reason = self._unattended
 
     def _watch_following(self, now_ns: int, steady_ns: int) -> None:
         """Tells what the limits make late, and ends an approach that has arrived."""

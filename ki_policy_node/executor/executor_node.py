@@ -14,7 +14,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
-from ki_msgs.msg import PolicyStatus, SafetyEvent
+from ki_msgs.msg import ControlSource, ExecutorStatus, PolicyStatus, SafetyEvent
 from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -25,6 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from ki_policy_node.common import diagnostics, process
 from ki_policy_node.common.parameters import Parameters
+from ki_policy_node.common.ros import message_class
 from ki_policy_node.common.streams import (
     INPUT_QOS,
     LATCHED,
@@ -36,20 +37,26 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.executor.chunk_follower import Follower
 from ki_policy_node.executor.controllers import ControllerWatch, full_name
 from ki_policy_node.executor.estop import EstopListener
+from ki_policy_node.executor.executor_report import ExecutorReport
 from ki_policy_node.executor.outputs import ControllerOutput, make_output
 from ki_policy_node.executor.playback import Setpoints
-from ki_policy_node.executor.safety import Event, Kind, PolicyHealth, Severity, State, rules_of
+from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Severity, State, rules_of
 from ki_policy_node.executor.settings import ChunkExecutorSettings
-from ki_robot.actions.chunk import first_step_due
+from ki_policy_node.executor.teleop import setpoint_of
+from ki_robot.actions.chunk import ActionChunk, first_step_due
 from ki_robot.contract.contract import contract_file, load_contract
+from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.limits import action_limits, read_limits
 from ki_robot.contract.names import interface_of
-from ki_robot.errors import Reason, Rejected
+from ki_robot.contract.parts import Output as OutputSpec
+from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+from ki_robot.messages.commands import read_command
 from ki_robot.space.checker import SpaceChecker
 
 WATCH_S = 0.1
 BRAKE_S = 5.0  # no brake takes longer
+MAX_NAME = 100  # characters of an operator's name
 MOST_TICKS = 10  # at once, where simulated time runs faster than the executor ticks
 DISCOVERY_S = 1.5  # how long controllers may take to be discovered before their absence is an error
 LOOKING = 'looks for its controllers'
@@ -84,11 +91,15 @@ class ChunkExecutor(LifecycleNode):
         self._estop: EstopListener | None = None
         self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
         self._state_pub = self.create_publisher(String, '~/state', LATCHED)
+        self._status_pub = self.create_publisher(ExecutorStatus, '~/status', LATCHED)
+        self._source_pub = self.create_publisher(ControlSource, 'control_source', LATCHED)
+        self._report = ExecutorReport()
         self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
         self._applied_pub = self.create_publisher(JointState, '~/applied_command', NEWEST)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(Trigger, '~/reset_fault', self._on_reset_fault)
+        self.create_service(SetBool, '~/take_over', self._on_take_over)
         self.create_timer(WATCH_S, self._watch, clock=process.STEADY)
         self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self._say('unconfigured')
@@ -137,6 +148,12 @@ class ChunkExecutor(LifecycleNode):
             self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
+        self._listen(ActionChunkMessage, 'teleop', self._on_teleop_chunk, NEWEST)
+        for spec in contract.outputs:
+            kind = message_class(CONTROLLER_KINDS[spec.kind].messages[0])
+            topic = f'teleop/{spec.topic.lstrip("/")}'
+            self._listen(kind, topic, self._on_teleop(topic, spec), INPUT_QOS)
+        self._listen(String, 'operator_heartbeat', self._on_operator, INPUT_QOS)
         self._estop = EstopListener(self, self._on_estop)
         self._jump = process.on_clock_jump(self, self._on_clock_jump)
         self._say('inactive')
@@ -147,8 +164,8 @@ class ChunkExecutor(LifecycleNode):
 
     def _activate(self, state: LifecycleState) -> None:
         assert self._follower is not None
-        if self.parameters.values.enabled:
-            self._follower.enable(True, time.monotonic_ns())
+        if self.parameters.values.enabled and (why := self._follower.enable(True, time.monotonic_ns())):
+            self.get_logger().warning(f'Parameter enabled is true, and it stays disabled: {why}')
         self._simulated = bool(self.get_parameter('use_sim_time').value)
         self._stopping.clear()
         # Nothing is commanded before the first look has found every controller.
@@ -258,7 +275,11 @@ class ChunkExecutor(LifecycleNode):
             text = str(error)
             self._follow(lambda follower: follower.on_invalid_chunk(text, steady_ns))
             return
-        if self._space is not None and self._follower is not None:
+        self._take(chunk, Driver.POLICY, steady_ns)
+
+    def _take(self, chunk: ActionChunk, source: Driver, steady_ns: int) -> None:
+        """A chunk of a policy or of a human, to be followed if it may be."""
+        if self._space is not None and self._follower is not None and source is self._follower.selected:
             # Some milliseconds, and therefore not under the lock: the dispatch goes on meanwhile.
             with self._lock:
                 here_N = self._follower.where_N
@@ -267,7 +288,43 @@ class ChunkExecutor(LifecycleNode):
             if violation is not None:
                 self._follow(lambda follower: follower.on_violation(chunk, violation, steady_ns))
                 return
-        self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns))
+        self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns, source))
+
+    def _on_teleop(self, topic: str, spec: OutputSpec) -> Any:
+        """A human's commands to one controller."""
+
+        def take(message: Any) -> None:
+            try:
+                command = read_command(message, spec.columns)
+            except RobotError as error:
+                self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=1.0)
+                return
+            self._teleoperate(topic, setpoint_of(spec.columns, command.values[-1]))
+
+        return take
+
+    def _on_teleop_chunk(self, message: Any) -> None:
+        """A human's chunk: one step is a setpoint of its columns, more are followed as they are timed."""
+        try:
+            chunk = to_chunk(message)
+            if chunk.horizon == 1:
+                self._teleoperate(chunk.policy_id or 'teleop', setpoint_of(chunk.names, chunk.data_HN[0]))
+            else:
+                self._take(chunk, Driver.HUMAN, time.monotonic_ns())
+        except RobotError as error:
+            self.get_logger().warning(f'teleop: {error}', throttle_duration_sec=1.0)
+
+    def _teleoperate(self, driver: str, values: dict[str, float]) -> None:
+        follower, steady_ns = self._follower, time.monotonic_ns()
+        if follower is None:
+            return
+        with self._lock:
+            chunk = follower.on_human(driver, values, self._now_ns(), steady_ns)
+        if chunk is not None:
+            self._take(chunk, Driver.HUMAN, steady_ns)
+
+    def _on_operator(self, message: Any) -> None:
+        self._follow(lambda follower: follower.on_operator(message.data[:MAX_NAME], time.monotonic_ns()))
 
     def _on_status(self, message: Any) -> None:
         policy = PolicyHealth(
@@ -291,11 +348,21 @@ class ChunkExecutor(LifecycleNode):
             return response
         assert self._follower is not None
         with self._lock:
-            self._follower.enable(request.data, time.monotonic_ns())
+            why = self._follower.enable(request.data, time.monotonic_ns())
             state, reason = self._follower.state, self._follower.reason
-        response.message = 'enabled' if request.data else 'disabled'
+        response.success, response.message = not why, why or ('enabled' if request.data else 'disabled')
         if state is State.FAULT:
             response.success, response.message = False, f'In fault: {reason} Call ~/reset_fault.'
+        return response
+
+    def _on_take_over(self, request: Any, response: Any) -> Any:
+        response.success = self._follower is not None and self._dispatch is not None
+        response.message = 'a human drives' if request.data else 'the policy drives'
+        if not response.success:
+            response.message = 'The executor is not active; configure and activate it first.'
+        elif self._follower is not None:
+            with self._lock:
+                self._follower.take_over(request.data, time.monotonic_ns())
         return response
 
     def _on_reset_fault(self, request: Any, response: Any) -> Any:
@@ -347,9 +414,14 @@ class ChunkExecutor(LifecycleNode):
                         output.send(command, at_ns)
             events, self._follower.events = self._follower.events, []
             state, reason = self._follower.state, self._follower.reason
+            self._report.take(self._follower, now_ns, steady_ns)
+        self._tell_status(now_ns)
         for event in events:
             self._publish_event(event, now_ns)
-            self.get_logger().warning(event.message)
+            if event.severity is Severity.INFO:
+                self.get_logger().info(event.message)
+            else:
+                self.get_logger().warning(event.message)
         if show and command is not None:
             self._publish_applied(command, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)
@@ -377,6 +449,17 @@ class ChunkExecutor(LifecycleNode):
     def _publish_state(self, text: str) -> None:
         self._said = text
         self._state_pub.publish(String(data=text))
+        if self._dispatch is None:
+            self._report.rest(text, configured=self._follower is not None)
+            self._tell_status(self._now_ns())
+
+    def _tell_status(self, now_ns: int) -> None:
+        """Says what it follows and who drives, where that is news or was said a while ago."""
+        steady_ns = time.monotonic_ns()
+        if (status := self._report.status_due(now_ns, steady_ns)) is not None:
+            self._status_pub.publish(status)
+        if (source := self._report.source_due(now_ns, steady_ns)) is not None:
+            self._source_pub.publish(source)
 
     def _publish_event(self, event: Event, now_ns: int) -> None:
         message = SafetyEvent(kind=event.kind.value, severity=event.severity.value, chunk_id=event.chunk_id)
@@ -395,6 +478,7 @@ class ChunkExecutor(LifecycleNode):
     def _watch(self) -> None:
         """Controllers that do not listen, and strangers that command the same topic."""
         if self._follower is None or self._dispatch is None:
+            self._tell_status(self._now_ns())
             return
         assert self._controllers is not None
         look = self._controllers.look()

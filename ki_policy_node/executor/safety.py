@@ -8,7 +8,7 @@ from enum import Enum
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.actions.guard import GuardPolicy, Kind
 
-__all__ = ['Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'rules_of']
+__all__ = ['Driver', 'Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'rules_of']
 
 
 class State(str, Enum):
@@ -19,6 +19,14 @@ class State(str, Enum):
     RUN = 'run'
     HOLD = 'hold'
     FAULT = 'fault'
+
+
+class Driver(Enum):
+    """Who drives; the values of ki_msgs/ControlSource."""
+
+    HOLD = 0  # nobody
+    POLICY = 1
+    HUMAN = 2
 
 
 class Severity(Enum):
@@ -65,8 +73,9 @@ class Rules:
     state_timeout_ns: age of the measured state. status_timeout_ns: silence of the policy node, which speaks many
     times a second. chunk_timeout_ns: time since the last chunk, beside the end of the chunk itself.
     max_tracking_error: distance [rad or m] of what is commanded from what is measured, when it lasts longer than
-    `tracking_time_ns`; a contract's tolerance goes before it. late_ns: a tick later than this is told. guard: what a
-    chunk must keep.
+    `tracking_time_ns`; a contract's tolerance goes before it. late_ns: a tick later than this is told. teleop_ns:
+    silence of a human's commands at which the robot holds. operator_ns: silence of the operator that is required;
+    0 requires none. guard: what a chunk must keep.
     """
 
     state_timeout_ns: int = 200_000_000
@@ -75,6 +84,8 @@ class Rules:
     max_tracking_error: float = 0.5
     tracking_time_ns: int = 500_000_000
     late_ns: int = 50_000_000
+    teleop_ns: int = 250_000_000
+    operator_ns: int = 0
     guard: GuardPolicy = field(default_factory=GuardPolicy)
 
 
@@ -87,5 +98,7 @@ def rules_of(settings: ChunkExecutorSettings) -> Rules:
         chunk_timeout_ns=round(settings.chunk_timeout * 1e9),
         max_tracking_error=settings.max_tracking_error,
         late_ns=round(settings.late_limit * 1e9),
+        teleop_ns=round(settings.teleop_timeout * 1e9),
+        operator_ns=round(settings.operator_timeout * 1e9) if settings.require_operator else 0,
         guard=GuardPolicy(excess, excess, excess, jump_s=settings.start_jump, max_age_ns=age_ns),
     )

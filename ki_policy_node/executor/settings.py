@@ -47,3 +47,9 @@ class ChunkExecutorSettings(LifecycleSettings):
     """Hold while no controller subscribes to a command topic."""
     exclusive: bool = setting(True)
     """Hold while another node publishes on a command topic."""
+    teleop_timeout: float = setting(0.25, unit='s', ge=0.05, le=2.0)
+    """Silence of a human's commands, while a human drives, at which the robot holds."""
+    require_operator: bool = setting(False)
+    """Move only while a live operator is heard on operator_heartbeat; when that stops, hold until enabled again."""
+    operator_timeout: float = setting(0.7, unit='s', ge=0.2, le=10.0)
+    """Silence of a required operator at which the robot holds."""

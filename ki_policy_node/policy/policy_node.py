@@ -13,7 +13,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.action import RunPolicy
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
-from ki_msgs.msg import Instruction, PolicyStatus
+from ki_msgs.msg import ExecutorStatus, Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -24,6 +24,7 @@ from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
 from ki_policy_node.cycle.continuation import Planner, Timing
+from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.instruction import checked_instruction
 from ki_policy_node.errors import NodeError
 from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
@@ -34,7 +35,7 @@ from ki_policy_node.policy.status_report import StatusReport
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.parts import Camera
-from ki_robot.messages.arrays import from_chunk, time_ns
+from ki_robot.messages.arrays import from_chunk, stamp_ns, time_ns
 
 Status = PolicyStatus
 Result = RunPolicy.Result
@@ -61,6 +62,7 @@ class PolicyNode(LifecycleNode):
         self.create_service(SetInstruction, '~/set_instruction', self._on_set_instruction)
         self.create_service(LoadPolicy, '~/load_policy', self._on_load_policy)
         hear_everybody(self, Instruction, 'instruction', self._on_instruction)
+        self.create_subscription(ExecutorStatus, 'chunk_executor/status', self._on_executor, NEWEST)
         self._server = ActionServer(
             self,
             RunPolicy,
@@ -205,6 +207,13 @@ class PolicyNode(LifecycleNode):
             self._runner.take_instruction(message.text, message.id)
         except KiError as error:
             self.get_logger().error(str(error))
+
+    def _on_executor(self, message: Any) -> None:
+        """What the executor follows: the next chunk goes on from that, and from nothing else."""
+        told = Followed(stamp_ns(message.header))
+        if message.source == ExecutorStatus.SOURCE_POLICY:
+            told = Followed(told.at_ns, message.driver, message.chunk_id, time_ns(message.chunk_stamp))
+        self._runner.on_followed(told)
 
     def _on_set_instruction(self, request: Any, response: Any) -> Any:
         try:

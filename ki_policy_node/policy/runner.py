@@ -14,6 +14,7 @@ from ki_msgs.action import RunPolicy
 from ki_msgs.msg import PolicyStatus
 
 from ki_policy_node.cycle.continuation import Planned, Planner
+from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_policy_node.cycle.instruction import checked_instruction
 from ki_policy_node.cycle.policy_cycle import FOREVER_NS, Dropped, Held, PolicyCycle, Ready, Wait, WakeOn
@@ -127,6 +128,11 @@ class PolicyRunner:
             cycle.on_frame(name, now_ns)
         if self._wait.ends_with(camera, now_ns):
             self.worker.wake()
+
+    def on_followed(self, said: Followed) -> None:
+        """The executor says what it follows."""
+        if (cycle := self.cycle) is not None:
+            cycle.on_followed(said)
 
     def on_clock_jump(self, seconds: float) -> None:
         """Nothing that was stored has a meaning any more."""

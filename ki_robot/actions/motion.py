@@ -262,7 +262,7 @@ class Motion:
                 found = np.array(self._plan.at_time(self.period_s)[1])
                 if np.isfinite(found).all():
                     return found
-        except RuckigError:
+        except (RuckigError, ValueError):  # the latter for a result that its Python part has no name for: hours away
             pass
         return -np.sign(gap_N) * self._stoppable(np.abs(gap_N))
 

@@ -42,6 +42,9 @@ ABOUT = {
     ('chunk_executor', '~/applied_command'): 'The setpoints as sent, by column name.',
     ('chunk_executor', '~/enable'): 'Let the executor command the robot, or stop that.',
     ('chunk_executor', '~/reset_fault'): 'Leave the fault, once its cause is gone.',
+    ('chunk_executor', '~/take_over'): 'A human drives from now on (true), or the policy again (false).',
+    ('chunk_executor', 'teleop'): "A human's chunk; one of a single step is a setpoint of the columns that it names.",
+    ('chunk_executor', 'operator_heartbeat'): 'Name of the live operator, several times a second; empty: one leaves.',
     ('chunk_executor', 'estop'): 'Pressed (true): fault. A convenience, no safety function.',
     ('recorder', '~/discard_episode'): 'End the recording and delete its bag.',
 }

@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import pytest
 
+from ki_policy_node.executor.safety import Driver
 from ki_robot.contract.contract import load_contract
 
 EPISODE = 500
@@ -17,16 +18,18 @@ ROOM = 1e-6
 
 
 def play(executor_rig, seed: int, ticks: int) -> None:
-    ran = 0
+    ran = human = 0
     for setting in itertools.islice(executor_rig.settings(seed), ticks // EPISODE):
         world = executor_rig.Bench(setting)
         for _ in range(EPISODE):
             world.step()
             ran += world.follower.state.value == 'run'
+            human += world.follower.source is Driver.HUMAN
         worst = {kind: ratio for kind, ratio in world.finish().ratios.items() if ratio > 1.0 + ROOM}
         assert not worst, f'{setting}: {worst} by {world.worst.columns}'
         assert world.moved_when_still == 0.0, f'{setting}: something moved in a state that holds'
     assert ran > 0.2 * ticks, 'most of it is spent moving'
+    assert human > 0.01 * ticks, 'some of it by a human'
 
 
 @pytest.mark.parametrize('seed', range(4))

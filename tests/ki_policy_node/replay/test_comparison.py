@@ -48,7 +48,7 @@ def replayed(contract: Contract, commanded: Curve, measured: Curve, said: Curve,
         assert speed is not None
         data = np.array([[said((first + step) / 20)] * len(contract.actions) for step in range(50)])
         chunk = ActionChunk(start_ns, STEP, contract.action_names, data, start_ns, number + 1)
-        planned = Planned(chunk, chunk, chunk, Inferred(data), 0, 0, 0, None)
+        planned = Planned(chunk, chunk, chunk, Inferred(data), 0, 0, 0, 0, None)
         trend = np.where(np.isnan(hold(contract, state)), 0.0, speed[0])
         found.chunks.append(ReplayedChunk(planned, start_ns, {}, 'go', hold(contract, state), trend))
     return found

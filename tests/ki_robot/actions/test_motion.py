@@ -230,3 +230,12 @@ def test_limits_that_leave_a_column_without_a_speed_are_refused_by_name():
         motion(('c/position',), (Limits(),))
     with pytest.raises(RobotError, match=r'jerk limit of a/position would spread .* raise it'):
         motion(('a/position',), (Limits(lower=-1.0, upper=1.0, velocity=2.0, acceleration=10.0, jerk=0.5),))
+
+
+def test_a_target_that_is_hours_away_is_headed_for_all_the_same() -> None:
+    names = ('joint1/position',)
+    motion = Motion(names, [Limits(lower=-1e7, upper=1e7, velocity=2.0, acceleration=20.0)], 10_000_000)
+    state = motion.rest(np.zeros(1))
+    for _ in range(50):
+        state = motion.follow(state, np.full(1, 9e6), np.zeros(1), np.full(1, 0.2))
+    assert state.rate_N[0] == pytest.approx(0.2)
