@@ -23,8 +23,8 @@ from roofline import training
 
 from ki_vla.model.config import preset
 from ki_vla.model.initial_weights import initialise
-from ki_vla.model.kivla import KiVla
-from ki_vla.model.summary import random_batch, skeleton
+from ki_vla.model.kivla import KiVla, skeleton
+from ki_vla.model.summary import random_batch
 from ki_vla.objective.recipes import Recipe, recipe
 from ki_vla.objective.trainable import prepare
 

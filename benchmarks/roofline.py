@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ki_vla.model.config import GemmaConfig, ModelConfig, preset
 from ki_vla.model.gemma import Context
-from ki_vla.model.kivla import KiVla, Prefix
-from ki_vla.model.summary import parameters_by_part, skeleton
+from ki_vla.model.kivla import KiVla, Prefix, skeleton
+from ki_vla.model.summary import parameters_by_part
 from ki_vla.objective.recipes import Recipe, recipe
 from ki_vla.objective.trainable import prepare
 

@@ -40,8 +40,8 @@ from ki_vla.errors import VlaError
 from ki_vla.export.parity import compare, within
 from ki_vla.export.source import random_weight
 from ki_vla.model.config import ModelConfig, preset
-from ki_vla.model.kivla import KiVla
-from ki_vla.model.summary import parameters_by_part, skeleton
+from ki_vla.model.kivla import KiVla, skeleton
+from ki_vla.model.summary import parameters_by_part
 
 RESULTS = Path(__file__).resolve().parent.parent / 'results'
 # Cumulative, in the order in which they are climbed.

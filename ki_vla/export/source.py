@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ki_vla.model.config import ModelConfig
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import KiVla, skeleton
 from ki_vla.policy.bundle import Bundle
 
 # What each stage reads.
@@ -39,14 +39,12 @@ class Source:
 
     def state(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Every weight at once."""
-        with torch.device('meta'):
-            names = list(KiVla(self.config).state_dict())
+        names = list(skeleton(self.config).state_dict())
         return self._read(names, dtype)
 
     def part(self, name: str, dtype: torch.dtype = torch.float32) -> KiVla:
         """A fresh model that holds the weights of one part; frozen, on the CPU."""
-        with torch.device('meta'):
-            model = KiVla(self.config)
+        model = skeleton(self.config)
         names = [each for each in model.state_dict() if each.startswith(PARTS[name])]
         model.load_state_dict(self._read(names, dtype), strict=False, assign=True)
         return model.eval().requires_grad_(False)
@@ -76,8 +74,7 @@ def of_noise(config: ModelConfig, seed: int = 0) -> Source:
 
     def read(names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
         if not shapes:
-            with torch.device('meta'):
-                shapes.update({name: value.shape for name, value in KiVla(config).state_dict().items()})
+            shapes.update({name: value.shape for name, value in skeleton(config).state_dict().items()})
         return {name: random_weight(name, tuple(shapes[name]), seed).to(dtype) for name in names}
 
     return Source(config, read)

@@ -17,7 +17,7 @@ from ki_vla.errors import VlaError
 from ki_vla.importers.stream import CheckpointTensors, Pieces, write_tensors
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.initial_weights import initialise
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import skeleton
 
 # Buffers that some library versions save although they hold nothing that was learned.
 DEAD_SUFFIXES = ('.rotary_emb.inv_freq', '.embeddings.position_ids')
@@ -109,8 +109,7 @@ def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if depth > MAX_DEPTH:
         raise VlaError(f'the configuration {config.name!r} has {depth} layers; at most {MAX_DEPTH} are possible.')
     try:
-        with torch.device('meta'):
-            return {name: tuple(value.shape) for name, value in KiVla(config).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
     except (RuntimeError, TypeError, OverflowError) as error:
         raise VlaError(f'the configuration {config.name!r} cannot be built: {error}.') from error
 
@@ -244,8 +243,7 @@ def _extra_rows(found: tuple[int, ...], wanted: tuple[int, ...], allowed: int) -
 
 def _fresh_tensors(config: ModelConfig, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """New parameters for parts that a checkpoint does not have, from a fixed seed; only those take memory."""
-    with torch.device('meta'):
-        model = KiVla(config)
+    model = skeleton(config)
     for part in _parts(names):
         getattr(model, part).to_empty(device='cpu')
     initialise(model, torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ from ki_vla.importers.openpi import default_config, export_openpi, import_openpi
 from ki_vla.importers.paligemma import import_paligemma
 from ki_vla.importers.stream import open_checkpoint
 from ki_vla.model.config import HEAD, ModelConfig, preset
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import skeleton
 from ki_vla.policy.bundle import Bundle, write_bundle
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
@@ -140,8 +140,7 @@ def _config(kind: str, source: str | Path, contract: Contract) -> ModelConfig:
 def _trained_parts(kind: str, config: ModelConfig) -> list[str]:
     """PaliGemma brings no action head, and nothing that reads a continuous state."""
     absent = {HEAD, 'state_proj'} if kind == 'paligemma' else set()
-    with torch.device('meta'):
-        return sorted({name.split('.')[0] for name in KiVla(config).state_dict()} - absent)
+    return sorted({name.split('.')[0] for name in skeleton(config).state_dict()} - absent)
 
 
 def _trained_for(kind: str, source: str | Path, config: ModelConfig, contract: Contract) -> dict[str, str]:

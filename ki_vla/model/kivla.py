@@ -11,9 +11,11 @@ H horizon, A action dims, D width, G key/value heads, K head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ki_vla.errors import VlaError
 from ki_vla.model import flow, masks
@@ -86,7 +88,7 @@ def prefix_inputs(
 
 
 class KiVla(nn.Module):
-    """The model. Build it on the meta device to look at it without memory; `initialise` it to train from scratch."""
+    """The model. `skeleton` builds it without memory; `initialise` it to train from scratch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -399,3 +401,24 @@ class KiVla(nn.Module):
             return self.field(prefix, noisy, tau.expand(noisy.shape[:-1]) if tau.shape[-1] > 1 else tau[..., 0])
 
         return field
+
+
+class _WithoutInitialising(TorchFunctionMode):
+    """Skips the random initialisation of every layer.
+
+    On the meta device PyTorch does that through its compiler, whose import takes over a second and loads Triton.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, '__module__', '') == nn.init.__name__:
+            return kwargs['tensor'] if 'tensor' in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def skeleton(config: ModelConfig) -> KiVla:
+    """The model without memory: every weight is on the meta device, until `load_state_dict(..., assign=True)`."""
+    with torch.device('meta'), _WithoutInitialising():
+        return KiVla(config)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PARTS, PRESETS, ModelConfig, preset
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import KiVla, skeleton
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.recipes import RECIPES, Recipe, recipe
 from ki_vla.objective.trainable import prepare
@@ -25,12 +25,6 @@ from ki_vla.objective.trainable import prepare
 def part_of(name: str) -> str:
     """The part that a parameter belongs to: the first word of its name."""
     return name.split('.')[0]
-
-
-def skeleton(config: ModelConfig) -> KiVla:
-    """The model without memory."""
-    with torch.device('meta'):
-        return KiVla(config)
 
 
 def parameters_by_part(model: KiVla) -> dict[str, int]:

@@ -133,10 +133,9 @@ class Bundle:
         """
         from safetensors.torch import load_file
 
-        from ki_vla.model.kivla import KiVla
+        from ki_vla.model.kivla import skeleton
 
-        with torch.device('meta'):
-            model = KiVla(self.config)
+        model = skeleton(self.config)
         state = load_file(str(self.weights), device=str(device))
         if dtype is not None:
             state = {name: value.to(dtype) for name, value in state.items()}

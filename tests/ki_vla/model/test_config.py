@@ -8,7 +8,8 @@ import pytest
 
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PRESETS, GemmaConfig, ModelConfig, VisionConfig, preset
-from ki_vla.model.summary import parameters_by_part, skeleton
+from ki_vla.model.kivla import skeleton
+from ki_vla.model.summary import parameters_by_part
 
 VISION = VisionConfig(image_size=32, patch_size=16, width=8, depth=1, mlp=8, heads=2)
 GEMMA = GemmaConfig(width=8, depth=1, mlp=8, heads=2, kv_heads=1, head_dim=4)

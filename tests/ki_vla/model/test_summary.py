@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from ki_vla.model import summary
 from ki_vla.model.config import preset
+from ki_vla.model.kivla import skeleton
 from ki_vla.objective.recipes import RECIPES, recipe
 
 
@@ -19,8 +22,9 @@ def test_full_is_summarised_without_memory(capsys: pytest.CaptureFixture) -> Non
     assert [c.strip() for c in rows['expert']] == ['0', '0', 'moves']
 
 
-def test_nothing_of_the_full_size_is_allocated() -> None:
-    assert all(p.is_meta for p in summary.skeleton(preset('full')).parameters())
+def test_nothing_of_the_full_size_is_allocated_and_no_compiler_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'torch._dynamo', None)  # its import fails
+    assert all(p.is_meta for p in skeleton(preset('full')).parameters())
 
 
 # Which loss moves the vision-language part, and which the expert: text, action tokens, continuous actions.
