@@ -161,7 +161,7 @@ def _begin(facts: dict[str, Any]) -> str:
     fast = facts['fast']
     if fast:
         text += f'\nFAST: {fast["tokens_mean"]:.0f} tokens a chunk, error {fast["rmse"]:.4f} rms'
-    return text
+    return '\n'.join([text, *facts['start_lines']])
 
 
 def _losses(values: dict[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
 from ki_vla.model.kivla import KiVla
 
 
-def initialise(model: KiVla, generator: torch.Generator | None = None) -> KiVla:
-    """Weights to train from scratch; returns the model.
+def initialise(model: KiVla, generator: torch.Generator | None = None, only: Collection[str] | None = None) -> KiVla:
+    """Weights to train from scratch, all of them or `only` those of some names; returns the model.
 
     Matrices are normal with variance 1/inputs, projections back to the residual stream smaller by sqrt(2 * depth);
     the embedding is scaled so that its rows have unit length in the stream; norms start at the identity, adaptive
@@ -17,6 +19,8 @@ def initialise(model: KiVla, generator: torch.Generator | None = None) -> KiVla:
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if only is not None and name not in only:
+                continue
             _initialise(name, parameter, model, generator)
     return model
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ki_robot.transforms import Normalisation, Stats, delta_reference, scaling_of, to_delta
+from ki_robot.transforms import Normalisation, ScalingRules, Stats, delta_reference, scaling_of, to_delta
 from ki_vla.tokens.fast import FastCodec, fit
 from training.errors import TrainingError
 from training.samples.dataset import EpisodeDataset
@@ -54,6 +54,7 @@ def fit_fast(
     scale: float = 10.0,
     most: int = 20_000,
     normalisation: Normalisation = 'quantile',
+    rules: ScalingRules = 'ki',
     seed: int = 0,
 ) -> tuple[FastCodec, FastReport]:
     """Fits on whole chunks drawn from a dataset; every tenth one is held out for the report.
@@ -65,13 +66,14 @@ def fit_fast(
         scale: Steps per unit.
         most: Chunks to use at most.
         normalisation: as the policy will have it.
+        rules: as the policy will have them.
         seed: Which chunks, where there are more.
 
     Raises:
         TrainingError: Fewer than two whole chunks in the data.
         VlaError: The coefficients do not fit into `size` tokens.
     """
-    chunks, scaling = [], scaling_of(stats['actions'], normalisation)
+    chunks, scaling = [], scaling_of(stats['actions'], normalisation, rules)
     starts = dataset.starts()
     order = np.random.default_rng(seed).permutation(len(starts))
     for place in order:

@@ -21,7 +21,6 @@ from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.policy.bundle import Bundle, load_bundle
-from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.subtasks import MAX_SUBTASK_TOKENS
 from ki_vla.tokens.actions import ActionCodec
@@ -31,11 +30,12 @@ from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma, load_tokenizer, t
 from training.errors import TrainingError
 from training.fit.fast_fit import FastReport, fit_fast
 from training.fit.fitted_artifacts import FittedArtifacts
+from training.fit.start_from import KEEP, REFIT, Taken, changes, processing_of, settled, start_weights
 from training.fit.stats import compute_stats
 from training.samples.collator import requantised
 from training.samples.dataset import EpisodeDataset
 from training.samples.vlm_data import VlmDataset
-from training.train.config import Run
+from training.train.config import Run, Tokens
 
 PROMPTS = 400  # prompts with real states that the tokenizer is trained on and measured with
 TEXTS = 20_000
@@ -44,19 +44,31 @@ Robot = tuple[EpisodeDataset, dict[str, Stats]]
 
 @dataclass(frozen=True)
 class Beginning:
-    """A processor, weights, and what the processor was made of; and the processors of the other robots, by name."""
+    """What a run begins with.
 
+    Attributes:
+        run: with every choice made.
+        processor: of its robot.
+        model: with its first weights.
+        artifacts: what the processor was made of.
+        others: processors of the other robots, by name.
+        start: the bundle that it starts from.
+        taken: what became of that bundle's weights.
+    """
+
+    run: Run
     processor: Processor
     model: KiVla
     artifacts: FittedArtifacts
     others: Mapping[str, Processor] = field(default_factory=dict)
+    start: Bundle | None = None
+    taken: Taken | None = None
 
 
 def begin(
     run: Run,
     dataset: EpisodeDataset,
     vlm: Sequence[VlmDataset],
-    stats: dict[str, Stats] | None = None,
     kept: FittedArtifacts | None = None,
     others: Sequence[EpisodeDataset] = (),
 ) -> Beginning:
@@ -66,7 +78,6 @@ def begin(
         run: the configuration.
         dataset: the training split.
         vlm: pictures with words, for the tokenizer.
-        stats: in place of those of the dataset.
         kept: what the run was begun with, in place of what would be fitted on the data now.
         others: recordings of other robots that train the same weights.
 
@@ -76,27 +87,41 @@ def begin(
         VlaError: parts that do not fit each other.
     """
     start = None if run.start is None else load_bundle(run.start)
-    if start is not None:
-        start.check(dataset.contract)
-    stats = stats or (compute_stats(dataset) if kept is None else kept.stats)
+    run = settled(run, start, dataset.contract)
+    stats = _stats(run, dataset, start, kept)
     further = _further_stats(others, kept)
     config = _config(run, [each.contract for each in (dataset, *others)], start)
     robots = [(dataset, stats), *((each, further[each.contract.name]) for each in others)]
     tokenizer = _tokenizer(run, robots, vlm, config, start, kept)
     codec, report = _codec(run, dataset, stats, config, tokenizer, start, kept)
     artifacts = FittedArtifacts(stats, tokenizer, codec, report, further)
-    if start is None:
+    new_tokens = start is None or run.tokens is not None
+    new_codec = start is None or codec is not start.processor.codec
+    if new_tokens or new_codec:
         config = _with_room(run, config, robots, artifacts)
-    processing = Processing(normalisation=run.normalisation, pad_steps=run.pad_steps, subtasks=run.subtasks)
+    processing = processing_of(run, start)
     processor, *more = (
         Processor(each.contract, of['state'], of['actions'], tokenizer, _codec_of(codec, each), config, processing)
         for each, of in robots
     )
-    if start is not None:
-        model = start.model(dtype=torch.float32)
-    else:
+    by_name = {each.contract.name: each for each in more}
+    if start is None:
         model = initialise(KiVla(config), torch.Generator().manual_seed(run.seed))
-    return Beginning(processor, model, artifacts, {each.contract.name: each for each in more})
+        return Beginning(run, processor, model, artifacts, by_name)
+    # Rows of an embedding mean words: with other words they mean nothing.
+    model, taken = start_weights(config, start, run.seed, without=('embed.',) if new_tokens else ())
+    taken = replace(taken, changes=changes(run, start, config, new_tokens, new_codec))
+    return Beginning(run, processor, model, artifacts, by_name, start, taken)
+
+
+def _stats(run: Run, dataset: EpisodeDataset, start: Bundle | None, kept: FittedArtifacts | None) -> dict[str, Stats]:
+    """Statistics of the run's robot: of the bundle, of a file, or of the data."""
+    if run.stats == KEEP:
+        assert start is not None  # `settled` has seen to it
+        return {'state': start.processor.state_stats, 'actions': start.processor.action_stats}
+    if run.stats not in (None, REFIT):
+        return stats_file(run.stats, dataset)
+    return compute_stats(dataset) if kept is None else kept.stats
 
 
 def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
@@ -144,9 +169,10 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
     horizons = {contract.name: contract.horizon for contract in contracts}
     if len(set(horizons.values())) > 1 and 'horizon' not in run.model:
         raise TrainingError(f'embodiments: chunks must have one length; the horizons are {horizons}.')
-    if start is not None:
-        config = start.config
+    if start is not None and run.preset is None:
+        config = start.config.changed({**_wide_enough(start.config, contracts), **run.model})
     else:
+        assert run.preset is not None  # of a settled run
         least = 32 if run.preset == 'full' else 0
         sizes = {
             'horizon': contracts[0].horizon,
@@ -160,12 +186,19 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
         recipes = ', '.join(stage.recipe for stage in run.stages)
         raise TrainingError(f'stages: the recipes {recipes} need models of different structure; train them apart.')
     wanted = found.pop()
-    if start is not None and wanted != config:
-        raise TrainingError(
-            f'stages: recipe {run.stages[0].recipe} needs another structure than {start.folder} has '
-            f'(head {config.head}, state {config.state_repr}); choose a recipe that fits, or start afresh.'
-        )
+    if start is not None and run.tokens is None:
+        wanted = wanted.replace(vocab_size=start.config.vocab_size)
     return wanted
+
+
+def _wide_enough(config: ModelConfig, contracts: Sequence[Contract]) -> dict[str, int]:
+    """The sizes of a bundle's model, raised where these robots need more."""
+    return {
+        'horizon': contracts[0].horizon,
+        'action_dim': max(config.action_dim, *(len(contract.actions) for contract in contracts)),
+        'state_dim': max(config.state_dim, *(len(contract.state) for contract in contracts)),
+        'views': max(config.views, *(len(contract.cameras) for contract in contracts)),
+    }
 
 
 def _tokenizer(
@@ -176,7 +209,8 @@ def _tokenizer(
     start: Bundle | None,
     kept: FittedArtifacts | None,
 ) -> TextTokenizer:
-    if start is not None:
+    if run.tokens is None:
+        assert start is not None  # `settled` has seen to it
         return start.processor.tokenizer
     if run.tokens.tokenizer is not None:
         path = Path(run.tokens.tokenizer)
@@ -201,7 +235,7 @@ def _tokenizer(
 
 def _prompts(run: Run, dataset: EpisodeDataset, stats: dict[str, Stats], with_state: bool = True) -> list[str]:
     """Prompts and subtasks as they will be, spread over the data."""
-    scaling = scaling_of(stats['state'], run.normalisation)
+    scaling = scaling_of(stats['state'], run.normalisation or 'quantile')
     starts, texts = dataset.starts(), []
     for place in np.unique(np.linspace(0, len(starts) - 1, PROMPTS).astype(int)):
         number, step = (int(each) for each in starts[place])
@@ -225,9 +259,11 @@ def _codec(
     wanted = {recipe(stage.recipe).targets for stage in run.stages} - {'none'}
     if len(wanted) > 1:
         raise TrainingError(f'stages: action tokens {", ".join(sorted(wanted))} in one run; a policy has one kind.')
-    if start is not None and start.processor.codec is not None:
-        return start.processor.codec, None
     kind = wanted.pop() if wanted else 'none'
+    if start is not None and run.tokens is None:
+        there = start.processor.codec
+        if there is not None and kind in ('none', kind_of(there)) and _fits(there, config, dataset):
+            return there, None
     if kind == 'none':
         return None, None
     if kind.startswith('naive'):
@@ -235,8 +271,20 @@ def _codec(
         return NaiveCodec(config.horizon, len(dataset.contract.actions), bins, 5 if kind.endswith('5') else 1), None
     if kept is not None:
         return kept.codec, kept.fast
-    size = min(run.tokens.actions, tokenizer.vocabulary.action_size)
-    return fit_fast(dataset, stats, size, run.tokens.scale, normalisation=run.normalisation, seed=run.seed)
+    tokens, how = run.tokens or Tokens(), processing_of(run, start)
+    size = min(tokens.actions, tokenizer.vocabulary.action_size)
+    return fit_fast(dataset, stats, size, tokens.scale, normalisation=how.normalisation, rules=how.rules, seed=run.seed)
+
+
+def kind_of(codec: ActionCodec) -> str:
+    """The name that recipes have for a codec (`Recipe.targets`)."""
+    if isinstance(codec, NaiveCodec):
+        return 'naive' if codec.stride == 1 else f'naive_stride{codec.stride}'
+    return 'fast'
+
+
+def _fits(codec: ActionCodec, config: ModelConfig, dataset: EpisodeDataset) -> bool:
+    return codec.horizon == config.horizon and codec.columns == len(dataset.contract.actions)
 
 
 def _with_room(run: Run, config: ModelConfig, robots: Sequence[Robot], artifacts: FittedArtifacts) -> ModelConfig:

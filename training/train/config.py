@@ -16,7 +16,7 @@ from ki_common.errors import shown
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PRESETS, ModelConfig
 from ki_vla.objective.recipes import RECIPES
-from ki_vla.policy.model_inputs import PadSteps
+from ki_vla.policy.model_inputs import FlowScale, PadSteps
 from training.errors import TrainingError
 
 Outcome = Literal['unlabeled', 'success', 'failure', 'discard']
@@ -112,7 +112,7 @@ class Simulate(TrainingConfig):
 
 
 class Tokens(TrainingConfig):
-    """The vocabulary of a model trained from scratch; a bundle given as `start` brings its own."""
+    """A vocabulary that is fitted on the data."""
 
     tokenizer: str | None = None
     """Folder or file of Gemma's tokenizer, in place of one that is trained on the data."""
@@ -168,8 +168,9 @@ class Stage(TrainingConfig):
     """Micro-batches of a step."""
     draws: int = Field(default=4, ge=1)
     """(tau, noise) draws for each backbone pass."""
-    max_delay: int = Field(default=0, ge=0)
-    """First action steps given clean at most, for real-time chunking."""
+    max_delay: int | None = Field(default=None, ge=0)
+    """First action steps given clean at most, for real-time chunking. Left out: as the bundle that the run starts from,
+    else 0."""
     rate: float = Field(default=1e-3, gt=0)
     """Learning rate at its peak."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
@@ -213,34 +214,42 @@ class Run(TrainingConfig):
     """The run's folder."""
     robot: str = 'bimanual_mobile'
     """Contract of the recordings: a name of config/robots, or a file; an index has its own."""
-    preset: Annotated[str, OneOf(PRESETS)] = 'tiny'
-    """Size of the model: a preset of ki_vla.model.config."""
+    preset: Annotated[str, OneOf(tuple(PRESETS))] | None = None
+    """Size of the model: a preset of ki_vla.model.config. Left out: as the bundle that it starts from, else tiny."""
     model: Annotated[dict[str, Any], ChangesOf(ModelConfig)] = Field(default_factory=dict)
     """Fields of the preset to change."""
     start: str | None = None
-    """A bundle to start from, in place of random weights."""
+    """A bundle to start from. Weights are taken by name and shape; what it lacks, or has in another shape, begins
+    anew. Its structure, tokens, statistics, processing and delays stay, unless this run says otherwise."""
     stats: str | None = None
-    """Statistics from a file (`ki data stats`), in place of those of the data."""
+    """Statistics: `keep`, those of the bundle that it starts from; `refit`, those of the data; or a file (`ki data
+    stats`). Left out: keep where it starts from a bundle for the same columns, else refit."""
     simulate: Simulate | None = None
     """Data to make first."""
     data: Data = Data(bags='bags')
     """Where samples come from. Left out: the folder bags."""
     embodiments: tuple[Embodiment, ...] = ()
     """Other robots in the same run."""
-    tokens: Tokens = Tokens()
-    """The vocabulary."""
+    tokens: Tokens | None = None
+    """The vocabulary. Left out: that of the bundle that it starts from, else one with the defaults."""
     augment: Augment = Augment()
     """How pictures are changed."""
     stages: tuple[Stage, ...] = Field(default=(Stage(),), min_length=1)
     """Stretches of training, in order. Left out: one with the defaults."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, draws and noise."""
-    normalisation: Literal['quantile', 'zscore'] = 'quantile'
-    """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0)."""
-    pad_steps: PadSteps = 'mask'
-    """What becomes of action tokens where steps lie beyond the end of an episode: left out, or trained on."""
-    subtasks: bool = False
-    """Two levels, as pi0.5: the policy first says what it will do next, and acts on those words."""
+    normalisation: Literal['quantile', 'zscore'] | None = None
+    """How state and actions are normalised: by quantiles (pi0.5, FAST) or by mean and deviation (pi0). Left out: as the
+    bundle that it starts from where its statistics stay, else quantile."""
+    flow_scale: FlowScale | None = None
+    """How continuous actions are scaled: `column`, or `step`, each step of a chunk by its own mean and deviation. Left
+    out: as the bundle that it starts from, else column."""
+    pad_steps: PadSteps | None = None
+    """What becomes of action tokens where steps lie beyond the end of an episode: left out of the loss (mask), or
+    trained on (keep). Left out: as the bundle that it starts from, else mask."""
+    subtasks: bool | None = None
+    """Two levels, as pi0.5: the policy first says what it will do next, and acts on those words. Left out: as the
+    bundle that it starts from, else false."""
     device: Literal['auto', 'cpu', 'cuda'] = 'auto'
     """What to train on; auto: a GPU where there is one."""
     bf16: bool | None = None
@@ -292,10 +301,13 @@ class Run(TrainingConfig):
 
     @model_validator(mode='after')
     def _model_can_be_built(self) -> Self:
+        if self.preset is None and self.start is not None:
+            return self  # the bundle decides, when it is there
+        name = self.preset or 'tiny'
         try:
-            PRESETS[self.preset].changed(self.model)
+            PRESETS[name].changed(self.model)
         except VlaError as error:
-            raise ValueError(f'model does not fit the preset {self.preset}: {error}') from None
+            raise ValueError(f'model does not fit the preset {name}: {error}') from None
         return self
 
 

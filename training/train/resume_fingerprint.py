@@ -29,7 +29,7 @@ def resume_fingerprint(
         'data': data_hash,
         'seed': run.seed,
         'stage': {k: v for k, v in stage.to_dict().items() if k != 'accumulate'},
-        'tokens': run.tokens.to_dict(),
+        'tokens': None if run.tokens is None else run.tokens.to_dict(),
         'processing': processor.processing.to_dict(),
         'lora': run.lora,
         'parts': digests(processor),

@@ -24,7 +24,7 @@ from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.processor import Processor
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import ARTIFACTS, FittedArtifacts, load_artifacts, save_artifacts
-from training.fit.initial_policy import Beginning, begin, stats_file
+from training.fit.initial_policy import Beginning, begin
 from training.index.index import Index
 from training.index.recordings import open_recordings
 from training.samples.collator import Collator, Packet, misfit
@@ -78,10 +78,10 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
     world = open_world(run.device)
     try:
         sources = open_sources(run, world)
-        stats = None if run.stats is None else stats_file(run.stats, sources.train)
         vlm = [sources.vlm] if sources.vlm is not None else []
         kept = _kept_artifacts(run)
-        beginning = begin(run, sources.train, vlm, stats, kept, [other for other, _ in sources.others])
+        beginning = begin(run, sources.train, vlm, kept, [other for other, _ in sources.others])
+        run = beginning.run
         for words in (sources.vlm, sources.vlm_held):
             if words is not None:  # now, and not in the middle of the night
                 words.drop(partial(misfit, beginning.processor))
@@ -96,7 +96,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
             return None
         bundle = Path(run.out) / BUNDLE
         if world.first:
-            shipment = Shipment(run, run.stages[-1], beginning.processor, _data_origin(sources))
+            shipment = Shipment(run, run.stages[-1], beginning.processor, _data_origin(sources), beginning.taken)
             fresh = bool(trained) or not shipment.is_in(bundle)
             if fresh:
                 shipment.write(bundle)
@@ -339,6 +339,8 @@ def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
         'fast': None if beginning.artifacts.fast is None else beginning.artifacts.fast.to_dict(),
         'max_prompt': beginning.processor.config.max_prompt,
         'max_targets': beginning.processor.config.max_targets,
+        'start': None if beginning.taken is None else beginning.taken.to_dict(),
+        'start_lines': [] if beginning.taken is None else [f'from {run.start}:', *beginning.taken.lines()],
     }
 
 

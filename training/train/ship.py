@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import PARTS, ModelConfig
+from ki_vla.model.config import HEAD, PARTS, ModelConfig
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.objective.trainable import parts_of
@@ -22,6 +22,7 @@ from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
+from training.fit.start_from import Taken
 from training.train.checkpoint import checkpoints, read_state, shipped_weights
 from training.train.config import Run, Stage
 
@@ -37,6 +38,7 @@ class Shipment:
         stage: whose weights.
         processor: as the run trains with.
         data_origin: which data it is of, as plain data.
+        taken: what became of the weights of the bundle that the run started from.
         step: of the stage, among its checkpoints; the last one unless given.
     """
 
@@ -44,6 +46,7 @@ class Shipment:
     stage: Stage
     processor: Processor
     data_origin: Mapping[str, Any]
+    taken: Taken | None = None
     step: int | None = None
 
     def write(self, bundle: Path) -> None:
@@ -61,7 +64,7 @@ class Shipment:
             provenance={
                 **self.data_origin,
                 'steps': steps,
-                'trained': trained_parts(self.run, self.processor.config, self.stage),
+                'trained': trained_parts(self.run, self.processor.config, self.stage, self.taken),
                 'run': self.run.to_dict(),
             },
             overwrite=True,
@@ -98,8 +101,16 @@ class Shipment:
     def _serving(self) -> Serving:
         """The policy continues chunks over the delays that the last stage with actions trained."""
         before = self.run.stages[: self.run.stages.index(self.stage) + 1]
-        acting = [stage for stage in before if stage.actions + stage.starts > 0]
-        return Serving.for_horizon(self.processor.config.horizon, acting[-1].max_delay if acting else 0)
+        delays = [stage.max_delay or 0 for stage in before if stage.actions + stage.starts > 0]
+        horizon, delay = self.processor.config.horizon, delays[-1] if delays else 0
+        found = Serving.for_horizon(horizon, delay)
+        if self.run.start is None:
+            return found
+        start = load_bundle(self.run.start, verify=False)
+        kept = start.serving
+        if start.config.horizon != horizon:
+            return found.replace(denoise_steps=kept.denoise_steps)
+        return kept if kept.max_delay == delay else kept.replace(mode=found.mode, max_delay=delay)
 
 
 def store_of(run: Run, stage: Stage) -> Path:
@@ -126,18 +137,21 @@ def weights_of(checkpoint: Path, config: ModelConfig) -> KiVla:
     return model
 
 
-def trained_parts(run: Run, config: ModelConfig, until: Stage | None = None) -> list[str]:
+def trained_parts(run: Run, config: ModelConfig, until: Stage | None = None, taken: Taken | None = None) -> list[str]:
     """The parts of the model that this run, or the training of the bundle that it started from, has changed.
 
     Args:
         run: with its stages.
         config: the model.
         until: the last stage that counts; all of them unless given.
+        taken: what became of the weights of that bundle: an action head that began anew was not trained before.
     """
     parts: set[str] = set()
     if run.start is not None:
         before = load_bundle(run.start, verify=False).trained_parts
         parts = set(PARTS if before is None else before)
+        if taken is not None and any(name.startswith(f'{HEAD}.') for name in taken.fresh):
+            parts.discard(HEAD)
     last = len(run.stages) if until is None else run.stages.index(until) + 1
     for stage in run.stages[:last]:
         parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)

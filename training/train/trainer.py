@@ -282,7 +282,7 @@ class Trainer:
 
     def _losses(self, packet: Packet, index: int) -> Losses:
         tau, given = packet.tau_BR, None
-        if self.stage.max_delay:
+        if self.stage.max_delay:  # of a settled run: a number
             # Delays are the one thing drawn here: by step, micro-batch and process; on the host, whose generator it is.
             mixed = ((self.run.seed * 1_000_003 + self.step) * 1_009 + index) * 1_013 + self.world.rank
             generator = torch.Generator().manual_seed(mixed % 2**63)

@@ -21,7 +21,7 @@ def test_a_lora_run_ships_merged_weights_of_low_rank(run_of: Callable[..., Any],
     pytest.importorskip('peft')
     first = load_bundle(train(run_of({'steps': 1}, out=str(tmp_path / 'first'))))
     stage = {'steps': 6, 'ema': 0.0, 'rate': 1e-2}
-    run = run_of(stage, start=str(first.folder), lora=RANK, out=str(tmp_path / 'lora'))
+    run = run_of(stage, start=str(first.folder), preset=None, tokens=None, lora=RANK, out=str(tmp_path / 'lora'))
     tuned = load_bundle(train(run))
     before, after = first.model().state_dict(), tuned.model().state_dict()
     assert before.keys() == after.keys()

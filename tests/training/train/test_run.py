@@ -80,14 +80,6 @@ def test_stages_that_need_different_models_are_refused(run_of: MakeRun) -> None:
         train(run_of(stages=stages))
 
 
-def test_a_run_may_start_from_a_bundle_and_only_one_that_fits(run_of: MakeRun, tmp_path: Path) -> None:
-    bundle = train(run_of({'steps': 1}, out=str(tmp_path / 'first')))
-    second = run_of({'steps': 1}, start=str(bundle), out=str(tmp_path / 'second'))
-    assert train(second) is not None
-    with pytest.raises(TrainingError, match='another structure'):
-        train(run_of({'steps': 1, 'recipe': 'pi0'}, start=str(bundle), out=str(tmp_path / 'third')))
-
-
 def test_bags_and_arrays_train_alike(
     run_of: MakeRun, make_bag: Callable[..., Path], toy: Contract, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from ki_robot.contract.contract import load_contract
 from ki_vla.policy.bundle import load_bundle
 from training.errors import TrainingError
 from training.fit.initial_policy import begin
+from training.fit.start_from import settled
 from training.samples.collator import Collator
 from training.samples.mixture import Draw
 from training.train.config import Run
@@ -79,7 +80,7 @@ def test_a_run_of_two_robots_learns_from_both_goes_on_and_ships_for_the_first(
     assert shown['others'] == {'arm_alone': len(open_sources(run).others[0][0])}
     assert bundle.contract.name == 'toy'
     assert set(bundle.provenance['others']) == {'arm_alone'}
-    assert Run.parse(bundle.provenance['run']) == run
+    assert Run.parse(bundle.provenance['run']) == settled(run, None, bundle.contract), 'every choice is written down'
     assert train(run) is not None, 'finished: nothing is done again'
     alone = run_of({'vlm': 0.0})
     with pytest.raises(TrainingError, match='the run was begun with arm_alone and now has none'):

@@ -1,0 +1,171 @@
+"""A run that starts from a bundle keeps what that was, unless it says otherwise, and tells what it does otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ki_vla.errors import VlaError
+from ki_vla.policy.bundle import Bundle, load_bundle
+from training.errors import TrainingError
+from training.fit.initial_policy import Beginning, begin, kind_of
+from training.fit.start_from import start_weights
+from training.train.config import Run, Stage, load_run
+from training.train.run import open_sources, train
+from training.train.ship import trained_parts
+
+MakeRun = Callable[..., Run]
+FIRST = {'steps': 1, 'vlm': 0.5, 'max_delay': 2, 'draws': 1, 'ema': 0.0}
+
+
+@pytest.fixture
+def first(run_of: MakeRun, tmp_path: Path) -> Bundle:
+    """A policy of two levels with choices of its own."""
+    run = run_of(
+        FIRST, out=str(tmp_path / 'first'), subtasks=True, pad_steps='keep', flow_scale='step', normalisation='zscore'
+    )
+    return load_bundle(train(run))
+
+
+@pytest.fixture
+def second(run_of: MakeRun, first: Bundle, tmp_path: Path) -> Callable[..., Run]:
+    """A run from it that says nothing but its recipe."""
+
+    def make(recipe: str = 'ours', **changes: Any) -> Run:
+        stage = {'recipe': recipe, 'steps': 1, 'vlm': 0.5, 'draws': 1, 'ema': 0.0}
+        given = {'start': str(first.folder), 'out': str(tmp_path / 'second'), 'preset': None, 'tokens': None}
+        return run_of(stage, **(given | changes))
+
+    return make
+
+
+def begun(run: Run) -> Beginning:
+    sources = open_sources(run)
+    assert sources.vlm is not None
+    return begin(run, sources.train, [sources.vlm])
+
+
+def test_it_stays_what_it_was(second: Callable[..., Run], first: Bundle) -> None:
+    told: dict[str, Any] = {}
+    bundle = load_bundle(train(second(), lambda kind, values: told.update({kind: values})))
+    assert bundle.processor.processing == first.processor.processing
+    assert bundle.processor.processing.subtasks
+    assert bundle.serving == first.serving
+    assert bundle.serving.max_delay == 2
+    assert bundle.config == first.config
+    assert np.array_equal(bundle.processor.action_stats.q01, first.processor.action_stats.q01)
+    assert bundle.processor.tokenizer.vocabulary == first.processor.tokenizer.vocabulary
+    assert told['begin']['start']['changes'] == ()
+    assert told['begin']['start']['fresh'] == ()
+
+
+def test_what_it_does_otherwise_is_told(second: Callable[..., Run]) -> None:
+    run = second(subtasks=False, stats='refit', normalisation='quantile', flow_scale='column')
+    made = begun(run.replace(stages=(run.stages[0].replace(max_delay=0),)))
+    assert made.taken is not None
+    told = ' | '.join(made.taken.changes)
+    for part in (
+        'statistics are those of the data',
+        'processing.subtasks is False; it was True',
+        'processing.normalisation is quantile; it was zscore',
+        'processing.flow_scale is column; it was step',
+        'serving.max_delay is 0; it was 2',
+    ):
+        assert part in told
+    assert 'pad_steps' not in told
+
+
+def test_another_structure_takes_what_fits_and_begins_the_rest_anew(second: Callable[..., Run], first: Bundle) -> None:
+    made = begun(second('ours_both_states'))
+    assert made.taken is not None
+    assert set(made.taken.fresh) == {
+        'state_proj.weight',
+        'state_proj.bias',
+        'expert.state_in.weight',
+        'expert.state_in.bias',
+    }
+    before, after = first.model().state_dict(), made.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in made.taken.taken)
+    assert float(after['expert.state_in.weight'].std()) > 0
+    assert 'begin anew: state_proj.weight' in made.taken.lines()[1]
+    assert 'model.state_repr is both; it was text' in made.taken.changes
+    assert trained_parts(made.run, made.processor.config, None, made.taken) == sorted(
+        {'vision', 'projector', 'embed', 'backbone', 'expert', 'state_proj'}
+    )
+
+
+def test_every_head_of_another_recipe_begins_anew_and_counts_as_untrained(second: Callable[..., Run]) -> None:
+    run = second('oft', subtasks=False)
+    made = begun(run)
+    assert made.taken is not None
+    assert all(name.startswith('expert.') for name in made.taken.fresh)
+    words = run.replace(stages=(Stage(recipe='pi05_first', actions=0, vlm=1),))
+    assert 'expert' not in trained_parts(words, made.processor.config, None, made.taken)
+
+
+def test_the_codec_follows_the_recipe_and_stays_where_it_fits(second: Callable[..., Run], first: Bundle) -> None:
+    naive = begun(second('naive'))
+    assert kind_of(naive.processor.codec) == 'naive'
+    assert naive.taken is not None
+    assert 'the action codec is fitted anew' in naive.taken.changes
+    assert naive.processor.config.max_targets >= naive.processor.codec.values
+    kept = begun(second('frozen'))
+    assert kept.processor.codec.to_dict() == first.processor.codec.to_dict()
+
+
+def test_new_tokens_bring_a_new_embedding(second: Callable[..., Run], first: Bundle) -> None:
+    made = begun(second(tokens={'text': 400, 'boxes': 32, 'actions': 256}, preset='tiny'))
+    assert made.processor.tokenizer.vocabulary.loc_bins == 32
+    assert made.taken is not None
+    assert 'embed.weight' in made.taken.fresh
+    assert 'the vocabulary is fitted anew' in made.taken.changes
+
+
+def test_recordings_of_another_robot_bring_their_own_statistics(
+    second: Callable[..., Run], first: Bundle, tmp_path: Path
+) -> None:
+    robot = yaml.safe_load((tmp_path / 'toy.yaml').read_text())
+    robot['name'] = 'toy2'
+    robot['cameras'][0]['kind'] = 'wrist'
+    (tmp_path / 'toy2.yaml').write_text(yaml.safe_dump(robot))
+    run = second(robot=str(tmp_path / 'toy2.yaml'), normalisation='quantile')
+    made = begun(run)
+    assert made.run.stats == 'refit'
+    assert made.taken is not None
+    assert made.taken.changes[0] == 'statistics are those of the data'
+    with pytest.raises(VlaError, match=r'does not fit the robot toy2: cameras \(kind\)'):
+        begun(run.replace(stats='keep'))
+
+
+def test_nothing_to_keep_and_nothing_that_fits_are_refused(run_of: MakeRun, first: Bundle) -> None:
+    with pytest.raises(TrainingError, match='stats is keep, and start names no bundle'):
+        begun(run_of(stats='keep'))
+    other = first.config.changed(
+        {
+            'vision': {'width': 24, 'mlp': 40, 'patch_size': 8},
+            'backbone': {'width': 32, 'mlp': 40},
+            'expert': {'width': 24, 'mlp': 40},
+        }
+    )
+    with pytest.raises(TrainingError, match=r'no weight of .* has the name and shape'):
+        start_weights(other.replace(vocab_size=99, action_dim=9), first, 0)
+
+
+def test_a_run_that_starts_from_a_bundle_can_be_stopped_and_gone_on_with(second: Callable[..., Run]) -> None:
+    run = second()
+    train(run)
+    again: list[str] = []
+    train(run, lambda kind, values: again.append(kind))
+    assert 'step' not in again
+
+
+def test_the_shipped_run_of_a_public_checkpoint_leaves_everything_to_it() -> None:
+    run = load_run(Path(__file__).parents[3] / 'config' / 'train' / 'full_bags.yaml')
+    assert run.start is not None
+    assert (run.preset, run.tokens, run.stats, run.normalisation, run.subtasks) == (None,) * 5
