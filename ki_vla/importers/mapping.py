@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ki_vla.errors import VlaError
-from ki_vla.importers.stream import CheckpointTensors, Pieces, write_tensors
+from ki_vla.importers.stream import Pieces, TensorSource, write_tensors
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import skeleton
@@ -137,7 +137,7 @@ def gemma_name(ours: str, prefix: str) -> str:
 
 
 def convert(
-    checkpoint: CheckpointTensors, plan: ImportPlan, config: ModelConfig, path: str | Path, dtype: torch.dtype
+    checkpoint: TensorSource, plan: ImportPlan, config: ModelConfig, path: str | Path, dtype: torch.dtype
 ) -> ImportReport:
     """Check a checkpoint against a plan and write our model, one piece of a tensor in memory at a time.
 
@@ -146,7 +146,7 @@ def convert(
             or copies that should be tied and differ. Nothing is written then.
     """
     shapes = our_shapes(config)
-    if Path(path).resolve() in {info.path.resolve() for info in checkpoint.tensors.values()}:
+    if Path(path).resolve() in {file.resolve() for file in checkpoint.files()}:
         raise VlaError(f'{path}: is the checkpoint itself; write the weights to another file.')
     report = account(checkpoint, plan, config, shapes, Path(path))
     for ours, copies in tied_copies(checkpoint, plan).items():
@@ -155,18 +155,24 @@ def convert(
                 raise VlaError(f'{checkpoint.path}: {copies[0]} and {copy} should be copies ({ours}) and differ.')
     fresh = _fresh_tensors(config, plan.fresh) if plan.fresh else {}
 
+    found = {
+        ours: next(name for name in plan.sources[ours] if name in checkpoint.tensors)
+        for ours in shapes
+        if ours not in fresh
+    }
+
     def pieces(ours: str) -> Iterable[torch.Tensor]:
         if ours in fresh:
             return [fresh[ours]]
-        name = next(name for name in plan.sources[ours] if name in checkpoint.tensors)
-        return finite(checkpoint, name, shapes[ours][0] if ours in plan.rows else None)
+        return finite(checkpoint, found[ours], shapes[ours][0] if ours in plan.rows else None)
 
-    write_tensors(Path(path), shapes, dtype, pieces)
+    together = sorted(shapes, key=lambda ours: checkpoint.order(found[ours]) if ours in found else ())
+    write_tensors(Path(path), {ours: shapes[ours] for ours in together}, dtype, pieces)
     return report
 
 
 def account(
-    checkpoint: CheckpointTensors, plan: ImportPlan, config: ModelConfig, shapes: dict[str, tuple[int, ...]], path: Path
+    checkpoint: TensorSource, plan: ImportPlan, config: ModelConfig, shapes: dict[str, tuple[int, ...]], path: Path
 ) -> ImportReport:
     """Compare plan and checkpoint by names and shapes alone; the report, or an error with every difference."""
     found = checkpoint.tensors
@@ -195,13 +201,13 @@ def account(
     return ImportReport(config, path, tuple(used), tuple(tied), tuple(dead), dropped, plan.fresh)
 
 
-def tied_copies(checkpoint: CheckpointTensors, plan: ImportPlan) -> dict[str, list[str]]:
+def tied_copies(checkpoint: TensorSource, plan: ImportPlan) -> dict[str, list[str]]:
     """Our name -> the foreign names present, for those with more than one."""
     present = {ours: [n for n in names if n in checkpoint.tensors] for ours, names in plan.sources.items()}
     return {ours: names for ours, names in present.items() if len(names) > 1}
 
 
-def equal(checkpoint: CheckpointTensors, first: str, second: str) -> bool:
+def equal(checkpoint: TensorSource, first: str, second: str) -> bool:
     """Whether two tensors hold the same numbers."""
     if checkpoint.tensors[first].shape != checkpoint.tensors[second].shape:
         return False
@@ -209,7 +215,7 @@ def equal(checkpoint: CheckpointTensors, first: str, second: str) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def finite(checkpoint: CheckpointTensors, name: str, rows: int | None = None) -> Pieces:
+def finite(checkpoint: TensorSource, name: str, rows: int | None = None) -> Pieces:
     """The pieces of a tensor, refused where they hold NaN or infinity."""
     for piece in checkpoint.pieces(name, rows):
         if not torch.isfinite(piece).all():
@@ -217,7 +223,7 @@ def finite(checkpoint: CheckpointTensors, name: str, rows: int | None = None) ->
         yield piece
 
 
-def pick(checkpoint: CheckpointTensors, candidates: Iterable[str], probe: Callable[[str], str], what: str) -> str:
+def pick(checkpoint: TensorSource, candidates: Iterable[str], probe: Callable[[str], str], what: str) -> str:
     """The first candidate prefix under which the probe tensor exists.
 
     Raises:

@@ -1,4 +1,4 @@
-"""openpi's PyTorch checkpoints of pi0 and pi0.5, import and export.
+"""openpi's checkpoints of pi0 and pi0.5: import of its JAX (see `orbax`) and PyTorch ones, export as PyTorch.
 
 Both models hold PaliGemma and an action expert side by side. The text embedding is stored under the name of the output
 head it is tied to; the expert's own output head is a leftover that nothing reads.
@@ -14,7 +14,8 @@ import torch
 
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import ImportPlan, ImportReport, convert, gemma_name, our_shapes, pick, vision_name
-from ki_vla.importers.stream import WEIGHTS_FILE, CheckpointTensors, open_checkpoint, write_tensors
+from ki_vla.importers.orbax import OrbaxTensors, default_jax_config, is_orbax, open_orbax, orbax_plan
+from ki_vla.importers.stream import WEIGHTS_FILE, TensorSource, open_checkpoint, write_tensors
 from ki_vla.model.config import ModelConfig, preset
 
 ROOT = 'paligemma_with_expert.'
@@ -28,10 +29,10 @@ PI0_EXPERT = {'action_in': 'action_in_proj', 'action_out': 'action_out_proj', 't
 def import_openpi(
     source: str | Path, path: str | Path, *, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> ImportReport:
-    """Write our weights file from a local openpi (PyTorch) pi0 or pi0.5 checkpoint.
+    """Write our weights file from a local openpi pi0 or pi0.5 checkpoint.
 
     Args:
-        source: folder with model.safetensors, or the file.
+        source: folder with `params/` (JAX) or model.safetensors (PyTorch), or that file.
         path: the weights file to write.
         config: the model to make; unless given, the full size in the variant (pi0, pi0.5) that the tensors show.
         dtype: float32 or bfloat16.
@@ -39,13 +40,28 @@ def import_openpi(
     Raises:
         VlaError: see `mapping.convert`.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_openpi(source)
     config = config or default_config(checkpoint)
     return convert(checkpoint, openpi_plan(checkpoint, config), config, path, dtype)
 
 
-def default_config(checkpoint: CheckpointTensors) -> ModelConfig:
-    """The full-size configuration of the variant a checkpoint holds; action width as found, horizon 50."""
+def open_openpi(source: str | Path) -> TensorSource:
+    """The tensors of an openpi or lerobot checkpoint, in whichever form.
+
+    Raises:
+        VlaError: see `open_orbax` and `open_checkpoint`.
+    """
+    return open_orbax(source) if is_orbax(source) else open_checkpoint(source)
+
+
+def default_config(checkpoint: TensorSource) -> ModelConfig:
+    """The full-size configuration of the variant a checkpoint holds; action width as found, horizon 50.
+
+    Raises:
+        VlaError: it is no pi0 and no pi0.5.
+    """
+    if isinstance(checkpoint, OrbaxTensors):
+        return default_jax_config(checkpoint)
     root = find_root(checkpoint)
     action_dim = checkpoint.tensors[f'{root}action_in_proj.weight'].shape[-1]
     config = preset('full', action_dim=action_dim, state_dim=action_dim)
@@ -54,13 +70,15 @@ def default_config(checkpoint: CheckpointTensors) -> ModelConfig:
     return config.replace(name='pi0', adaptive=False, state_repr='suffix', max_prompt=48)
 
 
-def find_root(checkpoint: CheckpointTensors) -> str:
+def find_root(checkpoint: TensorSource) -> str:
     """What stands in front of every name: nothing, or 'model.' in what lerobot saved."""
     return pick(checkpoint, ('', 'model.'), lambda root: f'{root}action_in_proj.weight', 'pi0 or pi0.5')
 
 
-def openpi_plan(checkpoint: CheckpointTensors, config: ModelConfig) -> ImportPlan:
+def openpi_plan(checkpoint: TensorSource, config: ModelConfig) -> ImportPlan:
     """Where every tensor of our model lies in an openpi or lerobot checkpoint."""
+    if isinstance(checkpoint, OrbaxTensors):
+        return orbax_plan(config)
     root = find_root(checkpoint)
     tower = pick(
         checkpoint,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ki_vla.importers.mapping import ImportPlan, ImportReport, convert, gemma_name, our_shapes, pick, vision_name
-from ki_vla.importers.stream import CheckpointTensors, open_checkpoint
+from ki_vla.importers.stream import TensorSource, open_checkpoint
 from ki_vla.model.config import ModelConfig, preset
 
 # The published embedding has 257216 rows, 64 of them padding after the 257152 tokens.
@@ -38,7 +38,7 @@ def import_paligemma(
     return convert(checkpoint, paligemma_plan(checkpoint, config), config, path, dtype)
 
 
-def paligemma_plan(checkpoint: CheckpointTensors, config: ModelConfig) -> ImportPlan:
+def paligemma_plan(checkpoint: TensorSource, config: ModelConfig) -> ImportPlan:
     """Where every tensor of our model lies in a PaliGemma checkpoint."""
     root = pick(checkpoint, ('', 'model.'), lambda root: f'{root}multi_modal_projector.linear.weight', 'PaliGemma')
     text = 'model.language_model.' if root else 'language_model.model.'

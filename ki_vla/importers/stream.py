@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -26,6 +26,41 @@ DTYPES = {'F32': torch.float32, 'BF16': torch.bfloat16, 'F16': torch.float16, 'F
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # One part of a tensor's data: `rows` of its first dimension, in order.
 Pieces = Iterator[torch.Tensor]
+
+
+class HasShape(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its dimensions."""
+        ...
+
+
+class TensorSource(Protocol):
+    """Tensors of a checkpoint by name, read piece by piece: safetensors files, or an orbax folder (`orbax`)."""
+
+    @property
+    def path(self) -> Path:
+        """What errors call it."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, HasShape]:
+        """Every tensor by name."""
+        ...
+
+    def pieces(self, name: str, rows: int | None = None) -> Pieces:
+        """A tensor in pieces of some rows each (a scalar is one piece), reading no further than row `rows`."""
+        ...
+
+    def files(self) -> set[Path]:
+        """Every file that is read."""
+        ...
+
+    def order(self, name: str) -> tuple[object, ...]:
+        """A sort key: tensors that lie together are read one after the other."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +96,14 @@ class CheckpointTensors:
                     raise VlaError(f'{info.path}: ended while reading {name}.')
                 piece = torch.frombuffer(data, dtype=info.dtype) if data else torch.empty(0, dtype=info.dtype)
                 yield piece.reshape(count, *row_shape) if info.shape else piece.reshape(())
+
+    def files(self) -> set[Path]:
+        """Every file that is read."""
+        return {info.path for info in self.tensors.values()}
+
+    def order(self, name: str) -> tuple[object, ...]:
+        """All tensors are read equally well in any order."""
+        return ()
 
 
 def open_checkpoint(path: str | Path) -> CheckpointTensors:

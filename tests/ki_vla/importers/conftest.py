@@ -1,8 +1,10 @@
 """Key tables of the public checkpoints, written down from their listings and not from the importers' mapping."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -94,6 +96,104 @@ def paligemma_table(config: ModelConfig, naming: str, rows: int) -> Table:
         f'{rest}multi_modal_projector.linear.bias': (config.backbone.width,),
     }
     return table | gemma(text, config.backbone) | _vision(f'{rest}vision_tower.vision_model.', config.vision)
+
+
+def openpi_jax_table(config: ModelConfig, pi05: bool) -> Table:
+    """The arrays of an openpi JAX checkpoint, as its public converter lists them (`_1`: the action expert)."""
+    v, w, a = config.vision, config.expert.width, config.action_dim
+    L, D, h, hd = v.depth, v.width, v.heads, v.width // v.heads
+    block = 'PaliGemma/img/Transformer/encoderblock/'
+    attention = f'{block}MultiHeadDotProductAttention_0/'
+    table: Table = {
+        'PaliGemma/img/embedding/kernel': (v.patch_size, v.patch_size, 3, D),
+        'PaliGemma/img/embedding/bias': (D,),
+        'PaliGemma/img/pos_embedding': (1, (v.image_size // v.patch_size) ** 2, D),
+        'PaliGemma/img/Transformer/encoder_norm/scale': (D,),
+        'PaliGemma/img/Transformer/encoder_norm/bias': (D,),
+        'PaliGemma/img/head/kernel': (D, config.backbone.width),
+        'PaliGemma/img/head/bias': (config.backbone.width,),
+        'PaliGemma/llm/embedder/input_embedding': (config.vocab_size, config.backbone.width),
+        f'{block}MlpBlock_0/Dense_0/kernel': (L, D, v.mlp),
+        f'{block}MlpBlock_0/Dense_0/bias': (L, v.mlp),
+        f'{block}MlpBlock_0/Dense_1/kernel': (L, v.mlp, D),
+        f'{block}MlpBlock_0/Dense_1/bias': (L, D),
+        f'{attention}out/kernel': (L, h, hd, D),
+        f'{attention}out/bias': (L, D),
+    }
+    for norm in ('LayerNorm_0', 'LayerNorm_1'):
+        table |= {f'{block}{norm}/scale': (L, D), f'{block}{norm}/bias': (L, D)}
+    for name in ('query', 'key', 'value'):
+        table |= {f'{attention}{name}/kernel': (L, D, h, hd), f'{attention}{name}/bias': (L, h, hd)}
+    for size, s, adaptive in ((config.backbone, '', False), (config.expert, '_1', pi05)):
+        layers, W = 'PaliGemma/llm/layers/', size.width
+        table |= {
+            f'{layers}attn/q_einsum{s}/w': (size.depth, size.heads, W, size.head_dim),
+            f'{layers}attn/kv_einsum{s}/w': (size.depth, 2, size.kv_heads, W, size.head_dim),
+            f'{layers}attn/attn_vec_einsum{s}/w': (size.depth, size.heads, size.head_dim, W),
+            f'{layers}mlp{s}/gating_einsum': (size.depth, 2, W, size.mlp),
+            f'{layers}mlp{s}/linear': (size.depth, size.mlp, W),
+        }
+        for norm, stacked in ((f'{layers}pre_attention_norm{s}', (size.depth,)), (f'{layers}pre_ffw_norm{s}',
+                              (size.depth,)), (f'PaliGemma/llm/final_norm{s}', ())):  # fmt: skip
+            if adaptive:
+                table |= {f'{norm}/Dense_0/kernel': (*stacked, W, 3 * W), f'{norm}/Dense_0/bias': (*stacked, 3 * W)}
+            else:
+                table[f'{norm}/scale'] = (*stacked, W)
+    dense = {'action_in_proj': (a, w), 'action_out_proj': (w, a)}
+    if pi05:
+        dense |= {'time_mlp_in': (w, w), 'time_mlp_out': (w, w)}
+    else:
+        dense |= {'state_proj': (config.state_dim, w), 'action_time_mlp_in': (2 * w, w), 'action_time_mlp_out': (w, w)}
+    for name, shape in dense.items():
+        table |= {f'{name}/kernel': shape, f'{name}/bias': shape[1:]}
+    return table
+
+
+def write_orbax_folder(
+    arrays: dict[str, np.ndarray], folder: Path, *, driver: str = 'zarr', ocdbt: bool = True, value: bool = True
+) -> None:
+    """Write arrays as orbax does: `params/` with one OCDBT database or plain folders, names joined by dots."""
+    import tensorstore
+
+    params = folder / 'params'
+    params.mkdir(parents=True, exist_ok=True)
+    base = f'{params.resolve()}/'
+    kvstore = {'driver': 'ocdbt', 'base': f'file://{base}'} if ocdbt else {'driver': 'file', 'path': base}
+    names = {f'params.{name.replace("/", ".")}{".value" if value else ""}': name for name in arrays}
+    with tensorstore.Transaction() as transaction:  # one version of the database, as orbax writes it
+        for theirs, name in names.items():
+            spec = {'driver': driver, 'kvstore': {**kvstore, 'path': f'{kvstore.get("path", "")}{theirs}/'}}
+            array = arrays[name]
+            store = tensorstore.open(
+                spec, create=True, dtype=array.dtype.name, shape=array.shape,
+                transaction=transaction if ocdbt else None,
+                chunk_layout=tensorstore.ChunkLayout(chunk_shape=array.shape),
+            ).result()  # fmt: skip
+            store.write(array).result()
+    tree = {str(tuple(theirs.split('.'))): {'value_metadata': {'value_type': 'jax.Array'}} for theirs in names}
+    said = {'tree_metadata': tree, 'use_zarr3': driver == 'zarr3', 'store_array_data_equal_to_fill_value': True}
+    (params / '_METADATA').write_text(json.dumps(said))
+
+
+@pytest.fixture
+def jax_table() -> Callable[[ModelConfig, bool], Table]:
+    return openpi_jax_table
+
+
+@pytest.fixture
+def write_orbax() -> Callable[..., None]:
+    return write_orbax_folder
+
+
+@pytest.fixture
+def jax_arrays() -> Callable[..., dict[str, np.ndarray]]:
+    """Random arrays of an openpi JAX checkpoint."""
+
+    def make(config: ModelConfig, pi05: bool) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(5)
+        return {n: rng.normal(0, 0.1, shape).astype(np.float32) for n, shape in openpi_jax_table(config, pi05).items()}
+
+    return make
 
 
 @pytest.fixture
