@@ -21,6 +21,11 @@ def shown(value: object) -> str:
         return f'{type(value).__name__} of too many digits to show'
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its stack."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlevel = 3

@@ -30,9 +30,9 @@ import torch
 from latency import STEPS, exports, summary
 from roofline import floor
 
-from ki_common.errors import KiError
+from ki_common.errors import KiError, first_line
 from ki_vla.engine.graphs import capture_cuda, capture_eagerly
-from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs, first_line
+from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
 from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, available_providers
 from ki_vla.engine.packing import PLAIN
 from ki_vla.engine.torch import DTYPES, TorchMode, TorchRunner

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ki.support.progress import progress
+
 app = typer.Typer(help='Policies on disk: show, check, import a public checkpoint, export the weights.')
 
 
@@ -17,6 +19,13 @@ class CheckpointKind(str, Enum):
     paligemma = 'paligemma'
     openpi = 'openpi'
     lerobot = 'lerobot'
+
+
+class YesNo(str, Enum):
+    """An answer."""
+
+    yes = 'yes'
+    no = 'no'
 
 
 class Layout(str, Enum):
@@ -63,31 +72,77 @@ def show(bundle: Folder, robot: RobotName = '') -> None:
 @app.command('import')
 def import_(
     kind: Annotated[CheckpointKind, typer.Argument(help='Whose layout the checkpoint has.')],
-    source: Annotated[Path, typer.Argument(help='Folder or .safetensors file of the checkpoint.')],
+    source: Annotated[
+        str, typer.Argument(help='Folder or .safetensors file, Hugging Face id (with @REVISION), or gs://... .')
+    ],
     bundle: Folder,
     robot: RobotName,
-    stats: Annotated[Path, typer.Option(help="openpi's norm_stats.json for this robot.")],
-    tokenizer: Annotated[Path, typer.Option(help='A Gemma or PaliGemma tokenizer.json, or its folder.')],
+    tokenizer: Annotated[
+        str, typer.Option(help='A Gemma or PaliGemma tokenizer.json, its folder, or a Hugging Face id.')
+    ],
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="openpi's norm_stats.json or the file of `ki data stats`; else what the checkpoint brings."),
+    ] = None,
+    asset: Annotated[str | None, typer.Option(help='Which of several statistics in assets/.')] = None,
+    public_name: Annotated[
+        str | None, typer.Option(help='Public openpi checkpoint whose configuration it was trained with.')
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help='Steps of a chunk that it was trained with.')] = None,
+    state_in_prompt: Annotated[
+        YesNo | None, typer.Option(help='Whether it was trained with the state in its prompt.')
+    ] = None,
+    pad_state: Annotated[
+        YesNo | None, typer.Option(help='Whether lerobot 0.4 trained it, which fills the state up to 32 numbers.')
+    ] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help='VIEW=CAMERA: which camera stands for a view of the checkpoint; repeat.')
+    ] = None,
     fast: Annotated[Path | None, typer.Option(help='Folder of a FAST tokenizer in the public layout.')] = None,
     name: Annotated[str, typer.Option(help="The policy's name; the bundle folder's unless given.")] = '',
     bf16: Annotated[bool, typer.Option('--bf16', help='Store the weights in bfloat16.')] = False,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace a bundle that is there.')] = False,
 ) -> None:
-    """Makes a bundle of a local checkpoint; every tensor is accounted for, or nothing is written."""
+    """Makes a bundle of a public checkpoint; every tensor is accounted for, or nothing is written.
+
+    What the checkpoint does not say is asked: the error names the option that answers.
+    """
     import torch
 
     from ki_robot.contract.contract import load_contract
     from ki_vla.importers.policy import import_policy
+    from ki_vla.importers.questions import Answers
+    from ki_vla.importers.sources import TOKENIZER_FILES, find_source
 
-    made, report = import_policy(
-        kind.value, source, bundle, name=name or bundle.name, contract=load_contract(robot), stats=stats,
-        tokenizer=tokenizer, fast=fast, dtype=torch.bfloat16 if bf16 else torch.float32, overwrite=overwrite,
+    contract = load_contract(robot)
+    answers = Answers(horizon, _yes(state_in_prompt), _yes(pad_state), _pairs(camera or []), asset, public_name)
+    with progress('fetched, MB') as line:
+        found = find_source(source, progress=lambda done, total, file: line.to(done // 10**6, total // 10**6, file))
+    words = find_source(tokenizer, TOKENIZER_FILES).folder
+    made = import_policy(
+        kind.value, found, bundle, name=name or bundle.name, contract=contract, stats=stats, tokenizer=words,
+        fast=fast, answers=answers, dtype=torch.bfloat16 if bf16 else torch.float32, overwrite=overwrite,
     )  # fmt: skip
-    typer.echo(report)
-    for name in ('horizon', 'state'):
-        if name in made.provenance:
-            typer.echo(f'{name}: {made.provenance[name]}')
-    typer.echo(made.policy_id)
+    typer.echo(made.report)
+    for subject, text in made.said.items():
+        typer.echo(f'{subject}: {text}')
+    typer.echo(made.bundle.policy_id)
+    if kind is not CheckpointKind.paligemma:
+        typer.echo(f'next: ki bundle check {bundle}')
+
+
+def _yes(answer: YesNo | None) -> bool | None:
+    return None if answer is None else answer is YesNo.yes
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    """VIEW=CAMERA, several times, as a table."""
+    from ki_common.errors import KiError
+
+    pairs = dict(each.split('=', 1) for each in given if '=' in each)
+    if len(pairs) != len(given):
+        raise KiError(f'--camera {" ".join(given)}: write --camera VIEW=CAMERA, each view once.')
+    return pairs
 
 
 @app.command()

@@ -358,8 +358,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(
         said in text for said in ("can't allocate memory", 'out of memory', 'failed to allocate memory', 'bad_alloc')
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, without its stack."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

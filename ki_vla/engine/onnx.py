@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ki_common.errors import first_line
 from ki_vla.engine.exported import Export
-from ki_vla.engine.interface import Carried, Shape, first_line, is_out_of_memory
+from ki_vla.engine.interface import Carried, Shape, is_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.policy.model_inputs import ModelInputs
 

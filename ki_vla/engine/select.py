@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ki_common.errors import first_line
 from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
-from ki_vla.engine.interface import Choice, Engine, example_inputs, first_line, one_line_when_out_of_memory
+from ki_vla.engine.interface import Choice, Engine, example_inputs, one_line_when_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle, load_bundle
 

@@ -9,8 +9,7 @@ import torch
 from ki_vla.errors import VlaError
 from ki_vla.importers.checkpoint_metadata import CheckpointMetadata, read_metadata
 from ki_vla.importers.mapping import ImportReport, convert
-from ki_vla.importers.openpi import default_config, export_openpi, openpi_plan
-from ki_vla.importers.stream import open_checkpoint
+from ki_vla.importers.openpi import default_config, export_openpi, open_openpi, openpi_plan
 from ki_vla.model.config import ModelConfig
 
 
@@ -28,7 +27,7 @@ def import_lerobot(
     Raises:
         VlaError: see `mapping.convert`; or config.json names another kind of policy.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_openpi(source)
     if config is None:
         config = default_config(checkpoint)
         config = config.replace(horizon=check_kind(read_metadata(source), config).horizon or config.horizon)

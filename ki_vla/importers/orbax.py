@@ -2,7 +2,7 @@
 
 Such a folder holds zarr arrays, in one OCDBT database (`manifest.ocdbt`) or each in a folder of its own, and
 `_METADATA`, which names them. All layers of a kind lie in one array, kernels stand input first and heads have an axis
-of their own. A `View` is one tensor as torch has it, named after its array and the place in it:
+of their own. An `ArrayView` is one tensor as torch has it, named after its array and the place in it:
 `PaliGemma/llm/layers/mlp/gating_einsum[3,0]`.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ki_common.errors import first_line
 from ki_common.files import read_json
 from ki_vla.errors import VlaError
 from ki_vla.importers.mapping import ImportPlan, our_shapes
@@ -58,7 +59,7 @@ VISION_ARRAYS = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayLayout:
     """How views lie in an array: its first `split` axes count them, the rest is put in the order `axes`, and the axes
     in `merge` (first and last) become one.
     """
@@ -72,32 +73,32 @@ class Layout:
 LAYOUTS = tuple(
     (re.compile(pattern), layout)
     for pattern, layout in (
-        (rf'{VISION}/embedding/kernel', Layout(axes=(3, 2, 0, 1))),  # rows, columns, colours, D
-        (rf'{VISION}/pos_embedding', Layout(split=1)),
-        (rf'{ATTENTION}/(query|key|value)/kernel', Layout(1, (1, 2, 0), (0, 1))),  # L D N H
-        (rf'{ATTENTION}/(query|key|value)/bias', Layout(1, (0, 1), (0, 1))),  # L N H
-        (rf'{ATTENTION}/out/kernel', Layout(1, (2, 0, 1), (1, 2))),  # L N H D
-        (rf'{BLOCK}/.*/kernel', Layout(1, (1, 0))),
-        (rf'{BLOCK}/.*', Layout(1)),
-        (rf'{TEXT}/layers/attn/q_einsum(_1)?/w', Layout(1, (0, 2, 1), (0, 1))),  # L N D H
-        (rf'{TEXT}/layers/attn/kv_einsum(_1)?/w', Layout(2, (0, 2, 1), (0, 1))),  # L 2 K D H
-        (rf'{TEXT}/layers/attn/attn_vec_einsum(_1)?/w', Layout(1, (2, 0, 1), (1, 2))),  # L N H D
-        (rf'{TEXT}/layers/mlp(_1)?/gating_einsum', Layout(2, (1, 0))),  # L 2 D M
-        (rf'{TEXT}/layers/mlp(_1)?/linear', Layout(1, (1, 0))),  # L M D
-        (rf'{TEXT}/layers/.*/kernel', Layout(1, (1, 0))),
-        (rf'{TEXT}/layers/.*', Layout(1)),
-        (r'.*/kernel', Layout(0, (1, 0))),
+        (rf'{VISION}/embedding/kernel', ArrayLayout(axes=(3, 2, 0, 1))),  # rows, columns, colours, D
+        (rf'{VISION}/pos_embedding', ArrayLayout(split=1)),
+        (rf'{ATTENTION}/(query|key|value)/kernel', ArrayLayout(1, (1, 2, 0), (0, 1))),  # L D N H
+        (rf'{ATTENTION}/(query|key|value)/bias', ArrayLayout(1, (0, 1), (0, 1))),  # L N H
+        (rf'{ATTENTION}/out/kernel', ArrayLayout(1, (2, 0, 1), (1, 2))),  # L N H D
+        (rf'{BLOCK}/.*/kernel', ArrayLayout(1, (1, 0))),
+        (rf'{BLOCK}/.*', ArrayLayout(1)),
+        (rf'{TEXT}/layers/attn/q_einsum(_1)?/w', ArrayLayout(1, (0, 2, 1), (0, 1))),  # L N D H
+        (rf'{TEXT}/layers/attn/kv_einsum(_1)?/w', ArrayLayout(2, (0, 2, 1), (0, 1))),  # L 2 K D H
+        (rf'{TEXT}/layers/attn/attn_vec_einsum(_1)?/w', ArrayLayout(1, (2, 0, 1), (1, 2))),  # L N H D
+        (rf'{TEXT}/layers/mlp(_1)?/gating_einsum', ArrayLayout(2, (1, 0))),  # L 2 D M
+        (rf'{TEXT}/layers/mlp(_1)?/linear', ArrayLayout(1, (1, 0))),  # L M D
+        (rf'{TEXT}/layers/.*/kernel', ArrayLayout(1, (1, 0))),
+        (rf'{TEXT}/layers/.*', ArrayLayout(1)),
+        (r'.*/kernel', ArrayLayout(0, (1, 0))),
     )
 )
 
 
 @dataclass(frozen=True)
-class View:
+class ArrayView:
     """One tensor in an array: where it begins there, and its shape as torch has it."""
 
     array: str
     index: tuple[int, ...]
-    layout: Layout
+    layout: ArrayLayout
     shape: tuple[int, ...]
 
 
@@ -113,7 +114,7 @@ class OrbaxTensors:
     """
 
     path: Path
-    tensors: dict[str, View]
+    tensors: dict[str, ArrayView]
     specs: dict[str, dict[str, Any]]
     largest: int
     _open: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -163,7 +164,7 @@ class OrbaxTensors:
             return np.asarray(part.read().result())
         except (ValueError, OSError) as error:
             raise VlaError(
-                f'{self.path}: {name} cannot be read ({_first_line(error)}); the folder is damaged or was not copied '
+                f'{self.path}: {name} cannot be read ({first_line(error)}); the folder is damaged or was not copied '
                 'as a whole: copy it again.'
             ) from error
 
@@ -190,7 +191,7 @@ def open_orbax(path: str | Path) -> OrbaxTensors:
             f'{folder}: holds {len(adapters)} arrays of low-rank adapters ({adapters[0]}, ...); merge them into the '
             'weights with openpi first, or take a checkpoint that was trained as a whole.'
         )
-    tensors: dict[str, View] = {}
+    tensors: dict[str, ArrayView] = {}
     for name, store in stores.items():
         if store.dtype.name not in READABLE:
             raise VlaError(f'{folder}: {name} has the dtype {store.dtype.name}; weights are {", ".join(READABLE)}.')
@@ -326,7 +327,7 @@ def _stores(folder: Path) -> dict[str, Any]:
         return {_bare_name(array): each.result() for array, each in opened.items()}
     except (ValueError, OSError) as error:
         raise VlaError(
-            f'{folder}: cannot be opened ({_first_line(error)}); the folder is damaged or was not copied as a whole.'
+            f'{folder}: cannot be opened ({first_line(error)}); the folder is damaged or was not copied as a whole.'
         ) from error
 
 
@@ -335,9 +336,9 @@ def _bare_name(array: str) -> str:
     return array.removeprefix(f'{PARAMS}.').removesuffix('.value').replace('.', '/')
 
 
-def _views(folder: Path, array: str, shape: tuple[int, ...]) -> dict[str, View]:
+def _views(folder: Path, array: str, shape: tuple[int, ...]) -> dict[str, ArrayView]:
     """The tensors in an array, by name."""
-    layout = next((layout for pattern, layout in LAYOUTS if pattern.fullmatch(array)), Layout())
+    layout = next((layout for pattern, layout in LAYOUTS if pattern.fullmatch(array)), ArrayLayout())
     inner = shape[layout.split :]
     if len(shape) < layout.split or (layout.axes is not None and len(inner) != len(layout.axes)):
         dimensions = layout.split + len(layout.axes or ())
@@ -348,7 +349,7 @@ def _views(folder: Path, array: str, shape: tuple[int, ...]) -> dict[str, View]:
         first, last = layout.merge
         inner = (*inner[:first], math.prod(inner[first : last + 1]), *inner[last + 1 :])
     return {
-        f'{array}[{",".join(map(str, index))}]' if index else array: View(array, index, layout, inner)
+        f'{array}[{",".join(map(str, index))}]' if index else array: ArrayView(array, index, layout, inner)
         for index in _places(shape[: layout.split])
     }
 
@@ -363,7 +364,3 @@ def _as_torch(values: np.ndarray) -> torch.Tensor:
     if values.dtype.name == 'bfloat16':
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

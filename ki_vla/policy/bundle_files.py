@@ -15,7 +15,9 @@ from ki_vla.policy.serving import Serving
 
 FORMAT = 1
 # Fields of `processing` that older bundles do not have; their defaults are what those bundles mean.
-YOUNGER = {'flow_scale', 'subtasks', 'state_normalisation', 'rules', 'state_text_columns'}
+YOUNGER = {
+    'flow_scale', 'subtasks', 'state_normalisation', 'rules', 'state_text_columns', 'state_text_lowest',
+}  # fmt: skip
 
 
 class FileEntry(VlaConfig):

@@ -27,12 +27,13 @@ class Processing(VlaConfig):
     state_normalisation: Normalisation | None = None
     """How the state is normalised where it is not as the actions; lerobot names the two apart."""
     rules: ScalingRules = 'ki'
-    """Whose rules show the state and scale the actions: this project's, or those of openpi or lerobot, for a policy
-    that was trained there. Theirs have no floor under the span of a column that hardly moves, and write -1 in the
-    prompt for a state below its range."""
+    """Whose formulas scale state and actions: this project's, or those of openpi or lerobot, for a policy that was
+    trained there on these statistics. Theirs have no floor under the span of a column that hardly moves."""
     state_text_columns: NonNegativeInt = 0
     """How many numbers the prompt holds at least for the state; a shorter one is filled with the middle of the range,
     as lerobot 0.4 did (32). 0: as many as the robot has columns."""
+    state_text_lowest: Literal[0, -1] = 0
+    """What the prompt says of a state below its range: 0, the first of 256 steps; or -1, as in openpi and lerobot."""
     flow_scale: FlowScale = 'column'
     """How continuous actions are scaled: `column`, by the same numbers at every step, as action tokens always are; or
     `step`, by mean and deviation of each step and column. Under one scale for all, the first steps of a chunk, which

@@ -170,7 +170,7 @@ class Processor:
         width = max(len(state_N), self.processing.state_text_columns)
         return action_prompt(
             self.tokenizer, text, pad(state_N, width)[0], state_repr, limit=limit, truncate=truncate,
-            lowest_bin=0 if self.processing.rules == 'ki' else -1, subtask=subtask, asks=asks,
+            lowest_bin=self.processing.state_text_lowest, subtask=subtask, asks=asks,
         )  # fmt: skip
 
     # Training ----------------------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def test_z_scores_are_a_choice(processor):
 
 
 def test_a_policy_trained_elsewhere_is_shown_the_state_as_it_was_there(processor):
-    """lerobot 0.4 fills the text up to 32 numbers, and writes -1 for what lies below the range."""
+    """lerobot 0.4 fills the text up to 32 numbers; openpi writes -1 for what lies below the range."""
     _, state = chunk(processor)
     state = state.copy()
     state[0] = processor.state_stats.q01[0] - 1.0
@@ -287,7 +287,7 @@ def test_a_policy_trained_elsewhere_is_shown_the_state_as_it_was_there(processor
     old = Processing(rules='lerobot', state_text_columns=32)
     text = processor.tokenizer.decode(replace(processor, config=config, processing=old).prompt('go', np.zeros(8)))
     assert text == f'Task: go, State: {" ".join(["128"] * 32)};\nAction: '
-    theirs = replace(processor, config=config, processing=Processing(rules='openpi'))
+    theirs = replace(processor, config=config, processing=Processing(state_text_lowest=-1))
     shown = theirs.tokenizer.decode(theirs.inputs(images(DELTA), state, 'go').prompt_L)
     assert shown.startswith('Task: go, State: -1 ')
     ours = processor.tokenizer.decode(processor.inputs(images(DELTA), state, 'go').prompt_L)
