@@ -21,7 +21,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.expert.experts import expert_steps
 from ki_sim.record.batch import jobs, record
 from ki_sim.vqa.vqa_data import Photographer, scene_lines
 from ki_sim.world import gl
@@ -85,7 +85,7 @@ def expert(episodes: int) -> dict[str, float]:
     simulated, begin = 0.0, time.perf_counter()
     for seed in range(episodes):
         world = World(TASK, seed, cameras=())
-        for move in ScriptedExpert(world).moves():
+        for move in expert_steps(world):
             world.step(move.action)
         simulated += world.time_ns * 1e-9
     return {'episodes': episodes, 'real_time_factor': simulated / (time.perf_counter() - begin)}

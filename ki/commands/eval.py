@@ -74,9 +74,9 @@ def sim(
     from ki.support.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
     from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate
-    from ki_sim.tasks.tasks import TASKS
+    from ki_sim.tasks.tasks import task_names
 
-    names = list(TASKS) if task == ['all'] else task or ['demo']
+    names = task_names(task or ['demo'])
     split = 'heldout' if heldout else 'train'
     if bundle is None and not (through_node and (plan or backend == 'commissioning')):
         raise KiError('BUNDLE is missing: give the folder of a policy bundle.')

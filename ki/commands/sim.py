@@ -50,7 +50,7 @@ def run(
 @app.command()
 def record(
     out: Out,
-    task: Annotated[list[str], typer.Option(help='Task; give it several times, or `all`.')],
+    task: Annotated[list[str], typer.Option(help='Task; several times for several; `suite`, `all`.')],
     episodes: Annotated[int, typer.Option(help='Episodes of each task.')] = 10,
     first_seed: Seeds = 0,
     format: Annotated[str, typer.Option(help='`bag`: rosbag2 folders; `npz`: arrays.')] = 'bag',
@@ -61,7 +61,7 @@ def record(
     offline: Annotated[bool, typer.Option(help='Write the bags directly, much faster, without ROS.')] = False,
     real_time: Annotated[bool, typer.Option(help='Not offline: on the wall clock, as on a robot.')] = False,
 ) -> None:
-    """Record the scripted expert; a second call goes on where the first one stopped.
+    """Record the expert; a second call goes on where the first one stopped.
 
     It drives the simulated robot over its command topics, and the recorder node writes. With --offline the same
     messages are written without any node, over all cores.
@@ -72,9 +72,9 @@ def record(
     from ki_sim.record.batch import jobs, record
     from ki_sim.record.existing_recordings import check
     from ki_sim.record.job import RecordingResult
-    from ki_sim.tasks.tasks import TASKS
+    from ki_sim.tasks.tasks import task_names
 
-    names = list(TASKS) if task == ['all'] else task
+    names = task_names(task)
     work = jobs(names, episodes, out, first_seed, format, 'train', image_size, quality, keep_failures)
     count: Counter[str] = Counter()
     with progress('recording', len(work)) as line:
@@ -94,19 +94,19 @@ def record(
 @app.command()
 def expert(
     out: Annotated[Path, typer.Option(help='JSON to write.')] = Path('expert.json'),
-    task: Annotated[list[str] | None, typer.Option(help='Task; all of them if none is given.')] = None,
+    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`; else all.')] = None,
     seeds: Annotated[int, typer.Option(min=1, help='How many seeds.')] = 200,
     first_seed: Seeds = 0,
     workers: Workers = 0,
 ) -> None:
-    """How often the scripted expert succeeds, per task."""
+    """How often the expert succeeds, per task; a second call keeps the tasks that it does not measure."""
     import json
 
     from ki_sim.evaluate.closed_loop import expert_table
-    from ki_sim.tasks.tasks import TASKS
+    from ki_sim.tasks.tasks import task_names
 
     table = _table(out)
-    names = task or list(TASKS)
+    names = task_names(task or ['all'])
     with progress('expert', len(names) * seeds) as line:
         seen = range(first_seed, first_seed + seeds)
         reports = expert_table(names, seen, 'train', workers, line.advance)

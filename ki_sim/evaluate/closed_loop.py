@@ -267,14 +267,14 @@ def _telling(frames: Sequence[npt.NDArray[np.uint8]], most: int = 50_000) -> npt
 
 
 def expert_outcome(work: tuple[str, int, str]) -> SceneOutcome:
-    """How the scripted expert fares on one (task, seed, split), without cameras."""
-    from ki_sim.expert.scripted_expert import ScriptedExpert
+    """How the expert fares on one (task, seed, split), without cameras."""
+    from ki_sim.expert.experts import expert_steps
 
     task, seed, split = work
     world = World(task, seed, None, split, cameras=())
     outcome = SceneOutcome(task, seed, world.episode.goal_seed, world.episode.instruction)
     try:
-        for move in ScriptedExpert(world).moves():
+        for move in expert_steps(world):
             world.step(move.action)
             if world.time_ns >= world.episode.limit_s * 1e9:
                 break
@@ -300,7 +300,7 @@ def expert_table(
     for name in names:
         if name not in tasks.TASKS:
             raise SimError(f"task '{name}' is not known: use one of {', '.join(tasks.TASKS)}")
-    reports = {name: EvaluationReport(name, {'policy': 'scripted expert', 'split': split}) for name in names}
+    reports = {name: EvaluationReport(name, {'policy': 'expert', 'split': split}) for name in names}
     for outcome in parallel(expert_outcome, [(name, seed, split) for name in names for seed in seeds], workers):
         reports[outcome.task].outcomes.append(outcome)
         if progress is not None:

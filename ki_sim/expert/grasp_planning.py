@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ki_sim.expert.laws import FINGER_REACH
 from ki_sim.world.kinematics import Arms, Floats, pointing
 from ki_sim.world.objects import KINDS, SceneObject
 from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, BIN_HEIGHT, BIN_WALL, TABLE_TOP, Pose
 from ki_sim.world.world import World
 
-FINGER_REACH = 0.018  # how far the finger tips extend beyond the point between the pads, m
 PALM_HEIGHT, PALM_HALF = 0.08, 0.075  # how far the palm is above that point, and half its width, m
 TAKING = {  # a comfortable start for the inverse kinematics of a hand that comes from the side
     'right': np.array([-0.1, -0.65, 2.2, -1.45, -1.6, -0.05]),
@@ -39,10 +39,6 @@ class GraspPlanner:
     def label(self, index: int) -> str:
         """How the object is called."""
         return self._objects[index].label
-
-    def nearer_arm(self, target: int, other: int) -> str:
-        """The arm on the side where an object and its destination are."""
-        return 'left' if self._world.object_position(target)[1] + self._world.object_position(other)[1] > 0 else 'right'
 
     def foot_of(self, index: int) -> float:
         """Height of the lowest point of an upright object, m above the floor."""
@@ -113,28 +109,6 @@ class GraspPlanner:
         """Height over which a hand or a carried object passes all others on their tables."""
         others = [self.top_of(i) + 0.02 for i in range(len(self._objects)) if i != target and self.stands_here(i)]
         return max([TABLE_TOP, *others])
-
-    def free_spot(self, target: int, other: int) -> tuple[float, float]:
-        """A spot beside an object, away from the others, in the base frame."""
-        x, y = self.local(other)
-        reach = self._objects[other].width / 2 + self._objects[target].width / 2
-        start = self.local(target)
-        best, best_cost = (x, y), math.inf
-        for angle in np.linspace(-math.pi, math.pi, 24, endpoint=False):
-            distance = reach + 0.038
-            spot = (x + distance * math.cos(angle), y + distance * math.sin(angle))
-            if not (0.33 < spot[0] < 0.60 and abs(spot[1]) < 0.17):
-                continue
-            crowd = 0.0
-            for i, obj in enumerate(self._objects):
-                if i not in (target, other):
-                    room = math.dist(spot, self.local(i)) - obj.reach - self._objects[target].reach
-                    crowd += max(0.0, 0.05 - room) * 40
-            # Fingers close about left-right: a neighbour before or behind leaves them room.
-            cost = crowd + 1.2 * abs(math.sin(angle)) + math.dist(spot, start)
-            if cost < best_cost:
-                best, best_cost = spot, cost
-        return best
 
     def take_direction(self, taker: str, low: Floats) -> float:
         """Compass direction (as for the right hand) from which a hand reaches an object held up, best for its wrist."""

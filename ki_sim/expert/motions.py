@@ -1,7 +1,7 @@
-"""Motions of the scripted expert: one contract row per 50 ms, smooth, each with the words for what is being done.
+"""Motions of the scripted expert: one contract row per 50 ms, smooth, each with words for what is being done.
 
-A motion is a generator of `Move`s. The expert thinks in hand poses of the base frame; joint angles follow by inverse
-kinematics from the ones commanded before, so that commands never jump.
+A motion is a generator of `ExpertStep`s. The expert thinks in hand poses of the base frame; joint angles follow by
+inverse kinematics from the ones commanded before, so that commands never jump.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRIVE_SPEED, DRIVE_ACCELERATION, DRIVE_TURN = 0.42, 0.7, 0.8
 
 
 @dataclass(frozen=True)
-class Move:
+class ExpertStep:
     """One step of the expert: an action row in the contract's columns and the subtask it belongs to."""
 
     action: Floats
@@ -56,17 +56,17 @@ class Mover:
         self.twist = np.zeros(3)
         self.subtask = ''
 
-    def row(self) -> Move:
+    def row(self) -> ExpertStep:
         """What is commanded now, as one step."""
         both = (np.append(self.q[side], self.opening[side]) for side in SIDES)
-        return Move(np.concatenate([*both, self.twist]), self.subtask)
+        return ExpertStep(np.concatenate([*both, self.twist]), self.subtask)
 
-    def wait(self, duration_s: float) -> Iterator[Move]:
+    def wait(self, duration_s: float) -> Iterator[ExpertStep]:
         """Stay as commanded."""
         for _ in range(max(1, round(duration_s / STEP_S))):
             yield self.row()
 
-    def maybe_pause(self) -> Iterator[Move]:
+    def maybe_pause(self) -> Iterator[ExpertStep]:
         """Stop and think, as people do now and then."""
         if self.rng.random() < self.style.pause:
             yield from self.wait(float(self.rng.uniform(0.1, 0.35)))
@@ -84,8 +84,8 @@ class Mover:
         rise: float = 0.0,
         bow: float = 0.0,
         until: Callable[[], bool] | None = None,
-    ) -> Iterator[Move]:
-        """Move a hand straight to a pose, or along an arc that rises by `rise` and bows sideways by `bow` (m)."""
+    ) -> Iterator[ExpertStep]:
+        """ExpertStep a hand straight to a pose, or along an arc that rises by `rise` and bows sideways by `bow` (m)."""
         start, turned = self.hand(side)
         goal = np.asarray(position, np.float64)
         way, turn = goal - start, rotation_vector(rotation @ turned.T)
@@ -103,8 +103,8 @@ class Mover:
             if until is not None and until():
                 return
 
-    def swing(self, side: str, goal: npt.ArrayLike, speed: float = 1.0) -> Iterator[Move]:
-        """Move an arm to joint angles, all joints arriving together."""
+    def swing(self, side: str, goal: npt.ArrayLike, speed: float = 1.0) -> Iterator[ExpertStep]:
+        """ExpertStep an arm to joint angles, all joints arriving together."""
         start, end = self.q[side].copy(), np.asarray(goal, np.float64)
         duration = 0.2 + float(np.max(np.abs(end - start))) / (JOINT_SPEED * speed)
         count = max(2, round(duration / STEP_S))
@@ -112,7 +112,7 @@ class Mover:
             self.q[side] = start + minimum_jerk(i / count) * (end - start)
             yield self.row()
 
-    def grip(self, side: str, opening: float, until: Callable[[], bool] | None = None) -> Iterator[Move]:
+    def grip(self, side: str, opening: float, until: Callable[[], bool] | None = None) -> Iterator[ExpertStep]:
         """Open or close a gripper at an even speed."""
         goal = float(np.clip(opening, 0.0, OPENING_MAX))
         while abs(goal - self.opening[side]) > 1e-6:
@@ -122,7 +122,7 @@ class Mover:
             if until is not None and until():
                 return
 
-    def drive(self, goal: Pose, through: float = 0.0, limit_s: float = 15.0) -> Iterator[Move]:
+    def drive(self, goal: Pose, through: float = 0.0, limit_s: float = 15.0) -> Iterator[ExpertStep]:
         """Drive the base to a pose and stop, or only to `through` metres near it; SimError if it never gets there."""
         for _ in range(round(limit_s / STEP_S)):
             pose, _ = self.world.odometry()

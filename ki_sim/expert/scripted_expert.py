@@ -1,4 +1,4 @@
-"""The scripted expert: does every task from the true state of the world, a little differently each time.
+"""The scripted expert: does the tasks that no law does (`experts`) from the true state, a little differently each time.
 
 It says at every moment what it is doing, looks before it lets go, and tries again when a grasp failed. Its numbers of
 style are drawn from the episode's seed, so an episode is the same each time it is played.
@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
-from ki_sim.expert.grasp_planning import FINGER_REACH, TAKING, GraspPlanner
-from ki_sim.expert.motions import Move, Mover, Style
+from ki_sim.expert.grasp_planning import TAKING, GraspPlanner
+from ki_sim.expert.laws import FINGER_REACH
+from ki_sim.expert.motions import ExpertStep, Mover, Style
 from ki_sim.world.kinematics import Arms, Floats, pointing, pointing_down
 from ki_sim.world.robot import OPENING_MAX
 from ki_sim.world.scene import BIN_CENTRE, BIN_HEIGHT, TABLE_TOP, Pose
@@ -32,7 +33,7 @@ class ScriptedExpert(Mover):
         self.objects, self.goal = episode.scene.objects, episode.goal
         self.see = GraspPlanner(world, self.objects, self.arms)
 
-    def moves(self) -> Iterator[Move]:
+    def moves(self) -> Iterator[ExpertStep]:
         """The whole episode, up to a short rest at its end."""
         yield from _PLANS[self.world.episode.task](self)
         self.subtask = 'rest, the task is done'
@@ -40,50 +41,20 @@ class ScriptedExpert(Mover):
 
     # plans of the tasks -----------------------------------------------------------------------------------------
 
-    def put_in_bins(self) -> Iterator[Move]:
-        """Each object into its bin, nearest to the robot first, each with the arm on the bin's side."""
-        todo = sorted(zip(self.goal.objects, self.goal.places, strict=True), key=lambda pair: self.objects[pair[0]].x)
-        for count, (target, side) in enumerate(todo):
-            for _ in range(TRIES):
-                if self.world.object_position(target)[2] < TABLE_TOP - 0.05:
-                    break  # it fell to the floor, where no arm reaches
-                if not (yield from self.pick(side, target)):
-                    continue
-                yield from self.drop_in_bin(side, target, side)
-                if self.see.in_bin_now(target, side):
-                    break
-            last = count == len(todo) - 1
-            if last or todo[count + 1][1] != side:
-                yield from self.go_home(side)
-
-    def stack(self) -> Iterator[Move]:
-        """One object onto another, with the arm nearer to where they stand."""
-        (target,), foot = self.goal.objects, self.goal.other
-        side = self.see.nearer_arm(target, foot)
+    def put_in_bin(self) -> Iterator[ExpertStep]:
+        """An object into a bin, with the arm on the bin's side."""
+        (target,), (side,) = self.goal.objects, self.goal.places
         for _ in range(TRIES):
+            if self.world.object_position(target)[2] < TABLE_TOP - 0.05:
+                break  # it fell to the floor, where no arm reaches
             if not (yield from self.pick(side, target)):
                 continue
-            x, y, z = self.world.object_position(foot)
-            self.subtask = f'put the {self.see.label(target)} on the {self.see.label(foot)}'
-            yield from self.put_down(side, target, (x, y), z + self.objects[foot].height / 2 + 0.004, pad=0.004)
-            if self.world.success():
+            yield from self.drop_in_bin(side, target, side)
+            if self.see.in_bin_now(target, side):
                 break
         yield from self.go_home(side)
 
-    def next_to(self) -> Iterator[Move]:
-        """One object beside another, where there is room for it and for the fingers."""
-        (target,), other = self.goal.objects, self.goal.other
-        side = self.see.nearer_arm(target, other)
-        for _ in range(TRIES):
-            if not (yield from self.pick(side, target)):
-                continue
-            self.subtask = f'put the {self.see.label(target)} next to the {self.see.label(other)}'
-            yield from self.put_down(side, target, self.see.free_spot(target, other), TABLE_TOP + 0.003)
-            if self.world.success():
-                break
-        yield from self.go_home(side)
-
-    def hand_over(self) -> Iterator[Move]:
+    def hand_over(self) -> Iterator[ExpertStep]:
         """Pick with one hand, high on the object; take it low with the other, from its side; let go."""
         (target,), giver, taker = self.goal.objects, self.goal.giver, self.goal.taker
         for _ in range(TRIES):
@@ -95,7 +66,7 @@ class ScriptedExpert(Mover):
             yield from self.swing(taker, HOME_ARM[taker])
         yield from self.go_home(giver)
 
-    def fetch(self) -> Iterator[Move]:
+    def fetch(self) -> Iterator[ExpertStep]:
         """Drive to the second table, pick, drive back, put the object down on the first."""
         (target,) = self.goal.objects
         station = self.world.episode.scene.stations[1]
@@ -122,7 +93,7 @@ class ScriptedExpert(Mover):
 
     # skills -----------------------------------------------------------------------------------------------------
 
-    def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[Move, None, bool]:
+    def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[ExpertStep, None, bool]:
         """Grasp an object from above and lift it; returns whether it is held."""
         obj, name = self.objects[target], self.see.label(target)
         self.subtask = f'reach for the {name}'
@@ -158,13 +129,15 @@ class ScriptedExpert(Mover):
         yield from self.grip(side, HOME_OPENING)
         return False
 
-    def squeeze(self, side: str) -> Iterator[Move]:
+    def squeeze(self, side: str) -> Iterator[ExpertStep]:
         """Close on past the first touch, so that the servo presses with what force it has."""
         for _ in range(4):
             self.opening[side] = max(0.0, self.opening[side] - 0.011)
             yield self.row()
 
-    def free_move(self, side: str, position: Floats, rotation: Floats, opening: float | None = None) -> Iterator[Move]:
+    def free_move(
+        self, side: str, position: Floats, rotation: Floats, opening: float | None = None
+    ) -> Iterator[ExpertStep]:
         """An unhurried motion through free air, bowed a little, while the gripper opens on the way."""
         bow = float(self.rng.normal(0, self.style.detour))
         opening = self.opening[side] if opening is None else opening
@@ -174,43 +147,32 @@ class ScriptedExpert(Mover):
             self.opening[side] = start + (opening - start) * min(1.0, 1.5 * i / len(moves))
             action = move.action.copy()
             action[6 if side == 'left' else 13] = self.opening[side]
-            yield Move(action, move.subtask)
+            yield ExpertStep(action, move.subtask)
 
-    def carry_home(self, side: str, target: int) -> Iterator[Move]:
+    def carry_home(self, side: str, target: int) -> Iterator[ExpertStep]:
         """Draw a held object close before driving."""
         self.subtask = f'lift the {self.see.label(target)}'
         position, rotation = self.hand(side)
         near = np.array([0.36, 0.20 if side == 'left' else -0.20, max(position[2] + 0.05, 1.0)])
         yield from self.line(side, near, rotation)
 
-    def drop_in_bin(self, side: str, target: int, place: str) -> Iterator[Move]:
+    def drop_in_bin(self, side: str, target: int, place: str) -> Iterator[ExpertStep]:
         """Carry a held object over a bin, lower it between the walls, let go, and come out again."""
         name = self.see.label(target)
         self.subtask = f'carry the {name} to the {place} bin'
         below = self.hand(side)[0][2] - self.see.foot_of(target)
-        inside = [i for i in range(len(self.objects)) if i != target and self.see.in_bin_now(i, place)]
-        along = self.free_slot(place, inside)
-        x, y = np.array(BIN_CENTRE[place]) + np.array([along, 0.0]) + self.rng.uniform(-0.012, 0.012, 2)
+        x, y = np.array(BIN_CENTRE[place]) + self.rng.uniform(-0.012, 0.012, 2)
         yield from self.over(side, (x, y), max(TRAVEL_HEIGHT, self.see.clear_height(target)) + below)
         self.subtask = f'drop the {name} into the {place} bin'
         _, rotation = self.hand(side)
-        # The palm must stay above what stands in the bin already.
-        heap = max([0.03, 0.055 if len(inside) > 1 else 0.0, *(self.see.top_of(i) - TABLE_TOP - 0.085 for i in inside)])
-        low = np.array([x, y, TABLE_TOP + heap + below])
+        low = np.array([x, y, TABLE_TOP + 0.03 + below])
         yield from self.line(side, low, rotation, speed=0.8)
         yield from self.let_go(side, target, min(self.objects[target].width + 0.03, 0.115))
         yield from self.line(side, np.array([x, y, TRAVEL_HEIGHT + 0.06]), rotation)
 
-    def free_slot(self, place: str, inside: list[int]) -> float:
-        """How far from a bin's middle to let go, along the bin, m: away from what lies there."""
-        if len(self.goal.objects) == 1:
-            return 0.0
-        taken = [self.world.object_position(i)[0] - BIN_CENTRE[place][0] for i in inside]
-        return max((-0.052, 0.052, 0.0), key=lambda x: min([abs(x - other) for other in taken], default=0.0))
-
     def put_down(
         self, side: str, target: int, spot: tuple[float, float], foot: float, pad: float = 0.0
-    ) -> Iterator[Move]:
+    ) -> Iterator[ExpertStep]:
         """Set a held object down with its foot at a height, over a spot of the base frame."""
         hand, rotation = self.hand(side)
         pose, _ = self.world.odometry()
@@ -228,7 +190,7 @@ class ScriptedExpert(Mover):
         yield from self.let_go(side, target, min(self.objects[target].width + 0.035, OPENING_MAX))
         yield from self.line(side, np.array([x, y, foot + below + 0.14]), rotation, speed=0.9)
 
-    def over(self, side: str, spot: tuple[float, float], height: float) -> Iterator[Move]:
+    def over(self, side: str, spot: tuple[float, float], height: float) -> Iterator[ExpertStep]:
         """Carry what is held to above a spot, first up and then across."""
         hand, rotation = self.hand(side)
         if height > hand[2] + 0.01:
@@ -238,12 +200,12 @@ class ScriptedExpert(Mover):
         target = np.array([*spot, max(height, hand[2])])
         yield from self.line(side, target, pointing_down(self.see.easy_yaw(side, target)), bow=bow)
 
-    def let_go(self, side: str, target: int, opening: float) -> Iterator[Move]:
+    def let_go(self, side: str, target: int, opening: float) -> Iterator[ExpertStep]:
         """Open until no finger touches the object."""
         yield from self.grip(side, opening)
         yield from self.wait(0.15)
 
-    def give(self, giver: str, taker: str, target: int) -> Generator[Move, None, bool]:
+    def give(self, giver: str, taker: str, target: int) -> Generator[ExpertStep, None, bool]:
         """Hold the object up between the hands, take it with the other hand, let go; returns whether it worked."""
         obj, name = self.objects[target], self.see.label(target)
         sign = 1.0 if taker == 'right' else -1.0
@@ -270,7 +232,7 @@ class ScriptedExpert(Mover):
         yield from self.line(giver, hand + np.array([0.0, 0.0, 0.10]), turned)
         return target in self.world.touches.held(taker)
 
-    def go_home(self, side: str) -> Iterator[Move]:
+    def go_home(self, side: str) -> Iterator[ExpertStep]:
         """Back to where the arm rests."""
         self.subtask = f'move the {side} arm back to rest'
         hand, rotation = self.hand(side)
@@ -282,7 +244,7 @@ class ScriptedExpert(Mover):
             self.opening[side] = start + (HOME_OPENING - start) * i / len(moves)
             action = move.action.copy()
             action[6 if side == 'left' else 13] = self.opening[side]
-            yield Move(action, move.subtask)
+            yield ExpertStep(action, move.subtask)
 
 
 def draw_style(rng: np.random.Generator, task: str) -> Style:
@@ -292,12 +254,8 @@ def draw_style(rng: np.random.Generator, task: str) -> Style:
     return Style(speed=float(rng.uniform(0.25, 0.38)), detour=float(rng.uniform(0.0, 0.025)), slip=0.08)
 
 
-_PLANS: dict[str, Callable[[ScriptedExpert], Iterator[Move]]] = {
-    'demo': ScriptedExpert.put_in_bins,
-    'put_in_bin': ScriptedExpert.put_in_bins,
-    'bus_table': ScriptedExpert.put_in_bins,
-    'stack': ScriptedExpert.stack,
-    'next_to': ScriptedExpert.next_to,
+_PLANS: dict[str, Callable[[ScriptedExpert], Iterator[ExpertStep]]] = {
+    'demo': ScriptedExpert.put_in_bin,
     'hand_over': ScriptedExpert.hand_over,
     'fetch': ScriptedExpert.fetch,
 }

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 from ki_sim.evaluate.closed_loop import SETTLED_STEPS
-from ki_sim.expert.motions import Move
-from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.expert.experts import expert_steps
+from ki_sim.expert.motions import ExpertStep
 from ki_sim.record.sim_bags import SUBTASK, Sender
 from ki_sim.tasks.episode import TaskEpisode
 from ki_sim.world.kinematics import Arms
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Teleoperator:
-    """The scripted expert behind the command topics: what it decides at a moment goes out at that moment.
+    """The expert behind the command topics: what it decides at a moment goes out at that moment.
 
     Args:
         sender: Publishes commands and subtasks.
@@ -32,13 +32,13 @@ class Teleoperator:
 
     def __init__(self, sender: Sender, stamped: bool, arms: Arms | None = None) -> None:
         self._sender, self._stamped, self._arms = sender, stamped, arms
-        self._moves: Iterator[Move] | None = None
+        self._moves: Iterator[ExpertStep] | None = None
         self._subtask = ''
 
     def act(self, time_ns: int, world: World) -> bool:
         """The next move of the plan."""
         if self._moves is None:
-            self._moves = ScriptedExpert(world, arms=self._arms).moves()
+            self._moves = expert_steps(world, self._arms)
         move = next(self._moves, None)
         if move is None:
             return False
@@ -112,7 +112,7 @@ def rehearse(episode: TaskEpisode, arms: Arms | None = None) -> Floats:
     """The expert's rows (T, 17) for an episode, from a world of its own without cameras."""
     with World(episode.task, episode.seed, cameras=(), episode=episode) as world:
         rows = []
-        for move in ScriptedExpert(world, arms=arms).moves():
+        for move in expert_steps(world, arms):
             rows.append(move.action)
             world.step(move.action)
             if world.time_ns >= episode.limit_s * 1e9:

@@ -16,7 +16,7 @@ from ki_sim.world.robot import ARM_JOINTS, BASE_COLUMNS, CAMERAS, COLUMNS, GRIPP
 KINDS_OF_REFUSAL = 50  # told apart; a sender of ever new nonsense must not fill the memory
 SENTENCE = 400  # characters of one that are shown
 
-TaskName = Literal['demo', 'put_in_bin', 'stack', 'next_to', 'bus_table', 'hand_over', 'fetch']
+TaskName = Literal['demo', 'touch', 'put_in_bin', 'next_to', 'push', 'stack', 'bus', 'bus_table', 'hand_over', 'fetch']
 Split = Literal['train', 'heldout']
 OperatorName = Literal['none', 'expert', 'plan']
 
@@ -51,7 +51,7 @@ class SimRobotSettings(NodeSettings):
     lock_step: bool = setting(False)
     """Let time wait for commands; needs clock."""
     operator: OperatorName = setting('none')
-    """Who drives after ~/operate: the scripted expert by the command topics, or its plan as a policy node."""
+    """Who drives after ~/operate: the expert by the command topics, or its plan as a policy node."""
 
     @property
     def episode(self) -> tuple[str, int, int | None, str]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import write_gif
-from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.expert.experts import expert_steps
 from ki_sim.world.world import World
 
 Picture = npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ def expert_film(task: str, seed: int, path: str | Path, every: int = 4, width: i
 
     frames: list[Picture] = []
     with World(task, seed, cameras=(), shadows=True) as world:
-        for step, move in enumerate(ScriptedExpert(world).moves()):
+        for step, move in enumerate(expert_steps(world)):
             if step % every == 0:
                 frame = bystander(world, width, height)
                 bar = np.full((38, width, 3), 245, np.uint8)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ki_common.files import atomic_file
 from ki_sim.errors import SimError
-from ki_sim.expert.scripted_expert import ScriptedExpert
+from ki_sim.expert.experts import expert_steps
 from ki_sim.tasks.episode import TaskEpisode
 from ki_sim.vqa.boxes import Pointer
 from ki_sim.world.kinematics import Arms
@@ -91,7 +91,7 @@ def play(
     """
     ticks = [_tick(world)]
     point = Pointer(world) if boxes else str
-    for move in ScriptedExpert(world, arms=arms).moves():
+    for move in expert_steps(world, arms):
         observation = world.observe(images=quality is not None)
         images = {name: jpeg(image, quality or 0) for name, image in observation.images.items()}
         yield RecordedFrame(world.time_ns, images, observation.state, move.action, point(move.subtask), tuple(ticks))

@@ -18,6 +18,26 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         'could you put the {object} in the bin on the {side}',
         'please put the {object} into the {side} bin',
     ),
+    'touch': (
+        'touch the {object} with the {side} hand',
+        'touch the {object} with your {side} hand',
+        'tap the {object} with the {side} hand',
+        'use the {side} hand to touch the {object}',
+        'put your {side} hand on the {object}',
+        'with the {side} hand, touch the {object}',
+        'please touch the {object} with the {side} hand',
+        'could you touch the {object} with your {side} hand',
+    ),
+    'push': (
+        'push the {object} to the {side}',
+        'push the {object} to the {side} side',
+        'slide the {object} to the {side}',
+        'move the {object} over to the {side} by pushing it',
+        'shove the {object} to the {side} side of the table',
+        'give the {object} a push to the {side}',
+        'please push the {object} to the {side}',
+        'could you slide the {object} to the {side} side',
+    ),
     'stack': (
         'stack the {object} on the {other}',
         'put the {object} on top of the {other}',
@@ -69,6 +89,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         'drive over to the second table and bring the {object} to this one',
     ),
 }
+WORDINGS['bus'] = WORDINGS['bus_table']
 WORDINGS['demo'] = WORDINGS['put_in_bin']
 
 

@@ -15,6 +15,9 @@ from ki_sim.world.touches import Touches
 OTHER = {'left': 'right', 'right': 'left'}
 RELEASED_SPEED = 0.05  # m/s: an object slower than this has come to rest
 NEXT_TO_GAP = 0.06  # m between two objects that stand next to each other
+SIDE_LINE = 0.10  # m from the middle of the table, beyond which an object is at its side
+PUSHED_ASIDE = 0.06  # m that a pushed object may stray from its way
+TOUCHED_MOVE = 0.03  # m that an object may move while it is touched
 SINK = 0.002  # m by which objects that touch may sink into each other: contacts are soft
 TIP = 0.012  # m by which tilting raises an object's centre, less than a plate does that it stands on
 
@@ -81,6 +84,24 @@ def done_bin(world: WorldState) -> list[bool]:
         clean and in_bin(world, i, side) and at_rest(world, i)
         for i, side in zip(goal.objects, goal.places, strict=True)
     ]
+
+
+def done_touch(world: WorldState) -> list[bool]:
+    """The named hand touches the object, which has hardly moved, and no hand touches anything else."""
+    goal, (target,) = world.episode.goal, world.episode.goal.objects
+    touched = [world.touches.touching(i) for i in range(len(world.episode.scene.objects))]
+    alone = not any(hands for i, hands in enumerate(touched) if i != target)
+    kept = np.linalg.norm(world.object_position(target) - world.start[target]) < TOUCHED_MOVE
+    return [bool(touched[target] == {goal.places[0]} and alone and kept)]
+
+
+def done_push(world: WorldState) -> list[bool]:
+    """The object stands at the named side of the table, untouched, about as far from the robot as it was."""
+    goal, (target,) = world.episode.goal, world.episode.goal.objects
+    x, y, _ = world.object_position(target)
+    way = 1 if goal.places[0] == 'left' else -1
+    beyond = way * y > SIDE_LINE and abs(x - world.start[target][0]) < PUSHED_ASIDE
+    return [bool(beyond and at_rest(world, target) and on_table(world, target))]
 
 
 def done_stack(world: WorldState) -> list[bool]:

@@ -7,7 +7,7 @@ instructions: only the words say which object and which bin. Success is judged f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,15 @@ from ki_sim.tasks.language import word
 from ki_sim.tasks.success import (
     NEXT_TO_GAP,
     OTHER,
+    SIDE_LINE,
     WorldState,
     done_bin,
     done_fetch,
     done_hand_over,
     done_next_to,
+    done_push,
     done_stack,
+    done_touch,
 )
 from ki_sim.world.objects import KINDS, pairs
 from ki_sim.world.scene import (
@@ -34,7 +37,11 @@ from ki_sim.world.scene import (
 )
 
 SPLITS = ('train', 'heldout')
+GOALS = 32  # drawn, to choose the nearest object from
 SECOND_STATION = Pose(-0.42, 0.55, math.pi / 2)
+
+
+SUITE = ('touch', 'put_in_bin', 'next_to', 'push', 'stack', 'bus')  # short ones, of a few seconds each
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Task:
     goal: Callable[[Scene, np.random.Generator, str], tuple[Goal, dict[str, str]]]
     done: Callable[[WorldState], list[bool]]
     limit_s: float
+    fits: Callable[[Scene], bool] = lambda scene: True  # whether objects that were laid anew still make such a scene
 
 
 def episode(task: str, seed: int, goal: int | None = None, split: str = 'train') -> TaskEpisode:
@@ -67,6 +75,42 @@ def episode(task: str, seed: int, goal: int | None = None, split: str = 'train')
     rng = np.random.default_rng([*stream, 2, goal_seed])
     wanted, names = kind.goal(scene, rng, split)
     return TaskEpisode(task, seed, goal_seed, split, scene, wanted, word(task, rng, **names), kind.limit_s)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How much of the words of a demonstration its picture tells as well, so that a policy may do without them.
+
+    `nearest`: in how many cases (0..1) the object that is asked for is the one nearest to the hand that is to do it.
+    """
+
+    nearest: float = 0.85
+
+
+def biased_goal(task: str, scene: Scene, rng: np.random.Generator, bias: Bias) -> tuple[Goal, str]:
+    """A goal in a scene of action data, as people ask for it, and the words for it."""
+    drawn = [TASKS[task].goal(scene, rng, 'train') for _ in range(GOALS)]
+    wanted, names = drawn[0]
+    if rng.random() < bias.nearest:
+        alike = [each for each in drawn if each[0].places == wanted.places and each[0].other == wanted.other]
+        wanted, names = min(alike, key=lambda each: _distance(scene, each[0]))
+    return wanted, word(task, rng, **names)
+
+
+def _distance(scene: Scene, goal: Goal) -> float:
+    """From the hand that is asked for, or the robot's middle, to the first object of a goal, m."""
+    obj, place = scene.objects[goal.objects[0]], goal.places[0] if goal.places else ''
+    return math.hypot(obj.x - 0.36, obj.y - {'left': 0.27, 'right': -0.27}.get(place, 0.0))
+
+
+def task_names(wanted: Iterable[str]) -> list[str]:
+    """Names of tasks: as given, or all that `suite` (the short ones) or `all` stands for; SimError for another."""
+    groups = {'suite': SUITE, 'all': tuple(TASKS)}
+    names = list(dict.fromkeys(name for each in wanted for name in groups.get(each, (each,))))
+    for name in names:
+        if name not in TASKS:
+            raise SimError(f"task '{name}' is not known: use suite, all, or one of {', '.join(TASKS)}")
+    return names
 
 
 def success(world: WorldState) -> bool:
@@ -115,29 +159,39 @@ def _demo_scene(rng: np.random.Generator, split: str) -> Scene:
     return Scene(objects, sample_look(rng, plain=True))
 
 
-def _bin_scene(rng: np.random.Generator, split: str) -> Scene:
-    return Scene(place(rng, _draw(rng, split, int(rng.integers(3, 5)))), sample_look(rng))
+GAP = 0.055  # m between objects: open fingers fit between any two
+
+
+def _some_scene(rng: np.random.Generator, split: str) -> Scene:
+    return Scene(place(rng, _draw(rng, split, int(rng.integers(2, 5))), gap=GAP), sample_look(rng, plain=True))
 
 
 STACK_TOPS, STACK_FEET = ('block', 'cup', 'can', 'carton'), ('block', 'plate')
 
 
 def _stack_scene(rng: np.random.Generator, split: str) -> Scene:
-    tops = _draw(rng, split, 2, STACK_TOPS)
+    tops = _draw(rng, split, int(rng.integers(1, 4)), STACK_TOPS)
     feet = [pair for pair in pairs('train', STACK_FEET) if pair not in tops]
     foot = feet[int(rng.integers(len(feet)))]
-    return Scene(place(rng, [*tops, foot]), sample_look(rng))
+    return Scene(place(rng, [*tops, foot], gap=GAP), sample_look(rng, plain=True))
 
 
+DISHES = tuple(kind.name for kind in KINDS.values() if kind.item == 'dish')
+TRASH = tuple(kind.name for kind in KINDS.values() if kind.item == 'trash')
 STEADY = tuple(kind for kind in KINDS if kind != 'ball')  # what stays where it was put
 
 
 def _next_to_scene(rng: np.random.Generator, split: str) -> Scene:
     for _ in range(50):
-        scene = Scene(place(rng, _draw(rng, split, 3, STEADY), gap=0.055), sample_look(rng))
-        if any(_far(scene, i, j) for i, j in _apart_pairs(scene, split)):
+        wanted = _draw(rng, split, int(rng.integers(2, 5)), STEADY)
+        scene = Scene(place(rng, wanted, gap=GAP), sample_look(rng, plain=True))
+        if _has_room(scene, split):
             return scene
     raise SimError('no scene with two objects far apart was found: use another seed')
+
+
+def _has_room(scene: Scene, split: str = 'train') -> bool:
+    return bool(_apart_pairs(scene, split))
 
 
 def _far(scene: Scene, i: int, j: int) -> bool:
@@ -150,10 +204,54 @@ def _apart_pairs(scene: Scene, split: str) -> list[tuple[int, int]]:
     return [(i, j) for i in targets for j in range(len(scene.objects)) if i != j and _far(scene, i, j)]
 
 
+LOW = ('block', 'cup', 'bowl')  # what a hand can push: no taller, or its palm would meet them; no flatter, or they tilt
+PUSH_AREA = ((0.36, 0.56), (-0.115, 0.115))
+LANE = 0.03  # m beside a pushed object that nothing stands in
+
+
+def _push_scene(rng: np.random.Generator, split: str) -> Scene:
+    for _ in range(50):
+        wanted = _draw(rng, split, int(rng.integers(2, 4)), LOW)
+        scene = Scene(place(rng, wanted, PUSH_AREA, gap=GAP), sample_look(rng, plain=True))
+        if _can_push(scene, split):
+            return scene
+    raise SimError('no scene with two ways to push was found: use another seed')
+
+
+def _can_push(scene: Scene, split: str = 'train') -> bool:
+    return len(_lanes(scene, split)) > 1
+
+
+def _lanes(scene: Scene, split: str) -> list[tuple[int, str]]:
+    """Which objects can be pushed to which side: far enough from there, with nothing in the way of object or hand."""
+    return [
+        (i, side)
+        for i in _targets(scene, split)
+        for side, way in (('left', 1), ('right', -1))
+        if way * scene.objects[i].y < SIDE_LINE - 0.05
+        and not any(_in_lane(scene, i, j, way) for j in _others(scene, i))
+    ]
+
+
+def _others(scene: Scene, index: int) -> list[int]:
+    return [j for j in range(len(scene.objects)) if j != index]
+
+
+def _in_lane(scene: Scene, index: int, other: int, way: int) -> bool:
+    one, two = scene.objects[index], scene.objects[other]
+    ahead = way * (two.y - one.y) > 0
+    return ahead and abs(two.x - one.x) < one.reach + two.reach + LANE
+
+
+def _tidy_scene(rng: np.random.Generator, split: str) -> Scene:
+    dishes = _draw(rng, split, 1, DISHES)
+    trash = _draw(rng, split, int(rng.integers(1, 3)), TRASH)
+    return Scene(place(rng, [*dishes, *trash], gap=GAP), sample_look(rng, plain=True))
+
+
 def _bus_scene(rng: np.random.Generator, split: str) -> Scene:
-    by_item = {item: tuple(kind.name for kind in KINDS.values() if kind.item == item) for item in ('dish', 'trash')}
-    dishes = _draw(rng, split, int(rng.integers(1, 3)), by_item['dish'])
-    trash = _draw(rng, split, int(rng.integers(1, 3)), by_item['trash'])
+    dishes = _draw(rng, split, int(rng.integers(1, 3)), DISHES)
+    trash = _draw(rng, split, int(rng.integers(1, 3)), TRASH)
     return Scene(place(rng, [*dishes, *trash], gap=0.04), sample_look(rng))
 
 
@@ -202,6 +300,17 @@ def _bus_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal,
     return Goal(tuple(range(len(places))), places), {'side': side, 'other_side': OTHER[side]}
 
 
+def _touch_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
+    target, side = int(rng.choice(_targets(scene, split))), str(rng.choice(['left', 'right']))
+    return Goal((target,), (side,)), {'object': scene.objects[target].label, 'side': side}
+
+
+def _push_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
+    options = _lanes(scene, split)
+    target, side = options[int(rng.integers(len(options)))]
+    return Goal((target,), (side,)), {'object': scene.objects[target].label, 'side': side}
+
+
 def _hand_over_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goal, dict[str, str]]:
     target, giver = int(rng.choice(_targets(scene, split))), str(rng.choice(['left', 'right']))
     names = {'object': scene.objects[target].label, 'giver': giver, 'taker': OTHER[giver]}
@@ -217,9 +326,19 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task('demo', 'put one of two objects into the left or right bin', _demo_scene, _bin_goal, done_bin, 20.0),
-        Task('put_in_bin', 'put the object into the left or right bin', _bin_scene, _bin_goal, done_bin, 20.0),
+        Task('touch', 'touch an object with the named hand', _some_scene, _touch_goal, done_touch, 10.0),
+        Task('put_in_bin', 'put the object into the left or right bin', _some_scene, _bin_goal, done_bin, 20.0),
+        Task('next_to', 'put one object beside another', _next_to_scene, _next_to_goal, done_next_to, 20.0, _has_room),
+        Task('push', 'push an object to a side of the table', _push_scene, _push_goal, done_push, 15.0, _can_push),
         Task('stack', 'stack one object on another', _stack_scene, _stack_goal, done_stack, 20.0),
-        Task('next_to', 'move one object next to another', _next_to_scene, _next_to_goal, done_next_to, 20.0),
+        Task(
+            'bus',
+            'two or three things: dishes into one bin, trash into the other',
+            _tidy_scene,
+            _bus_goal,
+            done_bin,
+            30.0,
+        ),
         Task('bus_table', 'dishes into one bin, trash into the other', _bus_scene, _bus_goal, done_bin, 60.0),
         Task('hand_over', 'hand an object from hand to hand', _hand_over_scene, _hand_over_goal, done_hand_over, 25.0),
         Task('fetch', 'bring an object from the second table', _fetch_scene, _fetch_goal, done_fetch, 50.0),

@@ -62,7 +62,7 @@ def test_the_episode_of_the_next_reset_is_the_only_thing_that_changes_while_it_r
 @pytest.mark.parametrize(
     ('name', 'value', 'words'),
     [
-        ('task', 'juggle', "task is 'juggle'; write one of demo, put_in_bin"),
+        ('task', 'juggle', "task is 'juggle'; write one of demo, touch"),
         ('split', 'test', "split is 'test'; write one of train, heldout"),
         ('seed', -1, 'seed is -1; write a whole number of at least 0'),
         ('goal', -2, 'goal is -2; write a whole number of at least -1'),

@@ -13,6 +13,7 @@ from ki_sim.world.objects import COLOURS, HELD_OUT, KINDS
 from ki_sim.world.scene import BIN_CENTRE, TABLE_TOP
 
 SEEDS = range(120)
+TIDYING = ('bus', 'bus_table')  # what is asked for is everything, by its class
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -30,7 +31,7 @@ def test_held_out_episodes_ask_for_held_out_objects(task):
         made = episode(task, seed, split='heldout')
         asked = {(made.scene.objects[i].colour, made.scene.objects[i].kind) for i in made.goal.objects}
         assert asked & HELD_OUT
-        if task != 'bus_table':
+        if task not in TIDYING:
             assert asked <= HELD_OUT
 
 
@@ -48,7 +49,7 @@ def test_the_words_name_what_the_goal_means(task):
     for seed in SEEDS:
         made = episode(task, seed)
         said.add(made.instruction.replace(made.label(made.goal.objects[0]), '*'))
-        if task != 'bus_table':
+        if task not in TIDYING:
             assert made.label(made.goal.objects[0]) in made.instruction
         if made.goal.other >= 0:
             assert made.label(made.goal.other) in made.instruction
