@@ -10,7 +10,7 @@ import typer
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
-    from training.train.config import Run, Simulate
+    from training.train.config import Run
 
 app = typer.Typer(help='Train a policy from recordings, into a bundle.')
 
@@ -64,7 +64,7 @@ def train(
         raise TrainingError('--data-only: the configuration has no section simulate, so there are no data to make.')
     if run.simulate is not None:
         if int(os.environ.get('WORLD_SIZE', '1')) == 1:
-            simulate(run.simulate)
+            simulate(run)
         if data_only:
             return
     fit(run)
@@ -79,17 +79,25 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
     return run.replace(stages=stages)
 
 
-def simulate(wanted: Simulate) -> None:
-    """Recordings of the expert and pictures with words, as arrays and without ROS; what is there stays."""
+def simulate(run: Run) -> None:
+    """Recordings and moments of the expert and pictures with words, as files and without ROS; what is there stays."""
+    from ki.support.simulated_data import moment_settings
+    from ki_sim.moments.shards import write as write_moments
     from ki_sim.record.batch import jobs, record
-    from ki_sim.tasks.tasks import TASKS
+    from ki_sim.tasks.tasks import task_names
     from ki_sim.vqa.vqa_data import write
 
-    out, tasks = Path(wanted.out), list(TASKS) if wanted.tasks == ('all',) else list(wanted.tasks)
-    work = jobs(tasks, wanted.episodes, out / 'arrays', wanted.first_seed, 'npz', image_size=wanted.image_size)
-    with progress('episodes', len(work)) as line:
-        made = record(work, wanted.workers, line.advance)
+    wanted = run.simulate
+    assert wanted is not None
+    out, tasks, made = Path(wanted.out), task_names(wanted.tasks), []
+    if wanted.episodes:
+        work = jobs(tasks, wanted.episodes, out / 'arrays', wanted.first_seed, 'npz', image_size=wanted.image_size)
+        with progress('episodes', len(work)) as line:
+            made = record(work, wanted.workers, line.advance)
     failed = sum(result.status == 'failed' for result in made)
+    if wanted.moments:
+        with progress('moments', wanted.moments) as line:
+            write_moments(out / 'moments', wanted.moments, moment_settings(run), wanted.workers, line.add)
     for split, scenes, arrangements in (
         ('train', wanted.scenes, wanted.arrangements),
         ('heldout', wanted.held_scenes, 1),
@@ -98,7 +106,9 @@ def simulate(wanted: Simulate) -> None:
             with progress(f'scenes, {split}', scenes) as line:
                 size, workers = wanted.image_size, wanted.workers
                 write(out / 'vqa', scenes, 0, split, size, workers, line.advance, arrangements)
-    print(f'{out}: {len(made) - failed} episodes ({failed} failed and left out), {wanted.scenes} scenes')
+    parts = f'{len(made) - failed} episodes ({failed} failed and left out)' if made else ''
+    parts += f'{", " if made else ""}{wanted.moments} moments' if wanted.moments else ''
+    print(f'{out}: {parts}, {wanted.scenes} scenes')
 
 
 def fit(run: Run) -> Path | None:

@@ -25,6 +25,10 @@ class ProgressLine:
         """One more is done; what was done does not matter."""
         self.to(round(self._bar.tasks[self._task].completed) + 1)
 
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.to(round(self._bar.tasks[self._task].completed) + count)
+
     def to(self, done: int, total: int | None = None, name: str = '') -> None:
         """`done` are done; of how many, and which one is in hand, if that is new."""
         self._bar.update(self._task, completed=done, total=total, name=Path(name).name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from ki_sim.vqa.boxes import PictureBox, box_text
 from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS
 from ki_sim.world.robot import SIDES
 
-Line = dict[str, str]
+Line = dict[str, Any]  # kind, prompt, answer, and where one thing is asked for, its point in the picture
 NUMBERS = ('none', 'one', 'two', 'three', 'four', 'five', 'six')
 BESIDE = 0.05  # m between two objects, sideways, for one to be left of the other
 
@@ -37,6 +38,14 @@ class Fact:
     def label(self) -> str:
         """'red cup'."""
         return f'{self.colour} {self.kind}'
+
+    @property
+    def middle(self) -> list[float] | None:
+        """The middle of the box, x to the right and y down, as shares of the picture."""
+        if self.box is None:
+            return None
+        top, left, bottom, right = self.box
+        return [round((left + right) / 2, 4), round((top + bottom) / 2, 4)]
 
     @property
     def place(self) -> str:
@@ -160,7 +169,8 @@ def boxes(facts: Sequence[Fact], rng: np.random.Generator) -> Iterator[Line]:
     labels = Counter(fact.label for fact in facts)
     for fact in facts:
         if labels[fact.label] == 1:
-            yield {'kind': 'box', 'prompt': f'detect {fact.label}', 'answer': f'{locations(fact)} {fact.label}'}
+            answer = f'{locations(fact)} {fact.label}'
+            yield {'kind': 'box', 'prompt': f'detect {fact.label}', 'answer': answer, 'point': fact.middle}
     for word in ('kind', 'colour'):
         for name, number in Counter(getattr(fact, word) for fact in facts).items():
             if number > 1 or word == 'colour':
@@ -191,6 +201,12 @@ def locations(fact: Fact) -> str:
     if fact.box is None:
         raise ValueError(f'the {fact.label} is not in the picture')
     return box_text(fact.box)
+
+
+def things(facts: Sequence[Fact]) -> list[dict[str, Any]]:
+    """What the picture shows, as heads for training only take it: `training.samples.things`."""
+    places = ((fact, fact.middle) for fact in facts)
+    return [{'colour': f.colour, 'kind': f.kind, 'x': at[0], 'y': at[1]} for f, at in places if at is not None]
 
 
 def article(label: str) -> str:

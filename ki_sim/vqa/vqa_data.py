@@ -22,7 +22,7 @@ from ki_common.files import atomic_file, write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks.tasks import DEMO_COLOURS, DEMO_KINDS
 from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
-from ki_sim.vqa.questions import Fact, lines_about
+from ki_sim.vqa.questions import Fact, lines_about, things
 from ki_sim.world.kinematics import Arms, pointing_down
 from ki_sim.world.objects import ALL_COLOURS, ALL_KINDS, SceneObject, pairs
 from ki_sim.world.render import Cameras, check_size
@@ -256,7 +256,8 @@ def scene_lines(seed: int, split: str, photographer: Photographer, arrangements:
         if shot is None:
             continue
         rng = np.random.default_rng([seed, SPLITS.index(split), 13, number])
-        about = {'image': f'images/{folder}/{seed:07d}_{number}.jpg', 'seed': seed, 'split': split}
+        about: dict[str, Any] = {'image': f'images/{folder}/{seed:07d}_{number}.jpg', 'seed': seed, 'split': split}
+        about['things'] = things(shot.facts)
         yield shot.image, [{**about, **line} for line in lines_about(shot.facts, shot.cells, rng)]
 
 

@@ -76,7 +76,7 @@ def summarise(dataset: EpisodeDataset) -> Summary:
         arrays = dataset.arrays(number)
         states.update(arrays['state'][steps])
         for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB
-            chunks_nHN, known_nH = _chunks(dataset, arrays, steps[begin : begin + 256])
+            chunks_nHN, known_nH = _chunks(dataset, number, steps[begin : begin + 256])
             actions.update(chunks_nHN[known_nH])
             by_step.update(chunks_nHN, known_nH)
     origin = provenance(dataset)
@@ -117,15 +117,12 @@ def provenance(dataset: EpisodeDataset) -> dict[str, Any]:
 
 
 def _chunks(
-    dataset: EpisodeDataset, arrays: dict[str, NDArray[Any]], steps: NDArray[np.int32]
+    dataset: EpisodeDataset, number: int, steps: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The chunks that begin at `steps`, after the delta transform (n, H, N), and which of their steps are known."""
-    rows_TH = steps[:, None] + np.arange(dataset.horizon)[None, :]
-    inside = rows_TH < len(arrays['actions'])
-    rows_TH = np.minimum(rows_TH, len(arrays['actions']) - 1)
-    known = inside & arrays['action_valid'][rows_TH]
-    reference = delta_reference(dataset.contract, arrays['state'][steps])
-    return np.asarray(to_delta(arrays['actions'][rows_TH], reference), dtype=np.float64), np.asarray(known, dtype=bool)
+    actions, known = dataset.chunks(number, steps)
+    reference = delta_reference(dataset.contract, dataset.arrays(number)['state'][steps])
+    return np.asarray(to_delta(actions, reference), dtype=np.float64), known
 
 
 def _stats(

@@ -1,7 +1,8 @@
 """Recordings of the simulator as arrays (.npz) -> an index like that of bags, for machines without ROS and bag readers.
 
-Every file is read once into a folder of its own beside the index: one episode, and one file of pictures a camera, as
-`training.index.index` lays them out. What reads samples does not know the difference.
+A file is an episode, or moments with a chunk each (`training.index.moments`). It is read once into a folder of its own
+beside the index: one episode, and one file of pictures a camera, as `training.index.index` lays them out. What reads
+samples does not know the difference.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from ki_common.files import atomic_folder, sha256_of
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
 from training.index.index import Entry, EpisodeInfo, Index
+from training.index.moments import is_moments, moment_arrays, read_moments
 
 EPISODE = 'episode_000.npz'
-FORMAT = 2
+FORMAT = 2  # of the folders
 
 
 def index_arrays(source: Path, contract: Contract, out: Path) -> Index:
@@ -59,20 +61,12 @@ def _entry(path: Path, contract: Contract, out: Path) -> Entry:
 
 def _convert(path: Path, contract: Contract, folder: Path) -> None:
     """One file into a folder, whole or not at all."""
-    found = _read(path, contract)
-    meta, steps = json.loads(str(found['meta'])), len(found['state'])
-    texts = [str(meta['instruction']), *(str(text) for text in found['subtasks'])]
-    arrays: dict[str, Any] = {
-        'stamps': found['time_ns'].astype(np.int64),
-        'state': found['state'].astype(np.float64),
-        'actions': found['action'].astype(np.float64),
-        'valid': np.ones(steps, dtype=bool),
-        'action_valid': np.ones(steps, dtype=bool),
-        'text': np.zeros(steps, dtype=np.int64),
-        'subtask': found['subtask'].astype(np.int64) + 1,
-    }
-    about: dict[str, Any] = {'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'texts': texts}
-    about['outcome'] = 'success' if meta.get('success', True) else 'failure'
+    if is_moments(path):
+        found = read_moments(path, contract)
+        arrays, about = moment_arrays(found, contract)
+    else:
+        found = _read(path, contract)
+        arrays, about = _episode_arrays(found)
     blob, offset, cameras = found['jpeg'].tobytes(), found['offset'], [str(name) for name in found['cameras']]
     with atomic_folder(folder) as partial:
         for camera in contract.camera_names:
@@ -86,6 +80,24 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
         np.savez(partial / EPISODE, **arrays)
         about['files'] = {each.name: sha256_of(each) for each in sorted(partial.iterdir())}
         (partial / 'about.json').write_text(json.dumps(about), encoding='utf-8')
+
+
+def _episode_arrays(found: dict[str, NDArray[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays of an episode without its pictures, and what is said of it."""
+    meta, steps = json.loads(str(found['meta'])), len(found['state'])
+    texts = [str(meta['instruction']), *(str(text) for text in found['subtasks'])]
+    arrays: dict[str, Any] = {
+        'stamps': found['time_ns'].astype(np.int64),
+        'state': found['state'].astype(np.float64),
+        'actions': found['action'].astype(np.float64),
+        'valid': np.ones(steps, dtype=bool),
+        'action_valid': np.ones(steps, dtype=bool),
+        'text': np.zeros(steps, dtype=np.int64),
+        'subtask': found['subtask'].astype(np.int64) + 1,
+    }
+    about: dict[str, Any] = {'steps': steps, 'start_ns': int(arrays['stamps'][0]), 'texts': texts}
+    about['outcome'] = 'success' if meta.get('success', True) else 'failure'
+    return arrays, about
 
 
 def _read(path: Path, contract: Contract) -> dict[str, NDArray[Any]]:

@@ -22,6 +22,7 @@ from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
 from training.index.index import Entry, EpisodeInfo, Index
 from training.index.stored_images import decode_stored
+from training.samples.things import ShownThing, point_at, things_at
 
 KEPT_OUTCOMES = ('unlabeled', 'success')
 MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
@@ -42,6 +43,9 @@ class Sample:
         episode: Which episode, as RECORDING#NUMBER.
         step: Which step of it.
         stamp_ns: When.
+        things: What the first view shows, for training heads; None where nobody has looked.
+        point: Where in it the thing is that the instruction asks for; None where hidden or unknown.
+        task: Name of the task, where the data have one; else empty.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -54,6 +58,9 @@ class Sample:
     episode: str
     step: int
     stamp_ns: int
+    things: tuple[ShownThing, ...] | None = None
+    point: tuple[float, float] | None = None
+    task: str = ''
 
 
 class EpisodeDataset:
@@ -140,6 +147,11 @@ class EpisodeDataset:
                     known = {name: stored[name] for name in stored.files}
             except (OSError, ValueError, KeyError) as error:
                 raise TrainingError(f'{path} cannot be read ({error}); index again.') from error
+            if 'chunks' in known and known['chunks'].shape[1] < self.horizon:
+                raise TrainingError(
+                    f'{entry.path} holds chunks of {known["chunks"].shape[1]} steps, and {self.horizon} are asked for; '
+                    'make moments with that horizon (simulate), or train with a shorter one (model.horizon).'
+                )
             self._arrays[number] = known
         return known
 
@@ -150,15 +162,22 @@ class EpisodeDataset:
 
     def chunk(self, number: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Actions (H, N) from one step on, and which of them are known (H,)."""
+        actions_1HN, mask_1H = self.chunks(number, np.array([step]))
+        # Unknown steps repeat the last known one: they carry no loss, but must stay finite and smooth.
+        last = np.maximum.accumulate(np.where(mask_1H[0], np.arange(self.horizon), 0))
+        return actions_1HN[0, last], mask_1H[0]
+
+    def chunks(self, number: int, steps: NDArray[np.integer[Any]]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Actions (n, H, N) from each of some steps on, and which of them are known (n, H); the others mean nothing."""
         arrays = self.arrays(number)
+        if 'chunks' in arrays:
+            found = arrays['chunks'][steps, : self.horizon].astype(np.float64)
+            return found, np.ones(found.shape[:2], dtype=bool)
         actions, known = arrays['actions'], arrays['action_valid']
-        rows = np.arange(step, step + self.horizon)
+        rows = steps[:, None] + np.arange(self.horizon)[None, :]
         inside = rows < len(actions)
         rows = np.minimum(rows, len(actions) - 1)
-        mask = inside & known[rows]
-        # Unknown steps repeat the last known one: they carry no loss, but must stay finite and smooth.
-        last = np.maximum.accumulate(np.where(mask, np.arange(self.horizon), 0))
-        return actions[rows[last]], mask
+        return actions[rows], inside & known[rows]
 
     def starts(self) -> NDArray[np.int32]:
         """(number of episode, step) of every sample, (len, 2)."""
@@ -186,6 +205,9 @@ class EpisodeDataset:
             episode=f'{entry.path}#{about.file.removesuffix(".npz").removeprefix("episode_")}',
             step=step,
             stamp_ns=int(arrays['stamps'][step]),
+            things=things_at(arrays, step),
+            point=point_at(arrays, step),
+            task=about.texts[int(arrays['task'][step])] if 'task' in arrays else '',
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Pictures with words: JSONL files beside images, and WebDataset tar shards. No action in them (M_act = 0).
 
 JSONL, one object a line: {"image": "a.jpg" | ["a.jpg", ...], "prompt": "...", "answer": "...", "kind": "vqa"};
-`question` is another word for prompt, and captions may leave it out. Boxes are <loc> tokens in the answer, as
+`question` is another word for prompt, and captions may leave it out. `things` and `point` may say what the picture
+shows and where the thing is that is asked for (`training.samples.things`). Boxes are <loc> tokens in the answer, as
 `ki_vla.tokens.loc` writes them. WebDataset: members of one sample share their name up to the first dot; a picture
 (jpg, png) and a json with the fields above, or a txt with the answer alone.
 """
@@ -26,6 +27,7 @@ from ki_bags.problems import Problems
 from ki_robot.errors import Rejected
 from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
+from training.samples.things import ShownThing, parse_point, parse_things
 
 CAPTION = 'caption en'
 PICTURES = ('jpg', 'jpeg', 'png')
@@ -36,12 +38,14 @@ MAX_SKIPS = 64
 
 @dataclass(frozen=True)
 class VlmSample:
-    """Pictures, what is asked, and what is to be said."""
+    """Pictures, what is asked, and what is to be said; and, where known, what the first picture shows, and where."""
 
     images: tuple[NDArray[np.uint8], ...]
     question: str
     answer: str
     kind: str
+    things: tuple[ShownThing, ...] | None = None
+    point: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class _Row:
     question: str
     answer: str
     kind: str
+    things: tuple[ShownThing, ...] | None = None
+    point: tuple[float, float] | None = None
 
 
 class VlmDataset:
@@ -127,7 +133,7 @@ class VlmDataset:
             row = self._rows[(position + skip) % len(self._rows)]
             try:
                 images = tuple(_picture(row, where) for where in row.images)
-                return VlmSample(images, row.question, row.answer, row.kind)
+                return VlmSample(images, row.question, row.answer, row.kind, row.things, row.point)
             except (Rejected, OSError) as error:
                 with self._lock:
                     where = row.file if row.file.suffix == '.tar' else row.images[0]
@@ -229,7 +235,8 @@ def _row(file: Path, place: str, data: dict[str, Any], images: tuple[Any, ...]) 
             raise ValueError(f'{name} is {value!r}, not a text')
     if not images:
         raise ValueError('image is empty')
-    return _Row(file, place, images, question, answer, kind)
+    things, point = parse_things(data.get('things')), parse_point(data.get('point'))
+    return _Row(file, place, images, question, answer, kind, things, point)
 
 
 def _shard(file: Path, problems: Problems) -> list[_Row]:

@@ -92,11 +92,16 @@ class Simulate(TrainingConfig):
     """Data that `ki train` makes with the simulator before it trains; files that are there are kept."""
 
     out: str = 'out/simulated'
-    """Folder for arrays/ and vqa/."""
+    """Folder for arrays/, moments/ and vqa/."""
     tasks: Words = ('demo',)
-    """Tasks of the simulator (`ki sim --help`), or `all`."""
-    episodes: int = Field(default=100, ge=1)
+    """Tasks of the simulator (`ki sim --help`), `suite` for the short ones, or `all`."""
+    episodes: int = Field(default=100, ge=0)
     """Episodes of each task, from scene `first_seed` on."""
+    moments: int = Field(default=0, ge=0)
+    """Labelled moments of all tasks together: pictures of states on, beside and off the expert's way, each with what it
+    does from there. About 10 000 a minute and core; every sample that training draws can be a new one."""
+    bias: float = Field(default=0.85, ge=0, le=1)
+    """In how many of the moments the object that is asked for is the one nearest to the hand that is to do it."""
     first_seed: int = Field(default=0, ge=0)
     """Scene of the first episode."""
     scenes: int = Field(default=0, ge=0)

@@ -200,7 +200,7 @@ def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / 'train.jsonl').read_text().splitlines()]
     assert len(lines) == number
     for line in lines:
-        assert {'image', 'kind', 'prompt', 'answer', 'seed', 'split'} == set(line)
+        assert {'image', 'kind', 'prompt', 'answer', 'seed', 'split', 'things'} == set(line) - {'point'}
         assert cv2.imread(str(tmp_path / line['image'])).shape == (32, 32, 3)
         assert re.fullmatch(r'images/train-32px/\d{7}_0\.jpg', line['image'])
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob('images/train-32px/*')}

@@ -95,7 +95,7 @@ REFUSALS = [
     ('seed: true', 'run.yaml: seed is True; write a whole number of at least 0.'),
     ('seed: 1\nname: a\nseed: 2', "run.yaml, line 3: the key 'seed' is given twice; keep one."),
     ('name: a@b', "run.yaml: name is 'a@b'; write a name without blanks, @ and /; it names the bundle."),
-    ('simulate: {episodes: 0}', 'run.yaml: simulate.episodes is 0; write a whole number of at least 1.'),
+    ('simulate: {episodes: -1}', 'run.yaml: simulate.episodes is -1; write a whole number of at least 0.'),
     ('[', 'run.yaml, line 1: '),
     ('hello', "run.yaml holds 'hello'; write a mapping of fields, as in config/train/."),
     ('', 'run.yaml holds None; write a mapping of fields'),

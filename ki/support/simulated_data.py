@@ -1,0 +1,30 @@
+"""From a run's configuration to the data that the simulator makes for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ki_sim.moments.shards import MomentSettings
+    from training.train.config import Run
+
+
+def moment_settings(run: Run) -> MomentSettings:
+    """What the moments of a run are made of: its robot's columns and cameras, and chunks as long as its model's."""
+    from ki_robot.contract.contract import load_contract
+    from ki_sim.moments.shards import MomentSettings
+    from ki_sim.tasks.tasks import task_names
+
+    wanted, contract = run.simulate, load_contract(run.robot)
+    assert wanted is not None
+    return MomentSettings(
+        robot=contract.name,
+        state=contract.state_names,
+        actions=contract.action_names,
+        cameras=contract.camera_names,
+        horizon=int(run.model.get('horizon', contract.horizon)),
+        tasks=tuple(task_names(wanted.tasks)),
+        image_size=wanted.image_size,
+        nearest=wanted.bias,
+        first_seed=wanted.first_seed,
+    )

@@ -1,0 +1,301 @@
+"""Makes labelled moments: sets a state, takes the pictures, and rolls out the law of the moment. Steps no physics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from ki_sim.errors import SimError
+from ki_sim.expert.laws import Hand, Move, Push, Rest, roll
+from ki_sim.expert.situation import Body, Duty, Situation, duty
+from ki_sim.moments.columns import HandCommands, MomentColumns
+from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
+from ki_sim.tasks.success import OTHER
+from ki_sim.tasks.tasks import TASKS, Bias, biased_goal
+from ki_sim.vqa.boxes import box_text
+from ki_sim.world.kinematics import Arms, pointing_down
+from ki_sim.world.objects import SceneObject
+from ki_sim.world.render import Cameras
+from ki_sim.world.robot import ARM_JOINTS, SIDES
+from ki_sim.world.scene import BIN_CENTRE, TABLE_TOP, Scene, place, scene_xml
+from ki_sim.world.world import HOME_ARM
+
+REACHED = 3e-3  # m + rad / 10 that inverse kinematics may leave
+ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several pictures
+INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
+BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
+VIEW = 'head'
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ShownObject:
+    """An object in the first view: its words, and its centre from 0 to 1, x to the right and y down."""
+
+    colour: str
+    kind: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class SimMoment:
+    """One labelled moment.
+
+    Attributes:
+        task: its name.
+        instruction: what is asked.
+        subtask: what is being done, with a box where something is reached for.
+        images: by camera.
+        state: measured, in the contract's state columns.
+        actions: (H, N) what the expert does from here, in the contract's action columns, absolute.
+        things: what the first view shows.
+        point: where in it the object is that is asked for; None when it is outside.
+        held: 0 free, 1 held, 2 done.
+    """
+
+    task: str
+    instruction: str
+    subtask: str
+    images: dict[str, Image]
+    state: npt.NDArray[np.float64]
+    actions: npt.NDArray[np.float64]
+    things: tuple[ShownObject, ...]
+    point: tuple[float, float] | None
+    held: int
+
+
+class MomentMaker:
+    """Makes the moments of scenes; holds kinematics and a GL context, so one per process.
+
+    Args:
+        columns: of state and actions.
+        horizon: steps of a chunk.
+        cameras: whose pictures are taken, in the contract's order.
+        image_size: their rows and columns.
+        bias: how often what is nearest is asked for, 0..1, see `tasks.Bias`.
+    """
+
+    def __init__(
+        self,
+        columns: MomentColumns,
+        horizon: int,
+        cameras: Sequence[str],
+        image_size: int,
+        bias: Bias,
+    ) -> None:
+        self.columns, self.horizon, self.cameras, self.image_size = columns, horizon, tuple(cameras), image_size
+        self.bias, self.arms = bias, Arms()
+
+    def moments(self, task: str, seed: int) -> Iterator[SimMoment]:
+        """The moments of one scene: the same for the same seed, wherever and whenever they are made."""
+        rng = np.random.default_rng([seed, sum(task.encode()), 21])
+        scene = TASKS[task].scene(rng, 'train')
+        model = mujoco.MjModel.from_xml_string(scene_xml(scene))
+        data = mujoco.MjData(model)
+        with Cameras(model, self.image_size, self.image_size) as cameras:
+            for number in range(ARRANGEMENTS):
+                laid = scene.objects if number == 0 else _laid_anew(rng, task, scene)
+                yield from self._arrangement(rng, task, replace(scene, objects=laid), model, data, cameras)
+
+    def _arrangement(
+        self,
+        rng: np.random.Generator,
+        task: str,
+        scene: Scene,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        cameras: Cameras,
+    ) -> Iterator[SimMoment]:
+        asked = [biased_goal(task, scene, rng, self.bias) for _ in range(INSTRUCTIONS)]
+        goal = asked[0][0]
+        now = _with_some_done(rng, Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects))))
+        first = duty(now)
+        hands = {first.side: somewhere(rng, first.side, first.law)}
+        hands[OTHER[first.side]] = at_home(rng, OTHER[first.side])
+        now, hands = _settled(rng, now, first, hands)
+        angles = self._solve(hands)
+        if angles is None:
+            return
+        self._pose(model, data, now, hands, angles)
+        images = {name: cameras.image(data, name) for name in self.cameras}
+        places = [_seen_at(model, data, i) for i in range(len(now.bodies))]
+        things = tuple(
+            ShownObject(obj.colour, obj.kind, *at)
+            for obj, at in zip(scene.objects, places, strict=True)
+            if at is not None
+        )
+        state = self.columns.state(hands, angles)
+        busy = bool(now.holding) or hands[first.side].done
+        for wanted, words in dict(asked[:1] if busy else asked).items():
+            yield self._labelled(replace(now, goal=wanted), words, hands, angles, images, places, things, state)
+
+    def _labelled(
+        self,
+        now: Situation,
+        words: str,
+        hands: dict[str, Hand],
+        angles: dict[str, npt.NDArray[np.float64]],
+        images: dict[str, Image],
+        places: list[tuple[float, float] | None],
+        things: tuple[ShownObject, ...],
+        state: npt.NDArray[np.float64],
+    ) -> SimMoment:
+        found = duty(now)
+        commands: HandCommands = {}
+        for side, hand in hands.items():
+            mine = side == found.side
+            holds = now.holding.get(side) == found.target
+            commands[side] = roll(
+                found.law if mine else Rest(side),
+                replace(hand, holds=mine and holds, done=mine and found.done),
+                self.horizon,
+            )[0]
+        acting = now.holding.get(found.side) == found.target
+        at = places[found.target]
+        reaching = found.words.startswith('reach for')
+        box = box_text(_box(at, now.objects[found.target])) if at is not None and reaching else ''
+        return SimMoment(
+            now.task,
+            words,
+            f'{found.words} {box}'.strip(),
+            images,
+            state,
+            self.columns.actions(commands, angles, self.arms),
+            things,
+            at,
+            2 if found.done else int(acting),
+        )
+
+    def _solve(self, hands: dict[str, Hand]) -> dict[str, npt.NDArray[np.float64]] | None:
+        """Joint angles of both arms; None where a hand cannot be."""
+        angles = {}
+        for side, hand in hands.items():
+            angles[side], left = self.arms.solve(side, hand.position, pointing_down(hand.yaw), HOME_ARM[side])
+            if left > REACHED:
+                return None
+        return angles
+
+    def _pose(
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        now: Situation,
+        hands: dict[str, Hand],
+        angles: dict[str, npt.NDArray[np.float64]],
+    ) -> None:
+        for side in SIDES:
+            for name, angle in zip(ARM_JOINTS[side], angles[side], strict=True):
+                data.joint(name).qpos = angle
+            for finger in 'ab':
+                data.joint(f'{side}_finger_{finger}').qpos = hands[side].opening / 2
+        for i, body in enumerate(now.bodies):
+            turn = (math.cos(body.yaw / 2), 0.0, 0.0, math.sin(body.yaw / 2))
+            data.joint(f'object{i}').qpos = (*body.position, *turn)
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+
+
+def _laid_anew(rng: np.random.Generator, task: str, scene: Scene) -> tuple[SceneObject, ...]:
+    """The same objects elsewhere: as the task lays them, but of the size and shade that the scene was compiled with."""
+    for _ in range(20):
+        try:
+            other = place(rng, [(obj.colour, obj.kind) for obj in scene.objects], yaw_range=0.35, gap=0.055)
+        except SimError:
+            continue
+        laid = tuple(replace(obj, x=new.x, y=new.y, yaw=new.yaw) for obj, new in zip(scene.objects, other, strict=True))
+        if TASKS[task].fits(replace(scene, objects=laid)):
+            return laid
+    return scene.objects
+
+
+def _standing(obj: SceneObject) -> Body:
+    half = (obj.width if obj.kind == 'ball' else obj.height) / 2
+    return Body((obj.x, obj.y, TABLE_TOP + half), obj.yaw)
+
+
+def _with_some_done(rng: np.random.Generator, now: Situation) -> Situation:
+    """Tidying is met in the middle, too: some of its objects are in their bins."""
+    if len(now.goal.objects) < 2:
+        return now
+    bodies, slots = list(now.bodies), {side: [0.0, -0.052, 0.052] for side in SIDES}
+    for i, side in list(zip(now.goal.objects, now.goal.places, strict=True))[:-1]:
+        if rng.random() < BINNED and slots[side]:
+            x, y = BIN_CENTRE[side]
+            x, y = x + slots[side].pop(0) + rng.normal(0, 0.008), y + rng.normal(0, 0.012)
+            z = bodies[i].position[2] + 0.006
+            bodies[i] = Body((float(x), float(y), z), bodies[i].yaw + float(rng.normal(0, 0.3)))
+    return replace(now, bodies=tuple(bodies))
+
+
+def _settled(
+    rng: np.random.Generator, now: Situation, first: Duty, hands: dict[str, Hand]
+) -> tuple[Situation, dict[str, Hand]]:
+    """The object goes where the hand has it: between the fingers, or where it was let go of."""
+    hand, obj = hands[first.side], now.objects[first.target]
+    bodies = list(now.bodies)
+    body = bodies[first.target]
+    x, y, z = hand.position
+    if isinstance(first.law, Move) and hand.holds:
+        gap = FINGER_GAP[obj.kind] + float(rng.normal(0, 0.0008))
+        hand = replace(hand, opening=obj.width + gap)
+        dx, dy = (float(rng.normal(0, 0.0015)) for _ in 'xy')
+        low = first.law.grasp.position[2] - body.position[2] + float(rng.normal(0, 0.001))
+        turned = body.yaw + hand.yaw - first.law.grasp.yaw
+        bodies[first.target] = Body((x + dx, y + dy, z - low), turned)
+        now = replace(now, holding={first.side: first.target})
+    elif isinstance(first.law, Move) and hand.done:
+        below = first.law.grasp.position[2] - body.position[2]
+        px, py, pz = first.law.place.position
+        dx, dy = (float(rng.normal(0, 0.004)) for _ in 'xy')
+        rest = _rest_height(now, first, pz - below)
+        bodies[first.target] = Body((px + dx, py + dy, rest), body.yaw + first.law.place.yaw - first.law.grasp.yaw)
+    elif isinstance(first.law, Push) and rng.random() < 0.15:  # it is there already
+        end = first.law.line + first.law.way * abs(float(rng.normal(0, 0.01)))
+        bodies[first.target] = replace(body, position=(body.position[0], end, body.position[2]))
+        behind = end - first.law.way * (first.law.reach + abs(float(rng.normal(0, 0.01))))
+        hand = replace(hand, position=(body.position[0], behind, first.law.behind[2]), opening=0.0, yaw=0.0)
+    hands = {**hands, first.side: hand}
+    where = {side: each.position for side, each in hands.items()}
+    return replace(now, bodies=tuple(bodies), hands=where), hands
+
+
+def _rest_height(now: Situation, first: Duty, let_go: float) -> float:
+    """Where the centre of an object comes to rest that was let go of at a height."""
+    obj = now.objects[first.target]
+    half = (obj.width if obj.kind == 'ball' else obj.height) / 2
+    foot = 0.0
+    if now.goal.other >= 0 and now.task == 'stack':
+        foot = now.objects[now.goal.other].height
+    elif first.words.endswith(' bin') or now.task in ('put_in_bin', 'bus', 'bus_table'):
+        foot = 0.006
+    return min(let_go, TABLE_TOP + foot + half)
+
+
+def _seen_at(model: mujoco.MjModel, data: mujoco.MjData, index: int) -> tuple[float, float] | None:
+    """Where an object's centre is in the head camera's square picture, x to the right and y down; None if hidden."""
+    camera, body = model.camera(VIEW).id, model.body(f'object{index}').id
+    centre, eye = data.xpos[body], data.cam_xpos[camera]
+    hit = np.full(1, -1, np.int32)
+    mujoco.mj_ray(model, data, eye, centre - eye, None, 1, -1, hit)
+    if hit[0] < 0 or model.geom_bodyid[hit[0]] != body:
+        return None
+    x, y, z = data.cam_xmat[camera].reshape(3, 3).T @ (centre - eye)
+    focal = 0.5 / math.tan(math.radians(model.cam_fovy[camera]) / 2)
+    at = float(0.5 + focal * x / -z), float(0.5 - focal * y / -z)
+    return at if min(at) >= 0 and max(at) < 1 else None
+
+
+def _box(at: tuple[float, float], obj: SceneObject) -> tuple[float, float, float, float]:
+    """About the box of an object around its centre: top, left, bottom, right, as shares of the picture."""
+    half = obj.width / 2 * 0.9  # one metre is about 0.9 of the picture at the table
+    tall = (obj.height * 0.35 + obj.width * 0.7) / 2 * 0.9
+    edges = (at[1] - tall, at[0] - half, at[1] + tall, at[0] + half)
+    top, left, bottom, right = (min(0.999, max(0.0, edge)) for edge in edges)
+    return top, left, bottom, right

@@ -1,0 +1,123 @@
+"""A law brings any state of a hand to its end, also where things have gone wrong, and never faster than a hand may."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ki_sim.errors import SimError
+from ki_sim.expert.laws import (
+    GRIP,
+    HOME,
+    OPEN,
+    SHUT,
+    SPEED,
+    Hand,
+    Move,
+    Push,
+    Rest,
+    Touch,
+    roll,
+    step,
+)
+from ki_sim.expert.situation import Body, Situation, duty
+from ki_sim.moments.hands import somewhere
+from ki_sim.tasks.tasks import SUITE, episode
+from ki_sim.world.scene import TABLE_TOP
+
+
+def situation(task: str, seed: int) -> Situation:
+    made = episode(task, seed)
+    objects = made.scene.objects
+    bodies = tuple(Body((obj.x, obj.y, TABLE_TOP + obj.height / 2), obj.yaw) for obj in objects)
+    return Situation(task, made.goal, objects, bodies)
+
+
+@pytest.mark.parametrize('task', SUITE)
+def test_a_law_comes_to_its_end_from_anywhere(task: str) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        found = duty(situation(task, seed))
+        hand = somewhere(rng, found.side, found.law)
+        _, after = roll(found.law, hand, 300)
+        if isinstance(found.law, Touch):
+            assert math.dist(after.position, found.law.position) < 0.004
+        else:
+            assert after.done, (seed, hand)
+
+
+@pytest.mark.parametrize('task', SUITE)
+def test_no_step_is_longer_than_a_hand_may_move(task: str) -> None:
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        found = duty(situation(task, seed))
+        hand = somewhere(rng, found.side, found.law)
+        for _ in range(120):
+            command, after = step(found.law, hand)
+            assert math.dist(command.position, hand.position) <= SPEED + 1e-9
+            assert abs(after.opening - hand.opening) <= GRIP + 0.01  # fingers stop at what they hold
+            assert command.opening in (OPEN, SHUT)
+            hand = after
+
+
+@pytest.fixture
+def move() -> Move:
+    found = duty(situation('put_in_bin', 0)).law
+    assert isinstance(found, Move)
+    return found
+
+
+def test_an_empty_shut_hand_at_the_object_opens_and_rises(move: Move) -> None:
+    x, y, z = move.grasp.position
+    command, _ = step(move, Hand((x, y, z), move.grasp.yaw, 0.0))
+    assert command.opening == OPEN
+    assert command.position[2] > z
+
+
+def test_an_open_hand_low_beside_the_object_rises_before_it_crosses(move: Move) -> None:
+    x, y, z = move.grasp.position
+    command, _ = step(move, Hand((x + 0.08, y, z), move.grasp.yaw, OPEN))
+    assert command.opening == OPEN
+    assert command.position[2] - z > abs(command.position[0] - x - 0.08)
+
+
+def test_an_open_hand_over_the_place_goes_back_to_the_object(move: Move) -> None:
+    x, y, _ = move.place.position
+    commands, _ = roll(move, Hand((x, y, move.place.over), move.place.yaw, OPEN), 20)
+    assert math.dist(commands[-1].position[:2], move.grasp.position[:2]) < math.dist((x, y), move.grasp.position[:2])
+
+
+def test_a_hand_that_holds_rises_before_it_crosses_and_opens_only_at_the_place(move: Move) -> None:
+    hand = Hand(move.grasp.position, move.grasp.yaw, move.grasp.width, holds=True)
+    for _ in range(200):
+        command, after = step(move, hand)
+        if command.opening == OPEN and not hand.done:
+            assert math.dist(hand.position[:2], move.place.position[:2]) < move.place.near + 0.005
+        if after.done:
+            break
+        hand = after
+    assert after.done
+
+
+def test_a_push_ends_when_the_object_is_past_the_line() -> None:
+    found = next(duty(situation('push', seed)) for seed in range(9))
+    assert isinstance(found.law, Push)
+    _, after = roll(found.law, Hand(HOME[found.side], 0.0, 0.1), 200)
+    assert after.done
+    assert after.position[2] > TABLE_TOP + 0.1  # and away
+
+
+def test_a_hand_without_a_duty_opens_before_it_goes_home() -> None:
+    low = Hand((0.45, 0.1, 0.76), 0.3, 0.05)
+    command, _ = step(Rest('left'), low)
+    assert command.position[:2] == pytest.approx((0.45, 0.1))
+    _, after = roll(Rest('left'), low, 100)
+    assert after.position == pytest.approx(HOME['left'], abs=1e-3)
+
+
+def test_a_task_without_a_law_is_named() -> None:
+    made = episode('fetch', 0)
+    with pytest.raises(SimError, match='no reactive expert for fetch: use one of touch'):
+        duty(Situation('fetch', made.goal, made.scene.objects, ()))

@@ -1,0 +1,144 @@
+"""Labelled moments: the same for the same seed, whole files only, of states that the robot measures, asked as told."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ki_robot.contract.contract import load_contract
+from ki_sim.errors import SimError
+from ki_sim.expert.laws import HOME, OPEN, SHUT
+from ki_sim.moments.columns import MomentColumns, hand_columns
+from ki_sim.moments.hands import FINGER_GAP
+from ki_sim.moments.maker import MomentMaker, SimMoment
+from ki_sim.moments.shards import MomentSettings, part, write
+from ki_sim.tasks.tasks import SUITE, TASKS, Bias, biased_goal
+from ki_sim.world.objects import HELD_OUT, KINDS
+from ki_sim.world.robot import GRIPPERS, SIDES
+
+COLUMNS = tuple(name for side in SIDES for name in (*hand_columns(side), f'{GRIPPERS[side]}/position'))
+TELLING = {
+    'red': lambda r, g, b: r > 1.5 * max(g, b),
+    'green': lambda r, g, b: g > 1.5 * max(r, b),
+    'yellow': lambda r, g, b: min(r, g) > 1.5 * b,
+    'orange': lambda r, g, b: r > 1.3 * g > 1.3 * b,
+}
+SETTINGS = MomentSettings('hands', COLUMNS, COLUMNS, ('head',), 10, SUITE, 32)
+
+
+@pytest.fixture(scope='module')
+def made() -> list[SimMoment]:
+    maker = MomentMaker(MomentColumns(COLUMNS, COLUMNS), 10, ('head',), 32, Bias())
+    return [moment for task in SUITE for seed in range(2) for moment in maker.moments(task, seed)]
+
+
+def test_moments_are_of_every_state_of_every_task(made: list[SimMoment]) -> None:
+    found = Counter((moment.task, moment.held) for moment in made)
+    assert {task for task, _ in found} == set(SUITE)
+    assert all(found[task, 0] for task in SUITE)
+    assert all(found[task, 1] for task in ('put_in_bin', 'next_to', 'stack', 'bus'))
+    assert all(np.isfinite(moment.state).all() and np.isfinite(moment.actions).all() for moment in made)
+
+
+def test_chunks_begin_where_the_hands_are_and_ask_for_open_or_shut(made: list[SimMoment]) -> None:
+    for moment in made:
+        assert moment.actions.shape == (10, 10)
+        for hand in (0, 5):
+            assert np.linalg.norm(moment.actions[0, hand : hand + 3] - moment.state[hand : hand + 3]) < 0.025
+            assert set(np.round(moment.actions[:, hand + 4], 6)) <= {OPEN, SHUT}
+
+
+def test_what_fingers_hold_has_the_gap_that_the_simulator_measures(made: list[SimMoment]) -> None:
+    held = [moment for moment in made if moment.held == 1]
+    for moment in held:
+        opening = min(moment.state[4], moment.state[9])
+        kind = moment.subtask.split()[3]  # 'put the red cup ...'
+        low, high = KINDS[kind].width
+        assert low + FINGER_GAP[kind] - 0.004 < opening < high + FINGER_GAP[kind] + 0.004
+    assert len(held) > 10
+
+
+def test_no_held_out_pair_is_shown_and_points_are_at_things(made: list[SimMoment]) -> None:
+    for moment in made:
+        assert not {(thing.colour, thing.kind) for thing in moment.things} & HELD_OUT
+        assert all(0 <= thing.x < 1 and 0 <= thing.y < 1 for thing in moment.things)
+        if moment.point is not None:
+            assert any(math.dist((thing.x, thing.y), moment.point) < 1e-9 for thing in moment.things)
+
+
+def test_a_thing_is_where_its_colour_is_in_the_picture() -> None:
+    maker = MomentMaker(MomentColumns(COLUMNS, COLUMNS), 2, ('head',), 192, Bias())
+    seen = 0
+    for moment in itertools.chain(maker.moments('push', 3), maker.moments('push', 5)):
+        for thing in moment.things:
+            if thing.kind == 'block' and thing.colour in TELLING:
+                r, g, b = (int(c) for c in moment.images['head'][int(thing.y * 192), int(thing.x * 192)])
+                assert TELLING[thing.colour](r, g, b), (thing, r, g, b)
+                seen += 1
+    assert seen
+
+
+def test_people_ask_for_what_is_nearest_as_often_as_they_are_said_to() -> None:
+    def nearest(bias: float) -> float:
+        rng, hits = np.random.default_rng(0), []
+        for seed in range(150):
+            scene = TASKS['touch'].scene(np.random.default_rng(seed), 'train')
+            goal, _ = biased_goal('touch', scene, rng, Bias(bias))
+            home = HOME[goal.places[0]]
+            distances = [math.dist((obj.x, obj.y), home[:2]) for obj in scene.objects]
+            hits.append(int(np.argmin(distances)) == goal.objects[0])
+        return float(np.mean(hits))
+
+    assert nearest(1.0) > 0.95
+    assert nearest(0.0) < 0.55
+
+
+def test_the_same_settings_give_the_same_file_and_a_second_call_makes_only_what_is_missing(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, tasks=('touch',))
+    one, two = part(0, 5, settings), part(0, 5, settings)
+    assert all(np.array_equal(one[name], two[name], equal_nan=one[name].dtype.kind == 'f') for name in one)
+    assert not np.array_equal(one['state'], part(1, 5, settings)['state'])
+    (path,) = write(tmp_path, 5, settings, workers=1)
+    stamp = path.stat().st_mtime_ns
+    assert write(tmp_path, 5, settings, workers=1) == [path]
+    assert path.stat().st_mtime_ns == stamp
+    with np.load(path) as stored:
+        jpeg = stored['jpeg'][stored['offset'][0, 0] : stored['offset'][0, 1]]
+        assert cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (32, 32, 3)
+    with pytest.raises(SimError, match='made with other settings'):
+        write(tmp_path, 5, replace(settings, nearest=0.5), workers=1)
+
+
+def test_joints_are_solved_where_a_contract_has_no_hands(arms) -> None:
+    contract = load_contract('bimanual_mobile')
+    columns = MomentColumns(contract.state_names, contract.action_names)
+    moment = next(MomentMaker(columns, 6, ('head',), 16, Bias()).moments('put_in_bin', 1))
+    hands = next(MomentMaker(MomentColumns(COLUMNS, COLUMNS), 6, ('head',), 16, Bias()).moments('put_in_bin', 1))
+    for offset, hand, side in ((0, 0, 'left'), (7, 5, 'right')):
+        position, _ = arms.pose(side, moment.actions[-1, offset : offset + 6])
+        assert np.allclose(position, hands.actions[-1, hand : hand + 3], atol=2e-3)
+    assert np.all(moment.actions[:, 14:] == 0)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'tasks': ('fetch',)}, "task 'fetch' has no reactive expert"),
+        ({'tasks': ()}, 'tasks is empty'),
+        ({'cameras': ('front',)}, "camera 'front' is not on this robot"),
+        ({'nearest': 1.5}, 'bias is 1.5'),
+        ({'horizon': 0}, 'horizon is 0'),
+        ({'image_size': 4}, 'image size 4x4'),
+        ({'state': ('left_elbow/position',)}, 'column left_elbow/position is not one of the simulated robot'),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict, says: str) -> None:
+    with pytest.raises(SimError, match=says):
+        replace(SETTINGS, **changes)
