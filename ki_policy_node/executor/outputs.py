@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from geometry_msgs.msg import Twist, TwistStamped
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -23,6 +23,7 @@ from ki_robot.contract.controller_kinds import ControllerKindName
 from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import fill_joint_state, fill_multi_array, fill_trajectory, fill_twist, set_time
+from ki_robot.messages.poses import fill_pose
 
 # Only the newest command matters; a late one must not queue behind it.
 COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -120,6 +121,18 @@ class JointStateOutput(_Columns):
         """Sends the setpoint."""
         values_n = command.setpoint_N[self._index]
         self.publisher.publish(fill_joint_state(JointState(), self._joints, values_n, now_ns))
+
+
+class PoseOutput(_Columns):
+    """A pose of one hand at every tick, for a Cartesian controller or MoveIt Servo."""
+
+    def __init__(self, node: Any, spec: OutputSpec, contract: Contract) -> None:
+        super().__init__(node, spec, contract, PoseStamped)
+
+    def send(self, command: Setpoints, now_ns: int) -> None:
+        """Sends the setpoint."""
+        values_n, frame = command.setpoint_N[self._index], self.spec.frame_id
+        self.publisher.publish(fill_pose(PoseStamped(), self.spec.columns, values_n, now_ns, frame))
 
 
 class TwistOutput(_Columns):
@@ -266,6 +279,7 @@ SENDERS: dict[ControllerKindName, Callable[[Any, OutputSpec, Contract], Controll
     'joint_state': JointStateOutput,
     'twist_stamped': TwistOutput,
     'twist': TwistOutput,
+    'pose_stamped': PoseOutput,
     'gripper': _gripper,
 }
 

@@ -16,11 +16,24 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ki_common.configuration.yaml_reader import read_text
 from ki_common.errors import shown
 from ki_common.share import share_folders
+from ki_robot.contract.kinematics import Kinematics, chain_of
 from ki_robot.contract.names import Name
-from ki_robot.contract.parts import MAX_AGE_S, ActionColumn, Camera, ContractPart, Output, StateColumn, StateStream
-from ki_robot.contract.rules import broken_rules
+from ki_robot.contract.parts import (
+    MAX_AGE_S,
+    ActionColumn,
+    Camera,
+    ContractPart,
+    JointColumn,
+    Output,
+    StateColumn,
+    StateStream,
+)
+from ki_robot.contract.poses import HandSpec, PoseColumns, hand_specs, pose_columns
+from ki_robot.contract.robot_columns import robot_parts
+from ki_robot.contract.rules import Parts, broken_rules
 from ki_robot.contract.space import Space
 from ki_robot.errors import RobotError
 
@@ -51,6 +64,10 @@ class Contract(ContractPart):
     """The numbers of the state vector, in order."""
     actions: tuple[ActionColumn, ...] = Field(min_length=1, max_length=MAX_ENTRIES)
     """The numbers of an action, in order."""
+    kinematics: Kinematics | None = None
+    """Hands whose poses are columns, measured and commanded through joints; left out, there are none."""
+    joints: tuple[JointColumn, ...] = Field(default=(), max_length=MAX_ENTRIES)
+    """What the robot measures and takes below the hands of `kinematics`."""
     outputs: tuple[Output, ...] = Field(default=(), max_length=MAX_ENTRIES)
     """Which controllers the actions go to; left out, the contract serves training and replay only."""
     on_far_start: Literal['refuse', 'approach'] = 'refuse'
@@ -62,9 +79,29 @@ class Contract(ContractPart):
 
     @model_validator(mode='after')
     def _parts_fit_together(self) -> Self:
-        for rule in broken_rules(self.cameras, self.state_streams, self.state, self.actions, self.outputs):
+        for rule in broken_rules(self._parts):
             raise ValueError(rule)
         return self
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(
+            self.cameras, self.state_streams, self.state, self.actions, self.outputs, self.joints, self.kinematics
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """This contract from its YAML file, with the chain of its hands out of the URDF that it names."""
+        contract = super().load(path)
+        hands = contract.kinematics
+        if hands is None or hands.chain:
+            return contract
+        urdf = Path(path).parent / hands.urdf
+        chain = chain_of(read_text(urdf, RobotError), hands.hands, str(urdf))
+        try:
+            return contract.replace(kinematics=hands.replace(chain=chain))
+        except RobotError as error:
+            raise RobotError(f'{path}: {error}') from None
 
     @cached_property
     def step_ns(self) -> int:
@@ -90,6 +127,27 @@ class Contract(ContractPart):
     def action_names(self) -> tuple[str, ...]:
         """The columns of an action, in order."""
         return tuple(column.name for column in self.actions)
+
+    @cached_property
+    def hands(self) -> dict[str, HandSpec]:
+        """The hands whose poses are columns, by name: those of `kinematics`, and those that a stream measures."""
+        return hand_specs(self.kinematics, self.state_streams, self.state)
+
+    @cached_property
+    def state_poses(self) -> tuple[PoseColumns, ...]:
+        """The poses in the state vector."""
+        return pose_columns(self.state_names, self.hands)
+
+    @cached_property
+    def action_poses(self) -> tuple[PoseColumns, ...]:
+        """The poses in an action."""
+        return pose_columns(self.action_names, self.hands)
+
+    @cached_property
+    def robot(self) -> Contract:
+        """The same in the robot's own columns: what streams measure and outputs take; itself without hands."""
+        changed = robot_parts(self._parts, self.hands) if self.hands else {}
+        return self.replace(**changed) if any(getattr(self, name) != each for name, each in changed.items()) else self
 
     @cached_property
     def hash(self) -> str:
@@ -122,6 +180,10 @@ MODEL_FIELDS: dict[str, Callable[[Contract], object]] = {
     'actions (name, in order)': lambda contract: contract.action_names,
     'actions (unit)': lambda contract: tuple(column.unit for column in contract.actions),
     'actions (representation)': lambda contract: tuple(column.representation for column in contract.actions),
+    'hands (down, delta)': lambda contract: {each.name: (each.down, each.delta) for each in contract.hands.values()},
+    'hands (base, tip)': lambda contract: {
+        each.name: (each.base, each.tip) for each in (contract.kinematics.hands if contract.kinematics else ())
+    },
 }
 
 

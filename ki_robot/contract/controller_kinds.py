@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ki_robot.contract.names import TWIST_AXES, duplicates, interface_of, twist_axis_of
+from ki_robot.contract.names import TWIST_AXES, duplicates, hand_of, interface_of, pose_axis_of, twist_axis_of
 
-ControllerKindName = Literal['joint_trajectory', 'forward_command', 'joint_state', 'twist_stamped', 'twist', 'gripper']
+ControllerKindName = Literal[
+    'joint_trajectory', 'forward_command', 'joint_state', 'twist_stamped', 'twist', 'pose_stamped', 'gripper'
+]
 
 TRAJECTORY, ARRAY = 'trajectory_msgs/msg/JointTrajectory', 'std_msgs/msg/Float64MultiArray'
 JOINT_STATE, FLOAT, GRIPPER = 'sensor_msgs/msg/JointState', 'std_msgs/msg/Float64', 'control_msgs/msg/GripperCommand'
+POSE_STAMPED = 'geometry_msgs/msg/PoseStamped'
 TWIST, TWIST_STAMPED = 'geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped'
 
 # Of columns, and whether they may go to a controller that never times out: why a kind does not take them, or nothing.
@@ -66,6 +69,14 @@ def _twist_refuses(columns: Sequence[str], _: bool) -> str:
     return f'has two for {twice[0]}; keep one' if twice else ''
 
 
+def _pose_refuses(columns: Sequence[str], _: bool) -> str:
+    strange = [column for column in columns if pose_axis_of(column) is None]
+    if strange:
+        return f'has {strange[0]!r}; a pose takes columns such as hand/x/position and hand/rx/position'
+    hands = sorted({hand_of(column) for column in columns})
+    return f'are of {", ".join(hands)}; a pose_stamped takes one hand' if len(hands) > 1 else ''
+
+
 def _gripper_refuses(columns: Sequence[str], _: bool) -> str:
     interfaces = _interfaces(columns)
     if len(columns) == 1 and interfaces == ['position']:
@@ -85,6 +96,7 @@ CONTROLLER_KINDS: dict[ControllerKindName, ControllerKind] = {
     'joint_state': ControllerKind((JOINT_STATE,), _joint_state_refuses, ('interpolation',)),
     'twist_stamped': ControllerKind((TWIST_STAMPED, TWIST), _twist_refuses),
     'twist': ControllerKind((TWIST, TWIST_STAMPED), _twist_refuses),
+    'pose_stamped': ControllerKind((POSE_STAMPED,), _pose_refuses, ('interpolation',)),
     'gripper': ControllerKind(
         (ARRAY, TRAJECTORY, FLOAT, JOINT_STATE, GRIPPER), _gripper_refuses, ('interface', 'dead_band', 'max_effort')
     ),

@@ -17,6 +17,18 @@ INTERFACE_UNITS = {
     'effort': ('N', 'N*m'),
 }
 
+# How a rotation is said in a pose's columns, and the last names but one of those columns, in order.
+RotationName = Literal['yaw', 'rpy', 'axis_angle', 'quaternion', 'rot6d']
+PLACE_AXES = ('x', 'y', 'z')
+ROTATION_AXES: dict[RotationName, tuple[str, ...]] = {
+    'yaw': ('yaw',),  # of a tool that points down, about the base frame's z
+    'rpy': ('roll', 'pitch', 'yaw'),  # Rz(yaw) Ry(pitch) Rx(roll)
+    'axis_angle': ('rx', 'ry', 'rz'),
+    'quaternion': ('qx', 'qy', 'qz', 'qw'),
+    'rot6d': ('r11', 'r21', 'r31', 'r12', 'r22', 'r32'),  # the first two columns of the matrix
+}
+POSE_AXES = (*PLACE_AXES, *dict.fromkeys(axis for axes in ROTATION_AXES.values() for axis in axes))
+
 TWIST_AXES = tuple(f'{part}/{axis}/velocity' for part in ('linear', 'angular') for axis in 'xyz')
 
 _PART = r'[A-Za-z_][A-Za-z0-9_.\-]*'
@@ -51,6 +63,18 @@ def interface_of(column: str) -> str:
 def twist_axis_of(column: str) -> str | None:
     """`linear/x/velocity` of `base/linear/x/velocity`; None when the column is not part of a twist."""
     return next((axis for axis in TWIST_AXES if column.endswith(f'/{axis}')), None)
+
+
+def pose_axis_of(column: str) -> str | None:
+    """`yaw` of `left_hand/yaw/position`; None when the column is not part of a pose."""
+    _, _, last = column.rpartition('/')
+    axis = joint_of(column).rpartition('/')[2]
+    return axis if last == 'position' and '/' in joint_of(column) and axis in POSE_AXES else None
+
+
+def hand_of(column: str) -> str:
+    """`left_hand` of `left_hand/yaw/position`."""
+    return joint_of(column).rpartition('/')[0]
 
 
 def duplicates(names: Iterable[str]) -> list[str]:

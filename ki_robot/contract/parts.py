@@ -20,6 +20,7 @@ from ki_robot.contract.names import (
     Topic,
     Unit,
     interface_of,
+    pose_axis_of,
 )
 from ki_robot.errors import RobotError
 
@@ -151,10 +152,10 @@ class StateStream(ContractPart):
     name: Name
     """What state columns name as their source."""
     topic: Topic
-    """sensor_msgs/JointState or nav_msgs/Odometry. Drivers that publish their own joints each on one topic are a stream
+    """sensor_msgs/JointState, nav_msgs/Odometry, geometry_msgs/PoseStamped, or tf. Drivers that publish their own joints each on one topic are a stream
     each: a stream takes the messages that hold its joints, and lets pass those that hold none of them."""
-    type: Literal['joint_state', 'odometry']
-    """Which of the two messages the topic carries."""
+    type: Literal['joint_state', 'odometry', 'pose', 'tf']
+    """Which of these messages the topic carries."""
     max_age_s: float = Field(gt=0, le=MAX_AGE_S)
     """An older state is not used, seconds."""
     prefix: JointPrefix = ''
@@ -166,6 +167,23 @@ class StateStream(ContractPart):
     publishers: Literal['one', 'any'] = 'one'
     """Whether several nodes may publish the topic; with one (for each stream of the topic), the executor holds while
     another measures as well."""
+    frame: Frame = ''
+    """Of a pose or of tf: the frame in which the pose is said; a PoseStamped must have it as its frame_id."""
+    child: Frame = ''
+    """Of tf: the frame whose pose it is."""
+    down: Literal['x', 'z'] = 'z'
+    """Of a pose or of tf: which axis of the hand points down where the rotation is said by yaw alone."""
+    delta: Literal['base', 'tip'] = 'base'
+    """Of a pose or of tf: in whose axes delta actions are: of the frame, or of the hand where it was measured."""
+
+    @model_validator(mode='after')
+    def _frames_fit_the_type(self) -> Self:
+        needed = {'pose': ('frame',), 'tf': ('frame', 'child')}.get(self.type, ())
+        for name in ('frame', 'child'):
+            if bool(getattr(self, name)) != (name in needed):
+                what = 'is missing; write' if name in needed else f'is {getattr(self, name)!r}; leave out'
+                raise ValueError(f'{name} {what} the frame of a {self.type} stream')
+        return self
 
 
 class _Column(ContractPart):
@@ -192,7 +210,7 @@ class StateColumn(_Column):
     """One number of the state vector."""
 
     source: Name
-    """The state stream that it is read from."""
+    """The state stream that it is read from, or the hand of `kinematics` whose pose it is part of."""
     limits: Limits = Limits()
     """What a measured value must stay within to be believed."""
 
@@ -212,13 +230,35 @@ class ActionColumn(_Column):
 
     @model_validator(mode='after')
     def _limits_suffice(self) -> Self:
-        interface = interface_of(self.name)
-        needed = {'position': ('lower', 'upper', 'velocity'), 'velocity': ('velocity',), 'effort': ('lower', 'upper')}
-        for name in needed[interface]:
-            if getattr(self.limits, name) is None:
-                wanted = ', '.join(needed[interface])
-                raise ValueError(f'limits ({self.name}) has no {name}; a {interface} command needs {wanted}')
+        # Joints, which have limits of their own, may follow a pose; what its controller needs is a rule of outputs.
+        missing = '' if pose_axis_of(self.name) else missing_limit(self.name, self.limits)
+        if missing:
+            raise ValueError(missing)
         return self
+
+
+class JointColumn(_Column):
+    """One number that the robot measures, and takes if an output names it, below the poses of its hands."""
+
+    unhashed = ('limits', 'tolerance')
+
+    source: Name
+    """The state stream that it is read from."""
+    limits: Limits = Limits()
+    """What a command is kept within; a joint that an output names needs lower, upper and velocity."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """As that of an action column."""
+
+
+def missing_limit(column: str, limits: Limits) -> str:
+    """What a commanded column's limits lack, as a sentence; empty where they suffice."""
+    interface = interface_of(column)
+    needed = {'position': ('lower', 'upper', 'velocity'), 'velocity': ('velocity',), 'effort': ('lower', 'upper')}
+    for name in needed[interface]:
+        if getattr(limits, name) is None:
+            wanted = ', '.join(needed[interface])
+            return f'limits ({column}) has no {name}; a {interface} command needs {wanted}'
+    return ''
 
 
 class OutputOptions(ContractPart):

@@ -53,7 +53,7 @@ BASE_SPEED = {BASE_COLUMNS[0]: 0.6, BASE_COLUMNS[1]: 0.6, BASE_COLUMNS[2]: 1.2}
 
 _STIFFNESS = (1500.0, 1500.0, 1000.0, 300.0, 300.0, 150.0)
 _ARMATURE = (0.25, 0.25, 0.15, 0.05, 0.05, 0.02)
-_AXES = ('0 0 1', '0 1 0', '0 1 0', '1 0 0', '0 1 0', '1 0 0')
+ARM_AXES = ('0 0 1', '0 1 0', '0 1 0', '1 0 0', '0 1 0', '1 0 0')
 
 WHITE, GREY, DARK = '0.90 0.91 0.92 1', '0.45 0.47 0.50 1', '0.13 0.13 0.15 1'
 SKIN = 'contype="1" conaffinity="0"'  # the robot touches tables, bins and objects, not itself
@@ -93,7 +93,7 @@ def arm_body(side: str) -> str:
     def joint(index: int) -> str:
         name, limit = ARM_JOINTS[side][index], _ARM_LIMITS[index]
         return (
-            f'<joint name="{name}" axis="{_AXES[index]}" range="{limit.lower} {limit.upper}" '
+            f'<joint name="{name}" axis="{ARM_AXES[index]}" range="{limit.lower} {limit.upper}" '
             f'armature="{_ARMATURE[index]}" damping="1"/>'
         )
 
