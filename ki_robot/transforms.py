@@ -21,7 +21,6 @@ from pydantic import AllowInfNan, Field
 from ki_common.configuration.model import Config
 from ki_common.errors import shown
 from ki_common.files import read_json
-from ki_robot.contract.contract import Contract
 from ki_robot.errors import RobotError
 from ki_robot.messages.images import Image
 
@@ -258,36 +257,6 @@ def _warn(names: tuple[str, ...], flat: NDArray[np.bool_], what: str, values: Ve
             f'{floor:g} is used instead.',
             stacklevel=3,
         )
-
-
-def delta_reference(contract: Contract, state: Array) -> Array:
-    """What each action column is relative to: the measured value for deltas, 0 for absolute columns.
-
-    Args:
-        contract: Says which columns are deltas.
-        state: (..., S), the state at the observation that begins the chunk.
-
-    Returns:
-        (..., N) in the dtype of `state`.
-    """
-    names = contract.state_names
-    if state.shape[-1:] != (len(names),):
-        raise RobotError(f'state has shape {state.shape}; {contract.name} has {len(names)} state columns.')
-    reference = np.zeros((*state.shape[:-1], len(contract.actions)), dtype=state.dtype)
-    for index, column in enumerate(contract.actions):
-        if column.representation == 'delta':
-            reference[..., index] = state[..., names.index(column.name)]
-    return reference
-
-
-def to_delta(actions_HN: Array, reference_N: Array) -> Array:
-    """Absolute actions (..., H, N) as the model's: `delta` columns minus the reference (..., N)."""
-    return actions_HN - reference_N[..., None, :]
-
-
-def to_absolute(actions_HN: Array, reference_N: Array) -> Array:
-    """The inverse of `to_delta` (to one rounding; bit-exact for absolute columns)."""
-    return actions_HN + reference_N[..., None, :]
 
 
 def pad(values: Array, size: int) -> tuple[Array, NDArray[np.bool_]]:

@@ -18,18 +18,16 @@ import numpy as np
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera
 from ki_robot.errors import RobotError
+from ki_robot.policy_values import policy_actions, policy_state, robot_actions
 from ki_robot.transforms import (
     Scaling,
     Stats,
     cropped,
-    delta_reference,
     pad,
     placement,
     resize_with_pad,
     scaling_of,
     step_scaling,
-    to_absolute,
-    to_delta,
     unpad,
 )
 from ki_vla.errors import VlaError
@@ -158,7 +156,8 @@ class Processor:
         Raises:
             VlaError: the wrong width, or a value that is not finite.
         """
-        return self._state.apply(self._checked('state', state, self.contract.state_names))
+        state = self._checked('state', state, self.contract.state_names)
+        return self._state.apply(policy_state(self.contract, state))
 
     def prompt(self, instruction: str, state_N: np.ndarray, subtask: str = '', asks: Asks = 'Action') -> list[int]:
         """Prompt ids for an instruction and a normalised, unpadded state."""
@@ -288,7 +287,7 @@ class Processor:
                 f'the model gave actions of shape {model.shape}; {self.config.action_dim} columns are needed.'
             )
         normal = self._checked('model actions', unpad(model, len(self.contract.actions)), self.contract.action_names)
-        return to_absolute(self._flow.invert(normal), self._reference(state))
+        return self._to_robot(self._flow.invert(normal), state)
 
     def decoded(self, ids: Sequence[int], state: np.ndarray) -> np.ndarray:
         """Action tokens as the model said them -> absolute SI [H, N].
@@ -298,7 +297,7 @@ class Processor:
         """
         if self.action_tokens is None:
             raise VlaError('this policy has no action tokens to decode.')
-        return to_absolute(self._actions.invert(self.action_tokens.decode(ids)), self._reference(state))
+        return self._to_robot(self._actions.invert(self.action_tokens.decode(ids)), state)
 
     def carried(self, data_PN: np.ndarray, state: np.ndarray) -> np.ndarray:
         """The rest of an older chunk, absolute SI [P, N], as the model would say it now: float32 [P, A].
@@ -414,13 +413,14 @@ class Processor:
         views[mask] = np.stack([resize_with_pad(image, size) for image in ordered])
         return views, mask
 
-    def _reference(self, state: np.ndarray) -> np.ndarray:
-        """What delta columns are relative to."""
-        return delta_reference(self.contract, self._checked('state', state, self.contract.state_names))
-
     def _to_model(self, actions_HN: np.ndarray, state: np.ndarray, scaling: Scaling | None = None) -> np.ndarray:
-        """Absolute SI -> normalised deltas, as the action tokens have them unless another scaling is given."""
-        return (scaling or self._actions).apply(to_delta(actions_HN, self._reference(state)))
+        """Absolute SI -> what the policy says, normalised as the action tokens are unless another scaling is given."""
+        state = self._checked('state', state, self.contract.state_names)
+        return (scaling or self._actions).apply(policy_actions(self.contract, actions_HN, state))
+
+    def _to_robot(self, said_HN: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """What the policy says, in its own units -> absolute SI."""
+        return robot_actions(self.contract, said_HN, self._checked('state', state, self.contract.state_names))
 
     def _flow_scaling(self) -> Scaling:
         """Of the continuous actions."""

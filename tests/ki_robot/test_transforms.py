@@ -21,7 +21,6 @@ from ki_robot.transforms import (
     MIN_SPAN,
     ScalingRules,
     Stats,
-    delta_reference,
     load_stats,
     pad,
     placement,
@@ -29,8 +28,6 @@ from ki_robot.transforms import (
     resize_with_pad,
     save_stats,
     scaling_of,
-    to_absolute,
-    to_delta,
     unpad,
     zscore_scaling,
 )
@@ -164,33 +161,6 @@ def test_any_json_gives_stats_or_a_robot_error(tree: object, key: str | None) ->
     data = stats_of(np.random.default_rng(0).normal(size=(9, 2))).to_dict()
     with contextlib.suppress(RobotError):
         assert Stats.from_dict(tree if key is None else {**data, key: tree}).count >= 1
-
-
-@settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.float64, (4, 17), elements=NUMBERS), hnp.arrays(np.float64, 17, elements=NUMBERS))
-def test_deltas_invert_and_leave_absolute_columns_alone(actions: np.ndarray, state: np.ndarray) -> None:
-    contract = load_contract('bimanual_mobile')
-    reference = delta_reference(contract, state)
-    model = to_delta(actions, reference)
-    absolute = [i for i, column in enumerate(contract.actions) if column.representation == 'absolute']
-    assert [contract.action_names[i] for i in absolute] == [
-        'left_gripper/position', 'right_gripper/position', *contract.action_names[14:],
-    ]  # fmt: skip
-    np.testing.assert_array_equal(model[:, absolute], actions[:, absolute])
-    np.testing.assert_allclose(model[:, 0], actions[:, 0] - state[0])
-    back = to_absolute(model, reference)
-    np.testing.assert_array_equal(back[:, absolute], actions[:, absolute])
-    np.testing.assert_allclose(back, actions, rtol=0, atol=1e-14 * 20)
-
-
-def test_deltas_take_leading_axes() -> None:
-    contract = load_contract('arm_single')
-    state = np.random.default_rng(0).normal(size=(6, 8))
-    actions = np.random.default_rng(1).normal(size=(6, 50, 8))
-    batch = to_delta(actions, delta_reference(contract, state))
-    np.testing.assert_array_equal(batch[4], to_delta(actions[4], delta_reference(contract, state[4])))
-    with pytest.raises(RobotError, match='arm_single has 8 state columns'):
-        delta_reference(contract, state[:, :7])
 
 
 @settings(max_examples=40, deadline=None)

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ki_robot.transforms import delta_reference
 from ki_vla.model.kivla import KiVla, Prefix
 from ki_vla.objective.recipes import RECIPES, Recipe
 from ki_vla.policy.bundle import Bundle, load_bundle
@@ -105,7 +104,7 @@ def actions_report(
     draws = 1 if recipe.targets_see_actions else 4
     collator = Collator(processor, settings.seed, draws)
     sums: defaultdict[str, float] = defaultdict(float)
-    errors, holds, masks = [], [], []
+    errors, unit_errors, unit_holds, masks = [], [], [], []
     for rows in _batches(drawn, settings.batch):
         rows = _with_own_subtasks(model, processor, rows)
         packet = collator(rows).to(settings.device)
@@ -120,8 +119,12 @@ def actions_report(
         if recipe.action_loss:
             samples = [row.sample for row in rows]
             chunks = _chunks(model, processor, prefix, packet.noise_BRHA[:, 0], samples, settings.steps, recipe)
-            errors += [chunk - sample.actions_HN for chunk, sample in zip(chunks, samples, strict=True)]
-            holds += [_hold(processor, sample) - sample.actions_HN for sample in samples]
+            for chunk, sample in zip(chunks, samples, strict=True):
+                errors.append(chunk - sample.actions_HN)
+                wanted = processor.normalised_actions(sample.actions_HN, sample.state_S)
+                unit_errors.append(processor.normalised_actions(chunk, sample.state_S) - wanted)
+                hold = _hold(processor, sample)
+                unit_holds.append(processor.normalised_actions(hold, sample.state_S) - wanted)
             masks += [sample.action_mask_H for sample in samples]
     report: dict[str, Any] = {
         'samples': len(drawn),
@@ -132,7 +135,7 @@ def actions_report(
         },
     }
     if errors:
-        report['actions'] = _errors(processor, np.stack(errors), np.stack(holds), np.stack(masks))
+        report['actions'] = _errors(processor, errors, unit_errors, unit_holds, masks)
         report['language'] = language_report(model, processor, data, drawn, recipe, settings)
     return report
 
@@ -323,22 +326,23 @@ def _hold(processor: Processor, sample: Sample) -> NDArray[np.float64]:
 
 
 def _errors(
-    processor: Processor, errors_SHN: NDArray[Any], holds_SHN: NDArray[Any], mask_SH: NDArray[np.bool_]
+    processor: Processor,
+    errors: Sequence[NDArray[Any]],
+    unit_errors: Sequence[NDArray[Any]],
+    unit_holds: Sequence[NDArray[Any]],
+    masks: Sequence[NDArray[np.bool_]],
 ) -> dict[str, Any]:
     """Root mean squares over real steps: by step in normalised units, by column in SI."""
-    zero = np.zeros(len(processor.contract.state))
-    reference = delta_reference(processor.contract, zero)
-    unit_N = processor.normalised_actions(np.stack([reference, reference + 1.0]), zero)
-    scale_N = unit_N[1] - unit_N[0]  # model units for one SI unit
-    weights_SH1 = mask_SH[..., None].astype(np.float64)
+    errors_SHN = np.stack(errors)
+    weights_SH1 = np.stack(masks)[..., None].astype(np.float64)
     count_H = np.maximum(weights_SH1.sum(axis=(0, 2)), 1.0)
 
-    def by_step(each: NDArray[Any]) -> list[float]:
-        squares_SHN = np.square(each * scale_N) * weights_SH1
+    def by_step(each: Sequence[NDArray[Any]]) -> list[float]:
+        squares_SHN = np.square(np.stack(each)) * weights_SH1
         return [float(value) for value in np.sqrt(squares_SHN.mean(axis=2).sum(axis=0) / count_H)]
 
     by_column = np.sqrt((np.square(errors_SHN) * weights_SH1).sum(axis=(0, 1)) / max(weights_SH1.sum(), 1.0))
-    steps, holds = by_step(errors_SHN), by_step(holds_SHN)
+    steps, holds = by_step(unit_errors), by_step(unit_holds)
     return {
         'rms': float(np.sqrt(np.average(np.square(steps), weights=count_H))),
         'hold_rms': float(np.sqrt(np.average(np.square(holds), weights=count_H))),

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ki_robot.transforms import Normalisation, ScalingRules, Stats, delta_reference, scaling_of, to_delta
+from ki_robot.policy_values import policy_actions
+from ki_robot.transforms import Normalisation, ScalingRules, Stats, scaling_of
 from ki_vla.tokens.fast import FastCodec, fit
 from training.errors import TrainingError
 from training.samples.dataset import EpisodeDataset
@@ -80,8 +81,8 @@ def fit_fast(
         number, step = (int(each) for each in starts[place])
         actions, mask = dataset.chunk(number, step)
         if mask.all():
-            reference = delta_reference(dataset.contract, dataset.arrays(number)['state'][step])
-            chunks.append(scaling.apply(to_delta(actions, reference)))
+            said = policy_actions(dataset.contract, actions, dataset.arrays(number)['state'][step])
+            chunks.append(scaling.apply(said))
             if len(chunks) >= most:
                 break
     if len(chunks) < 2:

@@ -17,7 +17,8 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import ActionColumn, StateColumn
 from ki_robot.errors import Rejected
-from ki_robot.transforms import MIN_SPAN, Stats, delta_reference, to_delta
+from ki_robot.policy_values import policy_actions, policy_state
+from ki_robot.transforms import MIN_SPAN, Stats
 from training.errors import TrainingError
 from training.fit.quantiles import Running, RunningSteps
 from training.index.index import Index
@@ -74,7 +75,7 @@ def summarise(dataset: EpisodeDataset) -> Summary:
     for number in dataset.episode_numbers:
         steps = starts[starts[:, 0] == number, 1]
         arrays = dataset.arrays(number)
-        states.update(arrays['state'][steps])
+        states.update(policy_state(contract, arrays['state'][steps]))
         for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB
             chunks_nHN, known_nH = _chunks(dataset, number, steps[begin : begin + 256])
             actions.update(chunks_nHN[known_nH])
@@ -119,10 +120,10 @@ def provenance(dataset: EpisodeDataset) -> dict[str, Any]:
 def _chunks(
     dataset: EpisodeDataset, number: int, steps: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The chunks that begin at `steps`, after the delta transform (n, H, N), and which of their steps are known."""
+    """The chunks that begin at `steps`, as the policy says them (n, H, N), and which of their steps are known."""
     actions, known = dataset.chunks(number, steps)
-    reference = delta_reference(dataset.contract, dataset.arrays(number)['state'][steps])
-    return np.asarray(to_delta(actions, reference), dtype=np.float64), known
+    chunks = policy_actions(dataset.contract, actions, dataset.arrays(number)['state'][steps])
+    return np.asarray(chunks, dtype=np.float64), known
 
 
 def _stats(
