@@ -31,6 +31,7 @@ from ki_robot.messages.arrays import (
     set_time,
 )
 from ki_robot.messages.images import Image
+from ki_robot.messages.states import measured_columns
 
 JOINT_STATE, ODOMETRY = 'sensor_msgs/msg/JointState', 'nav_msgs/msg/Odometry'
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
@@ -113,8 +114,8 @@ def odometry(
 
 
 def state(contract: Contract, stream: StateStream, time_ns: int, values: Mapping[str, float]) -> Any:
-    """What one state stream of a contract shows, from values by column."""
-    columns = [column.name for column in contract.state if column.source == stream.name]
+    """What one state stream of a contract shows, from values by column of the robot."""
+    columns = measured_columns(contract, stream)
     if stream.type == 'odometry':
         return odometry(time_ns, columns, [values[column] for column in columns])
     joints = list(dict.fromkeys(joint_of(column) for column in columns))

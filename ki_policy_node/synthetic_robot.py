@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.ros import message_class
-from ki_policy_node.common.streams import controller_nodes, joint_columns, message_type
+from ki_policy_node.common.streams import controller_nodes, message_type
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
@@ -37,6 +37,7 @@ from ki_robot.messages.arrays import (
     time_ns,
 )
 from ki_robot.messages.commands import read_command
+from ki_robot.messages.states import measured_columns
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -56,7 +57,7 @@ class SyntheticRobot(Node):
     def __init__(self, contract: Contract | None = None, **options: Any) -> None:
         super().__init__('synthetic_robot', automatically_declare_parameters_from_overrides=True, **options)
         settings = Parameters(self, SyntheticRobotSettings).values
-        self.contract = contract or load_contract(settings.robot)
+        self.contract = (contract or load_contract(settings.robot)).robot  # it has joints, and knows no hands
         self.silent: set[str] = set()
         self.frozen: set[str] = set()
         self.spoil: Callable[[Any], Any] = lambda message: message
@@ -133,7 +134,7 @@ class SyntheticRobot(Node):
         return [fill_image(Image(), image, 1, camera.name) for image in self._pictures]
 
     def _measure(self, stream: StateStream, now_ns: int) -> Any:
-        columns = joint_columns(self.contract, stream)
+        columns = measured_columns(self.contract, stream)
         if stream.type == 'odometry':
             message = Odometry()
             set_time(message.header.stamp, now_ns)

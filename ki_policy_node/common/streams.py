@@ -9,7 +9,6 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.subscription import Subscription
 
-from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
 
 try:
@@ -43,19 +42,15 @@ def _is(node: Node, space: str, name: str) -> bool:
     return (node.get_namespace().rstrip('/'), node.get_name()) == (space, name)
 
 
-def joint_columns(contract: Contract, stream: StateStream) -> list[str]:
-    """The state columns that `stream` feeds, in order."""
-    return [column.name for column in contract.state if column.source == stream.name]
-
-
 def message_type(stream: Camera | StateStream) -> Any:
     """The class of a stream's messages."""
+    from geometry_msgs.msg import PoseStamped
     from nav_msgs.msg import Odometry
     from sensor_msgs.msg import CompressedImage, Image, JointState
 
     if isinstance(stream, Camera):
         return CompressedImage if stream.transport == 'compressed' else Image
-    return JointState if stream.type == 'joint_state' else Odometry
+    return {'joint_state': JointState, 'odometry': Odometry, 'pose': PoseStamped}[stream.type]
 
 
 def on_incompatible(node: Any, topic: str) -> SubscriptionEventCallbacks:

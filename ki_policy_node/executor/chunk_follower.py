@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ki_policy_node.executor.hand_chunks import clamped, rejected
 from ki_policy_node.executor.playback import MotionPlayback, Setpoints, windowed_columns
 from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Rules, Severity, State
 from ki_policy_node.executor.state_tracker import Measured
@@ -191,15 +192,12 @@ class Follower:
             return  # overtaken on the way
         verdict = guard.check(chunk, self.limits, now_ns, self._start_to_keep(steady_ns), self.rules.guard)
         if isinstance(verdict, guard.Reject):
-            self._refuse(_event_of(verdict, chunk), steady_ns)
+            self._refuse(rejected(verdict, chunk), steady_ns)
             return
         if source is Driver.POLICY and self._has_rival(chunk, steady_ns):
             return
         for clamp in verdict.clamps:
-            name = clamp.kind.name.lower().replace('_', ' ')
-            text = f'{clamp.column}: {clamp.value:.4g} was brought to its {name} of {clamp.limit:.4g}.'
-            event = Event(clamp.kind, Severity.CLAMPED, text, chunk.chunk_id, clamp.step)
-            self._tell(replace(event, column=clamp.column, value=clamp.value, limit=clamp.limit), steady_ns)
+            self._tell(clamped(clamp, chunk), steady_ns)
         self._chunk, self._chunk_steady_ns = verdict.chunk, steady_ns
         self._playback.aim(verdict.chunk)
         if source is Driver.HUMAN:
@@ -296,6 +294,11 @@ class Follower:
         """A chunk that would bring links together, or out of their box: refused as a whole."""
         text = f'Chunk {chunk.chunk_id} is refused: {violation.text}.'
         self._refuse(Event(Kind.WORKSPACE, Severity.REJECTED, text, chunk.chunk_id, violation.step), steady_ns)
+
+    def on_solved(self, events: Sequence[Event], steady_ns: int) -> None:
+        """What is to be told of a chunk of hand poses; refusals among it change nothing, like those of `on_chunk`."""
+        for event in events:
+            (self._refuse if event.severity is Severity.REJECTED else self._tell)(event, steady_ns)
 
     def on_invalid_chunk(self, message: str, steady_ns: int) -> None:
         """A chunk that cannot be read (NaN, wrong layout): dropped as a whole; in a row a fault."""
@@ -435,7 +438,7 @@ class Follower:
         self._approaches = refused is not None and approach
         if refused is not None and not self._approaches:
             self._chunk = None
-            self._refuse(_event_of(refused, chunk), steady_ns)
+            self._refuse(rejected(refused, chunk), steady_ns)
             return False
         return True
 
@@ -585,8 +588,3 @@ class Follower:
         if last is None or steady_ns - last >= EVENT_PERIOD_NS:
             self._told[key] = steady_ns
             self.events.append(event)
-
-
-def _event_of(refused: guard.Reject, chunk: ActionChunk) -> Event:
-    event = Event(refused.reason, Severity.REJECTED, refused.message, chunk.chunk_id, refused.step)
-    return replace(event, column=refused.column, value=refused.value, limit=refused.limit)

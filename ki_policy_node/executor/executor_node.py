@@ -15,7 +15,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
 from ki_msgs.msg import ControlSource, ExecutorStatus, PolicyStatus, SafetyEvent
-from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -30,7 +29,7 @@ from ki_policy_node.common.streams import (
     INPUT_QOS,
     LATCHED,
     NEWEST,
-    joint_columns,
+    message_type,
     on_incompatible,
 )
 from ki_policy_node.errors import NodeError
@@ -38,6 +37,7 @@ from ki_policy_node.executor.chunk_follower import Follower
 from ki_policy_node.executor.controllers import ControllerWatch, full_name
 from ki_policy_node.executor.estop import EstopListener
 from ki_policy_node.executor.executor_report import ExecutorReport
+from ki_policy_node.executor.hand_chunks import HandChunks
 from ki_policy_node.executor.outputs import ControllerOutput, make_output
 from ki_policy_node.executor.playback import Setpoints
 from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Severity, State, rules_of
@@ -49,9 +49,11 @@ from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.limits import action_limits, read_limits
 from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import Output as OutputSpec
+from ki_robot.contract.parts import StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import fill_joint_state, joint_values, odometry_values, set_time, stamp_ns, to_chunk
+from ki_robot.messages.arrays import fill_joint_state, set_time, stamp_ns, to_chunk
 from ki_robot.messages.commands import read_command
+from ki_robot.messages.states import measured_columns, state_values
 from ki_robot.space.checker import SpaceChecker
 
 WATCH_S = 0.1
@@ -88,6 +90,8 @@ class ChunkExecutor(LifecycleNode):
         self._jump: Any = None
         self._controllers: ControllerWatch | None = None
         self._space: SpaceChecker | None = None
+        self._hands: HandChunks | None = None
+        self._measured: dict[str, float] = {}  # newest values by column of the robot
         self._estop: EstopListener | None = None
         self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
         self._state_pub = self.create_publisher(String, '~/state', LATCHED)
@@ -123,7 +127,8 @@ class ChunkExecutor(LifecycleNode):
 
     def _configure(self, state: LifecycleState) -> None:
         settings = self.parameters.values
-        contract = load_contract(settings.robot)
+        told = load_contract(settings.robot)
+        contract = told.robot  # below the hands, whose chunks are solved before they are followed
         files = [read_limits(Path(name)) for name in (settings.limits_file,) if name]
         limits, rules = action_limits(contract, *files), rules_of(settings)
         measured = set(contract.state_names)
@@ -138,14 +143,14 @@ class ChunkExecutor(LifecycleNode):
         if contract.space is not None:
             folder = contract_file(settings.robot).parent
             self._space = SpaceChecker(contract.space, contract.action_names, folder)
+        self._hands, self._measured = HandChunks(told, rules.guard), {}
         self._controllers = ControllerWatch(
             self, contract, self._outputs, settings.exclusive, settings.require_controllers
         )
         self._follower = Follower(contract, limits, rules, round(1e9 / settings.rate))
         for stream in contract.state_streams:
-            columns = joint_columns(contract, stream)
-            kind = JointState if stream.type == 'joint_state' else Odometry
-            self._listen(kind, stream.topic, self._on_state(stream, columns), INPUT_QOS)
+            columns = measured_columns(contract, stream)
+            self._listen(message_type(stream), stream.topic, self._on_state(stream, columns), INPUT_QOS)
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
         self._listen(ActionChunkMessage, 'teleop', self._on_teleop_chunk, NEWEST)
@@ -209,7 +214,7 @@ class ChunkExecutor(LifecycleNode):
         if self._estop is not None:
             self._estop.close()
         self._inputs, self._outputs, self._follower, self._jump = [], [], None, None
-        self._controllers, self._space, self._estop = None, None, None
+        self._controllers, self._space, self._estop, self._hands = None, None, None, None
 
     def _last_word(self, reason: str) -> None:
         """Brakes what moves to rest, tick by tick, and only then stops to tick."""
@@ -241,7 +246,7 @@ class ChunkExecutor(LifecycleNode):
             with self._lock:
                 act(follower)
 
-    def _on_state(self, stream: Any, columns: list[str]) -> Any:
+    def _on_state(self, stream: StateStream, columns: tuple[str, ...]) -> Any:
         def who() -> str:
             speakers = self.get_publishers_info_by_topic(self.resolve_topic_name(stream.topic))
             return ', '.join(sorted(map(full_name, speakers)))
@@ -249,10 +254,7 @@ class ChunkExecutor(LifecycleNode):
         def store(message: Any) -> None:
             steady_ns = time.monotonic_ns()
             try:
-                if stream.type == 'joint_state':
-                    values = joint_values(message, columns, stream.prefix, stream.extra_joints)
-                else:
-                    values = odometry_values(message, columns)
+                values = state_values(stream, columns, message)
             except Rejected as error:
                 text, non_finite = str(error), error.reason is Reason.NON_FINITE
                 self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
@@ -263,6 +265,7 @@ class ChunkExecutor(LifecycleNode):
                 return
             stamp = 0 if stream.stamp == 'receive' else stamp_ns(message.header)
             pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp or self._now_ns()
+            self._measured.update(pairs)
             self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns, who))
 
         return store
@@ -279,16 +282,26 @@ class ChunkExecutor(LifecycleNode):
 
     def _take(self, chunk: ActionChunk, source: Driver, steady_ns: int) -> None:
         """A chunk of a policy or of a human, to be followed if it may be."""
-        if self._space is not None and self._follower is not None and source is self._follower.selected:
-            # Some milliseconds, and therefore not under the lock: the dispatch goes on meanwhile.
+        follower, hands, space = self._follower, self._hands, self._space
+        if follower is None or hands is None:
+            return
+        made, selected = chunk, source is follower.selected
+        # Some milliseconds where there are hands or a space, and therefore not under the lock: the dispatch goes on.
+        if selected:
             with self._lock:
-                here_N = self._follower.where_N
-            ahead_HN = chunk.columns(self._follower.contract.action_names)[first_step_due(chunk, self._now_ns()) :]
-            violation = self._space.check(ahead_HN, here_N) if len(ahead_HN) else None
-            if violation is not None:
-                self._follow(lambda follower: follower.on_violation(chunk, violation, steady_ns))
+                here_N = follower.where_N
+            solved = hands.solve(chunk, self._now_ns(), here_N, self._measured)
+            self._follow(lambda follower: follower.on_solved(solved.events, steady_ns))
+            if solved.chunk is None:
                 return
-        self._follow(lambda follower: follower.on_chunk(chunk, self._now_ns(), steady_ns, source))
+            made = solved.chunk
+        if selected and space is not None:
+            ahead_HN = made.columns(follower.contract.action_names)[first_step_due(made, self._now_ns()) :]
+            violation = space.check(ahead_HN, here_N) if len(ahead_HN) else None
+            if violation is not None:
+                self._follow(lambda follower: follower.on_violation(made, violation, steady_ns))
+                return
+        self._follow(lambda follower: follower.on_chunk(made, self._now_ns(), steady_ns, source))
 
     def _on_teleop(self, topic: str, spec: OutputSpec) -> Any:
         """A human's commands to one controller."""

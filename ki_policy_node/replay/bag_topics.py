@@ -11,9 +11,9 @@ from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output
+from ki_robot.messages.states import STATE_TYPES
 
 IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}
-STATES = {'joint_state': ('sensor_msgs/msg/JointState',), 'odometry': ('nav_msgs/msg/Odometry',)}
 MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 
 
@@ -46,11 +46,11 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
         elif camera.required:
             raise _missing(bag, contract, camera.name, camera.topic, IMAGES[camera.transport][0], remap)
     for stream in contract.state_streams:
-        topic = _find(bag, stream.topic, STATES[stream.type], remap)
+        topic = _find(bag, stream.topic, (STATE_TYPES[stream.type],), remap)
         if not topic:
-            raise _missing(bag, contract, stream.name, stream.topic, STATES[stream.type][0], remap)
+            raise _missing(bag, contract, stream.name, stream.topic, STATE_TYPES[stream.type], remap)
         streams[topic] = (*streams.get(topic, ()), stream.name)
-    for output in contract.outputs:
+    for output in contract.robot.outputs:
         topic = _find(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap)
         if topic:
             outputs[topic] = output

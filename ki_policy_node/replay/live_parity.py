@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ki_bags.reader import open_bag
-from ki_policy_node.common.streams import joint_columns
 from ki_policy_node.cycle.continuation import Planner
 from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
@@ -29,7 +28,8 @@ from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
-from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
+from ki_robot.messages.arrays import stamp_ns
+from ki_robot.messages.states import measured_columns, state_values
 from ki_robot.observation.buffer import ObservationBuffer
 from ki_robot.observation.observation import Observation, build_observation, decode_camera
 
@@ -200,10 +200,7 @@ class _Message:
         spec = self._spec
         if isinstance(spec, Camera):
             return decode_camera(spec, self._message)
-        columns = joint_columns(self._contract, spec)
-        if spec.type == 'odometry':
-            return odometry_values(self._message, columns)
-        return joint_values(self._message, columns, spec.prefix, spec.extra_joints)
+        return state_values(spec, measured_columns(self._contract, spec), self._message)
 
 
 def _try(

@@ -12,6 +12,7 @@ from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Output
 from ki_robot.messages.commands import Command, command_stamp_ns, read_command, values_in_force
+from ki_robot.space.robot_space import RobotSpace
 
 
 @dataclass
@@ -28,8 +29,8 @@ class Recorded:
     """
 
     def __init__(self, contract: Contract) -> None:
-        self._contract = contract
-        self._series = {output.name: _Series() for output in contract.outputs}
+        self._robot, self._space = contract.robot, RobotSpace(contract)
+        self._series = {output.name: _Series() for output in self._robot.outputs}
 
     def add(self, output: Output, message: Any, log_ns: int) -> None:
         """One message to a controller; it begins at its stamp, or when it was written.
@@ -46,16 +47,17 @@ class Recorded:
 
     @property
     def columns(self) -> list[str]:
-        """The action columns that commands were recorded for."""
-        return [
-            column for output in self._contract.outputs if self._series[output.name].starts for column in output.columns
-        ]
+        """The action columns that commands were recorded for: of a hand, where those of all its joints were."""
+        heard = {
+            column for output in self._robot.outputs if self._series[output.name].starts for column in output.columns
+        }
+        return self._space.told_by(heard)
 
     def at(self, times_ns: np.ndarray) -> Matrix:
         """What was in force at some times: (T, N) in the contract's order, NaN where nothing was commanded yet."""
-        names = self._contract.action_names
+        names = self._robot.action_names
         found = np.full((len(times_ns), len(names)), np.nan)
-        for output in self._contract.outputs:
+        for output in self._robot.outputs:
             series = self._series[output.name]
             if not series.starts:
                 continue
@@ -63,4 +65,4 @@ class Recorded:
             values, known = values_in_force(starts_ns, series.commands, np.asarray(times_ns, dtype=np.int64))
             index = [names.index(column) for column in output.columns]
             found[:, index] = np.where(known[:, None], values, np.nan)
-        return found
+        return self._space.actions(found)

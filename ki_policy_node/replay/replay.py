@@ -6,7 +6,7 @@ stated time of it. The same bag, policy and seed give the same chunks. Letters: 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ki_bags.reader import Bag, open_bag
-from ki_policy_node.common.streams import joint_columns
 from ki_policy_node.cycle.continuation import Planned, Planner, Timing
 from ki_policy_node.cycle.instruction import checked_instruction
 from ki_policy_node.cycle.policy_cycle import (
@@ -38,7 +37,7 @@ from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.errors import Rejected
-from ki_robot.messages.arrays import joint_values, stamp_ns
+from ki_robot.messages.arrays import stamp_ns
 from ki_robot.messages.images import Image
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 from ki_robot.observation.observation import Observation
@@ -158,7 +157,7 @@ class ReplayRun:
         self._topics = match_topics(bag, contract, options.remap)
         self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts}
         self._cameras = {camera.name for camera in contract.cameras}
-        self._past: dict[str, deque[tuple[int, Matrix]]] = defaultdict(lambda: deque(maxlen=500))
+        self._past: deque[tuple[int, Matrix]] = deque(maxlen=500)  # states by their time
 
     def take(self, topic: str, message: Any, log_ns: int) -> None:
         """One message of the bag, and whatever the node does until then and then."""
@@ -272,7 +271,7 @@ class ReplayRun:
         if camera:
             self.cycle.on_frame(name, log_ns)
         elif usable:
-            self._remember(name, message, log_ns)
+            self._remember(message, log_ns)
         return self._wait.ends_with(camera, log_ns)
 
     def _hear(self, message: Any, log_ns: int) -> bool:
@@ -298,23 +297,20 @@ class ReplayRun:
 
     def _trend(self, observation: Observation) -> Matrix:
         """Velocity of the measured positions, (N,); 0 where that is not known."""
-        names = self._contract.action_names
+        speeds = velocity(self._past, observation.state_stamp_ns)
+        names, state = self._contract.action_names, self._contract.state_names
         trend_N = np.zeros(len(names))
-        for stream in self._contract.state_streams:
-            speeds = velocity(self._past[stream.name], observation.state_stamp_ns)
-            if speeds is None:
-                continue
-            for column, speed in zip(joint_columns(self._contract, stream), speeds, strict=True):
+        if speeds is not None:
+            for column, speed in zip(state, speeds.tolist(), strict=True):
                 if column in names and interface_of(column) == 'position':
                     trend_N[names.index(column)] = speed
         return trend_N
 
-    def _remember(self, name: str, message: Any, log_ns: int) -> None:
-        """Keeps a second of a state stream, which a trend is taken from."""
-        stream = next(each for each in self._contract.state_streams if each.name == name)
-        if stream.type == 'joint_state':
-            values = joint_values(message, joint_columns(self._contract, stream), stream.prefix, stream.extra_joints)
-            self._past[name].append((stamp_ns(message.header) or log_ns, values))
+    def _remember(self, message: Any, log_ns: int) -> None:
+        """Keeps a second of states, which a trend is taken from."""
+        state = self._buffer.state(log_ns)
+        if state is not None:
+            self._past.append((stamp_ns(message.header) or log_ns, state))
 
 
 def words_of(message: Any) -> str:

@@ -152,8 +152,9 @@ class StateStream(ContractPart):
     name: Name
     """What state columns name as their source."""
     topic: Topic
-    """sensor_msgs/JointState, nav_msgs/Odometry, geometry_msgs/PoseStamped, or tf. Drivers that publish their own joints each on one topic are a stream
-    each: a stream takes the messages that hold its joints, and lets pass those that hold none of them."""
+    """sensor_msgs/JointState, nav_msgs/Odometry, geometry_msgs/PoseStamped or tf. Drivers that publish their own joints
+    each on one topic are a stream each: a stream takes the messages that hold its joints, and lets pass those that hold
+    none of them."""
     type: Literal['joint_state', 'odometry', 'pose', 'tf']
     """Which of these messages the topic carries."""
     max_age_s: float = Field(gt=0, le=MAX_AGE_S)

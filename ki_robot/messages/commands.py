@@ -17,6 +17,7 @@ from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS, joint_values, stamp_ns, time_ns, twist_values
+from ki_robot.messages.poses import pose_values
 
 COMMAND_PERIODS = 5  # of a streamed command, until it is no longer what the robot is told
 SLOWEST_PERIOD_NS = 200_000_000  # commands that come less often are goals, each on its own
@@ -36,7 +37,7 @@ class Command:
 def read_command(message: Any, columns: Sequence[str]) -> Command:
     """A message to a controller as values in the order of an output's columns.
 
-    It is a JointTrajectory, Float64MultiArray, Float64, JointState, Twist, TwistStamped or GripperCommand.
+    It is a JointTrajectory, Float64MultiArray, Float64, JointState, Twist, TwistStamped, PoseStamped or GripperCommand.
 
     Raises:
         Rejected: It lacks a joint, has another layout, or holds a value that is not finite.
@@ -50,6 +51,9 @@ def read_command(message: Any, columns: Sequence[str]) -> Command:
         command = _setpoint(joint_values(message, columns))
     elif hasattr(message, 'max_effort'):
         command = _setpoint(np.array([message.position], dtype=np.float64))
+    elif hasattr(message, 'pose'):
+        # The frame in which it is said, is the output's: a controller takes what it is told.
+        command = _setpoint(pose_values(message, columns, str(message.header.frame_id)))
     else:
         command = _setpoint(twist_values(getattr(message, 'twist', message), columns))
     if not np.isfinite(command.values).all():

@@ -23,8 +23,9 @@ from ki_common.errors import shown
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import NS, Vector, joint_values, odometry_values, stamp_ns
+from ki_robot.messages.arrays import NS, Vector, stamp_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
+from ki_robot.messages.states import measured_columns, state_values
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.observation import (
     InputFault,
@@ -38,6 +39,7 @@ from ki_robot.observation.observation import (
 )
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp, is_out_of_step, is_too_old
+from ki_robot.space.robot_space import RobotSpace
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,18 @@ class ObservationBuffer:
         self._lock = threading.Lock()
         self._now_ns = 0
         self._instruction = ('', '')
-        self._state = np.full(len(contract.state), np.nan)
+        robot = contract.robot
+        self._space = RobotSpace(contract)
+        self._space_lock = threading.Lock()  # several threads may ask for a state
+        self._measured = np.full(len(robot.state), np.nan)
         self._streams: dict[str, _Stream] = {}
         for camera in contract.cameras:
             watch = FrozenWatch(self.settings.frozen_frames, self.settings.frozen_motion)
             self._streams[camera.name] = _Stream(camera, frozen=watch)
         for spec in contract.state_streams:
-            indices = [index for index, column in enumerate(contract.state) if column.source == spec.name]
-            names = tuple(contract.state_names[index] for index in indices)
-            check = StateCheck(contract, names) if self.settings.plausible_only else None
+            names = measured_columns(contract, spec)
+            indices = [robot.state_names.index(name) for name in names]
+            check = StateCheck(robot, names) if self.settings.plausible_only else None
             self._streams[spec.name] = _Stream(spec, names, np.array(indices, dtype=np.intp), check=check)
 
     def set_instruction(self, text: str, instruction_id: str = '') -> None:
@@ -158,11 +163,11 @@ class ObservationBuffer:
                     self._look(stream, msg)
                     stream.newest = _Entry(stamp, msg)
                 else:
-                    values = _state_values(stream.spec, stream.columns, msg)
+                    values = state_values(stream.spec, stream.columns, msg)
                     if stream.check is not None:
                         stream.check.check(values, stamp)
                     stream.newest = _Entry(stamp, values)
-                    self._state[stream.indices] = values
+                    self._measured[stream.indices] = values
             except Rejected as error:
                 stream.refuse(error)
                 return False
@@ -194,7 +199,9 @@ class ObservationBuffer:
             self._tick(now_ns)
             if any(self._judge(self._streams[spec.name], now_ns) for spec in self.contract.state_streams):
                 return None
-            return np.array(self._state)
+            measured = np.array(self._measured)
+        with self._space_lock:
+            return self._space.state(measured)
 
     def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         """What stands in the way of a sample at `now_ns`, without decoding an image; empty when nothing does."""
@@ -228,7 +235,7 @@ class ObservationBuffer:
 
     def _flush(self) -> None:
         self.epoch += 1
-        self._state[:] = np.nan
+        self._measured[:] = np.nan
         for stream in self._streams.values():
             stream.clear()
 
@@ -247,7 +254,7 @@ class ObservationBuffer:
                 Reason.TOO_LARGE, f'image has {data.size} bytes; at most {self.settings.max_image_bytes} are accepted.'
             )
         if stream.frozen is not None:
-            stream.frozen.update(data, self._state)
+            stream.frozen.update(data, self._measured)
 
     def _judge(self, stream: _Stream, now_ns: int) -> list[StreamProblem]:
         name, entry = stream.spec.name, stream.newest
@@ -298,16 +305,18 @@ class ObservationBuffer:
                 if camera.name not in optional:
                     return NotReady((StreamProblem(camera.name, InputFault.INVALID, f'{camera.name}: {error}'),))
         states = {spec.name: used[spec.name] for spec in self.contract.state_streams}
-        return build_observation(
-            self.contract,
-            images,
-            {name: used[name].stamp_ns for name in images},
-            {name: entry.payload for name, entry in states.items()},
-            {name: entry.stamp_ns for name, entry in states.items()},
-            text,
-            instruction_id,
-            epoch,
-        )
+        with self._space_lock:
+            return build_observation(
+                self.contract,
+                images,
+                {name: used[name].stamp_ns for name in images},
+                {name: entry.payload for name, entry in states.items()},
+                {name: entry.stamp_ns for name, entry in states.items()},
+                text,
+                instruction_id,
+                epoch,
+                self._space,
+            )
 
     def _picture(self, camera: Camera, entry: _Entry) -> Image:
         if entry.image is None:
@@ -347,9 +356,3 @@ class ObservationBuffer:
             rejected=dict(stream.rejected),
             last_error=stream.last_error,
         )
-
-
-def _state_values(spec: StateStream, columns: tuple[str, ...], msg: Any) -> Vector:
-    if spec.type == 'odometry':
-        return odometry_values(msg, columns)
-    return joint_values(msg, columns, spec.prefix, spec.extra_joints)

@@ -14,6 +14,7 @@ from ki_robot.contract.parts import Camera
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import Vector
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, decode_compressed, decode_image
+from ki_robot.space.robot_space import RobotSpace
 
 
 class InputFault(str, Enum):
@@ -119,6 +120,7 @@ def build_observation(
     instruction: str = '',
     instruction_id: str = '',
     epoch: int = 0,
+    space: RobotSpace | None = None,
 ) -> Observation:
     """Puts decoded images and per-stream state values together, in the contract's order.
 
@@ -126,11 +128,12 @@ def build_observation(
         contract: The robot.
         images: uint8 RGB by camera name.
         image_stamps_ns: Their stamps.
-        states: For each state stream, its columns' values in the contract's order.
+        states: For each state stream, the values of its columns in the order of `contract.robot`.
         state_stamps_ns: Their stamps.
         instruction: What to do.
         instruction_id: Which instruction that is.
         epoch: Clock jumps so far.
+        space: Of this contract, for who builds many; made here otherwise.
 
     Raises:
         RobotError: A required camera or a state stream is not given.
@@ -138,18 +141,18 @@ def build_observation(
     for camera in contract.cameras:
         if camera.required and camera.name not in images:
             raise RobotError(f'camera {camera.name!r} of {contract.name} is missing; it is required.')
-    state = np.empty(len(contract.state))
+    measured = np.empty(len(contract.robot.state))
     for spec in contract.state_streams:
         if spec.name not in states:
             raise RobotError(f'state stream {spec.name!r} of {contract.name} is missing.')
-        state[[column.source == spec.name for column in contract.state]] = states[spec.name]
+        measured[[column.source == spec.name for column in contract.robot.state]] = states[spec.name]
     ordered = [camera.name for camera in contract.cameras if camera.name in images]
     state_stamp = min(state_stamps_ns.values())
     return Observation(
         stamp_ns=min([state_stamp, *(image_stamps_ns[name] for name in ordered)]),
         images={name: images[name] for name in ordered},
         image_stamps_ns={name: image_stamps_ns[name] for name in ordered},
-        state=state,
+        state=(space or RobotSpace(contract)).state(measured),
         state_stamp_ns=state_stamp,
         instruction=instruction,
         instruction_id=instruction_id,

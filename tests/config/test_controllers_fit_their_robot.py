@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ki_policy_node.common.streams import joint_columns
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output, StateStream
 from ki_robot.messages.arrays import joint_values
+from ki_robot.messages.states import measured_columns
 
 CONTROLLERS = Path(__file__).resolve().parents[2] / 'config' / 'controllers'
 ROBOTS = sorted(path.stem for path in CONTROLLERS.glob('*.yaml'))
@@ -124,7 +124,7 @@ def test_every_state_stream_is_published_with_its_joints(robot: str) -> None:
         kind, publisher = published[stream.topic]
         assert kind == {'joint_state': JOINT_STATE, 'odometry': ODOMETRY}[stream.type]
         if stream.type == 'joint_state':
-            message, columns = bring_up.joint_state(publisher), joint_columns(contract, stream)
+            message, columns = bring_up.joint_state(publisher), measured_columns(contract, stream)
             assert set(measured(contract, stream)) <= set(columns)
             values = joint_values(message, columns, stream.prefix, stream.extra_joints)  # refuses as the nodes do
             assert len(values) == len(columns)

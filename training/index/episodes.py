@@ -20,6 +20,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.messages.commands import command_age_ns, values_in_force
 from ki_robot.observation.stamps import is_out_of_step, is_too_old
+from ki_robot.space.robot_space import RobotSpace
 from training.errors import TrainingError
 from training.index.clocks import clock_epochs, within
 from training.index.resample import hold, interpolate, newest_before
@@ -83,7 +84,7 @@ class IndexOptions:
         topics += [stream.topic for stream in contract.state_streams] + [output.topic for output in contract.outputs]
         timed = [each.name for each in (*contract.streams, *contract.outputs)]
         for what, given, known in (
-            ('--column', tuple(self.columns), contract.state_names),
+            ('--column', tuple(self.columns), contract.robot.state_names),
             ('--remap', tuple(self.remap), tuple(dict.fromkeys(topics))),
             ('--trust-log-time', tuple(self.trust_log_time), tuple(timed)),
         ):
@@ -268,14 +269,15 @@ def _episode(
     grid = span.start_ns + np.arange(count, dtype=np.int64) * contract.step_ns
     valid = np.ones(count, dtype=bool)
     arrays: dict[str, NDArray[Any]] = {'stamps': grid}
-    arrays['state'] = _states(part, contract, options, grid, valid, path, problems)
+    robot, space = contract.robot, RobotSpace(contract)
+    measured = _states(part, robot, options, grid, valid, path, problems)
+    arrays['state'] = space.state(measured)
     fresh_state = valid.copy()
     for camera in contract.cameras:
         _images(part, camera, grid, arrays, valid, path, problems)
     _keep_step(part, contract, grid, valid, path, problems)
-    arrays['actions'], arrays['action_valid'] = _actions(
-        part, contract, options, arrays['state'], fresh_state, grid, path, problems
-    )
+    commands, arrays['action_valid'] = _actions(part, robot, options, measured, fresh_state, grid, path, problems)
+    arrays['actions'] = space.actions(commands, measured)
     arrays['valid'] = valid
     texts: list[str] = []
     arrays['text'] = _said(part.instructions, grid, span.task, texts)

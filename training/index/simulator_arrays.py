@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ki_bags.problems import Problem
 from ki_common.files import atomic_folder, sha256_of
 from ki_robot.contract.contract import Contract
+from ki_robot.space.robot_space import RobotSpace
 from training.errors import TrainingError
 from training.index.index import Entry, EpisodeInfo, Index
 from training.index.moments import is_moments, moment_arrays, read_moments
@@ -66,7 +67,7 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
         arrays, about = moment_arrays(found, contract)
     else:
         found = _read(path, contract)
-        arrays, about = _episode_arrays(found)
+        arrays, about = _episode_arrays(found, contract)
     blob, offset, cameras = found['jpeg'].tobytes(), found['offset'], [str(name) for name in found['cameras']]
     with atomic_folder(folder) as partial:
         for camera in contract.camera_names:
@@ -82,14 +83,14 @@ def _convert(path: Path, contract: Contract, folder: Path) -> None:
         (partial / 'about.json').write_text(json.dumps(about), encoding='utf-8')
 
 
-def _episode_arrays(found: dict[str, NDArray[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _episode_arrays(found: dict[str, NDArray[Any]], contract: Contract) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays of an episode without its pictures, and what is said of it."""
-    meta, steps = json.loads(str(found['meta'])), len(found['state'])
+    meta, steps, space = json.loads(str(found['meta'])), len(found['state']), RobotSpace(contract)
     texts = [str(meta['instruction']), *(str(text) for text in found['subtasks'])]
     arrays: dict[str, Any] = {
         'stamps': found['time_ns'].astype(np.int64),
-        'state': found['state'].astype(np.float64),
-        'actions': found['action'].astype(np.float64),
+        'state': space.state(_picked(found, 'state', contract.robot.state_names)),
+        'actions': space.actions(_picked(found, 'action', contract.robot.action_names)),
         'valid': np.ones(steps, dtype=bool),
         'action_valid': np.ones(steps, dtype=bool),
         'text': np.zeros(steps, dtype=np.int64),
@@ -109,11 +110,18 @@ def _read(path: Path, contract: Contract) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(f'{path} is no recording of the simulator ({error}); record it again.') from error
     columns, cameras = tuple(map(str, found['columns'])), set(map(str, found['cameras']))
-    if columns != contract.action_names or columns != contract.state_names:
-        raise TrainingError(f'{path}: its columns are not those of {contract.name}; it is of another robot.')
+    strange = {*contract.robot.action_names, *contract.robot.state_names} - set(columns)
+    if strange:
+        raise TrainingError(f'{path} lacks {sorted(strange)[0]} of {contract.name}; it is of another robot.')
     missing = sorted(set(contract.camera_names) - cameras)
     if missing:
         raise TrainingError(f'{path}: there are no pictures of {", ".join(missing)}.')
     if not len(found['state']) or not np.isfinite(found['state']).all() or not np.isfinite(found['action']).all():
         raise TrainingError(f'{path}: there are no steps, or a number is not finite; record it again.')
     return found
+
+
+def _picked(found: dict[str, NDArray[Any]], name: str, columns: tuple[str, ...]) -> NDArray[np.float64]:
+    """Some columns of an array of the file, in the order that is asked for."""
+    there = [str(each) for each in found['columns']]
+    return found[name].astype(np.float64)[:, [there.index(column) for column in columns]]

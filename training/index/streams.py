@@ -22,9 +22,10 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
+from ki_robot.messages.arrays import stamp_ns
 from ki_robot.messages.commands import command_stamp_ns, read_command
 from ki_robot.messages.images import as_bytes, compressed_size, decode_compressed, decode_image, needs_label
+from ki_robot.messages.states import STATE_TYPES, measured_columns, state_values
 from ki_robot.observation.buffer import BufferSettings
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.plausibility import StateCheck
@@ -152,7 +153,7 @@ def collect(
         TrainingError: A required camera or a state stream has no topic, or not one usable message.
     """
     found = Collected()
-    newest_state = np.full(len(contract.state), np.nan)  # as the live buffer keeps it, to tell a frozen camera
+    newest_state = np.full(len(contract.robot.state), np.nan)  # as the live buffer keeps it, to tell a frozen camera
     remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
     files: list[Any] = []
@@ -172,7 +173,7 @@ def collect(
         for source in contract.state_streams:
             dated_state = by_arrival(source) if source.name in trust_log_time else source
             _add_state(bag, contract, dated_state, found, handlers, remap, problems, newest_state)
-        for output in contract.outputs:
+        for output in contract.robot.outputs:
             _add_command(bag, output, found, handlers, remap, problems, output.name in trust_log_time)
         _add_texts(bag, found, handlers)
         _read(bag, handlers, found, problems)
@@ -343,31 +344,27 @@ def _add_state(
     problems: Problems,
     newest_state: NDArray[np.float64],
 ) -> None:
-    kind = 'sensor_msgs/msg/JointState' if source.type == 'joint_state' else 'nav_msgs/msg/Odometry'
-    topic = _topic(bag, source.topic, (kind,), remap, problems)
+    topic = _topic(bag, source.topic, (STATE_TYPES[source.type],), remap, problems)
     if topic is None:
         text = f'state stream {source.name}: {source.topic} was not recorded'
         problems.add(bag.path, source.topic, 'missing_topic', text)
         return
-    columns = tuple(column.name for column in contract.state if column.source == source.name)
-    places = [index for index, column in enumerate(contract.state) if column.source == source.name]
+    columns = measured_columns(contract, source)
+    places = [contract.robot.state_names.index(name) for name in columns]
     found.state_columns[source.name] = columns
     track = found.states[source.name] = Track()
-    check, newest_ns = StateCheck(contract, columns), 0
+    check, newest_ns = StateCheck(contract.robot, columns), 0
     doubtful = found.doubtful[source.name] = Doubtful()
 
     def take(message: Any, log_ns: int) -> None:
         stamp = _dated(stamp_ns(message.header), source.stamp)
-        if source.type == 'joint_state':
-            try:
-                row = joint_values(message, columns, source.prefix, source.extra_joints)
-            except Rejected as error:
-                if error.reason is Reason.OTHER_JOINTS:  # another driver's; the stream is not to blame
-                    found.other_joints.setdefault(source.name, []).append(str(error))
-                    return
-                raise
-        else:
-            row = odometry_values(message, columns)
+        try:
+            row = state_values(source, columns, message)
+        except Rejected as error:
+            if error.reason is Reason.OTHER_JOINTS:  # another driver's; the stream is not to blame
+                found.other_joints.setdefault(source.name, []).append(str(error))
+                return
+            raise
         nonlocal newest_ns
         time_ns = log_ns if stamp is None else stamp
         if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
