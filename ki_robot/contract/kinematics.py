@@ -22,7 +22,7 @@ MAX_CHAIN = 200_000  # characters
 KINDS = ('revolute', 'continuous', 'prismatic', 'fixed')
 
 
-class Hand(ContractPart):
+class HandFrame(ContractPart):
     """A frame of the robot whose pose is measured by forward kinematics, and commanded by inverse kinematics."""
 
     unhashed = ('tolerance_m', 'tolerance_rad')
@@ -48,7 +48,7 @@ class Kinematics(ContractPart):
 
     unhashed = ('urdf',)
 
-    hands: tuple[Hand, ...] = Field(min_length=1, max_length=16)
+    hands: tuple[HandFrame, ...] = Field(min_length=1, max_length=16)
     """The hands."""
     urdf: str = Field(default='', max_length=4096)
     """The robot's URDF (xacro expanded), a path relative to the contract's file."""
@@ -68,7 +68,7 @@ class Kinematics(ContractPart):
                 raise ValueError(f'chain: {error}') from None
         return self
 
-    def joints_of(self, hand: Hand) -> tuple[str, ...]:
+    def joints_of(self, hand: HandFrame) -> tuple[str, ...]:
         """The movable joints between base and tip of a hand, from the base on; empty before the chain is known."""
         if not self.chain:
             return ()
@@ -76,7 +76,7 @@ class Kinematics(ContractPart):
         return tuple(name for name in _between(joints, hand, 'chain') if _kind(joints[name]) != 'fixed')
 
 
-def chain_of(text: str, hands: Iterable[Hand], where: str) -> str:
+def chain_of(text: str, hands: Iterable[HandFrame], where: str) -> str:
     """The joints of a URDF that carry some hands, as a URDF without anything else.
 
     A joint that turns without end becomes revolute, so that it has one coordinate.
@@ -147,7 +147,7 @@ def _up(joints: Mapping[str, ElementTree.Element], link: str) -> list[str]:
     return found
 
 
-def _between(joints: Mapping[str, ElementTree.Element], hand: Hand, where: str) -> list[str]:
+def _between(joints: Mapping[str, ElementTree.Element], hand: HandFrame, where: str) -> list[str]:
     """The joints on the way from a hand's base to its tip."""
     links = {_link(joint, end) for joint in joints.values() for end in ('parent', 'child')}
     for field, link in (('base', hand.base), ('tip', hand.tip)):

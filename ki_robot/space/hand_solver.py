@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ki_robot.contract.kinematics import Hand, Kinematics
+from ki_robot.contract.kinematics import HandFrame, Kinematics
 from ki_robot.errors import RobotError
 
 Vector = NDArray[np.float64]
@@ -75,7 +75,7 @@ class HandSolver:
         RobotError: pin is not installed, or the chain is not known.
     """
 
-    def __init__(self, kinematics: Kinematics, hand: Hand) -> None:
+    def __init__(self, kinematics: Kinematics, hand: HandFrame) -> None:
         if not kinematics.chain:
             raise RobotError(f'kinematics has no chain for hand {hand.name}; load the contract from its file.')
         self._pin = _pinocchio()
