@@ -51,7 +51,7 @@ def pictures(count: int) -> list[np.ndarray]:
 
         dataset = LerobotDataset(Path(folder, G1))
         clip = dataset.episode(1).clips['cam_high']
-        return list(dataset.frames(clip, count))
+        return list(dataset.frames(clip, np.arange(count) / dataset.fps))
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, 640)[None, :, None] * np.ones((480, 1, 3))
     noise = cv2.resize(rng.normal(0, 20, (count, 60, 80)).transpose(1, 2, 0), (640, 480)).transpose(2, 0, 1)

@@ -189,16 +189,30 @@ def to_lerobot_command(
 @app.command('from-lerobot')
 def from_lerobot_command(
     source: Annotated[Path, typer.Argument(help='A LeRobot dataset, v2.1 or v3.')],
-    out: Annotated[Path, typer.Option(help='Folder to make the recordings in.')],
+    out: Annotated[Path | None, typer.Option(help='Folder to make the recordings in.')] = None,
     robot: Annotated[str | None, typer.Option(help='Contract; without one, it is made from the dataset.')] = None,
+    map_file: Annotated[
+        Path | None, typer.Option('--map', help='YAML: which number is which column, in which unit; see --draft.')
+    ] = None,
+    draft: Annotated[
+        Path | None, typer.Option(help='Only write this file: a commented map, for you to complete.')
+    ] = None,
     episode: Annotated[list[int] | None, typer.Option(help='Only this one; may be repeated.')] = None,
     quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 95,
 ) -> None:
     """Writes a LeRobot dataset as recordings (rosbag2, MCAP) and a contract."""
-    from training.lerobot.to_bags import from_lerobot
+    from training.lerobot.to_bags import from_lerobot, write_draft
 
+    if draft is not None:
+        asked = write_draft(source, draft, robot)
+        print(f'{draft}: a map of {source}; {len(asked)} entries are open')
+        for each in asked:
+            print(f'  {each}')
+        return
+    if out is None:
+        raise typer.BadParameter('give --out FOLDER, or --draft FILE')
     with progress('writing') as line:
-        contract, problems = from_lerobot(source, out, robot, episode, quality, line.to)
+        contract, problems = from_lerobot(source, out, robot, episode, quality, line.to, map_file)
     show_problems(problems)
     print(f'{out}: recordings of {contract.name}, and contract.yaml')
     if robot is None:

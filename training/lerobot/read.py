@@ -10,51 +10,55 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
-from ki_common.files import read_json
-from ki_robot.messages.images import decode_compressed
+from ki_common.errors import KiError
 from training.errors import TrainingError
+from training.lerobot.info import IMAGES, DatasetInfo
+from training.lerobot.parquet import ParquetReader
+from training.lerobot.pictures import Clip, Picture, Stills, film_pictures, still_pictures
 
-VERSIONS = ('v2.0', 'v2.1', 'v3.0')
-STATE, ACTION, IMAGES = 'observation.state', 'action', 'observation.images.'
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Where the pictures of one camera of one episode lie: a film, and the second in it at which they begin."""
-
-    file: Path
-    start_s: float
-
-
-@dataclass(frozen=True)
-class Stills:
-    """Where they lie one by one: a parquet file, its column, and the number of the episode."""
-
-    file: Path
-    column: str
-    episode: int
+STATE, ACTION = 'observation.state', 'action'
+# What datasets call the state and the action, the usual name first.
+STATES, ACTIONS = (STATE, 'state'), (ACTION, 'actions')
+PLACE = re.compile(r'\{(?P<name>\w+)(:0?(?P<width>\d{1,2})d)?\}')  # {episode_index:06d}
+MAX_TASK = 10_000  # characters
+__all__ = ['ACTION', 'IMAGES', 'STATE', 'Clip', 'LerobotDataset', 'LerobotEpisode', 'Stills', 'dataset_folders']
 
 
 @dataclass(frozen=True)
 class LerobotEpisode:
-    """One episode: state (T, S), action (T, A), float64 as stored; `tasks` per step (T,)."""
+    """One episode.
+
+    Attributes:
+        number: Its index in the dataset.
+        values: By feature, float64 (T, n) as stored.
+        state, action: The two usual ones.
+        timestamps: Seconds, (T,).
+        tasks: Per step, (T,).
+        clips: By camera.
+    """
 
     number: int
+    values: dict[str, NDArray[np.float64]]
     state: NDArray[np.float64]
     action: NDArray[np.float64]
     timestamps: NDArray[np.float64]
     tasks: tuple[str, ...]
     clips: dict[str, Clip | Stills]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.timestamps)
 
 
 def dataset_folders(folder: Path, depth: int = 4) -> list[Path]:
@@ -76,42 +80,33 @@ class LerobotDataset:
     """A dataset folder.
 
     Attributes:
+        info: Its metadata.
         fps: Steps a second.
         cameras: Names without the prefix `observation.images.`.
-        state_names, action_names: Of the columns.
+        state_key, action_key: The features of state and action; empty where the dataset calls them otherwise.
+        state_names, action_names: Of their columns; empty where the metadata does not name each of them.
         numbers: The episodes that are on disk.
         problems: Episodes that are not, and files that do not read.
 
     Raises:
-        TrainingError: Not a dataset of a known version, or one without names of its joints.
+        TrainingError: Not a dataset of a known version, or metadata that does not read.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.problems = Problems()
-        self.info = read_json(self.folder / 'meta/info.json', TrainingError, 'name the folder of a LeRobot dataset')
-        self.version = str(self.info.get('codebase_version'))
-        if self.version not in VERSIONS:
-            raise TrainingError(
-                f'{self.folder}/meta/info.json: codebase_version is {self.version}; {", ".join(VERSIONS)} can be read.'
-            )
-        try:
-            self.fps = float(self.info['fps'])
-            self.features: dict[str, Any] = dict(self.info['features'])
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f'{self.folder}/meta/info.json lacks a usable {error}.') from error
-        self.cameras = tuple(
-            key.removeprefix(IMAGES) for key, each in self.features.items() if each.get('dtype') in ('video', 'image')
-        )
-        self.state_names = self._names(STATE)
-        self.action_names = self._names(ACTION)
+        self.info = DatasetInfo.read(self.folder)
+        self.fps = self.info.fps
+        self._cameras = self.info.cameras
+        self.cameras = tuple(self._cameras)
+        self.state_key = next((key for key in STATES if key in self.info.numbers), '')
+        self.action_key = next((key for key in ACTIONS if key in self.info.numbers), '')
+        self.state_names = self._names(self.state_key)
+        self.action_names = self._names(self.action_key)
+        self._reader = ParquetReader()
         self._tasks = self._read_tasks()
         self._rows = self._read_rows()
-        self.numbers = tuple(number for number in sorted(self._rows) if self._is_there(number))
-        absent = len(self._rows) - len(self.numbers)
-        if absent:
-            text = f'{absent} of {len(self._rows)} episodes of the metadata are not on disk'
-            self.problems.add(self.folder, 'meta', 'absent_episode', text, absent)
+        self.numbers = self._find()
 
     def episode(self, number: int) -> LerobotEpisode:
         """The numbers of one episode.
@@ -119,165 +114,134 @@ class LerobotDataset:
         Raises:
             TrainingError: Its parquet file does not read, or lacks a column.
         """
-        import pyarrow.parquet as pq
-
         path = self._data_path(number)
+        features = self.info.numbers
         try:
             # v3 files hold many episodes; the filter skips row groups of others by their statistics.
-            table = pq.read_table(path, filters=[('episode_index', '=', number)])
+            columns = [*features, 'timestamp', 'task_index', 'episode_index']
+            table = self._reader.table(path, columns, ('episode_index', number))
             if not len(table):
                 raise ValueError('no row has this episode_index')
-            state, action = self._column(table, STATE), self._column(table, ACTION)
-            times = table['timestamp'].to_numpy().astype(np.float64)
+            values = {key: _column(table, key, features[key].size) for key in features if key in table.column_names}
+            times = _column(table, 'timestamp', 1)[:, 0]
             tasks = tuple(self._tasks.get(int(each), '') for each in table['task_index'].to_numpy())
+            nothing = np.zeros((len(table), 0))
+            state, action = (values[key] if key else nothing for key in (self.state_key, self.action_key))
         except Exception as error:  # pyarrow raises a dozen types for a damaged file
-            raise TrainingError(
-                f'{path}: episode {number} cannot be read ({type(error).__name__}: {error}).'
-            ) from error
+            why = str(error) if isinstance(error, KiError) else f'{type(error).__name__}: {error}'
+            raise TrainingError(f'{path}: episode {number} cannot be read ({why}).') from error
         clips = {camera: self._clip(number, camera) for camera in self.cameras}
-        return LerobotEpisode(number, state, action, times, tasks, clips)
+        return LerobotEpisode(number, values, state, action, times, tasks, clips)
 
     def promised_steps(self, number: int) -> int | None:
         """How many steps the metadata says that an episode has; None when it does not say."""
         length = self._rows[number].get('length')
-        return int(length) if isinstance(length, (int, float)) else None
+        return int(length) if isinstance(length, (int, float)) and np.isfinite(length) else None
 
-    def frames(self, clip: Clip | Stills, count: int) -> Iterator[NDArray[np.uint8]]:
-        """`count` pictures from the start of a clip, uint8 (h, w, 3) RGB.
+    def frames(self, clip: Clip | Stills, times_s: Sequence[float] | NDArray[np.float64]) -> Iterator[Picture]:
+        """A picture for each time since the episode's start, uint8 (h, w, 3) RGB.
+
+        Of a film, the nearest within half a step; of single pictures, one after the other.
 
         Raises:
-            TrainingError: The file does not decode, or ends too early.
+            TrainingError: The file does not decode, ends too early, or has no picture at one of the times.
         """
-        given = 0
-        for picture in self._film(clip) if isinstance(clip, Clip) else self._stills(clip):
-            if given == count:
-                return
-            given += 1
-            yield picture
-        if given < count:
-            raise TrainingError(f'{clip.file} ends after {given} of {count} pictures.')
-
-    def _film(self, clip: Clip) -> Iterator[NDArray[np.uint8]]:
-        import av
-
-        given = 0
-        try:
-            with av.open(str(clip.file)) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = 'AUTO'
-                if clip.start_s > 0:
-                    container.seek(int(clip.start_s / (stream.time_base or 1)), stream=stream, backward=True)
-                for frame in container.decode(stream):
-                    # Half a frame of tolerance: a time base cannot hold every multiple of 1 / fps.
-                    if frame.time is not None and frame.time < clip.start_s - 0.5 / self.fps:
-                        continue
-                    given += 1
-                    yield np.asarray(frame.to_ndarray(format='rgb24'), dtype=np.uint8)
-        except (av.error.FFmpegError, OSError, IndexError) as error:
-            raise TrainingError(f'{clip.file} does not decode after {given} pictures: {error}.') from error
-
-    def _stills(self, clip: Stills) -> Iterator[NDArray[np.uint8]]:
-        import pyarrow.parquet as pq
-
-        given = 0
-        try:
-            table = pq.read_table(clip.file, columns=[clip.column], filters=[('episode_index', '=', clip.episode)])
-            for cell in table[clip.column]:
-                data = cell['bytes'].as_py()
-                if data is None:
-                    data = self._inside(str(cell['path'].as_py()), clip.column).read_bytes()
-                yield decode_compressed(SimpleNamespace(data=np.frombuffer(data, dtype=np.uint8), format=''))
-                given += 1
-        except TrainingError:
-            raise
-        except Exception as error:  # pyarrow raises a dozen types for a damaged file
-            raise TrainingError(
-                f'{clip.file}: {clip.column} of episode {clip.episode} does not decode after {given} pictures '
-                f'({type(error).__name__}: {error}).'
-            ) from error
+        if isinstance(clip, Clip):
+            return film_pictures(clip, [float(each) for each in times_s], self.fps)
+        return still_pictures(clip, len(times_s), self._reader, self._inside)
 
     def _names(self, key: str) -> tuple[str, ...]:
-        """Names of the columns, which datasets keep as a list, a list of a list, or a mapping of a list."""
-        about = self.features.get(key)
-        if about is None:
-            raise TrainingError(f'{self.folder}/meta/info.json has no feature {key}; the dataset has no such numbers.')
-        names = about.get('names')
-        while isinstance(names, dict) and names:
-            names = next(iter(names.values()))
-        if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
-            names = names[0]
-        size = int(np.prod(about.get('shape', [0])))
-        if not isinstance(names, list) or len(names) != size or not all(isinstance(each, str) for each in names):
-            raise TrainingError(
-                f'{self.folder}/meta/info.json: features.{key}.names does not name its {size} columns; joints are '
-                'matched by name, so write their names there.'
-            )
-        return tuple(names)
+        return self.info.features[key].elements if key else ()
 
     def _read_tasks(self) -> dict[int, str]:
-        import pyarrow.parquet as pq
-
         try:
-            if self.version != 'v3.0':
-                lines = (self.folder / 'meta/tasks.jsonl').read_text(encoding='utf-8').splitlines()
-                rows = [json.loads(line) for line in lines if line.strip()]
-                return {int(row['task_index']): str(row['task']) for row in rows}
-            table = pq.read_table(self.folder / 'meta/tasks.parquet').to_pydict()
+            if self.info.codebase_version != 'v3.0':
+                rows = self._lines('meta/tasks.jsonl')
+                return {int(row['task_index']): str(row['task'])[:MAX_TASK] for row in rows}
+            table = self._reader.table(self.folder / 'meta/tasks.parquet').to_pydict()
             texts = table.get('task', table.get('__index_level_0__'))
-            return dict(zip(table['task_index'], texts, strict=True))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return {int(each): str(text) for each, text in zip(table['task_index'], texts, strict=True)}
+        except (KiError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self.problems.add(self.folder, 'meta/tasks', 'bad_metadata', f'the tasks cannot be read: {error}')
             return {}
 
     def _read_rows(self) -> dict[int, dict[str, Any]]:
-        import pyarrow.parquet as pq
-
         try:
-            if self.version != 'v3.0':
-                lines = (self.folder / 'meta/episodes.jsonl').read_text(encoding='utf-8').splitlines()
-                rows = [json.loads(line) for line in lines if line.strip()]
+            if self.info.codebase_version != 'v3.0':
+                rows = self._lines('meta/episodes.jsonl')
             else:
                 rows = []
                 for path in sorted((self.folder / 'meta/episodes').glob('*/*.parquet')):
-                    names = [each for each in pq.read_schema(path).names if not each.startswith('stats/')]
-                    rows += pq.read_table(path, columns=names).to_pylist()
+                    rows += self._reader.table(path, ['!stats/']).to_pylist()
             return {int(row['episode_index']): row for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f'{self.folder}/meta: the list of episodes cannot be read: {error}.') from error
+        except (KiError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise TrainingError(
+                f'{self.folder}/meta: the list of episodes cannot be read: {str(error).rstrip(".")}.'
+            ) from error
 
-    def _is_there(self, number: int) -> bool:
+    def _lines(self, name: str) -> list[Any]:
+        text = (self.folder / name).read_text(encoding='utf-8')
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+    def _find(self) -> tuple[int, ...]:
+        """The episodes that are on disk; others, and those whose metadata is broken, are counted."""
+        found, broken = [], None
+        for number in sorted(self._rows):
+            try:
+                missing = self._missing(number)
+            except TrainingError as error:
+                broken = broken or error
+                self.problems.add(self.folder, 'meta', 'bad_metadata', str(error))
+                continue
+            if missing is None:
+                found.append(number)
+            else:
+                text = f'an episode of the metadata is not on disk: {missing} is missing; copy the whole dataset'
+                self.problems.add(self.folder, 'meta', 'absent_episode', text)
+        if broken is not None and not found:
+            raise broken
+        return tuple(found)
+
+    def _missing(self, number: int) -> Path | None:
+        """The first file of an episode that is not there."""
         files = [self._data_path(number), *(self._clip(number, camera).file for camera in self.cameras)]
-        return all(file.is_file() for file in files)
+        return next((file for file in files if not file.is_file()), None)
 
     def _data_path(self, number: int) -> Path:
-        if self.version == 'v3.0':
-            row = self._rows[number]
-            values = {'chunk_index': row['data/chunk_index'], 'file_index': row['data/file_index']}
+        if self.info.codebase_version == 'v3.0':
+            values = {name: self._cell(number, f'data/{name}') for name in ('chunk_index', 'file_index')}
         else:
-            values = {'episode_chunk': number // int(self.info.get('chunks_size', 1000)), 'episode_index': number}
+            values = {'episode_chunk': number // self.info.chunks_size, 'episode_index': number}
         return self._filled('data_path', values)
 
     def _clip(self, number: int, camera: str) -> Clip | Stills:
-        key = IMAGES + camera if IMAGES + camera in self.features else camera
-        if self.features[key].get('dtype') == 'image':
+        key = self._cameras[camera]
+        if self.info.features[key].dtype == 'image':
             return Stills(self._data_path(number), key, number)
-        if self.version != 'v3.0':
-            chunk = number // int(self.info.get('chunks_size', 1000))
-            values = {'episode_chunk': chunk, 'episode_index': number, 'video_key': key}
+        values: dict[str, Any] = {'video_key': key}
+        if self.info.codebase_version != 'v3.0':
+            values |= {'episode_chunk': number // self.info.chunks_size, 'episode_index': number}
             return Clip(self._filled('video_path', values), 0.0)
-        row = self._rows[number]
-        values = {
-            'chunk_index': row[f'videos/{key}/chunk_index'],
-            'file_index': row[f'videos/{key}/file_index'],
-            'video_key': key,
-        }
-        return Clip(self._filled('video_path', values), float(row[f'videos/{key}/from_timestamp']))
+        values |= {name: self._cell(number, f'videos/{key}/{name}') for name in ('chunk_index', 'file_index')}
+        start_s = float(self._cell(number, f'videos/{key}/from_timestamp'))
+        return Clip(self._filled('video_path', values), start_s)
+
+    def _cell(self, number: int, name: str) -> Any:
+        """A number of an episode's line in meta/episodes."""
+        value = self._rows[number].get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+            raise TrainingError(f'{self.folder}/meta/episodes: {name} of episode {number} is {value!r}, no number.')
+        return value
 
     def _filled(self, field: str, values: dict[str, Any]) -> Path:
         """A path template of the metadata, filled in."""
+        template = getattr(self.info, field)
         try:
-            name = str(self.info[field]).format(**values)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            # Only whole fields and widths: a template could name attributes, or a width of gigabytes.
+            name = PLACE.sub(lambda place: _place(place, values), template or '')
+            if not name or '{' in name or '\0' in name:
+                raise KeyError(template)
+        except (KeyError, ValueError, TypeError) as error:
             raise TrainingError(f'{self.folder}/meta/info.json: {field} cannot be filled in ({error}).') from error
         return self._inside(name, f'meta/info.json: {field}')
 
@@ -288,9 +252,21 @@ class LerobotDataset:
             raise TrainingError(f'{self.folder}/{where} leads out of the dataset ({path}).')
         return path
 
-    @staticmethod
-    def _column(table: Any, name: str) -> NDArray[np.float64]:
-        values = table[name].combine_chunks()
-        flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-        found: NDArray[np.float64] = flat.reshape(len(table), -1)
-        return found
+
+def _place(place: re.Match[str], values: dict[str, Any]) -> str:
+    value, width = values[place['name']], place['width']
+    return str(value) if width is None else f'{int(value):0{int(width)}d}'
+
+
+def _column(table: Any, name: str, size: int) -> NDArray[np.float64]:
+    """A column of numbers or of lists of them as (T, size)."""
+    values = table[name].combine_chunks()
+    if hasattr(values, 'flatten') and str(values.type).startswith(('list', 'large_list', 'fixed_size_list')):
+        values = values.flatten()
+        while str(values.type).startswith(('list', 'large_list', 'fixed_size_list')):
+            values = values.flatten()
+    flat = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    if flat.size != len(table) * size:
+        raise ValueError(f'{name} holds {flat.size} numbers in {len(table)} rows; info.json says {size} a row')
+    found: NDArray[np.float64] = flat.reshape(len(table), size)
+    return found

@@ -1,7 +1,8 @@
 """LeRobot datasets as recordings: one rosbag2 folder an episode, with the topics that a contract names.
 
-A dataset of another robot becomes bags that are indexed, checked, replayed and trained on like one's own. Joints are
-matched by name; a contract for a dataset that has none is made from its metadata, to be checked by hand.
+A dataset of another robot becomes bags that are indexed, checked, replayed and trained on like one's own. Which number
+is which column, and in which unit, is in a map (`training.lerobot.column_map`); a contract for a dataset that has none
+is made from it and from extremes, to be checked by hand.
 """
 
 from __future__ import annotations
@@ -12,18 +13,30 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from ki_bags import message_builders
 from ki_bags.errors import BagError
 from ki_bags.problems import Problems
 from ki_bags.writer import BagWriter
 from ki_common.errors import KiError
-from ki_common.files import read_json
+from ki_common.files import read_json, write_text
 from ki_robot.contract.contract import Contract, load_contract
-from ki_robot.contract.names import interface_of, is_column, twist_axis_of
+from ki_robot.contract.names import interface_of, twist_axis_of
 from training.errors import TrainingError
+from training.lerobot.column_map import (
+    UNITS,
+    ColumnMap,
+    Plan,
+    draft_of,
+    draft_text,
+    load_map,
+    make_plan,
+    questions,
+    sources_of,
+    values_of,
+)
 from training.lerobot.read import LerobotDataset, LerobotEpisode
+from training.lerobot.times import StepTimes, step_times
 
 EPOCH_NS = 1_700_000_000 * 10**9  # the first stamp: no stamp is 0, and the same dataset gives the same bags
 MARGIN = 0.05  # of its span, beyond what a column reached, where limits are made from data
@@ -38,6 +51,7 @@ def from_lerobot(
     episodes: Sequence[int] | None = None,
     quality: int = 95,
     progress: Progress | None = None,
+    map_file: Path | None = None,
 ) -> tuple[Contract, Problems]:
     """Writes `out/episode_000000` ... and `out/contract.yaml`.
 
@@ -48,9 +62,11 @@ def from_lerobot(
         episodes: Which; all that are on disk by default.
         quality: JPEG quality of the pictures.
         progress: Told after every episode.
+        map_file: Which number is which column; without one, what the names tell beyond doubt.
 
     Raises:
-        TrainingError: No episode on disk, or a column of the contract that the dataset lacks.
+        TrainingError: No episode on disk, a column of the contract that the dataset lacks, or something that neither
+            names nor the map tell: all of it in one message.
     """
     dataset = LerobotDataset(source)
     wanted = list(dataset.numbers if episodes is None else episodes)
@@ -58,62 +74,118 @@ def from_lerobot(
     if absent or not wanted:
         there = ', '.join(map(str, dataset.numbers)) or 'none'
         raise TrainingError(f'{source} has no episode {", ".join(map(str, absent))}; on disk are {there}.')
-    contract = load_contract(robot) if robot else contract_of(dataset)
-    plan = _Plan(dataset, contract)
-    problems = Problems(dataset.problems)
+    plan = plan_for(dataset, load_contract(robot) if robot else None, map_file)
+    contract, problems = plan.contract, Problems(dataset.problems)
+    if not contract.outputs:
+        text = f'{contract.name} has no outputs, so the actions are left out'
+        problems.add(source, 'actions', 'actions_left_out', text)
     out.mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(wanted):
         path = out / f'episode_{number:06d}'
         try:
             episode = dataset.episode(number)
-            write_episode(episode, dataset, plan, path, quality)
+            times = write_episode(episode, dataset, plan, path, quality)
         except BagError:
             raise
         except KiError as error:
             problems.add(source, f'episode {number}', 'unreadable', str(error))
         else:
-            promised = dataset.promised_steps(number)
-            if promised not in (None, len(episode.state)):
-                text = f'episode {number} has {len(episode.state)} steps; the metadata promises {promised}'
-                problems.add(source, f'episode {number}', 'length', text)
+            _tell(episode, times, dataset, problems)
         if progress is not None:
             progress(place + 1, len(wanted), str(path))
-    text = yaml.safe_dump(contract.to_dict(), sort_keys=False, allow_unicode=True)
-    (out / 'contract.yaml').write_text(text, encoding='utf-8')
+    write_text(out / 'contract.yaml', yaml.safe_dump(contract.to_dict(), sort_keys=False, allow_unicode=True))
     return contract, problems
+
+
+def write_draft(source: Path, path: Path, robot: str | None = None) -> list[str]:
+    """Writes a commented map of a dataset, for someone to complete; returns what is open.
+
+    Raises:
+        TrainingError: No dataset, or the file exists.
+    """
+    if path.exists():
+        raise TrainingError(f'{path} exists already; name another file.')
+    dataset = LerobotDataset(source)
+    contract = load_contract(robot) if robot else _own_contract(dataset)
+    draft = draft_of(dataset, _readable(dataset), contract)
+    write_text(path, draft_text(draft, dataset))
+    return questions(draft)
+
+
+def plan_for(dataset: LerobotDataset, contract: Contract | None = None, map_file: Path | None = None) -> Plan:
+    """Which number of a dataset becomes which column.
+
+    Args:
+        dataset: The dataset.
+        contract: The robot; without one, the contract that our own export left behind, or one that is made.
+        map_file: A map; without one, what the names tell beyond doubt.
+
+    Raises:
+        TrainingError: Something is open or does not fit: all of it in one message.
+    """
+    contract = contract or _own_contract(dataset)
+    if map_file is not None:
+        column_map, where = load_map(map_file), str(map_file)
+    else:
+        draft = draft_of(dataset, _readable(dataset), contract)
+        asked = questions(draft) if contract is None else []
+        if asked:
+            raise TrainingError(
+                f'{dataset.folder}: names and numbers do not tell the {"; the ".join(asked)}. Write a map with --draft '
+                "map.yaml, answer every '?' in it, and give it with --map map.yaml."
+            )
+        column_map, where = draft.map_for(contract), 'by the names of the dataset (--draft map.yaml writes a map)'
+    if contract is None:
+        contract = _made_contract(dataset, column_map, where)
+    return make_plan(dataset, contract, column_map, where)
 
 
 def misfit(dataset: LerobotDataset, contract: Contract) -> str:
     """Why a dataset cannot become recordings of a contract's robot; empty where it can."""
     try:
-        _Plan(dataset, contract)
+        plan_for(dataset, contract)
     except TrainingError as error:
         return str(error)
     return ''
 
 
-def contract_of(dataset: LerobotDataset) -> Contract:
-    """The contract that our own export left behind, or one made from names and extremes, for someone to check."""
+def contract_of(dataset: LerobotDataset, map_file: Path | None = None) -> Contract:
+    """The contract that our own export left behind, or one made from a map and extremes, for someone to check."""
+    return plan_for(dataset, None, map_file).contract
+
+
+def _own_contract(dataset: LerobotDataset) -> Contract | None:
     ours = dataset.folder / 'meta' / 'contract.json'
-    if ours.is_file():
-        return Contract.parse(read_json(ours, TrainingError), str(ours))
+    return Contract.parse(read_json(ours, TrainingError), str(ours)) if ours.is_file() else None
+
+
+def _made_contract(dataset: LerobotDataset, column_map: ColumnMap, where: str) -> Contract:
+    """A contract from a map and extremes."""
+    state, actions_from = (tuple(each.values()) for each in sources_of(dataset, column_map, where))
     readable = _readable(dataset)
-    state = np.concatenate([each.state for each in readable])
-    action = np.concatenate([each.action for each in readable])
-    steps = np.concatenate([np.abs(np.diff(each.action, axis=0)) for each in readable])
-    speed = steps.max(axis=0, initial=0.0) * dataset.fps
-    actions = []
-    for index, name in enumerate(dataset.action_names):
-        low, high = float(action[:, index].min()), float(action[:, index].max())
-        margin = max(MARGIN * (high - low), 1e-3)
-        limits = {'lower': low - margin, 'upper': high + margin, 'velocity': max(1.3 * float(speed[index]), 0.1)}
-        column = column_of(name)
-        known = column in {column_of(each) for each in dataset.state_names}
-        unit = _unit(column)
-        representation = 'delta' if known and interface_of(column) == 'position' else 'absolute'
-        actions.append({'name': column, 'unit': unit, 'representation': representation, 'limits': limits})
-    if not np.isfinite(state).all():
+    for title in ('state', 'actions'):
+        if not getattr(column_map, title):
+            raise TrainingError(f'{dataset.folder}: nothing is known as {title}; name it in a map (--draft map.yaml).')
+    state_T = [values_of(state, each) for each in readable]
+    if not all(np.isfinite(each).all() for each in state_T):
         raise TrainingError(f'{dataset.folder}: the states hold values that are not finite.')
+    action_T = [values_of(actions_from, each) for each in readable]
+    whole = np.concatenate(action_T)
+    steps = np.concatenate([np.abs(np.diff(each, axis=0)) for each in action_T])
+    speed = steps.max(axis=0, initial=0.0) * dataset.fps
+    measured = {entry.column for entry in column_map.state}
+    actions = []
+    for index, entry in enumerate(column_map.actions):
+        low, high = float(whole[:, index].min()), float(whole[:, index].max())
+        margin = max(MARGIN * (high - low), 1e-3)
+        velocity = max(1.3 * float(speed[index]), 0.1)
+        if interface_of(entry.column) == 'velocity':
+            velocity = max(abs(low), abs(high)) + margin
+        limits = {'lower': low - margin, 'upper': high + margin, 'velocity': velocity}
+        is_delta = entry.column in measured and interface_of(entry.column) == 'position'
+        unit, representation = UNITS[entry.unit][0], 'delta' if is_delta else 'absolute'
+        actions.append({'name': entry.column, 'unit': unit, 'representation': representation, 'limits': limits})
+    max_age_s = min(3.0 / dataset.fps, 10.0)
     return Contract.parse(
         {
             'name': 'lerobot_dataset',
@@ -121,27 +193,23 @@ def contract_of(dataset: LerobotDataset) -> Contract:
             'horizon': MAX_HORIZON,
             'cameras': [
                 {
-                    'name': _word(camera),
-                    'topic': f'{_word(camera)}/image_raw/compressed',
+                    'name': camera,
+                    'topic': f'{camera}/image_raw/compressed',
                     'transport': 'compressed',
                     'kind': 'wrist' if 'wrist' in camera else 'scene',
-                    'max_age_s': 3.0 / dataset.fps,
+                    'max_age_s': max_age_s,
                 }
-                for camera in dataset.cameras
+                for camera in column_map.cameras
             ],
             'state_streams': [
-                {'name': 'joint_states', 'topic': 'joint_states', 'type': 'joint_state', 'max_age_s': 3.0 / dataset.fps}
+                {'name': 'joint_states', 'topic': 'joint_states', 'type': 'joint_state', 'max_age_s': max_age_s}
             ],
             'state': [
-                {
-                    'name': column_of(name),
-                    'unit': _unit(column_of(name)),
-                    'source': 'joint_states',
-                }
-                for name in dataset.state_names
+                {'name': entry.column, 'unit': UNITS[entry.unit][0], 'source': 'joint_states'}
+                for entry in column_map.state
             ],
             'actions': actions,
-            'outputs': _outputs([column_of(name) for name in dataset.action_names]),
+            'outputs': _outputs([entry.column for entry in column_map.actions]),
         },
         f'contract of {dataset.folder}',
     )
@@ -156,17 +224,9 @@ def _readable(dataset: LerobotDataset) -> list[LerobotEpisode]:
         except TrainingError as error:
             first_error = first_error or f' {error}'
     if not found:
-        raise TrainingError(f'{dataset.folder} has no readable episode on disk.{first_error}')
+        told = first_error or ''.join(f' {each.text}.' for each in dataset.problems)
+        raise TrainingError(f'{dataset.folder} has no readable episode on disk.{told}')
     return found
-
-
-def _unit(column: str) -> str:
-    """A guess that `ki data from-lerobot` tells the user to check."""
-    if interface_of(column) == 'position':
-        return 'rad'
-    if interface_of(column) == 'effort':
-        return 'N*m'
-    return 'm/s' if '/linear/' in column else 'rad/s'
 
 
 def _outputs(columns: list[str]) -> list[dict[str, Any]]:
@@ -188,69 +248,26 @@ def _outputs(columns: list[str]) -> list[dict[str, Any]]:
     return made
 
 
-def column_of(name: str) -> str:
-    """`shoulder/position` for `shoulder` or `shoulder.pos`, `base/linear/x/velocity` as it is."""
-    clean = name.removesuffix('.pos').replace(' ', '_')
-    if '/' in clean and is_column(clean):
-        return clean
-    column = f'{clean}/position'
-    if not is_column(column):
-        raise TrainingError(f'{name!r} cannot be the name of a joint; rename the column in meta/info.json.')
-    return column
-
-
-def _word(name: str) -> str:
-    return name.lower().replace('.', '_').replace('-', '_').replace('/', '_')
-
-
-class _Plan:
-    """Which column of the dataset goes where; refuses what cannot be matched by name."""
-
-    def __init__(self, dataset: LerobotDataset, contract: Contract) -> None:
-        self.contract = contract
-        self.state = self._match(dataset, 'state', dataset.state_names, contract.state_names)
-        self.action = self._match(dataset, 'action', dataset.action_names, contract.action_names)
-        names = {_word(camera): camera for camera in dataset.cameras}
-        self.cameras = {camera.name: names[camera.name] for camera in contract.cameras if camera.name in names}
-        missing = [each.name for each in contract.cameras if each.required and each.name not in self.cameras]
-        if missing:
-            raise TrainingError(
-                f'{dataset.folder} has no camera {missing[0]}; it has {", ".join(names) or "none"}. '
-                'Name the cameras of the contract like those of the dataset.'
-            )
-        if dataset.fps < contract.rate_hz:
-            raise TrainingError(
-                f'{dataset.folder} has {dataset.fps:g} steps a second, {contract.name} wants {contract.rate_hz:g}; '
-                'lower rate_hz in a copy of the contract.'
-            )
-
-    @staticmethod
-    def _match(dataset: LerobotDataset, what: str, have: Sequence[str], want: Sequence[str]) -> NDArray[np.int64]:
-        places = {column_of(name): place for place, name in enumerate(have)}
-        for column in want:
-            if column not in places:
-                raise TrainingError(
-                    f'{dataset.folder} has no {what} column {column}; it has {", ".join(sorted(places))[:300]}.'
-                )
-        return np.array([places[column] for column in want], dtype=np.int64)
-
-
-def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan, path: Path, quality: int = 95) -> Path:
-    """One episode as a rosbag2 folder.
+def write_episode(
+    episode: LerobotEpisode, dataset: LerobotDataset, plan: Plan, path: Path, quality: int = 95
+) -> StepTimes:
+    """One episode as a rosbag2 folder; returns when its steps were.
 
     Raises:
         BagError: The folder exists, or the disk takes no more.
-        TrainingError: Its numbers or pictures do not read; nothing that looks complete is left behind.
+        TrainingError: Its times, numbers or pictures do not read; nothing that looks complete is left behind.
     """
     contract = plan.contract
-    task = said = episode.tasks[0] if episode.tasks else ''
     on_grid = dataset.fps == contract.rate_hz
-    clips = {camera: dataset.frames(episode.clips[name], len(episode.state)) for camera, name in plan.cameras.items()}
+    # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
+    times = step_times(episode.timestamps, dataset.fps, contract.step_ns if on_grid else round(1e9 / dataset.fps))
+    state_TS, action_TN = plan.numbers(episode)
+    said = task = episode.tasks[0]
+    clips = {camera: dataset.frames(episode.clips[name], episode.timestamps) for camera, name in plan.cameras.items()}
     with BagWriter(path, custom={'task': task, 'source': f'{dataset.folder.name}#{episode.number}'}) as bag:
         message_builders.put(bag, 'episode', EPOCH_NS, message_builders.marker(EPOCH_NS, 0, episode.number, task))
-        for step in range(len(episode.state)):
-            # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
-            time_ns = EPOCH_NS + (step * contract.step_ns if on_grid else round(step * 1e9 / dataset.fps))
+        for step, since_start_ns in enumerate(times.since_start_ns.tolist()):
+            time_ns = EPOCH_NS + since_start_ns
             if episode.tasks[step] not in ('', said):
                 said = episode.tasks[step]
                 message_builders.put(bag, 'instruction', time_ns, message_builders.instruction(time_ns, said))
@@ -258,14 +275,26 @@ def write_episode(episode: LerobotEpisode, dataset: LerobotDataset, plan: _Plan,
                 if camera.name in clips:
                     picture = message_builders.picture(time_ns, next(clips[camera.name]), quality=quality)
                     message_builders.put(bag, camera.topic, time_ns, picture)
-            measured = dict(zip(contract.state_names, episode.state[step, plan.state].tolist(), strict=True))
+            measured = dict(zip(contract.state_names, state_TS[step].tolist(), strict=True))
             for stream in contract.state_streams:
                 message_builders.put(
                     bag, stream.topic, time_ns, message_builders.state(contract, stream, time_ns, measured)
                 )
-            action = dict(zip(contract.action_names, episode.action[step, plan.action].tolist(), strict=True))
+            action = dict(zip(contract.action_names, action_TN[step].tolist(), strict=True))
             for output in contract.outputs:
                 command = message_builders.command(output, time_ns, [action[column] for column in output.columns])
                 message_builders.put(bag, output.topic, time_ns, command)
         message_builders.put(bag, 'episode', time_ns, message_builders.marker(time_ns, 1, episode.number, task, 1))
-    return path
+    return times
+
+
+def _tell(episode: LerobotEpisode, times: StepTimes, dataset: LerobotDataset, problems: Problems) -> None:
+    """What is odd about an episode that was written."""
+    field = f'episode {episode.number}'
+    promised = dataset.promised_steps(episode.number)
+    if promised not in (None, episode.steps):
+        text = f'{field} has {episode.steps} steps; the metadata promises {promised}'
+        problems.add(dataset.folder, field, 'length', text)
+    if times.gaps:
+        text = f'{field} pauses for up to {times.longest_gap_s:.2f} s; steps without fresh inputs are not learned from'
+        problems.add(dataset.folder, field, 'gap', text, times.gaps)

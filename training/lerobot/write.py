@@ -280,7 +280,7 @@ def _numbers(
     if writing.parquet is None:
         path = folder / 'data' / f'{FILE.format(writing.data_file)}.parquet'
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing.parquet = pq.ParquetWriter(str(path), table.schema, compression='snappy')
+        writing.parquet = pq.ParquetWriter(str(path), table.schema, compression='snappy', write_page_checksum=True)
     writing.parquet.write_table(table)
     writing.frames += count
     row = {

@@ -18,8 +18,9 @@ from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract
 from training.errors import TrainingError
 from training.index.index import Index, index_bags
+from training.lerobot.column_map import column_of
 from training.lerobot.read import LerobotDataset, dataset_folders
-from training.lerobot.to_bags import column_of, contract_of, from_lerobot, misfit
+from training.lerobot.to_bags import contract_of, from_lerobot, misfit
 from training.lerobot.write import to_lerobot
 from training.samples.dataset import EpisodeDataset
 
@@ -48,7 +49,7 @@ def test_what_is_written_reads_back(index: Index, tmp_path: Path, codec: str) ->
         episode = dataset.episode(number)
         assert episode.state.shape == (length, 4)
         assert set(episode.tasks) == {('lift the cup', 'open the drawer')[number]}
-        frames = {camera: list(dataset.frames(clip, length)) for camera, clip in episode.clips.items()}
+        frames = {camera: list(dataset.frames(clip, episode.timestamps)) for camera, clip in episode.clips.items()}
         for step in range(length):
             sample = ours[position]
             np.testing.assert_allclose(episode.state[step], sample.state_S, atol=1e-6)
@@ -144,7 +145,11 @@ def test_pictures_in_the_table_or_named_by_it_are_read_like_a_film(index: Index,
     to_lerobot(index, out, 'copy')
     with_films = LerobotDataset(out)
     clips = [with_films.episode(number).clips['scene'] for number in (0, 1)]
-    pictures = [each for clip, steps in zip(clips, (21, 31), strict=True) for each in with_films.frames(clip, steps)]
+    pictures = [
+        each
+        for clip, steps in zip(clips, (21, 31), strict=True)
+        for each in with_films.frames(clip, np.arange(steps) / 20)
+    ]
     cells = []
     for number, pixels in enumerate(pictures):
         data = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
@@ -160,14 +165,14 @@ def test_pictures_in_the_table_or_named_by_it_are_read_like_a_film(index: Index,
     shutil.rmtree(out / 'videos' / 'observation.images.scene')
     dataset = LerobotDataset(out)
     assert dataset.numbers == (0, 1)
-    found = list(dataset.frames(dataset.episode(1).clips['scene'], 31))
+    found = list(dataset.frames(dataset.episode(1).clips['scene'], np.arange(31) / 20))
     assert all(np.array_equal(one, other) for one, other in zip(found, pictures[21:], strict=True))
     with pytest.raises(TrainingError, match='ends after 31 of 32 pictures'):
-        list(dataset.frames(dataset.episode(1).clips['scene'], 32))
+        list(dataset.frames(dataset.episode(1).clips['scene'], np.arange(32) / 20))
     if named:
         (out / '30.png').write_bytes(b'nothing')
         with pytest.raises(TrainingError, match='scene of episode 1 does not decode after 9 pictures'):
-            list(dataset.frames(dataset.episode(1).clips['scene'], 31))
+            list(dataset.frames(dataset.episode(1).clips['scene'], np.arange(31) / 20))
 
 
 def test_a_real_dataset_becomes_recordings_that_index_without_a_word(ki_data: Path, tmp_path: Path) -> None:
@@ -196,7 +201,7 @@ def test_a_real_dataset_becomes_recordings_that_index_without_a_word(ki_data: Pa
     np.testing.assert_array_equal(arrays['state'], stored.state[:60])
     np.testing.assert_array_equal(arrays['actions'], stored.action[:60])
     sample = EpisodeDataset(index, resize=False)[30]
-    [thirtieth] = list(dataset.frames(stored.clips['cam_high'], 31))[30:]
+    [thirtieth] = list(dataset.frames(stored.clips['cam_high'], np.arange(31) / 30))[30:]
     assert np.abs(sample.images['cam_high'].astype(int) - thirtieth).mean() < 2.0
 
 
@@ -273,7 +278,7 @@ def test_what_cannot_be_used_is_named(index: Index, tmp_path: Path) -> None:
     ):
         path.write_text(text.replace(old, new, 1))
         with pytest.raises(TrainingError, match=match):
-            LerobotDataset(out)
+            from_lerobot(out, tmp_path / 'x')
     path.write_text(text)
     file = out / 'data/chunk-000/file-000.parquet'
     file.write_bytes(file.read_bytes()[:-100])
@@ -313,3 +318,14 @@ def test_a_video_that_ends_early_costs_its_episode_only(index: Index, tmp_path: 
         'episode_000000',
         'episode_000001.partial',
     ]
+
+
+def test_a_flipped_bit_in_our_own_tables_is_noticed(index: Index, tmp_path: Path) -> None:
+    to_lerobot(index, tmp_path / 'out')
+    [file] = (tmp_path / 'out/data').rglob('*.parquet')
+    sound = file.read_bytes()
+    state = np.concatenate([LerobotDataset(tmp_path / 'out').episode(number).state for number in (0, 1)])
+    place = sound.index(state[5].astype(np.float32).tobytes()[:8])  # a number as it lies in its page
+    file.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+    with pytest.raises(TrainingError, match='episode 0 cannot be read'):
+        LerobotDataset(tmp_path / 'out').episode(0)
