@@ -39,54 +39,61 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# With several workers (`make test`) a file goes whole to whichever worker is free. Two groups of files stay together.
-# Live: these start robots, nodes and simulators that keep time. One worker runs them one after the other, and the
-# others give way to it. Exports: these share one set of ONNX graphs, which takes long to make.
+# With several workers (`make test`) a file goes whole to one of them.
+# Live: these start robots, nodes and simulators that keep time, and wait more than they compute. Two workers run them,
+# the longest first, and the others give way to these two. Exports: these share one set of ONNX graphs, which takes long
+# to make, so they go together.
 LIVE = (
-    'tests/faults/',
+    'tests/ki_policy_node/replay/test_live_parity.py',
+    'tests/ki_sim/node/test_sim_node.py',
+    'tests/ki/commands/test_up.py',
+    'tests/ki_policy_node/policy/test_policy_node.py',
+    'tests/ki_policy_node/executor/test_executor_node.py',
+    'tests/ki_policy_node/recorder/test_recorder_node.py',
     'tests/ki/commands/test_bag.py',
     'tests/ki/commands/test_demo.py',
     'tests/ki/commands/test_topic.py',
-    'tests/ki/commands/test_up.py',
     'tests/ki/support/test_doctor_data.py',
     'tests/ki/support/test_policy_stack.py',
-    'tests/ki_policy_node/executor/test_executor_node.py',
-    'tests/ki_policy_node/policy/test_policy_node.py',
-    'tests/ki_policy_node/recorder/test_recorder_node.py',
-    'tests/ki_policy_node/replay/test_live_parity.py',
     'tests/ki_sim/node/test_realtime.py',
-    'tests/ki_sim/node/test_sim_node.py',
+    'tests/faults/',
     'tests/ros/',
 )
 EXPORTS = ('tests/ki_vla/engine/', 'tests/ki_vla/export/')
-LIVE_WORKER = 'gw0'
-if os.environ.get('PYTEST_XDIST_WORKER', LIVE_WORKER) != LIVE_WORKER:
+LIVE_WORKERS = ('gw0', 'gw1')
+if os.environ.get('PYTEST_XDIST_WORKER', LIVE_WORKERS[0]) not in LIVE_WORKERS:
     os.nice(5)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """As many workers as cores, from 2 to 8: each takes a gigabyte, and live robots take more than their worker."""
-    return min(max(len(os.sched_getaffinity(0)), 2), 8)
+    """One more than cores, from 3 to 8: live tests wait half of their time, and each worker takes a gigabyte."""
+    return min(max(len(os.sched_getaffinity(0)) + 1, 3), 8)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distributes files over workers, the live ones to one worker."""
+    """Distributes files over workers, the live ones over two."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            groups = {'live': LIVE, 'exports': EXPORTS}
             file = nodeid.partition('::')[0]
-            return next((name for name, files in groups.items() if file.startswith(files)), file)
+            return 'exports' if file.startswith(EXPORTS) else file
 
         def _assign_work_unit(self, node: Any) -> None:
-            """Takes the next off the queue: 'live' is the first for its worker, and the last for others."""
-            for name in ('exports', 'live'):
-                if name in self.workqueue:
-                    self.workqueue.move_to_end(name, last=name == 'live' and node.gateway.id != LIVE_WORKER)
+            """Takes the next off the queue: a live file first on a live worker, and last on another."""
+            live = node.gateway.id in LIVE_WORKERS
+            self.workqueue.move_to_end(min(self.workqueue, key=lambda scope: rank(scope, live)), last=False)
             super()._assign_work_unit(node)
+
+    def rank(scope: str, live: bool) -> int:
+        if scope == 'exports':
+            return 50
+        place = next((number for number, prefix in enumerate(LIVE) if scope.startswith(prefix)), None)
+        if place is None:
+            return 100
+        return place if live else 200 + place
 
     return ByFile(config, log)
 
