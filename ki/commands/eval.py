@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ki.support.progress import progress
+
+if TYPE_CHECKING:
+    from ki.support.sim_evaluation import Cell, Plays
+    from ki_sim.evaluate.closed_loop import EvaluationReport
 
 app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
 
@@ -43,76 +48,96 @@ def data(
 @app.command()
 def sim(
     bundle: Annotated[Path | None, typer.Argument(help='Folder of the policy bundle.')] = None,
-    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `all`.')] = None,
+    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`.')] = None,
     seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
     heldout: Annotated[bool, typer.Option(help='Ask for objects that no action data shows.')] = False,
     execute_steps: Annotated[
-        int,
-        typer.Option(min=0, help='Steps of a chunk after which the next is planned; 0: what the bundle recommends.'),
-    ] = 0,
-    delay_steps: Annotated[int, typer.Option(min=0, help='Steps that an inference is thought to take.')] = 0,
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="Steps of a chunk after which the next is planned; several times for several; else the bundle's.",
+        ),
+    ] = None,
+    delay_steps: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help='Steps that an inference is thought to take; several times for several; else 0.'),
+    ] = None,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
     backend: Annotated[
         str, typer.Option(help='auto, torch, onnx or tensorrt; through the node commissioning.')
     ] = 'auto',
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
-    out: Annotated[Path, typer.Option(help='Folder for TASK.json and films of failures.')] = Path('out/eval'),
+    out: Annotated[
+        Path,
+        typer.Option(help='Folder for a JSON a task and way, and films of failures; what is there is gone on with.'),
+    ] = Path('out/eval'),
     films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
     through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
     plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
-    mode: Annotated[str, typer.Option(help="How chunks follow each other; auto: the bundle's own.")] = 'auto',
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="How chunks follow each other; several times for several; else auto, the bundle's own."),
+    ] = None,
     speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.
 
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
-    runs on its own clock, as on a robot.
+    runs on its own clock, as on a robot. A second call goes on where the first one stopped.
     """
-    from ki.support.sim_policy import open_sim_policy
+    from ki.support.sim_evaluation import Plays, cells_of
     from ki.support.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
-    from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate
     from ki_sim.tasks.tasks import task_names
 
     names = task_names(task or ['demo'])
     split = 'heldout' if heldout else 'train'
     if bundle is None and not (through_node and (plan or backend == 'commissioning')):
         raise KiError('BUNDLE is missing: give the folder of a policy bundle.')
+    modes, steps, delays = mode or ['auto'], execute_steps or [0], delay_steps or [0]
     if through_node:
-        stack = Stack(bundle, backend, plan, mode, execute_steps, speed, image_size, seed)
+        if len(modes) > 1 or len(steps) > 1 or delay_steps:
+            raise KiError(
+                '--through-node has a clock and one way: give one --mode, one --execute-steps, no --delay-steps.'
+            )
+        stack = Stack(bundle, backend, plan, modes[0], steps[0], speed, image_size, seed)
         scenes = range(first_seed, first_seed + seeds)
         for report in evaluate_live(stack, names, scenes, split, paired, out):
             print(_row(report.summary()))
         return
     assert bundle is not None
-    settings = EvaluationSettings(image_size, split)
-    policy = open_sim_policy(bundle, backend, seed, mode, execute_steps, delay_steps)
-    try:
-        for name in names:
-            with progress(name, seeds * (2 if paired else 1)) as line:
-                scenes = range(first_seed, first_seed + seeds)
-                videos = out / 'films' if films else None
-                report = evaluate(policy, name, scenes, settings, videos, line.advance, paired)
-            report.settings |= {'policy': policy.policy_id, 'backend': backend, 'seed': seed, 'paired': paired}
-            report.settings |= {
-                'mode': policy.timing.mode,
-                'execute_steps': policy.timing.execute_steps,
-                'delay_steps': delay_steps,
-            }
-            report.save(out / f'{name}.json')
-            print(_row(report.summary()))
-    finally:
-        policy.close()
+    plays = Plays(bundle, seeds, first_seed, paired, split, backend, seed, image_size)
+    _play(plays, cells_of(names, modes, steps, delays), out, films)
 
 
-def _row(summary: dict[str, Any]) -> str:
+def _play(plays: Plays, cells: Sequence[Cell], out: Path, films: bool) -> None:
+    """Plays the cells with a bar, and prints a line for each, and for each way one for its tasks together."""
+    from ki.support.sim_evaluation import evaluate_cells, together
+
+    ways = {cell: (cell.mode, cell.execute_steps, cell.delay_steps) for cell in cells}
+    played: dict[tuple[str, int, int], list[EvaluationReport]] = {}
+    with progress('episodes', plays.episodes * len(cells)) as line:
+        for cell, report in evaluate_cells(plays, cells, out, films, lambda *_: line.advance()):
+            group = played.setdefault(ways[cell], [])
+            group.append(report)
+            way = ''
+            if len(set(ways.values())) > 1:
+                timing = report.settings
+                way = f'{timing["mode"]}, {timing["execute_steps"]} steps, delay {cell.delay_steps}'
+            print(_row(report.summary(), way))
+            if len(group) > 1 and len(group) == sum(each == ways[cell] for each in ways.values()):
+                print(_row(together(group), way))
+
+
+def _row(summary: dict[str, Any], way: str = '') -> str:
     def shown(rate: dict[str, Any]) -> str:
         if not rate['n']:
             return 'none'
         return f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'
 
-    line = f'{summary["task"]:<11} success {shown(summary["success"])}   first touch {shown(summary["followed"])}'
+    line = f'{summary["task"]:<11} {way:<30}' if way else f'{summary["task"]:<11}'
+    line += f' success {shown(summary["success"])}   words followed {shown(summary["followed"])}'
     pairs = summary['pairs_followed']
     return f'{line}   both instructions of a scene {shown(pairs)}' if pairs['n'] else line

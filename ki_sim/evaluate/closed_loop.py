@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from ki_common.files import write_text
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
-from ki_sim.world.robot import CAMERAS, COLUMNS
+from ki_sim.world.robot import ARM_JOINTS, CAMERAS, COLUMNS, LIMITS, SIDES
 from ki_sim.world.world import STEP_NS, SimObservation, World, clipped
 
 Floats = npt.NDArray[np.float64]
 SETTLED_STEPS = 5  # success must hold for a quarter of a second
+ARM_LIMITS = {name: LIMITS[name].velocity for side in SIDES for name in ARM_JOINTS[side]}
 BASE = slice(14, 17)  # of a row: the twist of the base
 VIDEO_EVERY = 4  # steps between the frames of a video
 VIVID = 80  # between the largest and the smallest of a pixel's red, green and blue
@@ -56,7 +58,12 @@ class EvaluationSettings:
 
 @dataclass
 class SceneOutcome:
-    """What came of one episode. `first_touched` is a label, '' when nothing was touched."""
+    """What came of one episode.
+
+    `first_touched` is a label, '' when nothing was touched; `followed`: see `ki_sim.tasks.tasks.followed`. `seam` is
+    the largest change of an arm joint's commanded speed from one step to the next, as a share of its speed limit.
+    `think_s` is the time that the policy took, cameras not counted.
+    """
 
     task: str
     seed: int
@@ -69,6 +76,8 @@ class SceneOutcome:
     followed: bool = False
     calls: int = 0
     clipped: int = 0
+    seam: float = 0.0
+    think_s: float = 0.0
     error: str = ''
     video: str = ''
 
@@ -80,6 +89,11 @@ class EvaluationReport:
     task: str
     settings: dict[str, Any]
     outcomes: list[SceneOutcome] = field(default_factory=list)
+
+    @property
+    def known(self) -> set[tuple[int, int]]:
+        """Seed and goal seed of every episode that has been played."""
+        return {(outcome.seed, outcome.goal_seed) for outcome in self.outcomes}
 
     def summary(self) -> dict[str, Any]:
         """Rates: success, language following (of the episodes in which anything was touched), mean score and time.
@@ -103,6 +117,8 @@ class EvaluationReport:
             'touched_something': rate(len(touched), len(self.outcomes)),
             'score': float(np.mean([o.score for o in self.outcomes])) if self.outcomes else None,
             'time_s': float(np.mean([o.time_s for o in done])) if done else None,
+            'seam': float(np.mean([o.seam for o in self.outcomes])) if self.outcomes else None,
+            'think_s': float(np.mean([o.think_s for o in self.outcomes])) if self.outcomes else None,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,6 +129,17 @@ class EvaluationReport:
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + '\n')
+
+
+def load_report(path: Path, task: str, settings: dict[str, Any]) -> EvaluationReport:
+    """The report in a file, to go on with; an empty one where there is none, or none with these settings."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if found['settings'] == json.loads(json.dumps(settings)):
+            return EvaluationReport(task, settings, [SceneOutcome(**row) for row in found['outcomes']])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or of another version: it is played again
+    return EvaluationReport(task, settings)
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -139,6 +166,7 @@ def evaluate(
     videos: str | Path | None = None,
     progress: Callable[[SceneOutcome], None] | None = None,
     paired: bool = False,
+    report: EvaluationReport | None = None,
 ) -> EvaluationReport:
     """Run a policy on the episodes of a task.
 
@@ -150,11 +178,15 @@ def evaluate(
         videos: A folder for a GIF of every failure.
         progress: Called after each episode.
         paired: Play every scene with two different instructions, so that only words tell what to do.
+        report: One to go on with: the episodes in it are not played again.
     """
     settings = settings or EvaluationSettings()
-    report = EvaluationReport(task, asdict(settings))
+    report = report or EvaluationReport(task, asdict(settings))
+    known = report.known
     for seed in seeds:
         for goal in goal_pair(task, seed, settings.split) if paired else (None,):
+            if (seed, seed if goal is None else goal) in known:
+                continue
             outcome = run_episode(policy, task, seed, goal, settings, videos)
             report.outcomes.append(outcome)
             if progress is not None:
@@ -187,6 +219,7 @@ def run_episode(
     settings = settings or EvaluationSettings()
     policy.reset()
     frames: list[npt.NDArray[np.uint8]] = []
+    rows: list[Floats] = []
     with World(task, seed, goal, settings.split, settings.image_size, CAMERAS) as world:
         episode = world.episode
         outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
@@ -196,7 +229,8 @@ def run_episode(
             for step in range(limit):
                 if videos is not None and step % VIDEO_EVERY == 0:
                     frames.append(film(world))
-                world.step(_commands(policy, world, outcome))
+                rows.append(_commands(policy, world, outcome))
+                world.step(rows[-1])
                 held = held + 1 if world.success() else 0
                 if held >= SETTLED_STEPS:
                     break
@@ -206,7 +240,8 @@ def run_episode(
         outcome.time_s = world.time_ns * 1e-9
         first = world.touches.first
         outcome.first_touched = episode.label(first) if first >= 0 else ''
-        outcome.followed = first in episode.goal.objects
+        outcome.followed = world.followed()
+    outcome.seam = seam(rows)
     if videos is not None and not outcome.success and frames:
         outcome.video = str(write_gif(frames, Path(videos) / f'{task}-{seed}-{episode.goal_seed}.gif'))
     return outcome
@@ -214,12 +249,19 @@ def run_episode(
 
 def _commands(policy: SimPolicy, world: World, outcome: SceneOutcome) -> Floats:
     """The row for this step, within the limits of the robot."""
+    looked_s = 0.0
 
     def observe() -> SimObservation:
+        nonlocal looked_s
         outcome.calls += 1
-        return world.observe()
+        begin = time.perf_counter()
+        seen = world.observe()
+        looked_s += time.perf_counter() - begin
+        return seen
 
+    begin = time.perf_counter()
     given = policy.next_row(world.time_ns, observe)
+    outcome.think_s += time.perf_counter() - begin - looked_s
     if given is None:
         row = clipped(world.observe(images=False).state)
         row[BASE] = 0.0
@@ -230,6 +272,16 @@ def _commands(policy: SimPolicy, world: World, outcome: SceneOutcome) -> Floats:
     row = clipped(wanted)
     outcome.clipped += int(np.any(np.abs(row - wanted) > 1e-9))
     return row
+
+
+def seam(rows: Sequence[Floats]) -> float:
+    """The largest change of a commanded arm joint's speed between two steps, as a share of its limit."""
+    if len(rows) < 3:
+        return 0.0
+    names = [name.removesuffix('/position') for name in COLUMNS]
+    columns = [i for i, name in enumerate(names) if name in ARM_LIMITS]
+    most = np.array([ARM_LIMITS[names[i]] for i in columns]) * STEP_NS * 1e-9
+    return float(np.abs(np.diff(np.array(rows)[:, columns], n=2, axis=0) / most).max())
 
 
 def film(world: World, size: int = 160) -> npt.NDArray[np.uint8]:
@@ -283,7 +335,7 @@ def expert_outcome(work: tuple[str, int, str]) -> SceneOutcome:
     outcome.success, outcome.score, outcome.time_s = world.success(), world.score(), world.time_ns * 1e-9
     first = world.touches.first
     outcome.first_touched = world.episode.label(first) if first >= 0 else ''
-    outcome.followed = first in world.episode.goal.objects
+    outcome.followed = world.followed()
     return outcome
 
 

@@ -61,7 +61,7 @@ class EpisodeMonitor:
         outcome.score = world.score()
         outcome.time_s = 0.0 if self._begin_ns is None else round((world.time_ns - self._begin_ns) * 1e-9, 3)
         outcome.first_touched = world.episode.label(first) if first >= 0 else ''
-        outcome.followed = first in world.episode.goal.objects
+        outcome.followed = world.followed()
 
     def report(self, world: World) -> Mapping[str, Any]:
         """The outcome as plain data: final once `ended` is not empty, as of now before."""

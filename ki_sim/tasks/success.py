@@ -16,6 +16,7 @@ OTHER = {'left': 'right', 'right': 'left'}
 RELEASED_SPEED = 0.05  # m/s: an object slower than this has come to rest
 NEXT_TO_GAP = 0.06  # m between two objects that stand next to each other
 SIDE_LINE = 0.10  # m from the middle of the table, beyond which an object is at its side
+ASIDE = 0.01  # m that an object may be knocked aside
 PUSHED_ASIDE = 0.06  # m that a pushed object may stray from its way
 TOUCHED_MOVE = 0.03  # m that an object may move while it is touched
 SINK = 0.002  # m by which objects that touch may sink into each other: contacts are soft
@@ -119,6 +120,24 @@ def done_next_to(world: WorldState) -> list[bool]:
     kept = np.linalg.norm(world.object_position(other)[:2] - world.start[other][:2]) < 0.05
     near = -SINK <= gap_between(world, target, other) <= NEXT_TO_GAP and not world.bears(target, other)
     return [bool(near and kept and at_rest(world, target) and on_table(world, target) and on_table(world, other))]
+
+
+def obeyed_hand(world: WorldState) -> bool:
+    """The named hand touched first."""
+    return world.touches.first_hand == world.episode.goal.places[0]
+
+
+def obeyed_bin(world: WorldState) -> bool:
+    """No object that was asked for is in another bin than its own."""
+    goal = world.episode.goal
+    return not any(in_bin(world, i, OTHER[side]) for i, side in zip(goal.objects, goal.places, strict=True))
+
+
+def obeyed_side(world: WorldState) -> bool:
+    """The object has not gone the other way."""
+    goal, (target,) = world.episode.goal, world.episode.goal.objects
+    moved = world.object_position(target)[1] - world.start[target][1]
+    return bool((moved if goal.places[0] == 'left' else -moved) > -ASIDE)
 
 
 def done_hand_over(world: WorldState) -> list[bool]:

@@ -27,6 +27,9 @@ from ki_sim.tasks.success import (
     done_push,
     done_stack,
     done_touch,
+    obeyed_bin,
+    obeyed_hand,
+    obeyed_side,
 )
 from ki_sim.world.objects import KINDS, pairs
 from ki_sim.world.scene import (
@@ -55,6 +58,7 @@ class Task:
     done: Callable[[WorldState], list[bool]]
     limit_s: float
     fits: Callable[[Scene], bool] = lambda scene: True  # whether objects that were laid anew still make such a scene
+    obeyed: Callable[[WorldState], bool] = lambda world: True  # whether what was done to the object is not the opposite
 
 
 def episode(task: str, seed: int, goal: int | None = None, split: str = 'train') -> TaskEpisode:
@@ -116,6 +120,12 @@ def task_names(wanted: Iterable[str]) -> list[str]:
 def success(world: WorldState) -> bool:
     """Whether the episode's task is done in the present state."""
     return all(TASKS[world.episode.task].done(world))
+
+
+def followed(world: WorldState) -> bool:
+    """Whether the words were heard: what was touched first was asked for, with the named hand, to the named place."""
+    episode = world.episode
+    return world.touches.first in episode.goal.objects and TASKS[episode.task].obeyed(world)
 
 
 def score(world: WorldState) -> float:
@@ -325,11 +335,44 @@ def _fetch_goal(scene: Scene, rng: np.random.Generator, split: str) -> tuple[Goa
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task('demo', 'put one of two objects into the left or right bin', _demo_scene, _bin_goal, done_bin, 20.0),
-        Task('touch', 'touch an object with the named hand', _some_scene, _touch_goal, done_touch, 10.0),
-        Task('put_in_bin', 'put the object into the left or right bin', _some_scene, _bin_goal, done_bin, 20.0),
+        Task(
+            'demo',
+            'put one of two objects into the left or right bin',
+            _demo_scene,
+            _bin_goal,
+            done_bin,
+            20.0,
+            obeyed=obeyed_bin,
+        ),
+        Task(
+            'touch',
+            'touch an object with the named hand',
+            _some_scene,
+            _touch_goal,
+            done_touch,
+            10.0,
+            obeyed=obeyed_hand,
+        ),
+        Task(
+            'put_in_bin',
+            'put the object into the left or right bin',
+            _some_scene,
+            _bin_goal,
+            done_bin,
+            20.0,
+            obeyed=obeyed_bin,
+        ),
         Task('next_to', 'put one object beside another', _next_to_scene, _next_to_goal, done_next_to, 20.0, _has_room),
-        Task('push', 'push an object to a side of the table', _push_scene, _push_goal, done_push, 15.0, _can_push),
+        Task(
+            'push',
+            'push an object to a side of the table',
+            _push_scene,
+            _push_goal,
+            done_push,
+            15.0,
+            _can_push,
+            obeyed_side,
+        ),
         Task('stack', 'stack one object on another', _stack_scene, _stack_goal, done_stack, 20.0),
         Task(
             'bus',
@@ -338,8 +381,17 @@ TASKS: dict[str, Task] = {
             _bus_goal,
             done_bin,
             30.0,
+            obeyed=obeyed_bin,
         ),
-        Task('bus_table', 'dishes into one bin, trash into the other', _bus_scene, _bus_goal, done_bin, 60.0),
+        Task(
+            'bus_table',
+            'dishes into one bin, trash into the other',
+            _bus_scene,
+            _bus_goal,
+            done_bin,
+            60.0,
+            obeyed=obeyed_bin,
+        ),
         Task('hand_over', 'hand an object from hand to hand', _hand_over_scene, _hand_over_goal, done_hand_over, 25.0),
         Task('fetch', 'bring an object from the second table', _fetch_scene, _fetch_goal, done_fetch, 50.0),
     )

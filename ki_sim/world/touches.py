@@ -9,9 +9,13 @@ from ki_sim.world.robot import SIDES
 
 @dataclass
 class Touches:
-    """Which objects the fingers touch, and did: `first` is the first object ever touched, -1 for none yet."""
+    """Which objects the fingers touch, and did.
+
+    `first` is the first object ever touched, -1 for none yet, and `first_hand` the hand that did it.
+    """
 
     first: int = -1
+    first_hand: str = ''
     now: dict[str, set[int]] = field(default_factory=lambda: {f'{s}_{f}': set() for s in SIDES for f in 'ab'})
     ever_held: dict[str, set[int]] = field(default_factory=lambda: {side: set() for side in SIDES})
 

@@ -275,6 +275,10 @@ class World:
         """Whether the task is done now."""
         return tasks.success(self)
 
+    def followed(self) -> bool:
+        """Whether the words were heard so far: see `ki_sim.tasks.tasks.followed`."""
+        return tasks.followed(self)
+
     def score(self) -> float:
         """How much of the task is done, 0 to 1; several objects count one by one."""
         return tasks.score(self)
@@ -345,7 +349,7 @@ class World:
             if obj is not None:
                 touches.now[self._finger_of[int(finger)]].add(obj)
                 if touches.first < 0:
-                    touches.first = obj
+                    touches.first, touches.first_hand = obj, self._finger_of[int(finger)].rpartition('_')[0]
         for side in SIDES:
             touches.ever_held[side] |= touches.held(side)
 

@@ -20,6 +20,9 @@ class Staged:
     def score(self) -> float:
         return float(self.done)
 
+    def followed(self) -> bool:
+        return self.done
+
 
 @pytest.fixture
 def staged(blind_world) -> Staged:

@@ -211,3 +211,46 @@ def test_unknown_tasks_and_splits_are_refused():
         episode('sweep', 0)
     with pytest.raises(SimError, match="split 'test' is not known"):
         episode('demo', 0, split='test')
+
+
+def test_touching_wants_the_named_hand_and_nothing_else_touched(blind_world):
+    world = blind_world('touch', 0)
+    (target,), (side,) = world.episode.goal.objects, world.episode.goal.places
+    assert not world.success()
+    world.touches.now[f'{OTHER[side]}_a'].add(target)
+    assert not world.success()
+    world.touches.now[f'{OTHER[side]}_a'].clear()
+    world.touches.now[f'{side}_a'].add(target)
+    assert world.success()
+    world.touches.now[f'{side}_b'].add(1 - target if target < 2 else 0)
+    assert not world.success()
+    world.touches.first, world.touches.first_hand = target, OTHER[side]
+    assert not world.followed()
+    world.touches.first_hand = side
+    assert world.followed()
+
+
+def test_pushing_wants_the_named_side_and_the_object_left_standing(blind_world, put):
+    world = blind_world('push', 0)
+    (target,), (side,) = world.episode.goal.objects, world.episode.goal.places
+    x, _, z = world.object_position(target)
+    way = 1 if side == 'left' else -1
+    world.touches.first = target
+    assert not world.success()
+    put(world, target, (x, -way * 0.13, z))
+    assert not world.success()
+    assert not world.followed()  # it went the other way
+    put(world, target, (x, way * 0.13, z))
+    assert world.success()
+    assert world.followed()
+    put(world, target, (x - 0.08, way * 0.13, z))
+    assert not world.success()  # pulled towards the robot
+
+
+def test_words_are_not_followed_into_the_wrong_bin(blind_world, put):
+    world = blind_world('put_in_bin', 3)
+    (target,), (side,) = world.episode.goal.objects, world.episode.goal.places
+    world.touches.first = target
+    assert world.followed()
+    put(world, target, in_bin(world, target, OTHER[side]))
+    assert not world.followed()

@@ -1,0 +1,145 @@
+"""Evaluation of a bundle in the simulator, cell by cell: a task, and how its chunks are carried out.
+
+A cell is a JSON file that is written after each episode; a second call plays what is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
+
+TOGETHER = 'all of them'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is played and how; `execute_steps` 0 and `mode` auto are the bundle's own."""
+
+    task: str
+    mode: str = 'auto'
+    execute_steps: int = 0
+    delay_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Plays:
+    """Which episodes of every cell are played, and with what.
+
+    Attributes:
+        bundle: folder of the policy.
+        seeds: scenes, from `first_seed` on.
+        paired: every scene with two instructions.
+        split: whose objects are asked for.
+        backend, seed: of the engine, and of its noise.
+        image_size: of the cameras.
+    """
+
+    bundle: Path
+    seeds: int
+    first_seed: int = 1_000_000
+    paired: bool = False
+    split: str = 'train'
+    backend: str = 'auto'
+    seed: int = 0
+    image_size: int = 96
+
+    @property
+    def episodes(self) -> int:
+        """Of one cell."""
+        return self.seeds * (2 if self.paired else 1)
+
+
+def cells_of(
+    tasks: Sequence[str], modes: Sequence[str], execute_steps: Sequence[int], delay_steps: Sequence[int]
+) -> list[Cell]:
+    """Every task in every way, with those together that open the same policy."""
+    ways = itertools.product(modes, execute_steps, delay_steps)
+    return [Cell(task, *way) for way in ways for task in tasks]
+
+
+def evaluate_cells(
+    plays: Plays,
+    cells: Sequence[Cell],
+    out: Path,
+    films: bool = False,
+    tell: Callable[[Cell, SceneOutcome], None] | None = None,
+) -> Iterator[tuple[Cell, EvaluationReport]]:
+    """Plays cells one after the other; each is given when all of its episodes have been played.
+
+    Args:
+        plays: Which episodes.
+        cells: From `cells_of`.
+        out: Folder of their files, see `file_of`.
+        films: A GIF of every failure.
+        tell: Told of each episode, also of those that had been played before.
+
+    Raises:
+        KiError: the bundle cannot be opened, or a cell does not fit it.
+    """
+    from ki.support.sim_policy import open_sim_policy
+    from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate, load_report
+
+    settings = EvaluationSettings(plays.image_size, plays.split)
+    scenes = range(plays.first_seed, plays.first_seed + plays.seeds)
+    for _, alike in itertools.groupby(cells, key=lambda cell: (cell.mode, cell.execute_steps, cell.delay_steps)):
+        group = list(alike)
+        way = group[0]
+        policy = open_sim_policy(plays.bundle, plays.backend, plays.seed, way.mode, way.execute_steps, way.delay_steps)
+        try:
+            for cell in group:
+                path = out / file_of(cell, cells, plays.split)
+                about: dict[str, Any] = {
+                    **asdict(settings),
+                    'policy': policy.policy_id,
+                    'backend': plays.backend,
+                    'seed': plays.seed,
+                    'paired': plays.paired,
+                    'mode': policy.timing.mode,
+                    'execute_steps': policy.timing.execute_steps,
+                    'delay_steps': cell.delay_steps,
+                }
+                report = load_report(path, cell.task, about)
+                report.outcomes = [each for each in report.outcomes if each.seed in scenes]
+                for known in report.outcomes:
+                    if tell is not None:
+                        tell(cell, known)
+
+                def played(
+                    outcome: SceneOutcome, cell: Cell = cell, report: EvaluationReport = report, path: Path = path
+                ) -> None:
+                    report.save(path)
+                    if tell is not None:
+                        tell(cell, outcome)
+
+                evaluate(
+                    policy, cell.task, scenes, settings, out / 'films' if films else None, played, plays.paired, report
+                )
+                report.save(path)
+                yield cell, report
+        finally:
+            policy.close()
+
+
+def file_of(cell: Cell, cells: Sequence[Cell], split: str = 'train') -> str:
+    """Name of a cell's file: its task, and what of its way differs among the cells."""
+    name = cell.task if split == 'train' else f'{cell.task}-{split}'
+    for field, text in (('mode', ''), ('execute_steps', 'steps'), ('delay_steps', 'delay')):
+        if len({getattr(each, field) for each in cells}) > 1:
+            name += f'-{text}{getattr(cell, field)}'
+    return f'{name}.json'
+
+
+def together(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
+    """The summary of several tasks as one; a scene is one of a task."""
+    from ki_sim.evaluate.closed_loop import EvaluationReport, rate
+
+    summary = EvaluationReport(TOGETHER, {}, [each for report in reports for each in report.outcomes]).summary()
+    pairs = [report.summary()['pairs_followed'] for report in reports]
+    summary['pairs_followed'] = rate(sum(each['k'] for each in pairs), sum(each['n'] for each in pairs))
+    return summary

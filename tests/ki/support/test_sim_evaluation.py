@@ -1,0 +1,114 @@
+"""Cells of an evaluation: each in a file of its own, gone on with where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ki.support import sim_policy
+from ki.support.sim_evaluation import Cell, Plays, cells_of, evaluate_cells, file_of, together
+from ki_policy_node.cycle.continuation import Timing
+from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
+from ki_sim.world.world import clipped
+
+
+class Still:
+    """A policy that stays where it is; counts episodes."""
+
+    def __init__(self, execute_steps: int, delay_steps: int) -> None:
+        self.timing, self.policy_id, self.resets = Timing('latest', execute_steps or 25), 'still@1', 0
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def next_row(self, time_ns: int, observe: Any) -> np.ndarray | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Still]:
+    """The policies that were opened; episodes last a moment."""
+    made: list[Still] = []
+
+    def open_sim_policy(bundle: Path, backend: str, seed: int, mode: str, steps: int, delay: int) -> Still:
+        made.append(Still(steps, delay))
+        return made[-1]
+
+    def play(policy: Still, task: str, seed: int, goal: int | None, settings: Any, videos: Any) -> SceneOutcome:
+        policy.reset()
+        return SceneOutcome(task, seed, seed if goal is None else goal, 'go', success=seed % 2 == 0)
+
+    monkeypatch.setattr(sim_policy, 'open_sim_policy', open_sim_policy)
+    monkeypatch.setattr('ki_sim.evaluate.closed_loop.run_episode', play)
+    return made
+
+
+def test_every_task_is_played_in_every_way_and_a_policy_is_opened_once_a_way(
+    tmp_path: Path, opened: list[Still]
+) -> None:
+    cells = cells_of(['demo', 'touch'], ['latest'], [4, 8], [0, 2])
+    found = list(evaluate_cells(Plays(tmp_path, 3), cells, tmp_path))
+    assert len(found) == 8
+    assert len(opened) == 4
+    assert sorted(path.name for path in tmp_path.glob('*.json'))[:2] == [
+        'demo-steps4-delay0.json',
+        'demo-steps4-delay2.json',
+    ]
+    assert found[0][1].settings['execute_steps'] == 4
+    assert together([report for cell, report in found[:2]])['success']['n'] == 6
+
+
+def test_a_second_call_plays_what_is_missing_and_another_policy_begins_anew(
+    tmp_path: Path, opened: list[Still], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell('demo')]
+    list(evaluate_cells(Plays(tmp_path, 2, paired=True), cells, tmp_path))
+    told: list[SceneOutcome] = []
+    ((_, report),) = evaluate_cells(
+        Plays(tmp_path, 5, paired=True), cells, tmp_path, tell=lambda cell, outcome: told.append(outcome)
+    )
+    assert [policy.resets for policy in opened] == [4, 6]
+    assert len(report.outcomes) == len(told) == 10
+    ((_, fewer),) = evaluate_cells(Plays(tmp_path, 1, paired=True), cells, tmp_path)
+    assert len(fewer.outcomes) == 2
+    list(evaluate_cells(Plays(tmp_path, 2, paired=False), cells, tmp_path))
+    assert opened[-1].resets == 2  # the same scenes, asked once: nothing of the pairs counts
+    (tmp_path / 'demo.json').write_text('{"half": ')
+    list(evaluate_cells(Plays(tmp_path, 2), cells, tmp_path))
+    assert opened[-1].resets == 2
+    assert len(json.loads((tmp_path / 'demo.json').read_text())['outcomes']) == 2
+
+
+def test_names_say_what_differs() -> None:
+    one, two = Cell('demo', 'rtc', 10, 0), Cell('demo', 'latest', 10, 0)
+    assert file_of(one, [one]) == 'demo.json'
+    assert file_of(one, [one], 'heldout') == 'demo-heldout.json'
+    assert file_of(one, [one, two]) == 'demo-rtc.json'
+
+
+def test_tasks_together_count_pairs_task_by_task() -> None:
+    reports = [
+        EvaluationReport(task, {}, [SceneOutcome(task, 7, goal, 'go', followed=heard) for goal in (0, 1)])
+        for task, heard in (('demo', True), ('touch', False))
+    ]
+    assert together(reports)['pairs_followed']['k'] == 1
+    assert together(reports)['pairs_followed']['n'] == 2
+
+
+def test_standing_still_has_no_seam() -> None:
+    from ki_sim.evaluate.closed_loop import seam
+    from ki_sim.world.world import World
+
+    with World('demo', 0, cameras=()) as world:
+        row = clipped(world.observe(images=False).state)
+    assert seam([row] * 5) == 0.0
+    jumped = row.copy()
+    jumped[0] += 0.125  # the shoulder's 2.5 rad/s for a step
+    assert seam([row, row, jumped, jumped]) == pytest.approx(1.0)
