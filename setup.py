@@ -84,6 +84,8 @@ EXTRAS = {
         'codespell>=2.3',
         'mypy>=1.11',
         'types-PyYAML',
+        # Tests interpret and compile the fused kernels. 200 MB; a CUDA build of torch brings it, a CPU build does not.
+        'triton>=3.6,<3.10; sys_platform == "linux" and platform_machine == "x86_64"',
         'colcon-common-extensions>=0.3,<0.4',
         'transformers>=5.4,<5.24',  # the public models that parity tests compare with; seen to agree in this range
     ],

@@ -51,9 +51,9 @@ LADDER = {
     'compiled': TorchMode(fusions=PLAIN, compiled=True),
     'graphs': TorchMode(fusions=PLAIN, graphs=True),
     'packed graphs': TorchMode(graphs=True),
-    'packed graphs, sdpa': TorchMode(graphs=True, attend='sdpa'),
+    'packed graphs, sdpa': TorchMode(graphs=True, attend_prefix='sdpa', attend_action='sdpa'),
     'packed compiled graphs': TorchMode(compiled=True, graphs=True),
-    'packed compiled graphs, sdpa': TorchMode(compiled=True, graphs=True, attend='sdpa'),
+    'packed compiled graphs, sdpa': TorchMode(compiled=True, graphs=True, attend_prefix='sdpa'),
 }
 ONNX = 'ONNX Runtime'  # beside the ladder
 ONNX_PRECISION = {'cpu': 'fp32', 'cuda': 'bf16'}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ki_common.errors import first_line
 from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
 from ki_vla.engine.interface import Choice, Engine, example_inputs, one_line_when_out_of_memory
 from ki_vla.errors import VlaError
+from ki_vla.model.config import ModelConfig
 from ki_vla.policy.bundle import Bundle, load_bundle
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class EngineRequest:
         device: of `DEVICES`; 'auto' takes CUDA where it is.
         precision: 'fp32', 'fp16', 'bf16', 'int8' (ONNX on a CPU); None: bf16 for torch on CUDA, fp32 for torch on a
             CPU, the best exported one for ONNX.
-        mode: of `ki_vla.engine.torch.MODES`; None: CUDA graphs on CUDA, packed stages on a CPU.
+        mode: of `ki_vla.engine.torch.MODES`; None: on CUDA the first of fused, fast and graphs that starts, packed
+            stages on a CPU.
         steps: Euler steps; None: what the bundle recommends, or what the graphs were exported for.
         threads: of ONNX Runtime on a CPU; 0: as many as there are cores.
         build: TensorRT may build a missing engine now, which takes many minutes.
@@ -90,16 +92,20 @@ def open_engine(
     reasons: list[str] = []
     exported, built = bool(read_parity(bundle.folder)), has_engine(bundle.folder)
     for kind, device, why in candidates(request, has_cuda(), exported, built):
-        try:
-            engine = _started(bundle, request, kind, device, '; '.join([*reasons, why]), strict, progress)
-        except VlaError as error:
-            if strict:
-                raise
-            log.warning('engine %s on %s cannot be had: %s', kind, device, error)
-            reasons.append(f'not {kind} on {device} ({error})')
-            continue
-        log.info('engine: %s', engine.choice)
-        return engine
+        tried = modes(request, kind, device, bundle.config)
+        for mode in tried:
+            wanted = replace(request, mode=mode)
+            try:
+                engine = _started(bundle, wanted, kind, device, '; '.join([*reasons, why]), strict, progress)
+            except VlaError as error:
+                if strict and mode == tried[-1]:
+                    raise
+                name = kind if mode is None else f'{kind} ({mode})'
+                log.warning('engine %s on %s cannot be had: %s', name, device, error)
+                reasons.append(f'not {name} on {device} ({error})')
+                continue
+            log.info('engine: %s', engine.choice)
+            return engine
     raise VlaError(f'no engine can be opened for {bundle.policy_id}: {"; ".join(reasons)}')
 
 
@@ -108,6 +114,23 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def modes(request: EngineRequest, kind: str, device: str, config: ModelConfig) -> list[str | None]:
+    """The modes of a backend to try, best first; None: its own default.
+
+    On a GPU torch's stages are fused where the kernels fit, else compiled, which takes minutes at the start, else as
+    they are; always inside CUDA graphs. Guided continuation is no mode: it costs 2100 launches a step in place of 110.
+    """
+    if request.mode is not None or kind != 'torch' or device != 'cuda' or config.head != 'expert':
+        return [request.mode]
+    from ki_vla.engine.fused import why_not
+    from ki_vla.engine.kernels import HAS_TRITON
+
+    if not HAS_TRITON:
+        return ['graphs']
+    fits = not why_not(config) and request.precision in (None, 'bf16')
+    return ['fused', 'fast', 'graphs'] if fits else ['fast', 'graphs']
 
 
 def candidates(request: EngineRequest, cuda: bool, exported: bool, built: bool) -> list[tuple[str, str, str]]:
@@ -126,7 +149,7 @@ def candidates(request: EngineRequest, cuda: bool, exported: bool, built: bool) 
     if device == 'cuda' and cuda:
         if built and request.backend == 'auto':
             found.append(('tensorrt', 'cuda', 'an engine was built for this device'))
-        found.append(('torch', 'cuda', 'CUDA graphs are the fastest without a TensorRT engine'))
+        found.append(('torch', 'cuda', 'the fastest without a TensorRT engine'))
     if exported:
         found.append(('onnx', 'cpu', 'exported and checked, and faster than torch on a CPU'))
     found.append(

@@ -5,6 +5,7 @@
     compiled   packed stages through torch.compile
     graphs     packed stages, one CUDA graph for the prefix and one for the loop
     fast       compiled stages inside those graphs
+    fused      the stages of `fused.py` inside those graphs; the default on a GPU where they fit the model
 
 Shape legend: H horizon, A action dims.
 """
@@ -20,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ki_vla.engine import kernels
+from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, why_not
 from ki_vla.engine.graphs import Capture, CapturedFunction, Function, capture_cuda
 from ki_vla.engine.interface import Carried, Shape
 from ki_vla.engine.packing import Fusions
-from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
+from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure, split_carried
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
 from ki_vla.model.kivla import KiVla, Prefix
@@ -42,13 +45,16 @@ class TorchMode:
         fusions: which changes are made to its layers; None runs `KiVla` itself.
         compiled: through torch.compile.
         graphs: as CUDA graphs.
-        attend: how the packed stages attend, see `stages.ATTENTIONS`.
+        attend_prefix, attend_action: how these packed stages attend, see `stages.ATTENTIONS`.
+        fused: the stages of `fused.py` in place of packed ones.
     """
 
     fusions: Fusions | None = field(default_factory=Fusions)
     compiled: bool = False
     graphs: bool = False
-    attend: str = 'matmul'
+    attend_prefix: str = 'matmul'
+    attend_action: str = 'matmul'
+    fused: bool = False
 
     def __post_init__(self) -> None:
         """Graphs and compiling are for stages."""
@@ -62,6 +68,7 @@ MODES = {
     'compiled': TorchMode(compiled=True),
     'graphs': TorchMode(graphs=True),
     'fast': TorchMode(compiled=True, graphs=True),
+    'fused': TorchMode(graphs=True, fused=True),
 }
 
 
@@ -130,13 +137,7 @@ class TorchRunner:
         if mode.fusions is None:
             self._eager = _EagerModel(model, steps)
             return
-        with torch.no_grad():
-            vision: Function = VisionStage(model, mode.fusions)
-            prefix: Function = PrefixStage(model, mode.fusions, mode.attend)
-            action = ActionStage(model, steps, mode.fusions, mode.attend)
-        if mode.compiled:
-            vision, prefix = _compiled(vision), _compiled(prefix)
-        self._stages = _Stages(vision, prefix, action)
+        self._stages = _stages_of(model, steps, mode, self.device)
 
     @torch.no_grad()
     def prefill(self, shape: Shape, inputs: ModelInputs) -> Any:
@@ -176,7 +177,7 @@ class TorchRunner:
         if self._eager is not None:
             actions = self._eager.denoise(prefix, kind, *tensors)
         else:
-            cached = [each for each in prefix if each is not None]
+            cached = self._read_by(kind, [each for each in prefix if each is not None])
             if self.mode.graphs:
                 shared = range(len(tensors), len(tensors) + len(cached))
                 key = ('loop', shape, kind)
@@ -227,10 +228,19 @@ class TorchRunner:
             self._graphs[key] = CapturedFunction(function, examples, tuple(shared), self._capture, self.device)
         return self._graphs[key]
 
+    def _read_by(self, kind: str, cached: list[Tensor]) -> list[Tensor]:
+        """What a kind of denoising reads: guided is never fused, and wants keys and values of the prefix alone."""
+        if self._packed.fused is None or kind != 'guided':
+            return cached
+        horizon = len(cached[2])
+        return [each[:, :-horizon] for each in cached[:2]] + cached[2:]
+
     def _loop_for(self, shape: Shape, kind: str, tensors: list[Tensor], cached: list[Tensor]) -> Function:
         """All steps of one kind as a function of tensors."""
         # The written-out backward pass is made for one shape.
         key = (kind, shape if kind == 'guided' else None)
+        if key not in self._loops and self._packed.fused is not None and kind != 'guided':
+            self._loops[key] = partial(_fused_loop, self._packed.fused, kind)
         if key not in self._loops:
             by_step = self.mode.compiled or (kind == 'guided' and self.mode.graphs)
             whole = Loop(self._packed.action, kind)
@@ -256,11 +266,48 @@ class TorchRunner:
 
 @dataclass(frozen=True, eq=False)
 class _Stages:
-    """The packed stages: images -> tokens; tokens, prompt and state -> `Cached`; the action expert."""
+    """The stages: images -> tokens; tokens, prompt and state -> `Cached`; the expert, packed and perhaps fused."""
 
     vision: Function
     prefix: Function
     action: ActionStage
+    fused: FusedActionStage | None = None
+
+
+@torch.no_grad()
+def _stages_of(model: KiVla, steps: int, mode: TorchMode, device: torch.device) -> _Stages:
+    assert mode.fusions is not None
+    action = ActionStage(model, steps, mode.fusions, mode.attend_action)
+    if mode.fused:
+        check_fused(model, device)
+        return _Stages(FusedVisionStage(model), FusedPrefixStage(model), action, FusedActionStage(model, steps))
+    vision: Function = VisionStage(model, mode.fusions)
+    prefix: Function = PrefixStage(model, mode.fusions, mode.attend_prefix)
+    if mode.compiled:
+        vision, prefix = _compiled(vision), _compiled(prefix)
+    return _Stages(vision, prefix, action)
+
+
+def check_fused(model: KiVla, device: torch.device) -> None:
+    """Refuse what fused kernels cannot run.
+
+    Raises:
+        VlaError: the model's structure or precision, or Triton is missing on a GPU.
+    """
+    reason = why_not(model.config)
+    if not reason and device.type == 'cuda':
+        if not kernels.HAS_TRITON:
+            reason = 'Triton is not installed (pip install triton)'
+        elif model.embed.weight.dtype != torch.bfloat16:
+            reason = 'fused kernels compute in bf16 on a GPU'
+    if reason:
+        raise VlaError(f"mode 'fused': {reason}; take mode 'fast' or 'graphs'.")
+
+
+def _fused_loop(stage: FusedActionStage, kind: str, noise: Tensor, *rest: Tensor) -> Tensor:
+    carried, cached = split_carried(kind, rest)
+    actions: Tensor = stage(cached, noise, *carried)
+    return actions
 
 
 class _EagerModel:

@@ -11,8 +11,9 @@ import torch
 from ki_vla.engine import onnx
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import OnnxRunner
-from ki_vla.engine.select import EngineRequest, candidates, open_engine
+from ki_vla.engine.select import EngineRequest, candidates, modes, open_engine
 from ki_vla.errors import VlaError
+from ki_vla.model.config import preset
 from ki_vla.policy.bundle import Bundle
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason='this is about machines without CUDA')
@@ -44,6 +45,19 @@ def test_tensorrt_is_tried_unasked_only_where_an_engine_was_built() -> None:
     found = candidates(EngineRequest(), cuda=True, exported=True, built=True)
     assert [kind for kind, _, _ in found] == ['tensorrt', 'torch', 'onnx', 'torch']
     assert candidates(EngineRequest(device='cpu'), cuda=True, exported=True, built=True)[0][0] == 'onnx'
+
+
+def test_on_a_gpu_kernels_are_fused_where_they_fit_else_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = EngineRequest()
+    pi0 = preset('full', adaptive=False, state_repr='suffix')
+    monkeypatch.setattr('ki_vla.engine.kernels.HAS_TRITON', True)
+    assert modes(asked, 'torch', 'cuda', preset('full')) == ['fused', 'fast', 'graphs']
+    assert modes(asked, 'torch', 'cuda', pi0) == ['fast', 'graphs']
+    assert modes(EngineRequest(precision='fp16'), 'torch', 'cuda', preset('full')) == ['fast', 'graphs']
+    assert modes(EngineRequest(mode='eager'), 'torch', 'cuda', preset('full')) == ['eager']
+    assert modes(asked, 'torch', 'cpu', preset('full')) == modes(asked, 'onnx', 'cuda', preset('full')) == [None]
+    monkeypatch.setattr('ki_vla.engine.kernels.HAS_TRITON', False)
+    assert modes(asked, 'torch', 'cuda', preset('full')) == ['graphs']
 
 
 @NO_CUDA
