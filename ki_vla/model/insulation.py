@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 
 
+def graded(x: Tensor, share: float) -> Tensor:
+    """The same values, with a share of their gradient: 1 lets it through whole, 0 is sg(.)."""
+    return share * x + (1.0 - share) * x.detach()
+
+
 def attend(
     q_BRQNK: Tensor,
     k_BRQGK: Tensor,

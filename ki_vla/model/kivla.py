@@ -23,6 +23,7 @@ from ki_vla.model.config import ModelConfig
 from ki_vla.model.dense import DenseHeads
 from ki_vla.model.expert import Expert, ParallelHead, SharedHead
 from ki_vla.model.gemma import Backbone, Context
+from ki_vla.model.insulation import graded
 from ki_vla.model.siglip import Vision
 from ki_vla.objective.batch import Batch, check_inputs
 from ki_vla.objective.losses import Losses, action_loss, masked_mean, token_losses
@@ -265,6 +266,7 @@ class KiVla(nn.Module):
         tau: Tensor | None = None,
         generator: torch.Generator | None = None,
         given_BRH: Tensor | None = None,
+        teacher: KiVla | None = None,
     ) -> Losses:
         """All losses of a batch under a recipe.
 
@@ -277,6 +279,7 @@ class KiVla(nn.Module):
             generator: for reproducible draws.
             given_BRH: actions that are given clean and carry no loss, with the times that belong to them
                 (`flow.give_first_actions`): training for real-time chunking.
+            teacher: a frozen copy of the start, for recipes with `consistency`.
 
         Raises:
             VlaError: the batch does not fit the model, or the recipe does not.
@@ -288,6 +291,10 @@ class KiVla(nn.Module):
             raise VlaError(
                 f'recipe {recipe.name}: target tokens see the noisy actions, so there can be only 1 draw, not {draws}.'
             )
+        if recipe.consistency and teacher is None:
+            raise VlaError(f'recipe {recipe.name}: consistency is with a frozen copy of the start; pass it as teacher.')
+        if not recipe.hears:
+            batch = replace(batch, prompt_mask_BL=torch.zeros_like(batch.prompt_mask_BL))
         tokens_BPD = self.encode(batch.images_BVCHW)
         prefix = self.prefix(
             tokens_BPD,
@@ -308,7 +315,7 @@ class KiVla(nn.Module):
             dense, dense_count = self.dense.loss(tokens_BPD, prefix.hidden_BD, batch)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
-            tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen)
+            tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen, teacher)
         total = tokens + recipe.alpha * flow_loss + dense
         return Losses(
             total, tokens, text, fast, flow_loss, text_count, fast_count, action_count, dense, dense_count
@@ -337,6 +344,9 @@ class KiVla(nn.Module):
         if given_BRH is not None:
             mask_B1HA = mask_B1HA & ~given_BRH[..., None]
         noisy_BRHA = flow.noised(actions_B1HA, noise_BRHA, tau if tau.ndim == 3 else tau[..., None])
+        if recipe.passes < 1.0:
+            k, v = (tuple(graded(each, recipe.passes) for each in kept) for kept in (prefix.k, prefix.v))
+            prefix = replace(prefix, k=k, v=v)
         field, k, v = self._field(prefix, noisy_BRHA, tau, recipe.insulate)
         loss = action_loss(field, flow.target(actions_B1HA, noise_BRHA), mask_B1HA, 'flow')
         seen = self._with_actions(prefix, k, v) if recipe.targets_see_actions else None
@@ -351,7 +361,7 @@ class KiVla(nn.Module):
         return Context(k, v, torch.cat([prefix.mask_BS, actions_BQ], dim=1)[:, None, :])
 
     def _token_loss(
-        self, prefix: Prefix, batch: Batch, recipe: Recipe, seen: Context | None
+        self, prefix: Prefix, batch: Batch, recipe: Recipe, seen: Context | None, teacher: KiVla | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         has_actions_B = batch.has_actions_B
         wanted_B = (has_actions_B & (recipe.targets != 'none')) | (~has_actions_B & recipe.vlm_data)
@@ -362,6 +372,9 @@ class KiVla(nn.Module):
         loss_P = token_losses(hidden_BTD.flatten(0, 1), self.embed.weight, batch.target_BT.flatten())
         loss_BT, fast_BT = loss_P.view_as(wanted_BT), wanted_BT & batch.fast_BT
         text_BT = wanted_BT & ~batch.fast_BT
+        if teacher is not None and recipe.consistency:
+            kept_BT = self._divergence(hidden_BTD, teacher, batch)
+            loss_BT = loss_BT + recipe.consistency * torch.where(text_BT, kept_BT, 0.0)
         return (
             masked_mean(loss_BT, wanted_BT),
             masked_mean(loss_BT, text_BT),
@@ -369,6 +382,25 @@ class KiVla(nn.Module):
             text_BT.sum(),
             fast_BT.sum(),
         )
+
+    def _divergence(self, hidden_BTD: Tensor, teacher: KiVla, batch: Batch) -> Tensor:
+        """KL divergence of what this model says at every target from what the teacher says [B, T]."""
+        with torch.no_grad():
+            prefix = teacher.prefix(
+                teacher.encode(batch.images_BVCHW),
+                batch.image_mask_BV,
+                batch.prompt_BL,
+                batch.prompt_mask_BL,
+                batch.state_BS,
+                hidden=True,
+            )
+            kept = teacher.logits(teacher.token_hidden(prefix, batch.target_BT, batch.target_mask_BT))
+        said = nn.functional.log_softmax(self.logits(hidden_BTD), dim=-1)
+        divergence = nn.functional.kl_div(
+            said, nn.functional.log_softmax(kept, dim=-1), reduction='none', log_target=True
+        )
+        found: Tensor = divergence.sum(-1)
+        return found
 
     # Inference
 

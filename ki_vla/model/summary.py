@@ -7,6 +7,7 @@ small model of the same structure: each loss is differentiated alone, and parts 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -91,7 +92,8 @@ def _one_loss(model: KiVla, chosen: Recipe, loss: str) -> torch.Tensor:
     batch = random_batch(model.config)
     keep = batch.has_actions_B if loss in ('fast', 'flow') else ~batch.has_actions_B
     batch = replace(batch, **{f.name: v[keep] for f in fields(batch) if (v := getattr(batch, f.name)) is not None})
-    losses = model(batch, chosen.at(0.0), generator=torch.Generator().manual_seed(0))
+    teacher = copy.deepcopy(model).requires_grad_(False) if chosen.consistency else None
+    losses = model(batch, chosen.at(0.0), generator=torch.Generator().manual_seed(0), teacher=teacher)
     found: torch.Tensor = losses.flow if loss == 'flow' else losses.tokens
     return found
 

@@ -29,6 +29,10 @@ class Recipe:
         loss: 'flow', 'l1', or 'none' for actions that are only tokens.
         insulate: stop the gradient from the action expert to the backbone.
         frozen: only the action expert is trained.
+        passes: share of that gradient that goes on where it is not stopped, 0..1.
+        hears: the words of the prompt are read; else they are masked.
+        consistency: weight of the divergence of what the model says to questions from what it said before this stage.
+        frozen_below: the eyes, and this share of the backbone's layers from below, are not trained.
         targets_see_actions: target tokens attend to the expert's noisy actions (HybridVLA).
         adaptive, state_repr: structure; see `ModelConfig`.
         alpha: weight of the action loss; 1 under insulation, where it trains weights of its own.
@@ -43,7 +47,11 @@ class Recipe:
     head: Head = 'expert'
     loss: str = 'flow'
     insulate: bool = True
+    passes: float = 1.0
     frozen: bool = False
+    frozen_below: float = 0.0
+    hears: bool = True
+    consistency: float = 0.0
     targets_see_actions: bool = False
     adaptive: bool = True
     state_repr: StateRepr = 'text'
@@ -57,6 +65,11 @@ class Recipe:
                 raise VlaError(
                     f'recipe {self.name}: {field} {getattr(self, field)!r} is not one of {", ".join(allowed)}.'
                 )
+        for field in ('passes', 'frozen_below'):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise VlaError(f'recipe {self.name}: {field} is {getattr(self, field)}; write a share from 0 to 1.')
+        if self.consistency and not (self.vlm_data and self.token_loss):
+            raise VlaError(f'recipe {self.name}: consistency compares answers to questions, so it needs vlm_data true.')
         if self.targets_see_actions and (self.head != 'expert' or self.insulate):
             raise VlaError(f'recipe {self.name}: targets_see_actions needs head expert and insulate false.')
 
@@ -179,6 +192,41 @@ RECIPES: dict[str, Recipe] = _table(
         about='a stage before ours_continuous_state: action tokens and language, expert untouched',
         loss='none',
         state_repr='continuous',
+    ),
+    # Arms of control, for what the field doubts about insulation.
+    replace(
+        _OURS,
+        name='ours_no_fast',
+        about='insulation without action tokens: language alone trains the backbone',
+        targets='none',
+    ),
+    replace(_JOINT, name='graded', about='a tenth of the gradient from the expert reaches the backbone', passes=0.1),
+    replace(
+        _OURS,
+        name='deaf_first',
+        about='the expert is first trained without the words, on a frozen backbone; then ours',
+        stages=((0.0, 'deaf'), (0.3, 'ours')),
+    ),
+    replace(
+        _OURS,
+        name='deaf',
+        about='first stage of deaf_first: the expert alone, the prompt masked',
+        targets='none',
+        vlm_data=False,
+        frozen=True,
+        hears=False,
+    ),
+    replace(
+        _JOINT,
+        name='consistent',
+        about='joint-training that keeps its answers to questions near those of a frozen copy of the start',
+        consistency=1.0,
+    ),
+    replace(
+        _JOINT,
+        name='lower_half_frozen',
+        about='joint-training with the eyes and the lower half of the backbone frozen',
+        frozen_below=0.5,
     ),
 )
 OURS = RECIPES['ours']

@@ -49,10 +49,21 @@ def _check_structure(config: ModelConfig, recipe: Recipe) -> None:
         )
 
 
+def _is_frozen_below(name: str, config: ModelConfig, recipe: Recipe) -> bool:
+    """Whether a weight is of the eyes or of the layers that `Recipe.frozen_below` keeps; heads for training are not."""
+    if not recipe.frozen_below:
+        return False
+    parts = name.split('.')
+    below = int(recipe.frozen_below * config.backbone.depth)
+    if parts[0] == 'backbone' and parts[1:2] == ['layers']:
+        return int(parts[2]) < below
+    return parts[0] in ('vision', 'projector')
+
+
 def _trains(name: str, config: ModelConfig, recipe: Recipe) -> bool:
     if name.startswith('expert.'):
         return recipe.action_loss
-    if not recipe.sees:
+    if not recipe.sees or _is_frozen_below(name, config, recipe):
         return False
     tokens_reach_the_end = recipe.token_loss or recipe.head in ('shared', 'parallel')
     if not tokens_reach_the_end:

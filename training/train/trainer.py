@@ -11,6 +11,7 @@ and the rows are fetched together every `log_every` steps (`Trainer.settle`). On
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import time
 from collections import defaultdict
@@ -164,6 +165,7 @@ class Trainer:
             sampler, stage.batch // share, collator, run.workers, max(4, 2 * run.workers), run.loader_processes
         )
         model.checkpointing = run.checkpointing
+        self.teacher = self._frozen_copy(model)
         if run.lora:
             # One FSDP group holds one dtype, so only a single process keeps the frozen matrices small.
             add_lora(model, run.lora, run.seed, small=self.bf16 and world.size == 1)
@@ -290,7 +292,9 @@ class Trainer:
         there = packet.to(self.world.device)
         tau, given = (self._sent(each) for each in (tau, given))
         with self._precision():
-            found: Losses = self.model(there.batch, self.current, tau.shape[1], there.noise_BRHA, tau, given_BRH=given)
+            found: Losses = self.model(
+                there.batch, self.current, tau.shape[1], there.noise_BRHA, tau, given_BRH=given, teacher=self.teacher
+            )
         return found
 
     def _sent(self, value: Tensor | None) -> Any:
@@ -302,6 +306,13 @@ class Trainer:
 
     def _precision(self) -> Any:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _frozen_copy(self, model: KiVla) -> KiVla | None:
+        """The model as the stage begins, for a recipe that keeps what it says near; on the device of this process."""
+        if not self.recipe.consistency:
+            return None
+        teacher = copy.deepcopy(model).to(self.world.device).requires_grad_(False)
+        return teacher.eval()
 
     def _prepare(self, wanted: Recipe) -> None:
         """Asks for gradients where the recipe and LoRA train."""
@@ -363,7 +374,14 @@ class Trainer:
             for packet in self.held:
                 there = packet.to(self.world.device)
                 with self._precision():
-                    found = self.model(there.batch, self.current, there.tau_BR.shape[1], there.noise_BRHA, there.tau_BR)
+                    found = self.model(
+                        there.batch,
+                        self.current,
+                        there.tau_BR.shape[1],
+                        there.noise_BRHA,
+                        there.tau_BR,
+                        teacher=self.teacher,
+                    )
                 told = found.report()
                 for name, weight in counts(packet.batch, self.current)._asdict().items():
                     for key in (name, f'{name}/{packet.group}') if packet.group else (name,):

@@ -46,6 +46,12 @@ FLOWS = {
     'pi05_first': (BACKBONE, BACKBONE, None),
     'ours_special_state': (BACKBONE, BACKBONE, EXPERT),
     'ours_continuous_state': (BACKBONE, BACKBONE, EXPERT),
+    'ours_no_fast': (BACKBONE, NOTHING, EXPERT),
+    'graded': (BACKBONE, BACKBONE, EVERYTHING),
+    'deaf_first': (None, None, EXPERT),
+    'deaf': (None, None, EXPERT),
+    'consistent': (BACKBONE, BACKBONE, EVERYTHING),
+    'lower_half_frozen': (BACKBONE, BACKBONE, EVERYTHING),
     'ours_both_states': (BACKBONE, BACKBONE, EXPERT),
     'continuous_state_first': (BACKBONE, BACKBONE, None),
 }
@@ -59,7 +65,9 @@ def test_measured_gradients_are_those_of_the_recipe(name: str) -> None:
             assert loss not in measured
             continue
         parts = measured[loss]
-        vision_language = {part: moved for part, moved in parts.items() if part != 'expert'}
+        kept = {'vision', 'projector'} if recipe(name).frozen_below else set()
+        assert not any(parts[part] for part in kept)
+        vision_language = {part: moved for part, moved in parts.items() if part not in kept | {'expert'}}
         assert set(vision_language.values()) == {expected[0]}, (loss, vision_language)
         assert parts.get('expert', False) == expected[1], loss
 

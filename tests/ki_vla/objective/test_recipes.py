@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -35,6 +36,12 @@ MOVED = {
     'ours_special_state': VISION_LANGUAGE | {'expert'},
     'ours_continuous_state': VISION_LANGUAGE | {'expert', 'state_proj'},
     'continuous_state_first': VISION_LANGUAGE | {'state_proj'},
+    'ours_no_fast': VISION_LANGUAGE | {'expert'},
+    'graded': VISION_LANGUAGE | {'expert'},
+    'deaf_first': {'expert'},  # its first stage
+    'deaf': {'expert'},
+    'consistent': VISION_LANGUAGE | {'expert'},
+    'lower_half_frozen': {'embed', 'backbone', 'expert'},
     'ours_both_states': VISION_LANGUAGE | {'expert', 'state_proj'},
 }
 
@@ -50,9 +57,10 @@ def test_one_step_lowers_the_loss_and_touches_exactly_the_parts_of_the_recipe(
     model = make_model(name)
     batch, chosen = make_batch(model), recipe(name).at(0.0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    teacher = copy.deepcopy(model).requires_grad_(False)
 
     def loss() -> torch.Tensor:
-        return model(batch, chosen, generator=torch.Generator().manual_seed(0)).total
+        return model(batch, chosen, generator=torch.Generator().manual_seed(0), teacher=teacher).total
 
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     first = loss()
@@ -99,6 +107,64 @@ def test_transfusion_adds_only_projections(make_model: Callable) -> None:
     assert names == {f'expert.{n}.{k}' for n in ('action_in', 'action_out') for k in ('weight', 'bias')}
 
 
+def gradients(model: KiVla, batch: Batch, chosen: Recipe, teacher: KiVla | None = None) -> dict[str, torch.Tensor]:
+    """Of every trained weight; those of the flow loss alone."""
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(0)
+    model(batch, chosen, generator=generator, teacher=teacher).flow.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_graded_gradient_is_a_tenth_of_the_joint_one_and_the_experts_is_whole(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    model = make_model('joint')
+    batch = make_batch(model)
+    whole, tenth = (gradients(model, batch, recipe(name)) for name in ('joint', 'graded'))
+    for name in (n for n in whole if n.startswith('backbone.')):
+        assert torch.allclose(tenth[name], 0.1 * whole[name], rtol=1e-3, atol=1e-7)
+    expert = next(n for n in whole if n.startswith('expert.'))
+    assert torch.allclose(tenth[expert], whole[expert])
+
+
+def test_a_deaf_stage_does_not_read_the_words(make_model: Callable, make_batch: Callable) -> None:
+    chosen = recipe('deaf_first')
+    assert [chosen.at(p).name for p in (0.0, 0.29, 0.3)] == ['deaf', 'deaf', 'ours']
+    model = make_model('deaf')
+    batch = make_batch(model)
+    other = replace(batch, prompt_BL=batch.prompt_BL.roll(1, 0))
+    deaf = [model(b, recipe('deaf'), generator=torch.Generator().manual_seed(0)).flow for b in (batch, other)]
+    assert torch.equal(*deaf)
+    heard = [model(b, recipe('frozen'), generator=torch.Generator().manual_seed(0)).flow for b in (batch, other)]
+    assert not torch.equal(*heard)
+
+
+def test_consistency_costs_nothing_at_the_start_and_grows_with_what_is_forgotten(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    model = make_model('consistent')
+    batch = make_batch(model)
+    teacher = copy.deepcopy(model).requires_grad_(False)
+
+    def text(name: str) -> float:
+        return float(model(batch, recipe(name), generator=torch.Generator().manual_seed(0), teacher=teacher).text)
+
+    assert text('consistent') == pytest.approx(text('joint'), abs=1e-5)
+    with torch.no_grad():
+        model.embed.weight.add_(0.05 * torch.randn_like(model.embed.weight))
+    assert text('consistent') > text('joint') + 1e-4
+    with pytest.raises(VlaError, match='pass it as teacher'):
+        model(batch, recipe('consistent'))
+
+
+def test_the_lower_half_keeps_still_and_the_upper_one_learns(make_model: Callable) -> None:
+    model = make_model('lower_half_frozen')
+    depth = model.config.backbone.depth
+    for name, parameter in model.named_parameters():
+        if name.startswith('backbone.layers.'):
+            assert parameter.requires_grad == (int(name.split('.')[2]) >= depth // 2), name
+
+
 def test_structure_that_does_not_fit_is_refused() -> None:
     model = KiVla(recipe('pi0_fast').configure(preset('tiny')))
     with pytest.raises(VlaError, match=r'needs model\.head'):
@@ -112,6 +178,9 @@ def test_structure_that_does_not_fit_is_refused() -> None:
         (lambda: Recipe('x', '', targets='words'), 'targets'),
         (lambda: Recipe('x', '', head='tail'), 'head'),
         (lambda: Recipe('x', '', targets_see_actions=True), 'insulate'),
+        (lambda: Recipe('x', '', passes=1.5), r'passes is 1\.5'),
+        (lambda: Recipe('x', '', frozen_below=-0.1), r'frozen_below is -0\.1'),
+        (lambda: Recipe('x', '', vlm_data=False, consistency=1.0), 'needs vlm_data'),
     ],
 )
 def test_recipes_that_mean_nothing_are_refused(make: Callable[[], Recipe], message: str) -> None:
