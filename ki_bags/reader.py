@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ki_bags.bag_metadata import read_metadata
+from ki_bags.decompression import inflate_file, inflated
 from ki_bags.errors import BagError
 from ki_bags.problems import Problems
 from ki_bags.storage import (
@@ -27,7 +27,6 @@ from ki_bags.storage import (
 from ki_bags.types import Decoder, full_name
 
 SUFFIXES = ('.mcap', '.db3')
-MAX_METADATA_BYTES = 16 << 20
 PARTIAL = '.partial'
 
 
@@ -192,16 +191,9 @@ def _metadata(folder: Path, problems: Problems) -> dict[str, Any]:
         problems.add(folder, 'metadata.yaml', 'no_metadata', 'metadata.yaml is missing: the recording was not finished')
         return {}
     try:
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            raise ValueError(f'{path.stat().st_size} bytes are too many')
-        found = yaml.load(path.read_text(encoding='utf-8'), Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
-        info = found['rosbag2_bagfile_information']
-        if not isinstance(info, dict):
-            raise TypeError('rosbag2_bagfile_information is no mapping')
-        return info
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
-        text = ' '.join(str(error).split())[:200]
-        problems.add(folder, 'metadata.yaml', 'bad_metadata', f'metadata.yaml cannot be used: {text}')
+        return read_metadata(path)
+    except BagError as error:
+        problems.add(folder, 'metadata.yaml', 'bad_metadata', str(error))
         return {}
 
 
@@ -300,15 +292,14 @@ def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Pa
         with tempfile.TemporaryDirectory() as folder:
             yield _with_wal(file, Path(folder), problems)
         return
-    import zstandard
-
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / file.name.removesuffix('.zstd')
         try:
-            with file.open('rb') as source, plain.open('wb') as target:
-                zstandard.ZstdDecompressor().copy_stream(source, target)
-        except (OSError, zstandard.ZstdError) as error:
-            problems.add(file.parent, file.name, 'damaged', f'{file.name} cannot be decompressed to its end: {error}')
+            why = inflate_file(file, plain)
+        except OSError as error:
+            why = str(error)
+        if why:
+            problems.add(file.parent, file.name, 'damaged', f'{file.name} cannot be decompressed to its end: {why}')
         yield plain if plain.is_file() and plain.stat().st_size else None
 
 
@@ -327,11 +318,8 @@ def _with_wal(file: Path, folder: Path, problems: Problems) -> Path:
 
 def _inflate(message: Message, report: FileReport) -> Message | None:
     """The message without the compression of every single one; None, noted in the report, if that fails."""
-    import zstandard
-
     try:
-        data = zstandard.ZstdDecompressor().decompress(message.data, max_output_size=MAX_MESSAGE_BYTES)
-        return Message(message.topic, message.type, message.log_ns, data)
-    except (zstandard.ZstdError, MemoryError) as error:
+        return Message(message.topic, message.type, message.log_ns, inflated(message.data, MAX_MESSAGE_BYTES))
+    except BagError as error:
         report.damage, report.salvaged = f'{message.topic}: {error}', True
         return None

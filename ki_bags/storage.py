@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ki_bags.decompression import check_chunk, check_chunks
 from ki_bags.errors import BagError
 from ki_bags.types import full_name
 
@@ -122,14 +123,13 @@ class _Quick:
     def __init__(self, path: Path) -> None:
         from rosbags.rosbag2 import Reader
 
+        self._path = path
         self._reader = Reader(path)
 
     def __enter__(self) -> _Quick:
+        if self._path.suffix == '.mcap':
+            check_chunks(self._path)
         self._reader.open()
-        for chunk in getattr(self._reader.storage, 'chunks', ()):
-            if max(chunk.uncompressed_size, chunk.compressed_size, chunk.chunk_length) > MAX_RECORD_BYTES:
-                self._reader.close()
-                raise BagError(f'a chunk claims {chunk.uncompressed_size} bytes')
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,10 +169,22 @@ class _Quick:
 
 def _mcap_records(path: Path) -> Iterator[Any]:
     """Records of an MCAP file in file order, every CRC checked; raises at the first damage."""
-    from mcap.stream_reader import StreamReader
+    from mcap.records import Chunk
+    from mcap.stream_reader import StreamReader, breakup_chunk
 
     with path.open('rb') as stream:
-        yield from StreamReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES).records
+        reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+        for record in reader.records:
+            if isinstance(record, Chunk):
+                data = record.data
+
+                def read(count: int, data: bytes = data) -> bytes:
+                    return data[:count]
+
+                check_chunk(record.compression, len(data), record.uncompressed_size, read)
+                yield from breakup_chunk(record, validate_crc=True)
+            else:
+                yield record
 
 
 def _mcap_channels(path: Path) -> Iterator[Channel]:

@@ -109,9 +109,12 @@ def show(
 @app.command()
 def check(
     data: DataOption,
-    deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, hash every recording anew.')] = False,
+    deep: Annotated[bool, typer.Option('--deep', help='Decode every picture, too.')] = False,
 ) -> None:
-    """Is the index whole? Exit status 1 when it is damaged; what a model would learn from it, `ki doctor data` says."""
+    """Are the index and its recordings as they were when they were read? Exit status 1 where not.
+
+    What a model would learn from them, `ki doctor data` says.
+    """
     from training.index.index import check_index
 
     with progress('checking') as line:
@@ -120,6 +123,8 @@ def check(
     if {'index_lost', 'index_changed', 'bag_changed'} & problems.kinds():
         raise typer.Exit(1)
     print('Every file of the index is as it was written.')
+    if 'bag_gone' not in problems.kinds():
+        print('Every recording is the one that was read.')
 
 
 @app.command()

@@ -23,6 +23,8 @@ from ki_robot.messages.compressed_label import DEPTH_HEADER_BYTES, CompressedLab
 
 MAX_IMAGE_BYTES = 64 << 20  # raw or decoded: a 4096 x 4096 RGB image fits, a forged header does not
 
+MAX_SCANS = 50  # of a JPEG; encoders make ten of a progressive one
+
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
 
 Image = NDArray[np.uint8]
@@ -240,6 +242,11 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if data.count(b'\xff\xda', at) > MAX_SCANS:
+                raise Rejected(
+                    Reason.TOO_LARGE,
+                    f'JPEG of {len(data)} bytes is in more than {MAX_SCANS} scans, each of which takes its time.',
+                )
             if data.rfind(b'\xff\xd9', at) < 0:
                 raise Rejected(Reason.UNDECODABLE, f'JPEG of {len(data)} bytes has no end: it was cut off.')
             height, width = int.from_bytes(data[at + 5 : at + 7], 'big'), int.from_bytes(data[at + 7 : at + 9], 'big')

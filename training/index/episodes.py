@@ -31,6 +31,7 @@ OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
 TWIST_TIMEOUT_NS = 500_000_000  # what diff_drive_controller and its kin stop after by default
 COMMANDED_SHARE = 0.5  # of the steps of an episode; with fewer, commands are not what moved the robot
 LONGER = 'where they count for longer, say so in the contract: max_command_age_s, or commands: goals'
+LONG_GAP_NS = 60_000_000_000  # without an input for longer, what lies before and after are two episodes
 STATE_KEEP = 2  # an episode needs a step, and a step after it
 RULES = ('hold', 'linear')
 ACTIONS_FROM = ('auto', 'commands', 'state')
@@ -165,7 +166,8 @@ def episodes_of(
             text = f'cameras and states of clock epoch {epoch} share no time{_lost(part, contract)}'
             problems.add(path, '', 'no_overlap', text)
             continue
-        for span in _spans(part, reach, custom, options, path, problems):
+        pieces = _pieces(part, contract, reach, path, problems)
+        for span in _spans(part, pieces, custom, options, path, problems):
             episode = _episode(part, contract, options, span, path, problems)
             if episode is not None:
                 made.append(episode)
@@ -196,15 +198,38 @@ def _reach(part: Collected, contract: Contract) -> tuple[int, int] | None:
     return (start, end) if end > start else None
 
 
+def _pieces(
+    part: Collected, contract: Contract, reach: tuple[int, int], path: Path, problems: Problems
+) -> list[tuple[int, int]]:
+    """The reach of the inputs, cut where one of them was silent for long: nothing between is worth a step."""
+    cuts: list[tuple[int, int]] = []
+    required: list[Camera | StateStream] = [*contract.state_streams]
+    required += [camera for camera in contract.cameras if camera.required]
+    for spec in required:
+        track = part.states.get(spec.name) or part.cameras[spec.name]
+        stamps = np.asarray(track.stamps, dtype=np.int64)
+        for place in np.flatnonzero(np.diff(stamps) > LONG_GAP_NS).tolist():
+            begin, end = int(stamps[place]), int(stamps[place + 1])
+            text = f'it is silent for {(end - begin) / 1e9:.0f} s; the episode is cut there'
+            problems.add(path, spec.topic, 'long_gap', text)
+            cuts.append((begin, end))
+    pieces, start = [], reach[0]
+    for begin, end in sorted(cuts):
+        pieces.append((start, begin))
+        start = max(start, end)
+    return [piece for piece in (*pieces, (start, reach[1])) if piece[1] > piece[0]]
+
+
 def _spans(
     part: Collected,
-    reach: tuple[int, int],
+    pieces: Sequence[tuple[int, int]],
     custom: Mapping[str, str],
     options: IndexOptions,
     path: Path,
     problems: Problems,
 ) -> list[_Span]:
-    """Episodes by marker, else by the metadata, else the whole recording."""
+    """Episodes by marker, else by the metadata, else the whole recording; of each the pieces that were recorded."""
+    reach = pieces[0][0], pieces[-1][1]
     if len(part.markers):
         spans = _marked(part.markers, reach, path, problems)
     elif 'episodes' in custom:
@@ -217,10 +242,10 @@ def _spans(
         if span.outcome == 'discard':
             problems.add(path, '', 'discarded', 'an episode was marked to be discarded')
             continue
-        start, end = max(span.start_ns, reach[0]), min(span.end_ns, reach[1])
-        if end > start:
-            kept.append(_Span(start, end, span.task or options.task, span.outcome))
-        else:
+        bounds = [(max(span.start_ns, start), min(span.end_ns, end)) for start, end in pieces]
+        inside = [(start, end) for start, end in bounds if end > start]
+        kept += [_Span(start, end, span.task or options.task, span.outcome) for start, end in inside]
+        if not inside:
             problems.add(path, '', 'empty_episode', 'an episode has no time in which every input was recorded')
     return kept
 

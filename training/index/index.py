@@ -12,7 +12,6 @@ KEY hashes the recording, the contract and the options: a recording is read agai
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -272,7 +271,7 @@ def _load_entry(folder: Path, row: dict[str, Any]) -> Entry:
 
 
 def check_index(index: Index, deep: bool = False, progress: Progress | None = None) -> Problems:
-    """Every file of the index against its hash; `deep` also decodes every image and hashes the recordings anew."""
+    """Every file of the index, and every recording that it is of, against its hash; `deep` decodes every image, too."""
     problems = Problems(index.problems)
     for number, entry in enumerate(index.entries):
         for name, digest in entry.files.items():
@@ -281,18 +280,27 @@ def check_index(index: Index, deep: bool = False, progress: Progress | None = No
                 problems.add(entry.path, name, 'index_lost', f'{file} is gone; index again')
             elif sha256_of(file) != digest:
                 problems.add(entry.path, name, 'index_changed', f'{file} was changed; remove it and index again')
+        problems.extend(_source_changes(entry))
         if deep:
-            problems.extend(_deep(index, entry))
+            problems.extend(_undecodable(index, entry))
         if progress is not None:
             progress(number + 1, len(index.entries), entry.path)
     return problems
 
 
-def _deep(index: Index, entry: Entry) -> Iterator[Problem]:
-    path = Path(entry.path)
-    with contextlib.suppress(OSError):
-        if entry.sha256 and hash_bag(path) != entry.sha256:
-            yield Problem(entry.path, '', 'bag_changed', 'the recording was changed since it was indexed; index again')
+def _source_changes(entry: Entry) -> Iterator[Problem]:
+    """Whether a recording is still the one that was read: neither SQLite nor every MCAP carries checksums."""
+    if not entry.sha256:
+        return
+    try:
+        if hash_bag(Path(entry.path)) != entry.sha256:
+            text = 'the recording is another one than was indexed: written to, or damaged; index again'
+            yield Problem(entry.path, '', 'bag_changed', text)
+    except OSError as error:
+        yield Problem(entry.path, '', 'bag_gone', f'the recording cannot be compared ({error.strerror})')
+
+
+def _undecodable(index: Index, entry: Entry) -> Iterator[Problem]:
     for episode in entry.episodes:
         with np.load(entry.folder / episode.file) as arrays:
             for camera in index.contract.camera_names:

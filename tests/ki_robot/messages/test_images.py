@@ -337,3 +337,16 @@ def test_yuv_of_an_odd_width_or_with_too_few_bytes_is_refused(encoding: str) -> 
     short.data = short.data[:30]
     with pytest.raises(Rejected):
         decode_image(short)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_takes_minutes() -> None:
+    """Progressive, without data in its scans: 290 kB of them take a decoder a minute."""
+    done, data = cv2.imencode('.jpg', np.zeros((64, 64), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    assert done
+    sound = data.tobytes()
+    assert compressed_size(np.frombuffer(sound, np.uint8)) == (64, 64)
+    scan = sound.rindex(b'\xff\xda')
+    endless = sound[:scan] + sound[scan:-2] * 60 + sound[-2:]
+    with pytest.raises(Rejected, match='more than 50 scans') as caught:
+        compressed_size(np.frombuffer(endless, np.uint8))
+    assert caught.value.reason is Reason.TOO_LARGE

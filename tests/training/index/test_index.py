@@ -126,6 +126,20 @@ def test_an_index_says_when_it_was_touched(make_bag: MakeBag, toy: Contract, tmp
     assert len(index_bags(tmp_path / 'bags', toy, out).episodes) == 1
 
 
+def test_a_recording_that_was_changed_since_is_named(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
+    """One flipped bit: SQLite would give another number, and say nothing."""
+    bag = make_bag()
+    index = index_bags(bag, toy, tmp_path / 'index')
+    assert not check_index(index)
+    [file] = bag.glob('*.mcap')
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    assert check_index(index).kinds() == {'bag_changed'}
+    shutil.rmtree(bag)
+    assert check_index(index).kinds() == {'bag_gone'}
+
+
 def test_two_workers_and_one_give_the_same_index(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     for name in ('a', 'b', 'c'):
         make_bag(name, seconds=1.0, task=name)

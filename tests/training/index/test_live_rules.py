@@ -210,3 +210,17 @@ def test_a_clock_that_drifts_or_jumps_is_measured_and_told_by_stream(
     trusting = IndexOptions(trust_log_time=('scene', 'wrist'))
     index = index_bags(tmp_path / 'bag', toy, tmp_path / 'trusting', trusting)
     assert not index.problems.kinds()
+
+
+def test_messages_days_apart_are_two_episodes_and_no_grid_between(tmp_path: Path, toy: Contract, scribe: Any) -> None:
+    """A clock that was right, a recorder that slept: a grid over a year would not fit into memory."""
+    year_ns = 365 * 24 * 3600 * NS
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag)
+        writer.stretch(1.0)
+        writer.stretch(1.0, base_ns=START_NS + year_ns)
+    index = index_bags(tmp_path / 'bag', toy, tmp_path / 'index')
+    assert [about.steps for _, about in index.episodes] == [21, 21]
+    assert {each.field for each in index.problems if each.kind == 'long_gap'} == {
+        'joint_states', 'odom', 'scene/image_raw/compressed'
+    }  # fmt: skip
