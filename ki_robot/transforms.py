@@ -7,7 +7,6 @@ order 1 after normalisation.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,12 +167,13 @@ class Scaling:
     """y = (x - centre) / scale per column, and back; shapes (..., N) with N = len(names).
 
     Where centre and scale are (H, N), each step of a chunk has its own: values are (..., H, N), or (..., P, N) for the
-    first P steps.
+    first P steps. `floored` names the columns that hardly move in the statistics.
     """
 
     names: tuple[str, ...]
     centre_N: Vector
     scale_N: Vector
+    floored: tuple[str, ...] = ()
 
     def apply(self, values: Array) -> Array:
         """Raw to model space; float32 stays float32."""
@@ -196,21 +196,20 @@ def quantile_scaling(stats: Stats, min_span: float = MIN_SPAN) -> Scaling:
     """q01 .. q99 to -1 .. 1: (x - q01) / (q99 - q01 + 1e-6) * 2 - 1, the formula of openpi.
 
     A column whose span is below `min_span` is scaled by `min_span` around the middle of its span instead (a constant
-    becomes 0), with a warning that names it: openpi's formula turns its sensor noise into thousands.
+    becomes 0), and is named in `floored`: openpi's formula turns its sensor noise into thousands.
     """
     span = stats.q99 - stats.q01
     flat = span < min_span
-    _warn(stats.names, flat, 'q99 - q01', span, min_span)
     scale = np.where(flat, min_span, span + EPSILON) / 2.0
     centre = np.where(flat, stats.q01 + span / 2.0, stats.q01 + scale)
-    return Scaling(stats.names, centre, scale)
+    return Scaling(stats.names, centre, scale, _named(stats.names, flat))
 
 
 def zscore_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
-    """(x - mean) / (std + 1e-6); a standard deviation below `min_std` counts as `min_std`, with a warning."""
+    """(x - mean) / (std + 1e-6); a deviation below `min_std` counts as `min_std`, and its column is `floored`."""
     flat = stats.std < min_std
-    _warn(stats.names, flat, 'std', stats.std, min_std)
-    return Scaling(stats.names, stats.mean.copy(), np.where(flat, min_std, stats.std + EPSILON))
+    scale = np.where(flat, min_std, stats.std + EPSILON)
+    return Scaling(stats.names, stats.mean.copy(), scale, _named(stats.names, flat))
 
 
 def step_scaling(stats: Stats, min_std: float = MIN_SPAN / 4.0) -> Scaling:
@@ -231,7 +230,7 @@ def scaling_of(stats: Stats, normalisation: Normalisation, rules: ScalingRules =
     """How a policy scales its columns.
 
     A policy must be shown numbers as those that trained it did. openpi and lerobot have no floor under a column that
-    hardly moves: their formulas are taken as they are, without a warning.
+    hardly moves: their formulas are taken as they are.
 
     Args:
         stats: Of the columns.
@@ -250,13 +249,8 @@ def scaling_of(stats: Stats, normalisation: Normalisation, rules: ScalingRules =
     return Scaling(stats.names, stats.q01 + half, half)
 
 
-def _warn(names: tuple[str, ...], flat: NDArray[np.bool_], what: str, values: Vector, floor: float) -> None:
-    for index in np.flatnonzero(flat):
-        warnings.warn(
-            f'column {names[index]} hardly moves in the statistics ({what} = {values[index]:.3g}); '
-            f'{floor:g} is used instead.',
-            stacklevel=3,
-        )
+def _named(names: tuple[str, ...], chosen: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(names[index] for index in np.flatnonzero(chosen))
 
 
 def pad(values: Array, size: int) -> tuple[Array, NDArray[np.bool_]]:

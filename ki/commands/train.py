@@ -114,7 +114,6 @@ def simulate(run: Run) -> None:
 def fit(run: Run) -> Path | None:
     """Trains with bars on a terminal, with lines in a file; the bundle, or None when it was asked to stop."""
     import os
-    import warnings
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -125,7 +124,6 @@ def fit(run: Run) -> Path | None:
     console = Console(soft_wrap=True)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     quiet = int(os.environ.get('RANK', '0')) > 0
-    warnings.filterwarnings('once', message='column .* hardly moves')
     with Progress(*columns, TextColumn('{task.fields[losses]}'), console=console, disable=quiet) as bar:
         shown: dict[str, Any] = {}
 
@@ -171,6 +169,8 @@ def _begin(facts: dict[str, Any]) -> str:
     fast = facts['fast']
     if fast:
         text += f'\nFAST: {fast["tokens_mean"]:.0f} tokens a chunk, error {fast["rmse"]:.4f} rms'
+    if facts['floored']:
+        text += f'\nhardly moving in the data, so their noise is not scaled up: {", ".join(facts["floored"])}'
     return '\n'.join([text, *facts['start_lines']])
 
 

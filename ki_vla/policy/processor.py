@@ -86,6 +86,11 @@ class Processor:
         object.__setattr__(self, '_actions', scaling_of(self.action_stats, of, rules))
         object.__setattr__(self, '_flow', self._flow_scaling())
 
+    @property
+    def floored(self) -> tuple[str, ...]:
+        """State and action columns that hardly move in the statistics, whose noise is not scaled up."""
+        return tuple(dict.fromkeys((*self._state.floored, *self._actions.floored)))
+
     # In ----------------------------------------------------------------------------------------------------------
 
     def observe(self, observation: Observation, subtask: str = '') -> ModelInputs:

@@ -339,6 +339,7 @@ def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:
         'fast': None if beginning.artifacts.fast is None else beginning.artifacts.fast.to_dict(),
         'max_prompt': beginning.processor.config.max_prompt,
         'max_targets': beginning.processor.config.max_targets,
+        'floored': list(beginning.processor.floored),
         'start': None if beginning.taken is None else beginning.taken.to_dict(),
         'start_lines': [] if beginning.taken is None else [f'from {run.start}:', *beginning.taken.lines()],
     }

@@ -106,6 +106,7 @@ def test_a_dataset_becomes_recordings_a_bundle_and_a_report_that_the_first_one_l
     assert (out / 'real' / 'run' / 'bundle' / 'manifest.json').is_file()
     facts = json.loads((out / 'real' / 'run' / 'policy.json').read_text())
     assert (facts['episodes'], facts['held_episodes'], facts['samples']) == (4, 0, 4 * STEPS)
+    assert all(column in said for column in facts['floored'])
     result = json.loads((out / 'real' / 'report.json').read_text())['result']
     assert result['bag'].endswith('held/episode_000004')
     assert result['instructions'] == [TASK]

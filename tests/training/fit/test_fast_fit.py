@@ -18,7 +18,6 @@ from training.samples.dataset import EpisodeDataset
 MakeBag = Callable[..., Path]
 
 
-@pytest.mark.filterwarnings('ignore:column base')
 def test_a_codec_is_fitted_and_measured_on_other_chunks(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     data = EpisodeDataset(index_bags(make_bag(seconds=6.0), toy, tmp_path / 'index'))
     codec, report = fit_fast(data, compute_stats(data), size=256, scale=10.0)
@@ -33,7 +32,6 @@ def test_a_codec_is_fitted_and_measured_on_other_chunks(make_bag: MakeBag, toy: 
     assert fit_fast(data, compute_stats(data), size=256)[1] == report
 
 
-@pytest.mark.filterwarnings('ignore:column')
 def test_episodes_shorter_than_a_chunk_are_told(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
     data = EpisodeDataset(index_bags(make_bag(seconds=0.3), toy, tmp_path / 'index'))
     with pytest.raises(TrainingError, match='FAST needs at least 2'):

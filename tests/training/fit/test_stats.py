@@ -41,8 +41,9 @@ def test_actions_are_counted_after_the_delta_transform(make_bag: MakeBag, toy: C
     np.testing.assert_allclose(stats['actions'].q99, np.quantile(every, 0.99, axis=0), atol=1e-12)
     states = np.stack([data[position].state_S for position in range(len(data))])
     np.testing.assert_allclose(stats['state'].q01, np.quantile(states, 0.01, axis=0), atol=1e-12)
-    with pytest.warns(UserWarning, match='hardly moves'):  # the base is told one speed throughout
-        normal = quantile_scaling(stats['actions']).apply(every)
+    scaling = quantile_scaling(stats['actions'])
+    assert scaling.floored == ('base/linear/x/velocity',), 'the base is told one speed throughout'
+    normal = scaling.apply(every)
     assert 0.97 < (np.abs(normal) <= 1.0 + 1e-6).mean() <= 1.0
 
 
