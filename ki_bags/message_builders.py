@@ -18,9 +18,10 @@ from ki_bags.errors import BagError
 from ki_bags.types import full_name, known, serialise, typestore
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
-from ki_robot.contract.controller_kinds import ARRAY, CONTROLLER_KINDS, TRAJECTORY, TWIST
+from ki_robot.contract.controller_kinds import ARRAY, CONTROLLER_KINDS, POSE_STAMPED, TRAJECTORY, TWIST
 from ki_robot.contract.names import interface_of, joint_of
 from ki_robot.contract.parts import Output, StateStream
+from ki_robot.contract.poses import POSE_STREAMS
 from ki_robot.messages.arrays import (
     fill_compressed,
     fill_image,
@@ -31,7 +32,8 @@ from ki_robot.messages.arrays import (
     set_time,
 )
 from ki_robot.messages.images import Image
-from ki_robot.messages.states import measured_columns
+from ki_robot.messages.poses import fill_pose
+from ki_robot.messages.states import STATE_TYPES, measured_columns
 
 JOINT_STATE, ODOMETRY = 'sensor_msgs/msg/JointState', 'nav_msgs/msg/Odometry'
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
@@ -116,6 +118,8 @@ def odometry(
 def state(contract: Contract, stream: StateStream, time_ns: int, values: Mapping[str, float]) -> Any:
     """What one state stream of a contract shows, from values by column of the robot."""
     columns = measured_columns(contract, stream)
+    if stream.type in POSE_STREAMS:
+        return pose(time_ns, columns, [values[column] for column in columns], stream)
     if stream.type == 'odometry':
         return odometry(time_ns, columns, [values[column] for column in columns])
     joints = list(dict.fromkeys(joint_of(column) for column in columns))
@@ -127,6 +131,20 @@ def state(contract: Contract, stream: StateStream, time_ns: int, values: Mapping
     }
     names = [joint.removeprefix(stream.prefix) for joint in joints]
     return joint_state(time_ns, names, every['position'], every['velocity'], every['effort'])
+
+
+def pose(time_ns: int, columns: Sequence[str], values: ArrayLike, stream: StateStream) -> Any:
+    """What a pose or tf stream shows of a hand, from its columns as a robot says them: a PoseStamped or a TFMessage."""
+    posed = fill_pose(empty(POSE_STAMPED), columns, values, time_ns, stream.frame)
+    if stream.type == 'pose':
+        return posed
+    value, moved = empty(STATE_TYPES['tf']), empty('geometry_msgs/msg/TransformStamped')
+    moved.header, moved.child_frame_id = posed.header, stream.child
+    for axis in 'xyz':
+        setattr(moved.transform.translation, axis, getattr(posed.pose.position, axis))
+    moved.transform.rotation = posed.pose.orientation
+    value.transforms = [moved]
+    return value
 
 
 def picture(time_ns: int, pixels: Image, frame_id: str = '', quality: int = 90) -> Any:
@@ -180,6 +198,8 @@ def command(output: Output, time_ns: int, values: ArrayLike, reach_ns: int = 0) 
         return joint_state(time_ns, [joint_of(column) for column in output.columns], values)
     if kind == TWIST:
         return fill_twist(empty(kind), output.columns, values)
+    if kind == POSE_STAMPED:
+        return fill_pose(empty(kind), output.columns, values, time_ns, output.frame_id)
     value = _stamped(kind, time_ns, output.frame_id)
     fill_twist(value.twist, output.columns, values)
     return value

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.cycle.policy_cycle import Made
     from ki_policy_node.cycle.policy_types import Policy
+    from ki_robot.actions.chunk import ActionChunk
+    from ki_robot.contract.contract import Contract
     from ki_sim.world.world import SimObservation
 
 Row = NDArray[np.float64]
@@ -43,16 +45,56 @@ def open_sim_policy(
     from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.policy.backends import Wanted, open_policy
     from ki_robot.contract.contract import load_contract
-    from ki_sim.record.sim_bags import ROBOT
     from ki_vla.policy.inference import SEED_STRIDE
 
     timing = Timing(mode, execute_steps)
     # A stamp is above 0, and the noise of a stamp is that of a stride later under the seed before: an episode that
     # begins one stride after 0 has the noise of its own times.
-    policy = open_policy(
-        Wanted(backend, str(bundle), seed=seed - 1, allow_untrained=True), load_contract(ROBOT), timing
-    )
+    robot = load_contract(simulated_robot(bundle))
+    policy = open_policy(Wanted(backend, str(bundle), seed=seed - 1, allow_untrained=True), robot, timing)
     return ClosedLoopPolicy(policy, timing, delay_steps, begin_ns=SEED_STRIDE)
+
+
+def simulated_robot(bundle: Path | None) -> str:
+    """The contract of the simulated robot that a bundle was trained for: by joints, or by the poses of its hands."""
+    from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT
+    from ki_vla.policy.bundle import load_bundle
+
+    return HANDS_ROBOT if bundle is not None and load_bundle(bundle, verify=False).contract.hands else ROBOT
+
+
+class SimRobotColumns:
+    """The simulator's columns, as a policy of it sees them, and its chunks as the simulator takes them.
+
+    Args:
+        contract: Of the policy.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        from ki_robot.space.robot_space import RobotSpace
+        from ki_sim.world.robot import COLUMNS
+
+        self._space, self._count = RobotSpace(contract), len(COLUMNS)
+        self._measured = [COLUMNS.index(name) for name in contract.robot.state_names]
+        self._commanded = [COLUMNS.index(name) for name in contract.robot.action_names]
+        self._solved: tuple[ActionChunk, Row] | None = None
+        self._row: Row | None = None  # what it was told last, else what it senses
+
+    def state(self, sensed: Row) -> Row:
+        """What the policy sees of the simulator's columns (17,)."""
+        self._row = sensed if self._row is None else self._row
+        return self._space.state(sensed[self._measured])
+
+    def row(self, chunk: ActionChunk, step: int) -> Row:
+        """What the simulator is told (17,) at one step of a chunk, which is solved from what it was told before."""
+        if self._solved is None or self._solved[0] is not chunk:
+            assert self._row is not None  # a chunk answers to an observation
+            made, _ = self._space.chunk(chunk, self._row[self._commanded], max(step, 0))
+            rows = np.zeros((made.horizon, self._count))  # a base that no column commands stands still
+            rows[:, self._commanded] = made.columns(self._space.robot.action_names)
+            self._solved = chunk, rows
+        self._row = self._solved[1][step]
+        return self._row
 
 
 class SimObservations:
@@ -60,12 +102,13 @@ class SimObservations:
 
     Args:
         begin_ns: The cycle's time at which an episode begins.
+        columns: Of the policy.
     """
 
-    def __init__(self, begin_ns: int) -> None:
+    def __init__(self, begin_ns: int, columns: SimRobotColumns) -> None:
         self.epoch = 0
         self.sense: Callable[[], SimObservation] | None = None
-        self._begin_ns = begin_ns
+        self._begin_ns, self._columns = begin_ns, columns
 
     def sample(self, now_ns: int) -> Observation | NotReady:
         """The robot and its cameras now; the words are those of the episode."""
@@ -73,7 +116,8 @@ class SimObservations:
         sensed = self.sense()
         stamp_ns = self._begin_ns + sensed.time_ns
         stamps = dict.fromkeys(sensed.images, stamp_ns)
-        return Observation(stamp_ns, sensed.images, stamps, sensed.state, stamp_ns, sensed.instruction)
+        state = self._columns.state(sensed.state)
+        return Observation(stamp_ns, sensed.images, stamps, state, stamp_ns, sensed.instruction)
 
     def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         """None ever."""
@@ -120,14 +164,15 @@ class ClosedLoopPolicy:
         from ki_policy_node.cycle.continuation import Planner
         from ki_policy_node.cycle.policy_cycle import PolicyCycle
 
-        self._scene = SimObservations(self._begin_ns)
+        self._columns = SimRobotColumns(self._policy.contract)
+        self._scene = SimObservations(self._begin_ns, self._columns)
         planner = Planner(self._policy, self.timing)
         self._cycle = PolicyCycle(self._policy.contract, self._scene, planner, frame_wait_ns=0)
         self._cycle.begin(self._begin_ns)
         self._coming: tuple[int, Made] | None = None
 
     def next_row(self, time_ns: int, observe: Callable[[], SimObservation]) -> Row | None:
-        """The commands (N,) in force at an episode's time; None while the robot is to stand still.
+        """What the simulator is told (17,) at an episode's time; None while the robot is to stand still.
 
         Raises:
             SimError: the policy failed as often as ends a run of the node.
@@ -149,7 +194,7 @@ class ClosedLoopPolicy:
         if self._cycle.fault:
             raise SimError(self._cycle.fault)
         chunk = self._cycle.planner.current
-        return None if chunk is None else chunk.data_HN[chunk.index_at(now_ns)]
+        return None if chunk is None else self._columns.row(chunk, chunk.index_at(now_ns))
 
     def _arrive(self, now_ns: int) -> None:
         """What was being made is there, if its time has come."""

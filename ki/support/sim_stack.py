@@ -92,21 +92,22 @@ class Stack:
 
     def programs(self) -> list[Program]:
         """The processes."""
-        from ki_sim.record.sim_bags import ROBOT
+        from ki.support.sim_policy import simulated_robot
 
+        robot = simulated_robot(self.bundle)
         timed = {'use_sim_time': self.speed != 1.0}
         sim: dict[str, Any] = {
             'operator': 'plan' if self.plan else 'none',
             'width': self.image_size,
             'height': self.image_size,
         }
-        sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': ROBOT}
+        sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': robot}
         made = [
             program('sim_robot', sim),
-            program('chunk_executor', {'robot': ROBOT} | timed),
+            program('chunk_executor', {'robot': robot} | timed),
         ]
         if not self.plan:
-            policy = {'robot': ROBOT, 'backend': self.backend, 'dry_run': False, 'mode': self.mode, 'seed': self.seed}
+            policy = {'robot': robot, 'backend': self.backend, 'dry_run': False, 'mode': self.mode, 'seed': self.seed}
             policy |= {'bundle': str(self.bundle or ''), 'execute_steps': self.execute_steps} | timed
             made.append(program('policy_node', policy))
         return made

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rclpy.parameter import Parameter
 
 from ki_policy_node.common import ros
 from ki_policy_node.common.process import make_executor
-from ki_policy_node.common.streams import INPUT_QOS, message_type, on_incompatible
+from ki_policy_node.common.streams import subscribe
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.images import Image
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
@@ -96,13 +97,7 @@ class _Ear:
         self._seconds = 0.0
         self._before: Counter[str] = Counter()
         for stream in contract.streams:
-            node.create_subscription(
-                message_type(stream),
-                stream.topic,
-                self._store(stream.name),
-                INPUT_QOS,
-                event_callbacks=on_incompatible(node, stream.topic),
-            )
+            subscribe(node, stream, self._store(stream.name), partial(self._buffer.push_static, stream.name))
 
     def wait(self, executor: Any, wait_s: float) -> bool:
         """Whether all states were heard in time; cameras get a little longer to be found."""

@@ -9,7 +9,9 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.subscription import Subscription
 
+from ki_policy_node.common.ros import message_class
 from ki_robot.contract.parts import Camera, Output, StateStream
+from ki_robot.messages.states import STATE_TYPES, static_topic
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -20,6 +22,9 @@ except ImportError:  # Humble
 INPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+# Every publisher of tf_static latches its own transforms.
+STATIC_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def controller_nodes(node: Node, outputs: Iterable[Output]) -> dict[str, Node]:
@@ -43,14 +48,34 @@ def _is(node: Node, space: str, name: str) -> bool:
 
 
 def message_type(stream: Camera | StateStream) -> Any:
-    """The class of a stream's messages."""
-    from geometry_msgs.msg import PoseStamped
-    from nav_msgs.msg import Odometry
-    from sensor_msgs.msg import CompressedImage, Image, JointState
+    """The class of a stream's messages.
+
+    Raises:
+        NodeError: its package is not installed, as tf2_msgs is not by pip.
+    """
+    from sensor_msgs.msg import CompressedImage, Image
 
     if isinstance(stream, Camera):
         return CompressedImage if stream.transport == 'compressed' else Image
-    return {'joint_state': JointState, 'odometry': Odometry, 'pose': PoseStamped}[stream.type]
+    return message_class(STATE_TYPES[stream.type])
+
+
+def subscribe(
+    node: Any, stream: Camera | StateStream, store: Callable[[Any], None], still: Callable[[Any], None]
+) -> list[Any]:
+    """Subscriptions to one stream of a contract, and to tf_static where it stands on that.
+
+    Args:
+        node: Whose.
+        stream: What to hear.
+        store: Takes a message of the stream.
+        still: Takes a message of tf_static.
+    """
+    kind, told = message_type(stream), on_incompatible(node, stream.topic)
+    made = [node.create_subscription(kind, stream.topic, store, INPUT_QOS, event_callbacks=told)]
+    if isinstance(stream, StateStream) and static_topic(stream):
+        made.append(node.create_subscription(kind, static_topic(stream), still, STATIC_QOS))
+    return made
 
 
 def on_incompatible(node: Any, topic: str) -> SubscriptionEventCallbacks:

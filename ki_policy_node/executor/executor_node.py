@@ -29,6 +29,7 @@ from ki_policy_node.common.streams import (
     INPUT_QOS,
     LATCHED,
     NEWEST,
+    STATIC_QOS,
     message_type,
     on_incompatible,
 )
@@ -51,9 +52,9 @@ from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.contract.parts import StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import fill_joint_state, set_time, stamp_ns, to_chunk
+from ki_robot.messages.arrays import fill_joint_state, set_time, to_chunk
 from ki_robot.messages.commands import read_command
-from ki_robot.messages.states import measured_columns, state_values
+from ki_robot.messages.states import StateReader, measured_columns, static_topic
 from ki_robot.space.checker import SpaceChecker
 
 WATCH_S = 0.1
@@ -150,7 +151,10 @@ class ChunkExecutor(LifecycleNode):
         self._follower = Follower(contract, limits, rules, round(1e9 / settings.rate))
         for stream in contract.state_streams:
             columns = measured_columns(contract, stream)
-            self._listen(message_type(stream), stream.topic, self._on_state(stream, columns), INPUT_QOS)
+            reader = StateReader(stream, columns)
+            self._listen(message_type(stream), stream.topic, self._on_state(stream, columns, reader), INPUT_QOS)
+            if static_topic(stream):
+                self._listen(message_type(stream), static_topic(stream), self._on_static(stream, reader), STATIC_QOS)
         self._listen(ActionChunkMessage, 'policy_node/action_chunk', self._on_chunk, NEWEST)
         self._listen(PolicyStatus, 'policy_node/status', self._on_status, NEWEST)
         self._listen(ActionChunkMessage, 'teleop', self._on_teleop_chunk, NEWEST)
@@ -246,7 +250,7 @@ class ChunkExecutor(LifecycleNode):
             with self._lock:
                 act(follower)
 
-    def _on_state(self, stream: StateStream, columns: tuple[str, ...]) -> Any:
+    def _on_state(self, stream: StateStream, columns: tuple[str, ...], reader: StateReader) -> Any:
         def who() -> str:
             speakers = self.get_publishers_info_by_topic(self.resolve_topic_name(stream.topic))
             return ', '.join(sorted(map(full_name, speakers)))
@@ -254,7 +258,7 @@ class ChunkExecutor(LifecycleNode):
         def store(message: Any) -> None:
             steady_ns = time.monotonic_ns()
             try:
-                values = state_values(stream, columns, message)
+                found = reader.read(message)
             except Rejected as error:
                 text, non_finite = str(error), error.reason is Reason.NON_FINITE
                 self._follow(lambda follower: follower.on_invalid_state(text, non_finite, steady_ns))
@@ -263,10 +267,21 @@ class ChunkExecutor(LifecycleNode):
                 else:
                     self.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
                 return
-            stamp = 0 if stream.stamp == 'receive' else stamp_ns(message.header)
-            pairs, stamp = dict(zip(columns, values.tolist(), strict=True)), stamp or self._now_ns()
+            if found is None:
+                return
+            stamp = 0 if stream.stamp == 'receive' else found[0]
+            pairs, stamp = dict(zip(columns, found[1].tolist(), strict=True)), stamp or self._now_ns()
             self._measured.update(pairs)
             self._follow(lambda follower: follower.on_state(stream.name, pairs, stamp, steady_ns, who))
+
+        return store
+
+    def _on_static(self, stream: StateStream, reader: StateReader) -> Any:
+        def store(message: Any) -> None:
+            try:
+                reader.read_static(message)
+            except Rejected as error:
+                self.get_logger().warning(f'{static_topic(stream)}: {error}', throttle_duration_sec=1.0)
 
         return store
 

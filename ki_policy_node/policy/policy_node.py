@@ -22,7 +22,7 @@ from std_srvs.srv import Trigger
 from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
-from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type, on_incompatible
+from ki_policy_node.common.streams import LATCHED, NEWEST, hear_everybody, subscribe
 from ki_policy_node.cycle.continuation import Planner, Timing
 from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.instruction import checked_instruction
@@ -100,15 +100,8 @@ class PolicyNode(LifecycleNode):
         needs_words = settings.backend != COMMISSIONING
         self._runner.configure(contract, planner, needs_words, round(settings.frame_wait * 1e9))
         for stream in contract.streams:
-            self._inputs.append(
-                self.create_subscription(
-                    message_type(stream),
-                    stream.topic,
-                    self._store(stream.name, isinstance(stream, Camera)),
-                    INPUT_QOS,
-                    event_callbacks=on_incompatible(self, stream.topic),
-                )
-            )
+            store, still = self._store(stream.name, isinstance(stream, Camera)), self._store_static(stream.name)
+            self._inputs += subscribe(self, stream, store, still)
         self._jump = process.on_clock_jump(self, self._runner.on_clock_jump)
         self._report.ready(planner.policy)
 
@@ -198,6 +191,9 @@ class PolicyNode(LifecycleNode):
             self._runner.store(name, camera, message)
 
         return store
+
+    def _store_static(self, name: str) -> Any:
+        return lambda message: self._runner.store_static(name, message)
 
     def _on_instruction(self, message: Any) -> None:
         text, instruction_id = self._runner.instruction

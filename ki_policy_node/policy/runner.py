@@ -129,6 +129,11 @@ class PolicyRunner:
         if self._wait.ends_with(camera, now_ns):
             self.worker.wake()
 
+    def store_static(self, name: str, message: Any) -> None:
+        """Keeps a message of tf_static for one stream."""
+        if self.buffer is not None:
+            self.buffer.push_static(name, message)
+
     def on_followed(self, said: Followed) -> None:
         """The executor says what it follows."""
         if (cycle := self.cycle) is not None:

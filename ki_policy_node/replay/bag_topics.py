@@ -11,7 +11,7 @@ from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output
-from ki_robot.messages.states import STATE_TYPES
+from ki_robot.messages.states import STATE_TYPES, static_topic
 
 IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}
 MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
@@ -19,11 +19,15 @@ MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 
 @dataclass(frozen=True)
 class BagTopics:
-    """By topic of the bag: the streams it feeds, the output it commanded, the type of a text that tells what to do."""
+    """By topic of the bag: the streams it feeds, the output it commanded, the type of a text that tells what to do.
+
+    `still`: of tf_static, the streams whose poses stand on it.
+    """
 
     streams: dict[str, tuple[str, ...]]
     outputs: dict[str, Output]
     texts: dict[str, str]
+    still: dict[str, tuple[str, ...]]
 
 
 def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagTopics:
@@ -39,6 +43,7 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
     """
     streams: dict[str, tuple[str, ...]] = {}
     outputs: dict[str, Output] = {}
+    still: dict[str, tuple[str, ...]] = {}
     for camera in contract.cameras:
         topic = _find(bag, camera.topic, IMAGES[camera.transport], remap)
         if topic:
@@ -50,6 +55,9 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
         if not topic:
             raise _missing(bag, contract, stream.name, stream.topic, STATE_TYPES[stream.type], remap)
         streams[topic] = (*streams.get(topic, ()), stream.name)
+        beside = static_topic(stream) and _find(bag, static_topic(stream), (STATE_TYPES[stream.type],), remap)
+        if beside:
+            still[beside] = (*still.get(beside, ()), stream.name)
     for output in contract.robot.outputs:
         topic = _find(bag, output.topic, CONTROLLER_KINDS[output.kind].messages, remap)
         if topic:
@@ -60,7 +68,7 @@ def match_topics(bag: Bag, contract: Contract, remap: Mapping[str, str]) -> BagT
         for topic in bag.topics.values()
         if topic.type == MARKER or (topic.type == INSTRUCTION and topic.name.endswith('/instruction'))
     }
-    return BagTopics(streams, outputs, texts)
+    return BagTopics(streams, outputs, texts, still)
 
 
 def _find(bag: Bag, wanted: str, types: tuple[str, ...], remap: Mapping[str, str]) -> str | None:

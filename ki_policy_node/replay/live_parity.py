@@ -25,13 +25,11 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
 from ki_robot.actions.chunk import ActionChunk, Matrix
-from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
-from ki_robot.messages.arrays import stamp_ns
-from ki_robot.messages.states import measured_columns, state_values
 from ki_robot.observation.buffer import ObservationBuffer
 from ki_robot.observation.observation import Observation, build_observation, decode_camera
+from ki_robot.space.robot_space import RobotSpace
 
 MODE = 'latest'  # every other mode carries the chunk before, and how late it was, into the next one
 TOLERANCE = 1e-4  # rad, m or their rates: engines in two processes may add in another order
@@ -146,21 +144,24 @@ def views(
         stood_ns: How long at most the robot stood while a chunk was made.
     """
     bag, contract = open_bag(found.bag), found.contract
-    streams = match_topics(bag, contract, found.options.remap).streams
+    topics = match_topics(bag, contract, found.options.remap)
     specs = {spec.name: spec for spec in contract.streams}
     states = {spec.name for spec in contract.state_streams}
     optional = {camera.name for camera in contract.cameras if not camera.required}
     recent: dict[str, deque[_Message]] = {name: deque(maxlen=depth) for name in specs}
-    buffer = ObservationBuffer(contract)  # refuses what the node refuses
+    buffer, space = ObservationBuffer(contract), RobotSpace(contract)  # the buffer refuses what the node refuses
     seen: set[tuple[int, ...]] = set()
-    for message in bag.messages(list(streams)):
+    for message in bag.messages([*topics.streams, *topics.still]):
         try:
             decoded = bag.decode(message)
         except Exception:  # damaged CDR raises nearly anything; the replay has counted it
             continue
-        taken = [name for name in streams[message.topic] if buffer.push(name, decoded, message.log_ns)]
+        for name in topics.still.get(message.topic, ()):
+            buffer.push_static(name, decoded)
+        names = topics.streams.get(message.topic, ())
+        taken = [name for name in names if buffer.push(name, decoded, message.log_ns)]
         for name in taken:
-            recent[name].append(_Message(contract, specs[name], decoded))
+            recent[name].append(_Message(specs[name], *buffer.newest(name)))
         held = {each.stamp_ns for messages in recent.values() for each in messages}
         if not taken or wanted.keys().isdisjoint(held):
             continue
@@ -173,34 +174,32 @@ def views(
             if mark not in seen and any(0 <= chunk.start_ns - state_ns <= stood_ns for chunk in chunks):
                 seen.add(mark)
                 with contextlib.suppress(Rejected):  # a picture that does not decode: the node dropped it, too
-                    yield _observation(contract, used, states)
+                    yield _observation(space, used, states)
 
 
-def _observation(contract: Contract, used: Mapping[str, _Message], states: set[str]) -> Observation:
+def _observation(space: RobotSpace, used: Mapping[str, _Message], states: set[str]) -> Observation:
     cameras = [name for name in used if name not in states]
     return build_observation(
-        contract,
+        space.contract,
         {name: used[name].value for name in cameras},
         {name: used[name].stamp_ns for name in cameras},
         {name: used[name].value for name in states},
         {name: used[name].stamp_ns for name in states},
+        space=space,
     )
 
 
 class _Message:
-    """A message that the buffer took; read when it is asked for, once."""
+    """A message that the buffer took; a picture is decoded when it is asked for, once."""
 
-    def __init__(self, contract: Contract, spec: Camera | StateStream, message: Any) -> None:
-        self.stamp_ns = stamp_ns(message.header)
-        self._contract, self._spec, self._message = contract, spec, message
+    def __init__(self, spec: Camera | StateStream, stamp_ns: int, kept: Any) -> None:
+        self.stamp_ns = stamp_ns
+        self._spec, self._kept = spec, kept
 
     @functools.cached_property
     def value(self) -> Any:
         """An image, or the values of a state stream."""
-        spec = self._spec
-        if isinstance(spec, Camera):
-            return decode_camera(spec, self._message)
-        return state_values(spec, measured_columns(self._contract, spec), self._message)
+        return decode_camera(self._spec, self._kept) if isinstance(self._spec, Camera) else self._kept
 
 
 def _try(

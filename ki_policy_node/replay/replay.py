@@ -155,7 +155,7 @@ class ReplayRun:
         self._inference: _Inference | None = None
         self._now_ns = 0
         self._topics = match_topics(bag, contract, options.remap)
-        self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts}
+        self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts, *self._topics.still}
         self._cameras = {camera.name for camera in contract.cameras}
         self._past: deque[tuple[int, Matrix]] = deque(maxlen=500)  # states by their time
 
@@ -168,6 +168,8 @@ class ReplayRun:
         self.found.end_ns = max(self.found.end_ns, log_ns)
         if topic in self._topics.outputs:
             self._command(topic, message, log_ns)
+        for name in self._topics.still.get(topic, ()):
+            self._buffer.push_static(name, message)
         looks = topic in self._topics.texts and self._hear(message, log_ns)
         if topic in self._topics.streams:
             for name in self._topics.streams[topic]:

@@ -25,7 +25,7 @@ from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import NS, Vector, stamp_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
-from ki_robot.messages.states import measured_columns, state_values
+from ki_robot.messages.states import StateReader, measured_columns
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.observation import (
     InputFault,
@@ -77,7 +77,7 @@ class _Stream:
     """One topic with its newest message and its counters."""
 
     spec: Camera | StateStream
-    columns: tuple[str, ...] = ()
+    reader: StateReader | None = None
     indices: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
     newest: _Entry | None = None
     last_stamp_ns: int = 0
@@ -93,6 +93,10 @@ class _Stream:
     def max_age_ns(self) -> int:
         return round(self.spec.max_age_s * NS)
 
+    def count(self, receive_ns: int) -> None:
+        self.received += 1
+        self.arrivals.append(receive_ns)
+
     def refuse(self, error: Rejected) -> None:
         self.rejected[error.reason] += 1
         if error.reason is Reason.OTHER_JOINTS and self.last_stamp_ns:
@@ -103,6 +107,8 @@ class _Stream:
         self.newest = None
         self.last_stamp_ns = 0
         self.arrivals.clear()
+        if self.reader is not None:
+            self.reader.clear()
         if self.check is not None:
             self.check.reset()
         if self.frozen is not None:
@@ -131,7 +137,9 @@ class ObservationBuffer:
             names = measured_columns(contract, spec)
             indices = [robot.state_names.index(name) for name in names]
             check = StateCheck(robot, names) if self.settings.plausible_only else None
-            self._streams[spec.name] = _Stream(spec, names, np.array(indices, dtype=np.intp), check=check)
+            self._streams[spec.name] = _Stream(
+                spec, StateReader(spec, names), np.array(indices, dtype=np.intp), check=check
+            )
 
     def set_instruction(self, text: str, instruction_id: str = '') -> None:
         """The instruction of every later sample."""
@@ -146,6 +154,8 @@ class ObservationBuffer:
     def push(self, name: str, msg: Any, receive_ns: int) -> bool:
         """Takes a message of the camera or state stream `name`; False when it was refused (and counted).
 
+        Also False for a message of tf that tells nothing of the stream.
+
         Args:
             name: A camera or state stream of the contract.
             msg: rclpy or rosbags message of the stream's type.
@@ -154,25 +164,56 @@ class ObservationBuffer:
         with self._lock:
             self._tick(receive_ns)
             stream = self._stream(name)
-            stream.received += 1
-            stream.arrivals.append(receive_ns)
             try:
-                stamp = receive_ns if stream.spec.stamp == 'receive' else stamp_ns(msg.header)
-                check_stamp(stream.spec, stamp, receive_ns, stream.last_stamp_ns, self.settings.future_tolerance_ns)
-                if isinstance(stream.spec, Camera):
-                    self._look(stream, msg)
-                    stream.newest = _Entry(stamp, msg)
-                else:
-                    values = state_values(stream.spec, stream.columns, msg)
-                    if stream.check is not None:
-                        stream.check.check(values, stamp)
-                    stream.newest = _Entry(stamp, values)
-                    self._measured[stream.indices] = values
+                found = (stamp_ns(msg.header), None) if stream.reader is None else stream.reader.read(msg)
+                if found is None:
+                    return False
+                stream.count(receive_ns)
+            except Rejected as error:
+                stream.count(receive_ns)
+                stream.refuse(error)
+                return False
+            try:
+                stamp = receive_ns if stream.spec.stamp == 'receive' else found[0]
+                self._keep(stream, stamp, msg, found[1], receive_ns)
             except Rejected as error:
                 stream.refuse(error)
                 return False
-            stream.last_stamp_ns, stream.last_reason, stream.last_error = stamp, None, ''
             return True
+
+    def newest(self, name: str) -> tuple[int, Any]:
+        """Stamp of the newest message of a stream that was taken, and what is kept of it: a frame, or values (C,).
+
+        Raises:
+            RobotError: There is no such stream, or nothing was taken yet.
+        """
+        entry = self._stream(name).newest
+        if entry is None:
+            raise RobotError(f'{name}: no message was taken yet.')
+        return entry.stamp_ns, entry.payload
+
+    def push_static(self, name: str, msg: Any) -> None:
+        """Takes a message of tf_static for the tf stream `name`: frames that stand still against each other."""
+        with self._lock:
+            stream = self._stream(name)
+            if stream.reader is not None:
+                try:
+                    stream.reader.read_static(msg)
+                except Rejected as error:
+                    stream.refuse(error)
+
+    def _keep(self, stream: _Stream, stamp: int, msg: Any, values: Vector | None, receive_ns: int) -> None:
+        """A message becomes the newest of its stream, if it may."""
+        check_stamp(stream.spec, stamp, receive_ns, stream.last_stamp_ns, self.settings.future_tolerance_ns)
+        if values is None:
+            self._look(stream, msg)
+            stream.newest = _Entry(stamp, msg)
+        else:
+            if stream.check is not None:
+                stream.check.check(values, stamp)
+            stream.newest = _Entry(stamp, values)
+            self._measured[stream.indices] = values
+        stream.last_stamp_ns, stream.last_reason, stream.last_error = stamp, None, ''
 
     def sample(self, now_ns: int) -> Observation | NotReady:
         """The observation at `now_ns`, or every reason why there is none."""

@@ -75,9 +75,9 @@ class PlanFollower:
         followed: Callable[[], bool],
         every: int = 10,
     ) -> None:
-        self._rows, self._contract, self._send, self._tell, self._followed = plan, contract, send, tell, followed
+        self._rows, self._contract, self._send, self._tell, self._followed = plan, contract.robot, send, tell, followed
         self._every, self._step, self._count = every, 0, 0
-        self._order = [COLUMNS.index(name) for name in contract.action_names]
+        self._order = [COLUMNS.index(name) for name in self._contract.action_names]
 
     def act(self, time_ns: int, world: World) -> bool:
         """Another chunk when one is due; goes on a little beyond the plan, so that success can settle."""

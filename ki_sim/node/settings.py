@@ -96,13 +96,14 @@ def servable(contract: Contract) -> Contract:
     for camera in contract.cameras:
         if camera.name not in CAMERAS:
             raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(CAMERAS)}")
-    for column in (*contract.state_names, *contract.action_names):
+    robot = contract.robot  # the simulator has joints; hands are the executor's affair
+    for column in (*robot.state_names, *robot.action_names):
         if column not in COLUMNS:
             raise SimError(f"{where}: there is no '{column}', only {', '.join(COLUMNS)}")
-    for output in contract.outputs:
+    for output in robot.outputs:
         if tuple(output.columns) not in known.get(output.kind, []):
             raise SimError(f"{where}: output '{output.name}' ({output.kind}) has no controller for {output.columns}")
     kinds = [stream.type for stream in contract.state_streams]
-    if sorted(kinds) != ['joint_state', 'odometry']:
+    if kinds.count('joint_state') != 1 or sorted(kinds) not in (['joint_state'], ['joint_state', 'odometry']):
         raise SimError(f'{where}: its state streams are {kinds}, and there are one joint_state and one odometry')
     return contract

@@ -14,6 +14,7 @@ from ki_bags import message_builders
 from ki_bags.types import serialise
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract
+from ki_robot.messages.states import STATE_TYPES
 from ki_sim.errors import SimError
 from ki_sim.record.record import RecordedFrame, Recording, Tick
 from ki_sim.world.robot import BASE_COLUMNS, COLUMNS, POSITION_JOINTS
@@ -22,6 +23,7 @@ from ki_sim.world.world import STEP_NS
 Floats = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 ROBOT = 'bimanual_mobile'
+HANDS_ROBOT = 'bimanual_hands'  # the same, told by the poses of its hands
 EPOCH_NS = 1_700_000_000 * 10**9  # simulated time begins here, so that no stamp is 0 and all of them repeat
 EPISODE, INSTRUCTION, SUBTASK = '/episode', '/instruction', '/subtask'
 IMAGE_TYPES = {'compressed': message_builders.COMPRESSED, 'raw': message_builders.RAW}
@@ -76,12 +78,10 @@ class Sender:
 
     def __init__(self, bag: Sink, contract: Contract) -> None:
         self.bag, self.contract = bag, contract
-        self.joints, self.odometry = (
-            next('/' + s.topic for s in contract.state_streams if s.type == kind)
-            for kind in ('joint_state', 'odometry')
-        )
-        bag.add_topic(self.joints, message_builders.JOINT_STATE)
-        bag.add_topic(self.odometry, message_builders.ODOMETRY)
+        # Joint states, and odometry where the contract reads it.
+        self._states = {stream.type: '/' + stream.topic for stream in contract.state_streams}
+        for kind, topic in self._states.items():
+            bag.add_topic(topic, STATE_TYPES[kind])
         for camera in contract.cameras:
             bag.add_topic('/' + camera.topic, IMAGE_TYPES[camera.transport])
         for output in contract.outputs:
@@ -102,9 +102,11 @@ class Sender:
         """Joint states and odometry."""
         time_ns = tick.time_ns + EPOCH_NS
         joints = message_builders.joint_state(time_ns, POSITION_JOINTS, tick.position, tick.velocity)
-        self._send(self.joints, time_ns, joints)
-        x, y, yaw = tick.pose
-        self._send(self.odometry, time_ns, message_builders.odometry(time_ns, BASE_COLUMNS, tick.twist, (x, y, yaw)))
+        self._send(self._states['joint_state'], time_ns, joints)
+        if 'odometry' in self._states:
+            x, y, yaw = tick.pose
+            odometry = message_builders.odometry(time_ns, BASE_COLUMNS, tick.twist, (x, y, yaw))
+            self._send(self._states['odometry'], time_ns, odometry)
 
     def frame(self, frame: RecordedFrame) -> None:
         """Pictures and commands of one step."""
@@ -128,7 +130,7 @@ class Sender:
 
     def commands(self, time_ns: int, action: Floats, stamp_ns: int | None = None) -> None:
         """An action row, to every controller; `stamp_ns` 0 lets trajectories start on arrival."""
-        for output in self.contract.outputs:
+        for output in self.contract.robot.outputs:
             values = [action[COLUMNS.index(name)] for name in output.columns]
             stamp = time_ns if stamp_ns is None else stamp_ns
             self._send('/' + output.topic, time_ns, message_builders.command(output, stamp, values, STEP_NS))

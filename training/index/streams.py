@@ -25,7 +25,7 @@ from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import stamp_ns
 from ki_robot.messages.commands import command_stamp_ns, read_command
 from ki_robot.messages.images import as_bytes, compressed_size, decode_compressed, decode_image, needs_label
-from ki_robot.messages.states import STATE_TYPES, measured_columns, state_values
+from ki_robot.messages.states import STATE_TYPES, StateReader, measured_columns, static_topic
 from ki_robot.observation.buffer import BufferSettings
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.plausibility import StateCheck
@@ -356,15 +356,19 @@ def _add_state(
     check, newest_ns = StateCheck(contract.robot, columns), 0
     doubtful = found.doubtful[source.name] = Doubtful()
 
+    reader = StateReader(source, columns)
+
     def take(message: Any, log_ns: int) -> None:
-        stamp = _dated(stamp_ns(message.header), source.stamp)
         try:
-            row = state_values(source, columns, message)
+            told = reader.read(message)
         except Rejected as error:
             if error.reason is Reason.OTHER_JOINTS:  # another driver's; the stream is not to blame
                 found.other_joints.setdefault(source.name, []).append(str(error))
                 return
             raise
+        if told is None:
+            return
+        stamp, row = _dated(told[0], source.stamp), told[1]
         nonlocal newest_ns
         time_ns = log_ns if stamp is None else stamp
         if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
@@ -379,6 +383,9 @@ def _add_state(
         track.add(stamp, log_ns, row)
 
     handlers.setdefault(topic.name, []).append(take)
+    still = static_topic(source) and _topic(bag, static_topic(source), (STATE_TYPES[source.type],), remap, problems)
+    if still:
+        handlers.setdefault(still.name, []).append(lambda message, log_ns: reader.read_static(message))
 
 
 def _add_command(

@@ -14,11 +14,13 @@ from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.observation.observation import Observation
+from ki_robot.space.robot_space import RobotSpace
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import EvaluationSettings, run_episode
 from ki_sim.record.record import record_episode
-from ki_sim.record.sim_bags import ROBOT
+from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT
 from ki_sim.world.kinematics import Arms
+from ki_sim.world.robot import COLUMNS
 from ki_sim.world.world import STEP_NS, SimObservation
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import ASKED_MODES, Serving
@@ -81,6 +83,17 @@ def test_it_succeeds_in_the_simulator(contract: Contract) -> None:
     outcome = run_episode(ClosedLoopPolicy(plan, Timing('latest', 20), 4), 'demo', 3, settings=SMALL)
     assert outcome.success
     assert outcome.calls == len(plan.asked)
+
+
+def test_hand_poses_are_carried_out_by_the_joints() -> None:
+    """The scripted expert's joints as poses of its hands, where they point down; back through inverse kinematics."""
+    hands = load_contract(HANDS_ROBOT)
+    frames = record_episode('put_in_bin', 3, None, quality=None, arms=Arms()).frames
+    rows = np.array([frame.action for frame in frames])
+    told = rows[:, [COLUMNS.index(name) for name in hands.robot.action_names]]
+    plan = Chunks(hands, RobotSpace(hands).actions(told))
+    outcome = run_episode(ClosedLoopPolicy(plan, Timing('latest', 20), 4), 'put_in_bin', 3, settings=SMALL)
+    assert outcome.success
 
 
 def test_the_robot_stands_still_where_the_chunk_ends_before_the_next_is_there(contract: Contract) -> None:

@@ -11,13 +11,18 @@ from ki_common.node_settings import Change
 from ki_robot.contract.contract import Contract, load_contract
 from ki_sim.errors import SimError
 from ki_sim.node.settings import KINDS_OF_REFUSAL, Refusals, SimRobotSettings, servable
-from ki_sim.record.sim_bags import ROBOT
+from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT
 from ki_sim.tasks.tasks import SPLITS, TASKS
 from ki_sim.world.render import MAX_SIZE
 
 
 def test_the_contract_of_the_simulated_robot_is_served() -> None:
     contract = load_contract(ROBOT)
+    assert servable(contract) is contract
+
+
+def test_the_same_robot_is_served_by_the_poses_of_its_hands() -> None:
+    contract = load_contract(HANDS_ROBOT)
     assert servable(contract) is contract
 
 

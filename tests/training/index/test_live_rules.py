@@ -25,7 +25,8 @@ Event = tuple[int, str, Any]  # arrival, stream, message
 
 
 def values_at(contract: Contract, seconds: float) -> dict[str, float]:
-    """A slow sway about the middle of each column's range."""
+    """A slow sway about the middle of the range of each column of the robot."""
+    contract = contract.robot
     limits = {column.name: column.limits for column in contract.actions}
     found = {}
     for column in contract.state:
