@@ -1,7 +1,7 @@
 #!/bin/sh
-# One call on a machine with a GPU: parity, the ladder, a profile; results/gpu_*.json. See gpu/ladder.py.
-#   benchmarks/gpu.sh                all of it
-#   benchmarks/gpu.sh --rehearse     the same at tiny size on a CPU, to see that nothing is missing
+# One call on a machine with a GPU: the ladder within a budget of seconds, a profile of the fastest rung. See gpu/ladder.py.
+#   benchmarks/gpu.sh --output $OUT  all that fits into 450 s, most valuable first; gpu_*.json
+#   benchmarks/gpu.sh --rehearse     every line of it at tiny size on a CPU, to see that nothing is missing
 set -e
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

@@ -29,6 +29,7 @@ from ki_vla.objective.trainable import prepare
 RESULTS = Path(__file__).resolve().parent / 'results' / 'roofline.json'
 # bf16 as measured on such a card (not the datasheet's 989), and its memory bandwidth.
 PEAK, BANDWIDTH = 790e12, 4.3e12
+GPUS = {'H100': 3.35e12, 'H200': 4.8e12}
 VIEWS_AND_TEXT = ((1, 48), (1, 200), (2, 48), (2, 200), (3, 48), (3, 200))
 
 
@@ -125,7 +126,14 @@ def training_flops(model: KiVla, chosen: Recipe, views: int, text: int, T: int, 
     return flops
 
 
-def floor(c: ModelConfig, parts: dict[str, int], views: int, text: int) -> dict[str, float]:
+def memory_bandwidth(gpu: str) -> float | None:
+    """Bytes a second of a GPU's memory by its data sheet, found by its name; None for one that is not listed."""
+    return next((value for name, value in GPUS.items() if name in gpu), None)
+
+
+def floor(
+    c: ModelConfig, parts: dict[str, int], views: int, text: int, bandwidth: float = BANDWIDTH
+) -> dict[str, float]:
     """Least milliseconds of one inference in bf16 with 10 Euler steps, modulations tabled."""
     P, g = views * c.vision.tokens + text, c.expert
     weights = {
@@ -139,7 +147,7 @@ def floor(c: ModelConfig, parts: dict[str, int], views: int, text: int) -> dict[
         'prefill': prefill_flops(c, P),
         'expert': expert_flops(c, P) - modulation,
     }
-    times = {name: max(flops[name] / PEAK, 2 * weights[name] / BANDWIDTH) * 1e3 for name in flops}
+    times = {name: max(flops[name] / PEAK, 2 * weights[name] / bandwidth) * 1e3 for name in flops}
     times['expert'] *= 10
     return {
         'views': views,

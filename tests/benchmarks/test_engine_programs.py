@@ -6,9 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -28,59 +29,69 @@ def program(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Modu
     return importlib.import_module
 
 
-def test_the_ladder_rehearses_on_a_cpu(root: Path, tmp_path: Path) -> None:
-    done = run(
-        root,
-        'benchmarks/gpu.sh',
-        '--rehearse',
-        '--rungs',
-        'eager',
-        'packed graphs',
-        '--rounds',
-        '1',
-        '--output',
-        str(tmp_path),
-    )
+def rehearse(root: Path, output: Path, *arguments: str) -> dict[str, Any]:
+    done = run(root, 'benchmarks/gpu.sh', '--rehearse', '--rounds', '1', '--output', str(output), *arguments)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / 'rehearsal_latency.json').read_text())
-    assert result['not_timed'] == {}
-    assert {row['rung'] for row in result['ladder']} == {'eager', 'packed graphs'}
-    assert {(row['views'], row['prompt']) for row in result['ladder']} == {(v, p) for v in (1, 2, 3) for p in (48, 64)}
-    assert {row['rtc'] for row in result['ladder']} == {'off', 'guided'}
-    assert result['parity']['fp32']['packed graphs']['guided']['max_error'] < 1e-4
-    assert result['parity']['bf16']['packed graphs']['plain']['cosine'] > 0.999
+    found: dict[str, Any] = json.loads((output / 'rehearsal_latency.json').read_text())
+    return found
+
+
+def test_the_ladder_rehearses_on_a_cpu(root: Path, tmp_path: Path) -> None:
+    result = rehearse(root, tmp_path, '--rungs', 'fused', 'packed graphs')
+    assert (result['not_timed'], result['skipped']) == ({}, {})
+    shapes = {(row['rung'], row['views'], row['prompt'], row['kind']) for row in result['ladder']}
+    same = {(3, prompt, kind) for prompt in (64, 48) for kind in ('plain', 'trained')}
+    assert shapes == {(rung, *each) for rung in ('fused', 'packed graphs') for each in same} | {
+        ('packed graphs', 3, 64, 'guided')
+    }
+    assert all(found['cosine'] > 0.999 for rung in result['parity'].values() for found in rung.values())
     profile = json.loads((tmp_path / 'rehearsal_profile.json').read_text())
     assert profile['rows'][0]['us'] > 0
-    assert result['onnx'] == 'not asked for'
 
 
-def test_a_rung_that_breaks_off_is_told_and_the_others_are_kept(
-    program: Callable[[str], ModuleType], tmp_path: Path
-) -> None:
-    ladder = program('ladder')
+@pytest.mark.slow
+def test_every_line_of_the_ladder_rehearses(root: Path, tmp_path: Path) -> None:
+    result = rehearse(root, tmp_path)
+    assert (result['not_timed'], result['skipped']) == ({}, {})
+    assert {row['rung'] for row in result['ladder']} >= {'fused', 'compiled graphs', 'eager', 'ONNX Runtime'}
 
-    def broken() -> Iterator[dict[str, str]]:
-        yield {'rung': 'first'}
+
+@pytest.fixture
+def ladder(program: Callable[[str], ModuleType], tmp_path: Path) -> Any:
+    """A ladder with ten seconds left, on nothing."""
+    module = program('ladder')
+    result: dict[str, Any] = {
+        'machine': {'gpu': 'NVIDIA H100 80GB HBM3'}, 'parity': {}, 'not_timed': {}, 'skipped': {}, 'seconds': {},
+        'ladder': [],
+    }  # fmt: skip
+    return module.Ladder('cpu', module.preset('full'), 1, 10.0, tmp_path / 'latency.json', result)
+
+
+def test_a_rung_that_breaks_off_is_told_and_the_others_are_kept(ladder: Any) -> None:
+    def broken() -> None:
+        ladder.result['ladder'].append({'rung': 'first'})
         raise torch.OutOfMemoryError('CUDA out of memory.\nTried to allocate')
 
-    result: dict = {'ladder': [], 'not_timed': {}}
-    rungs = [('first', broken()), ('second', iter([{'rung': 'second'}]))]
-    ladder.measure(iter(rungs), result, tmp_path / 'latency.json')
-    written = json.loads((tmp_path / 'latency.json').read_text())
+    ladder.take('first', 1.0, broken)
+    ladder.take('second', 1.0, lambda: ladder.result['ladder'].append({'rung': 'second'}))
+    written = json.loads(ladder.path.read_text())
     assert [row['rung'] for row in written['ladder']] == ['first', 'second']
     assert written['not_timed'] == {'first': 'OutOfMemoryError: CUDA out of memory.'}
 
 
-@pytest.mark.slow
-def test_the_ladder_rehearses_onnx_runtime(root: Path, tmp_path: Path) -> None:
-    rungs = ('--rungs', 'eager', 'ONNX Runtime')
-    done = run(root, 'benchmarks/gpu.sh', '--rehearse', *rungs, '--rounds', '1', '--output', str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / 'rehearsal_latency.json').read_text())
-    assert (result['onnx'], result['not_timed']) == ('measured', {})
-    rows = [row for row in result['ladder'] if row['rung'] == 'ONNX Runtime']
-    assert {row['rtc'] for row in rows} == {'off', 'guided'}
-    assert all(row['parity']['max_error'] < 1e-4 for row in rows)
+def test_what_no_longer_fits_into_the_time_is_skipped_and_named(ladder: Any) -> None:
+    ladder.take('long', 1000.0, lambda: pytest.fail('it ran'))
+    assert ladder.take('short', 1.0, lambda: 'done') == 'done'
+    assert json.loads(ladder.path.read_text())['skipped'] == {'long': 'needs about 1000 s, 10 s are left'}
+
+
+def test_the_floor_is_that_of_the_gpu_that_is_there(ladder: Any) -> None:
+    shape = ladder.__init__.__globals__['shapes_of'](ladder.config)[0]
+    h100 = ladder.floor(shape)['floor_ms']
+    ladder.gpu = 'NVIDIA H200'
+    assert 6.0 < ladder.floor(shape)['floor_ms'] < h100 < 9.0
+    ladder.gpu = 'NVIDIA GeForce'
+    assert ladder.floor(shape) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this is about machines without CUDA')
