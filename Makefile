@@ -18,6 +18,7 @@ BIN := .venv/bin
 # On a machine with a sourced ROS 2, ki_msgs lives in the workspace that `make setup` built with it.
 OVERLAY := if [ -n "$$ROS_DISTRO" ] && [ -f ros2_ws/install/local_setup.sh ]; then . ros2_ws/install/local_setup.sh; fi
 
+# Bytecode is written also where the shell says not to: workers and node processes would each compile everything again.
 .PHONY: setup ready demo test check bench docs schema ws lock clean
 
 setup:
@@ -30,7 +31,7 @@ demo: ready
 	@$(OVERLAY); $(BIN)/ki demo $(ARGS)
 
 test: ready
-	@$(OVERLAY); $(BIN)/python -m pytest -n auto $(ARGS)
+	@$(OVERLAY); PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto $(ARGS)
 
 check: ready
 	$(BIN)/ruff format --check .
