@@ -289,6 +289,7 @@ def by_topic(bag: Any) -> dict[str, list[Any]]:
     return found
 
 
+@pytest.mark.slow  # an episode of `ki demo`, which comes with the quick tests, goes the same way
 def test_a_plan_through_the_executor_does_the_task(tmp_path: Path, ros_domain: int) -> None:
     command = [sys.executable, '-m', 'ki.main', 'eval', 'sim', '--through-node', '--plan', '--seeds', '1', '--out']
     done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=150, cwd=ROOT)

@@ -45,7 +45,7 @@ def test_an_export_does_not_change_what_the_policy_is(exported: Bundle) -> None:
     assert load_bundle(exported.folder).digest == exported.digest
 
 
-@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+@pytest.mark.parametrize('precision', [pytest.param('fp16', marks=pytest.mark.slow), 'int8'])
 def test_smaller_precisions_stay_within_their_tolerance(exported: Bundle, tmp_path: Path, precision: str) -> None:
     copy = copy_of(exported, tmp_path)
     lines: list[str] = []

@@ -29,6 +29,7 @@ def two_instructions(arrays_folder: Path) -> None:
         np.savez(path, **arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('two_instructions')
 def test_what_is_learned_by_heart_shows_in_every_figure(run_of: MakeRun, words_file: Path, tmp_path: Path) -> None:
     still = {'crop': 1.0, 'rotate': 0.0, 'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0}
