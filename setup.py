@@ -45,6 +45,8 @@ EXTRAS = {
     'export': ['onnx>=1.17,<2', 'onnxscript>=0.3,<1', 'onnx-ir>=0.1,<2'],
     'sim': ['mujoco==3.3.7', 'pillow>=10'],
     'train': ['pyarrow>=16', 'av>=12', 'tensorboard>=2.16,<3', 'peft>=0.17,<1'],
+    # Cameras that come as H.264 or H.265, live and in recordings.
+    'video': ['av>=12'],
     # Public checkpoints: openpi's JAX folders without jax, and the Hugging Face hub.
     'checkpoints': ['tensorstore>=0.1.69,<0.2', 'huggingface-hub>=0.30,<3'],
     # `ki serve` and backend remote: openpi's protocol.

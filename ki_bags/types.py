@@ -8,14 +8,23 @@ from typing import Any
 
 from ki_bags.errors import BagError
 from ki_common.share import share_file
+from ki_robot.messages.video import PACKET, VIDEO
 
 SYSTEM = 'ki_msgs/msg'
 MAX_REST = 16
+# Messages of packages that few have installed, for recordings that do not carry their definition (SQLite).
+VIDEO_DEFINITIONS = {
+    VIDEO: 'builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n',
+    PACKET: (
+        'std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\nuint8 flags\n'
+        'bool is_bigendian\nuint8[] data\n'
+    ),
+}
 
 
 @lru_cache(maxsize=1)
 def typestore() -> Any:
-    """The messages of Jazzy with those of ki_msgs.
+    """The messages of Jazzy with those of ki_msgs, and of video.
 
     Raises:
         ShareError: The .msg files of ki_msgs are not installed.
@@ -24,6 +33,8 @@ def typestore() -> Any:
 
     store = get_typestore(Stores.ROS2_JAZZY)
     found: dict[str, Any] = {}
+    for name, text in VIDEO_DEFINITIONS.items():
+        found.update(get_types_from_msg(text, name))
     for path in sorted(share_file('ki_msgs', 'msg/EpisodeMarker.msg').parent.glob('*.msg')):
         found.update(get_types_from_msg(path.read_text(encoding='utf-8'), f'{SYSTEM}/{path.stem}'))
     store.register(found)

@@ -21,6 +21,7 @@ from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.ros import message_class
 from ki_policy_node.common.streams import controller_nodes, message_type
+from ki_policy_node.errors import NodeError
 from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
@@ -38,6 +39,7 @@ from ki_robot.messages.arrays import (
 )
 from ki_robot.messages.commands import read_command
 from ki_robot.messages.states import measured_columns
+from ki_robot.messages.video import VIDEO_MESSAGES
 
 SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -129,6 +131,8 @@ class SyntheticRobot(Node):
                     self._sensors[stream.name].publish(message)
 
     def _frames(self, camera: Camera) -> list[Any]:
+        if camera.transport in VIDEO_MESSAGES:
+            raise NodeError(f'Camera {camera.name} is {camera.transport}; a made-up robot has raw and compressed ones.')
         if camera.transport == 'compressed':
             return [fill_compressed(CompressedImage(), image, 1, camera.name) for image in self._pictures]
         return [fill_image(Image(), image, 1, camera.name) for image in self._pictures]

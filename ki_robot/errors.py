@@ -19,6 +19,7 @@ class Reason(str, Enum):
     TOO_LARGE = 'too_large'
     UNKNOWN_ENCODING = 'unknown_encoding'
     UNDECODABLE = 'undecodable'
+    NO_KEY_FRAME = 'no_key_frame'
     WRONG_SIZE = 'wrong_size'
     MISSING_NAME = 'missing_name'
     EXTRA_NAME = 'extra_name'

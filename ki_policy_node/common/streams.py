@@ -12,6 +12,7 @@ from rclpy.subscription import Subscription
 from ki_policy_node.common.ros import message_class
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.messages.states import STATE_TYPES, static_topic
+from ki_robot.messages.video import VIDEO_MESSAGES
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -20,6 +21,8 @@ except ImportError:  # Humble
 
 # Best effort hears reliable publishers, too; the other way round hears nothing.
 INPUT_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Every packet of a video counts, also those that come while the node is busy.
+VIDEO_QOS = QoSProfile(depth=60, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -55,6 +58,8 @@ def message_type(stream: Camera | StateStream) -> Any:
     """
     from sensor_msgs.msg import CompressedImage, Image
 
+    if isinstance(stream, Camera) and stream.transport in VIDEO_MESSAGES:
+        return message_class(VIDEO_MESSAGES[stream.transport])
     if isinstance(stream, Camera):
         return CompressedImage if stream.transport == 'compressed' else Image
     return message_class(STATE_TYPES[stream.type])
@@ -72,10 +77,15 @@ def subscribe(
         still: Takes a message of tf_static.
     """
     kind, told = message_type(stream), on_incompatible(node, stream.topic)
-    made = [node.create_subscription(kind, stream.topic, store, INPUT_QOS, event_callbacks=told)]
+    made = [node.create_subscription(kind, stream.topic, store, _input_qos(stream), event_callbacks=told)]
     if isinstance(stream, StateStream) and static_topic(stream):
         made.append(node.create_subscription(kind, static_topic(stream), still, STATIC_QOS))
     return made
+
+
+def _input_qos(stream: Camera | StateStream) -> QoSProfile:
+    """How a stream is listened to."""
+    return VIDEO_QOS if isinstance(stream, Camera) and stream.transport in VIDEO_MESSAGES else INPUT_QOS
 
 
 def on_incompatible(node: Any, topic: str) -> SubscriptionEventCallbacks:

@@ -12,8 +12,13 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output
 from ki_robot.messages.states import STATE_TYPES, static_topic
+from ki_robot.messages.video import VIDEO_MESSAGES
 
-IMAGES = {'compressed': ('sensor_msgs/msg/CompressedImage',), 'raw': ('sensor_msgs/msg/Image',)}
+IMAGES = {
+    'compressed': ('sensor_msgs/msg/CompressedImage',),
+    'raw': ('sensor_msgs/msg/Image',),
+    **{transport: (name,) for transport, name in VIDEO_MESSAGES.items()},
+}
 MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
 
 

@@ -27,6 +27,7 @@ from ki_policy_node.replay.replay import Replay
 from ki_robot.actions.chunk import ActionChunk, Matrix
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Rejected
+from ki_robot.messages.video import VIDEO_MESSAGES
 from ki_robot.observation.buffer import ObservationBuffer
 from ki_robot.observation.observation import Observation, build_observation, decode_camera
 from ki_robot.space.robot_space import RobotSpace
@@ -199,7 +200,9 @@ class _Message:
     @functools.cached_property
     def value(self) -> Any:
         """An image, or the values of a state stream."""
-        return decode_camera(self._spec, self._kept) if isinstance(self._spec, Camera) else self._kept
+        if isinstance(self._spec, Camera) and self._spec.transport not in VIDEO_MESSAGES:
+            return decode_camera(self._spec, self._kept)
+        return self._kept
 
 
 def _try(

@@ -104,9 +104,10 @@ class Camera(ContractPart):
     name: Name
     """What the model knows it by."""
     topic: Topic
-    """sensor_msgs/Image or CompressedImage."""
-    transport: Literal['raw', 'compressed']
-    """Which of the two messages the topic carries."""
+    """Where its pictures are published."""
+    transport: Literal['raw', 'compressed', 'video', 'ffmpeg']
+    """Which message the topic carries: sensor_msgs/Image, CompressedImage, or H.264 or H.265 as
+    foxglove_msgs/CompressedVideo or ffmpeg_image_transport_msgs/FFMPEGPacket."""
     max_age_s: float = Field(gt=0, le=MAX_AGE_S)
     """An older frame is not shown to the model, seconds."""
     kind: Literal['scene', 'wrist'] = 'scene'

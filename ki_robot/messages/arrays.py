@@ -36,6 +36,7 @@ __all__ = [
     'joint_positions',
     'joint_values',
     'odometry_values',
+    'sent_ns',
     'set_time',
     'stamp_ns',
     'time_ns',
@@ -56,6 +57,11 @@ def time_ns(time: Any) -> int:
 def stamp_ns(header: Any) -> int:
     """The stamp of a std_msgs/Header as integer nanoseconds; 0 means that the sender set none."""
     return time_ns(header.stamp)
+
+
+def sent_ns(msg: Any) -> int:
+    """The stamp of a message: of its header, or of foxglove's messages, which have none, their timestamp."""
+    return stamp_ns(msg.header) if hasattr(msg, 'header') else time_ns(msg.timestamp)
 
 
 def set_time(time: Any, value_ns: int) -> None:

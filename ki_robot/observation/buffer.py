@@ -23,9 +23,10 @@ from ki_common.errors import shown
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import NS, Vector, stamp_ns
+from ki_robot.messages.arrays import NS, Vector, sent_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
 from ki_robot.messages.states import StateReader, measured_columns
+from ki_robot.messages.video import VIDEO_MESSAGES, VideoDecoder
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.observation import (
     InputFault,
@@ -36,6 +37,7 @@ from ki_robot.observation.observation import (
     StreamState,
     build_observation,
     decode_camera,
+    of_stated_size,
 )
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp, is_out_of_step, is_too_old
@@ -82,6 +84,7 @@ class _Stream:
     newest: _Entry | None = None
     last_stamp_ns: int = 0
     frozen: FrozenWatch | None = None
+    video: VideoDecoder | None = None
     check: StateCheck | None = None
     received: int = 0
     rejected: Counter[Reason] = field(default_factory=Counter)
@@ -113,6 +116,8 @@ class _Stream:
             self.check.reset()
         if self.frozen is not None:
             self.frozen.clear()
+        if self.video is not None:
+            self.video.reset()
 
 
 class ObservationBuffer:
@@ -132,7 +137,8 @@ class ObservationBuffer:
         self._streams: dict[str, _Stream] = {}
         for camera in contract.cameras:
             watch = FrozenWatch(self.settings.frozen_frames, self.settings.frozen_motion)
-            self._streams[camera.name] = _Stream(camera, frozen=watch)
+            video = VideoDecoder(self.settings.max_image_bytes) if camera.transport in VIDEO_MESSAGES else None
+            self._streams[camera.name] = _Stream(camera, frozen=watch, video=video)
         for spec in contract.state_streams:
             names = measured_columns(contract, spec)
             indices = [robot.state_names.index(name) for name in names]
@@ -165,7 +171,7 @@ class ObservationBuffer:
             self._tick(receive_ns)
             stream = self._stream(name)
             try:
-                found = (stamp_ns(msg.header), None) if stream.reader is None else stream.reader.read(msg)
+                found = (sent_ns(msg), None) if stream.reader is None else stream.reader.read(msg)
                 if found is None:
                     return False
                 stream.count(receive_ns)
@@ -182,7 +188,7 @@ class ObservationBuffer:
             return True
 
     def newest(self, name: str) -> tuple[int, Any]:
-        """Stamp of the newest message of a stream that was taken, and what is kept of it: a frame, or values (C,).
+        """Stamp of the newest message of a stream that was taken, and what is kept: frame, picture or values (C,).
 
         Raises:
             RobotError: There is no such stream, or nothing was taken yet.
@@ -204,10 +210,11 @@ class ObservationBuffer:
 
     def _keep(self, stream: _Stream, stamp: int, msg: Any, values: Vector | None, receive_ns: int) -> None:
         """A message becomes the newest of its stream, if it may."""
+        # Every packet of a video counts for those after it, also one that is refused for its stamp.
+        picture = stream.video.decode(msg, stamp) if stream.video is not None else None
         check_stamp(stream.spec, stamp, receive_ns, stream.last_stamp_ns, self.settings.future_tolerance_ns)
         if values is None:
-            self._look(stream, msg)
-            stream.newest = _Entry(stamp, msg)
+            stream.newest = self._look(stream, msg, picture, stamp)
         else:
             if stream.check is not None:
                 stream.check.check(values, stamp)
@@ -287,15 +294,20 @@ class ObservationBuffer:
             self._now_ns = now_ns
         self._now_ns = max(self._now_ns, now_ns)
 
-    def _look(self, stream: _Stream, msg: Any) -> None:
+    def _look(self, stream: _Stream, msg: Any, picture: Image | None, stamp: int) -> _Entry:
         """What is checked of a frame on arrival: its size, and whether it is the last one again."""
+        entry = _Entry(stamp, msg)
         data = as_bytes(msg.data)
-        if data.size > self.settings.max_image_bytes:
+        if picture is not None and isinstance(stream.spec, Camera):
+            entry.payload = entry.image = of_stated_size(stream.spec, picture)
+            data = picture.reshape(-1)
+        elif data.size > self.settings.max_image_bytes:
             raise Rejected(
                 Reason.TOO_LARGE, f'image has {data.size} bytes; at most {self.settings.max_image_bytes} are accepted.'
             )
         if stream.frozen is not None:
             stream.frozen.update(data, self._measured)
+        return entry
 
     def _judge(self, stream: _Stream, now_ns: int) -> list[StreamProblem]:
         name, entry = stream.spec.name, stream.newest

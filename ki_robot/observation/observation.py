@@ -100,9 +100,17 @@ class StreamReport:
 
 
 def decode_camera(camera: Camera, msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
-    """A camera's message as uint8 RGB, of the size that the contract states."""
+    """A camera's message as uint8 RGB, of the size that the contract states; a picture of a video needs its decoder."""
     decode = decode_compressed if camera.transport == 'compressed' else decode_image
-    image = decode(msg, max_bytes)
+    return of_stated_size(camera, decode(msg, max_bytes))
+
+
+def of_stated_size(camera: Camera, image: Image) -> Image:
+    """The image, if it has the size that the contract states.
+
+    Raises:
+        Rejected: It has not.
+    """
     height, width = image.shape[:2]
     if camera.width is not None and (width, height) != (camera.width, camera.height):
         raise Rejected(

@@ -96,6 +96,8 @@ def servable(contract: Contract) -> Contract:
     for camera in contract.cameras:
         if camera.name not in CAMERAS:
             raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(CAMERAS)}")
+        if camera.transport not in ('raw', 'compressed'):
+            raise SimError(f"{where}: camera '{camera.name}' is {camera.transport}; write raw or compressed")
     robot = contract.robot  # the simulator has joints; hands are the executor's affair
     for column in (*robot.state_names, *robot.action_names):
         if column not in COLUMNS:

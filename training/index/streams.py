@@ -22,10 +22,11 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import stamp_ns
+from ki_robot.messages.arrays import sent_ns, stamp_ns
 from ki_robot.messages.commands import command_stamp_ns, read_command
 from ki_robot.messages.images import as_bytes, compressed_size, decode_compressed, decode_image, needs_label
 from ki_robot.messages.states import STATE_TYPES, StateReader, measured_columns, static_topic
+from ki_robot.messages.video import PACKET, VIDEO, VideoDecoder
 from ki_robot.observation.buffer import BufferSettings
 from ki_robot.observation.frozen_camera import FrozenWatch
 from ki_robot.observation.plausibility import StateCheck
@@ -272,8 +273,8 @@ def _stored_size(contract: Contract, store: str) -> int | None:
 
 def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Problems) -> BagTopic | None:
     """The camera's topic; where only the other transport was recorded, that one."""
-    kinds = (COMPRESSED, RAW) if camera.transport == 'compressed' else (RAW, COMPRESSED)
-    topic = _topic(bag, camera.topic, kinds, remap, problems)
+    kinds = (RAW, COMPRESSED) if camera.transport == 'raw' else (COMPRESSED, RAW)
+    topic = _topic(bag, camera.topic, (*kinds, VIDEO, PACKET), remap, problems)
     if topic is not None:
         return topic
     other = camera.topic.removesuffix('/compressed') if kinds[0] == COMPRESSED else f'{camera.topic}/compressed'
@@ -290,17 +291,22 @@ def _camera_handler(
     camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, newest_state: NDArray[np.float64]
 ) -> Callable[[Any, int], None]:
     watch = FrozenWatch(LIVE.frozen_frames, LIVE.frozen_motion)
+    video = VideoDecoder() if kind in (VIDEO, PACKET) else None
 
     def take(message: Any, log_ns: int) -> None:
-        stamp = _dated(stamp_ns(message.header), camera.stamp)
+        sent = sent_ns(message)
+        # Every packet of a video counts for those after it, also one without a stamp.
+        picture = video.decode(message, sent or log_ns) if video is not None else None
+        stamp = _dated(sent, camera.stamp)
+        image: NDArray[np.uint8] | None = picture
+        data: NDArray[np.uint8] | None = None
         if kind == COMPRESSED:
             data = np.asarray(message.data, dtype=np.uint8)
             # The index keeps no labels, so a picture that its bytes alone do not tell is stored as what it means.
             converted = size is not None or needs_label(data, str(message.format))
             image = decode_compressed(message) if converted else None
-        else:
+        elif image is None:
             image = decode_image(message)
-            data = None
         if image is not None:
             height, width = image.shape[:2]
         else:
@@ -311,22 +317,22 @@ def _camera_handler(
                 Reason.WRONG_SIZE, f'image is {width} x {height}; the contract has {camera.width} x {camera.height}.'
             )
         if image is not None:
-            data = _encoded(image, size)
+            data = _encoded(image, size, is_lossy=picture is not None)
         assert data is not None
         offset = stream.tell()
         stream.write(data.tobytes())
-        watch.update(as_bytes(message.data), newest_state)
+        watch.update(as_bytes(message.data if picture is None else picture), newest_state)
         track.add(stamp, log_ns, (offset, len(data), int(watch.is_frozen)))
 
     return take
 
 
-def _encoded(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
-    """As JPEG at the model's size, or without loss at its own."""
-    if size is None:
+def _encoded(image: NDArray[np.uint8], size: int | None, is_lossy: bool) -> NDArray[np.uint8]:
+    """As JPEG at the model's size, or at its own: without loss, unless a video has lost something already."""
+    if size is None and not is_lossy:
         kind, settings = '.png', [cv2.IMWRITE_PNG_COMPRESSION, 1]
     else:
-        image = resize_with_pad(image, size)
+        image = image if size is None else resize_with_pad(image, size)
         kind, settings = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, MODEL_QUALITY]
     done, data = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     if not done:

@@ -155,7 +155,7 @@ REFUSALS = [
     (edit('cameras.0.max_age_s', -1.0), 'cameras[0].max_age_s is -1.0'),
     (edit('cameras.0.crop', [0.5, 0.0, 0.6, 1.0]), 'cameras[0].crop is [0.5, 0.0, 0.6, 1.0]; write left, top, width'),
     (edit('cameras.0.crop', [0.5, 0.0, 0.0, 1.0]), 'cameras[0].crop is [0.5, 0.0, 0.0, 1.0]'),
-    (edit('cameras.0.transport', 'h264'), "cameras[0].transport is 'h264'; write one of raw, compressed"),
+    (edit('cameras.0.transport', 'h264'), "transport is 'h264'; write one of raw, compressed, video, ffmpeg"),
     (edit('cameras.0.topic', 'no spaces'), "cameras[0].topic is 'no spaces'"),
     (edit('cameras.0.width', 640), 'only one of width and height'),
     (edit('cameras.0.name', 'joint_states'), "'joint_states' names both a camera and a state stream"),

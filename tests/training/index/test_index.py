@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import OutputOptions
+from ki_robot.messages.arrays import set_time
 from ki_robot.messages.pixels import DEPTH_WHITE_MM
+from ki_robot.messages.video import VIDEO_MESSAGES
 from ki_robot.observation.buffer import ObservationBuffer
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions
@@ -507,3 +510,45 @@ def test_options_that_name_nothing_of_the_robot_are_refused(make_bag: MakeBag, t
             index_bags(path, toy, tmp_path / 'index', options)
         assert str(caught.value).startswith(says)
     IndexOptions(columns={'joint1/position': 'linear'}, remap={'scene/image_raw': 'front', 'odom': 'o'}).check(toy)
+
+
+@pytest.mark.parametrize('transport', ['video', 'ffmpeg'])
+def test_a_camera_that_comes_as_video_is_indexed_from_its_first_key_frame(
+    transport: str, toy: Contract, tmp_path: Path, scribe: Any
+) -> None:
+    av = pytest.importorskip('av')
+    context = av.CodecContext.create('libx264', 'w')
+    context.width, context.height, context.pix_fmt, context.time_base = 64, 48, 'yuv420p', Fraction(1, 30)
+    context.options = {'preset': 'ultrafast', 'tune': 'zerolatency', 'g': '10'}
+    camera = toy.cameras[0].replace(topic='scene/video', transport=transport)
+    robot = toy.replace(cameras=(camera, toy.cameras[1]))
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/scene/image_raw/compressed',))
+        writer.stretch(2.0)
+        for number in range(61):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * number, np.uint8), format='rgb24')
+            frame.pts = number
+            [packet] = context.encode(frame)
+            if number >= 5:  # the recorder began in the middle of a group
+                now_ns = START_NS + number * 10**9 // 30
+                message_builders.put(bag, '/scene/video', now_ns, packet_of(transport, bytes(packet), now_ns))
+    index = index_bags(tmp_path / 'bag', robot, tmp_path / 'index')
+    assert {(each.field, each.kind, each.count) for each in index.problems} == {('/scene/video', 'no_key_frame', 5)}
+    data = EpisodeDataset(index, resize=False)
+    for sample in (data[0], data[len(data) - 1]):
+        shade = 4 * round((sample.stamp_ns - START_NS) / 1e9 * 30 - 0.49)
+        assert sample.images['scene'].shape == (48, 64, 3)
+        assert abs(float(sample.images['scene'].mean()) - shade) < 4
+    assert data[0].stamp_ns >= START_NS + 10 * 10**9 // 30, 'nothing is shown before the first key frame'
+
+
+def packet_of(transport: str, data: bytes, stamp_ns: int) -> Any:
+    """A packet of a video as its message."""
+    message = message_builders.empty(VIDEO_MESSAGES[transport])
+    set_time(message.timestamp if transport == 'video' else message.header.stamp, stamp_ns)
+    if transport == 'video':
+        message.format = 'h264'
+    else:
+        message.encoding = 'libx264'
+    message.data = np.frombuffer(data, np.uint8)
+    return message
