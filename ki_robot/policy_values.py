@@ -10,11 +10,12 @@ Letters: S state columns, N action columns, H steps; `...` any leading axes. Val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ki_robot.contract.column_maps import COLUMN_MAPS
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import RotationName
 from ki_robot.contract.parts import ActionColumn, StateColumn
@@ -23,11 +24,12 @@ from ki_robot.errors import RobotError
 from ki_robot.space.rotations import continuous, from_matrix, to_matrix
 
 Array = NDArray[np.floating[Any]]
+FloatArray = TypeVar('FloatArray', bound=NDArray[np.floating[Any]])
 
 
-def policy_state(contract: Contract, state: Array) -> Array:
+def policy_state(contract: Contract, state: FloatArray) -> FloatArray:
     """A state (..., S) as the policy sees it: through the maps of its columns."""
-    return _mapped(contract.state, _checked(contract, state, contract.state_names, 'state'))
+    return mapped_values(contract.state, _checked(contract, state, contract.state_names, 'state'))
 
 
 def policy_actions(contract: Contract, actions: Array, state: Array) -> Array:
@@ -39,7 +41,7 @@ def policy_actions(contract: Contract, actions: Array, state: Array) -> Array:
         state: (..., S), SI, at the observation that begins the chunk.
     """
     seen = policy_state(contract, state)
-    mapped = _mapped(contract.actions, _checked(contract, actions, contract.action_names, 'actions'))
+    mapped = mapped_values(contract.actions, _checked(contract, actions, contract.action_names, 'actions'))
     found = mapped - _reference(contract, seen)[..., None, :].astype(mapped.dtype, copy=False)
     for pose, turns, moves in _composed(contract):
         start = _rotations(pose.rotation, seen[..., _state_of(contract, pose)], pose.hand.down)[..., None, :, :]
@@ -78,7 +80,7 @@ def robot_actions(contract: Contract, values: Array, state: Array) -> Array:
             there = start @ turn if pose.hand.delta == 'tip' else turn @ start
             numbers = from_matrix(pose.rotation, there)
             found[..., pose.turn] = _without_jumps(pose.rotation, numbers, at)
-    return _unmapped(contract.actions, found)
+    return si_values(contract.actions, found)
 
 
 def _reference(contract: Contract, seen: Array) -> Array:
@@ -135,15 +137,33 @@ def _without_jumps(kind: RotationName, numbers: Array, start: Array) -> Array:
     return np.stack(rows).reshape(numbers.shape) if rows else numbers
 
 
-def _mapped(columns: Sequence[StateColumn | ActionColumn], values: Array) -> Array:
-    return values
+def mapped_values(columns: Sequence[StateColumn | ActionColumn], values: FloatArray) -> FloatArray:
+    """SI values (..., C) through the maps of their columns; untouched where there are none."""
+    if not any(column.is_mapped for column in columns):
+        return values
+    found = values.astype(np.float64)
+    for index, column in enumerate(columns):
+        if column.is_mapped:
+            found[..., index] = column.sign * column.scale * found[..., index] + column.offset
+            if column.map is not None:
+                found[..., index] = COLUMN_MAPS[column.map][column.unit].apply(found[..., index])
+    return cast(FloatArray, found.astype(values.dtype, copy=False))
 
 
-def _unmapped(columns: Sequence[ActionColumn], values: Array) -> Array:
-    return values
+def si_values(columns: Sequence[StateColumn | ActionColumn], values: FloatArray) -> FloatArray:
+    """Mapped values (..., C) back in SI units."""
+    if not any(column.is_mapped for column in columns):
+        return values
+    found = values.astype(np.float64)
+    for index, column in enumerate(columns):
+        if column.is_mapped:
+            if column.map is not None:
+                found[..., index] = COLUMN_MAPS[column.map][column.unit].invert(found[..., index])
+            found[..., index] = (found[..., index] - column.offset) / (column.sign * column.scale)
+    return cast(FloatArray, found.astype(values.dtype, copy=False))
 
 
-def _checked(contract: Contract, values: Array, names: Sequence[str], what: str) -> Array:
+def _checked(contract: Contract, values: FloatArray, names: Sequence[str], what: str) -> FloatArray:
     if values.shape[-1:] != (len(names),):
         raise RobotError(f'{what} have the shape {values.shape}; {contract.name} has {len(names)} {what} columns.')
     return values

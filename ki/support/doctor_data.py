@@ -137,6 +137,7 @@ def _trained(index: Index | None, bundle: Path | None) -> _Trained:
 
 
 def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], list[Finding]]:
+    from ki_robot.policy_values import policy_state
     from training.errors import TrainingError
     from training.evaluate import train_deploy_drift
     from training.fit.stats import ERROR, Finding
@@ -148,19 +149,24 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
             states_TS = train_deploy_drift.recorded_states(index)
         except TrainingError as error:
             return rows, [*found, Finding(ERROR, '', 'no_data', str(error))]
-        rows = train_deploy_drift.differences(trained.contract.state, trained.state, states_TS)
+        rows = train_deploy_drift.differences(
+            trained.contract.state, trained.state, policy_state(trained.contract, states_TS)
+        )
     found += train_deploy_drift.difference_findings(rows)
     return rows, found + train_deploy_drift.rate_findings(trained.rates_hz, train_deploy_drift.recorded_rates(index))
 
 
 def _live(trained: _Trained, live: LiveSource) -> tuple[Sequence[Difference], list[Finding], str]:
     from ki_policy_node.common.live_probe import listen
+    from ki_robot.policy_values import policy_state
     from training.evaluate import train_deploy_drift
     from training.fit.stats import dark_findings
 
     with progress(f'listening for {live.seconds:g} s'):
         heard = listen(trained.contract, live.seconds, live.wait_s, live.namespace, live.sim_time)
-    rows = train_deploy_drift.differences(trained.contract.state, trained.state, heard.states_TS)
+    rows = train_deploy_drift.differences(
+        trained.contract.state, trained.state, policy_state(trained.contract, heard.states_TS)
+    )
     found = train_deploy_drift.difference_findings(rows)
     found += train_deploy_drift.stream_findings(
         trained.contract, heard.health, heard.rates_hz, heard.moments, heard.blind

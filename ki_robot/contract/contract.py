@@ -180,6 +180,8 @@ MODEL_FIELDS: dict[str, Callable[[Contract], object]] = {
     'actions (name, in order)': lambda contract: contract.action_names,
     'actions (unit)': lambda contract: tuple(column.unit for column in contract.actions),
     'actions (representation)': lambda contract: tuple(column.representation for column in contract.actions),
+    'state (sign, scale, offset, map)': lambda contract: tuple(column.mapping for column in contract.state),
+    'actions (sign, scale, offset, map)': lambda contract: tuple(column.mapping for column in contract.actions),
     'hands (down, delta)': lambda contract: {each.name: (each.down, each.delta) for each in contract.hands.values()},
     'hands (base, tip)': lambda contract: {
         each.name: (each.base, each.tip) for each in (contract.kinematics.hands if contract.kinematics else ())

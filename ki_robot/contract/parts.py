@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ki_common.configuration.model import Config
 from ki_common.errors import shown
+from ki_robot.contract.column_maps import COLUMN_MAPS, ColumnMap
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS, ControllerKindName
 from ki_robot.contract.names import (
     INTERFACE_UNITS,
@@ -208,7 +209,37 @@ class _Column(ContractPart):
         return self
 
 
-class StateColumn(_Column):
+class _PolicyColumn(_Column):
+    """A column that a policy sees or says: of its SI value, map(sign * scale * value + offset)."""
+
+    sign: Literal[1, -1] = 1
+    """-1 where the policy was trained with the other direction."""
+    scale: float = Field(default=1.0, gt=0)
+    """The policy's units in one of the column's, such as 57.29578 for a policy that was trained in degrees."""
+    offset: float = 0.0
+    """Added after sign and scale, in the policy's unit."""
+    map: ColumnMap | None = None
+    """A function that sign, scale and offset cannot say, applied last; `ki_robot.contract.column_maps` lists them."""
+
+    @property
+    def mapping(self) -> tuple[int, float, float, str | None]:
+        """What lies between the SI value and the policy's."""
+        return self.sign, self.scale, self.offset, self.map
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether anything does."""
+        return self.mapping != (1, 1.0, 0.0, None)
+
+    @model_validator(mode='after')
+    def _map_takes_the_unit(self) -> Self:
+        if self.map is not None and self.unit not in COLUMN_MAPS[self.map]:
+            units = ' or '.join(COLUMN_MAPS[self.map])
+            raise ValueError(f'map is {self.map!r} for {self.name} in {self.unit!r}; it takes {units}')
+        return self
+
+
+class StateColumn(_PolicyColumn):
     """One number of the state vector."""
 
     source: Name
@@ -217,7 +248,7 @@ class StateColumn(_Column):
     """What a measured value must stay within to be believed."""
 
 
-class ActionColumn(_Column):
+class ActionColumn(_PolicyColumn):
     """One number of an action."""
 
     unhashed = ('tolerance',)

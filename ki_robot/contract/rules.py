@@ -50,10 +50,10 @@ def broken_rules(parts: Parts) -> Iterator[str]:
     for index, joint in enumerate(parts.joints):
         yield from _source(f'joints[{index}]', joint, streams, set())
     yield from _poses(parts)
-    units = {column.name: column.unit for column in parts.state}
+    measured = {column.name: column for column in parts.state}
     for index, action in enumerate(parts.actions):
         if action.representation == 'delta':
-            yield from _delta(f'actions[{index}]', action, units)
+            yield from _delta(f'actions[{index}]', action, measured)
     if parts.outputs:
         yield from _commanded(parts)
 
@@ -103,11 +103,17 @@ def _source(
         yield f'{where}.name is {column.name!r}; columns of {stream.name} begin with its prefix {stream.prefix!r}'
 
 
-def _delta(where: str, action: ActionColumn, units: Mapping[str, str]) -> Iterator[str]:
-    if action.name not in units:
+def _delta(where: str, action: ActionColumn, measured: Mapping[str, StateColumn]) -> Iterator[str]:
+    state = measured.get(action.name)
+    if state is None:
         yield f'{where} ({action.name}) is a delta, but no state column has that name; add it or make it absolute'
-    elif units[action.name] != action.unit:
-        yield f'{where}.unit is {action.unit!r}, but the state column {action.name} is in {units[action.name]!r}'
+    elif state.unit != action.unit:
+        yield f'{where}.unit is {action.unit!r}, but the state column {action.name} is in {state.unit!r}'
+    elif state.mapping != action.mapping:
+        yield (
+            f'{where} ({action.name}) is a delta with another sign, scale, offset or map than its state column; '
+            'a difference of the two means nothing, give both the same'
+        )
 
 
 def _poses(parts: Parts) -> Iterator[str]:
@@ -124,9 +130,13 @@ def _poses(parts: Parts) -> Iterator[str]:
     columns: Mapping[str, Sequence[StateColumn | ActionColumn]] = {'state': parts.state, 'actions': parts.actions}
     for label, listed in columns.items():
         for hand in hands:
-            flaw = pose_flaw(hand, [column for column in listed if _of(column.name, (hand,))])
+            own = [column for column in listed if _of(column.name, (hand,))]
+            flaw = pose_flaw(hand, own)
             if flaw:
                 yield f'{label} of {flaw}'
+            mapped = [column.name for column in own if column.is_mapped]
+            if mapped and any(action.representation == 'delta' for action in parts.actions if action.name in mapped):
+                yield f'{mapped[0]} is part of a pose that is a delta; leave sign, scale, offset and map out'
     for hand in hands:
         kinds = {
             (axis in PLACE_AXES, action.representation)

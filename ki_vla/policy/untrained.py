@@ -10,6 +10,7 @@ import torch
 
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import ActionColumn, StateColumn
+from ki_robot.policy_values import mapped_values
 from ki_robot.transforms import Stats
 from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.initial_weights import initialise
@@ -74,8 +75,10 @@ def write_untrained(folder: str | Path, contract: Contract, seed: int = 0, overw
 
 def _spread(columns: Sequence[StateColumn | ActionColumn]) -> Stats:
     """Statistics of columns that go evenly from their lower to their upper limit (-1 and 1 where there is none)."""
-    lower = np.array([-1.0 if c.limits.lower is None else c.limits.lower for c in columns])
-    upper = np.array([1.0 if c.limits.upper is None else c.limits.upper for c in columns])
+    least = np.array([-1.0 if c.limits.lower is None else c.limits.lower for c in columns])
+    most = np.array([1.0 if c.limits.upper is None else c.limits.upper for c in columns])
+    ends = mapped_values(columns, np.stack([least, most]))
+    lower, upper = ends.min(axis=0), ends.max(axis=0)
     return Stats(
         names=tuple(column.name for column in columns),
         mean=(lower + upper) / 2.0,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
+from ki_robot.contract.column_maps import COLUMN_MAPS, ColumnMap
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import ROTATION_AXES, RotationName
 from ki_robot.errors import RobotError
@@ -138,3 +139,79 @@ def test_a_state_is_seen_as_it_is_measured() -> None:
     contract = posed('rot6d', 'base')
     state = poses('rot6d', 2, seed=2)
     assert policy_state(contract, state) is state
+
+
+def aloha_like(**column: Any) -> Contract:
+    """A joint and a gripper, mapped."""
+    limits = {'lower': -3.0, 'upper': 3.0, 'velocity': 3.0}
+    state = [
+        {'name': 'shoulder/position', 'unit': 'rad', 'source': 'joints', 'sign': -1},
+        {'name': 'gripper/position', 'unit': 'rad', 'source': 'joints', **column},
+    ]
+    actions = [
+        {'name': 'shoulder/position', 'unit': 'rad', 'representation': 'delta', 'sign': -1, 'limits': limits},
+        {'name': 'gripper/position', 'unit': 'rad', 'representation': 'absolute', 'limits': limits, **column},
+    ]
+    return Contract.parse(
+        {
+            'name': 'aloha_like', 'rate_hz': 50.0, 'horizon': 5,
+            'cameras': [{'name': 'eye', 'topic': 'eye', 'transport': 'raw', 'max_age_s': 1.0}],
+            'state_streams': [{'name': 'joints', 'topic': 'joints', 'type': 'joint_state', 'max_age_s': 1.0}],
+            'state': state, 'actions': actions,
+        }
+    )  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(np.float64, (6, 2), elements=st.floats(-1.5, 1.5)), st.floats(0.1, 60), st.floats(-3, 3))
+def test_maps_come_before_deltas_and_invert(actions: np.ndarray, scale: float, offset: float) -> None:
+    contract = aloha_like(scale=scale, offset=offset)
+    state = np.array([0.4, 0.2])
+    said = policy_actions(contract, actions, state)
+    np.testing.assert_allclose(said[:, 0], -(actions[:, 0] - 0.4), atol=1e-12)
+    np.testing.assert_allclose(said[:, 1], scale * actions[:, 1] + offset, atol=1e-9)
+    np.testing.assert_allclose(policy_state(contract, state), [-0.4, scale * 0.2 + offset], atol=1e-12)
+    np.testing.assert_allclose(robot_actions(contract, said, state), actions, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', list(COLUMN_MAPS))
+def test_the_gripper_of_aloha_inverts_in_both_units(name: ColumnMap) -> None:
+    angles, fingers = np.linspace(-0.62, 1.49, 50), np.linspace(0.0185, 0.0575, 50)
+    for unit, values in (('rad', angles), ('m', fingers)):
+        pair = COLUMN_MAPS[name][unit]
+        np.testing.assert_allclose(pair.invert(pair.apply(values)), values, atol=1e-9)
+    # a motor's angle and the finger that it moves are one gripper
+    moved = 0.022 * np.sin(angles) + np.sqrt(0.036**2 - (0.022 * np.cos(angles)) ** 2)
+    by_finger, by_angle = COLUMN_MAPS[name]['m'].apply(moved), COLUMN_MAPS[name]['rad'].apply(angles)
+    np.testing.assert_allclose(by_finger, by_angle, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'map': 'aloha_gripper_state', 'unit': '1'}, r"map is 'aloha_gripper_state' for gripper/position in '1'; it"),
+        ({'map': 'aloha'}, r"map is 'aloha'"),
+        ({'scale': 0.0}, 'scale'),
+        ({'sign': 2}, 'sign'),
+    ],
+)
+def test_a_map_that_means_nothing_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(RobotError, match=said):
+        aloha_like(**change)
+
+
+def test_a_delta_of_two_maps_is_refused() -> None:
+    told = aloha_like().to_dict()
+    del told['state'][0]['sign']
+    with pytest.raises(RobotError, match='a delta with another sign, scale, offset or map than its state column'):
+        Contract.parse(told)
+
+
+def test_a_policy_of_other_signs_does_not_fit() -> None:
+    told = aloha_like().to_dict()
+    for label in ('state', 'actions'):
+        del told[label][0]['sign']
+    found = aloha_like().mismatches(Contract.parse(told))
+    assert [text.split(':')[0] for text in found] == [
+        'state (sign, scale, offset, map)', 'actions (sign, scale, offset, map)',
+    ]  # fmt: skip

@@ -73,7 +73,7 @@ def differences(columns: Sequence[StateColumn], trained: Stats, states_TS: NDArr
     Args:
         columns: The state of the robot.
         trained: Statistics of the same columns.
-        states_TS: What the robot measured, SI.
+        states_TS: What the robot measured, as the policy sees it (`policy_state`).
 
     Raises:
         RobotError: the statistics are of other columns.

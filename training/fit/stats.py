@@ -17,7 +17,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import ActionColumn, StateColumn
 from ki_robot.errors import Rejected
-from ki_robot.policy_values import policy_actions, policy_state
+from ki_robot.policy_values import policy_actions, policy_state, si_values
 from ki_robot.transforms import MIN_SPAN, Stats
 from training.errors import TrainingError
 from training.fit.quantiles import Running, RunningSteps
@@ -195,7 +195,11 @@ def _columns(contract: Contract, summary: Summary) -> list[Finding]:
                     f'{stats.q01[index]:.4g}..{stats.q99[index]:.4g}; look at the recordings with these values'
                 )
                 found.append(Finding(WARNING, column.name, 'outlier', text))
-            found += unit_findings(name, column, low[index], high[index])
+            if not column.is_mapped:
+                found += unit_findings(name, column, low[index], high[index])
+            elif isinstance(column, StateColumn):  # statistics are of the policy's values
+                ends = si_values([column], np.array([[low[index]], [high[index]]]))
+                found += unit_findings(name, column, float(ends.min()), float(ends.max()))
     return found
 
 
