@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ki_robot.contract.names import Unit
 
 Array = NDArray[np.floating[Any]]
-ColumnMap = Literal['aloha_gripper_state', 'aloha_gripper_action']
+MapName = Literal['aloha_gripper_state', 'aloha_gripper_action']
 
 # The gripper of ALOHA's follower arms (ViperX 300 S): a crank of 22 mm moves a finger by a rod of 36 mm, so that the
 # finger's place l [m] and the motor's angle a [rad] are tied by (l - 0.022 sin a)^2 + (0.022 cos a)^2 = 0.036^2. What
@@ -55,7 +55,7 @@ def _of_share(share: Array) -> Array:
 
 
 # Name of a map -> unit of its column -> both directions.
-COLUMN_MAPS: dict[ColumnMap, dict[Unit, _Pair]] = {
+COLUMN_MAPS: dict[MapName, dict[Unit, _Pair]] = {
     # 0 and 1 at the ends of the angle that pi0 was trained on
     'aloha_gripper_state': {
         'rad': _Pair(_share, _of_share),

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from ki_common.configuration.model import Config
 from ki_common.errors import shown
-from ki_robot.contract.column_maps import COLUMN_MAPS, ColumnMap
+from ki_robot.contract.column_maps import COLUMN_MAPS, MapName
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS, ControllerKindName
 from ki_robot.contract.names import (
     INTERFACE_UNITS,
@@ -218,7 +218,7 @@ class _PolicyColumn(_Column):
     """The policy's units in one of the column's, such as 57.29578 for a policy that was trained in degrees."""
     offset: float = 0.0
     """Added after sign and scale, in the policy's unit."""
-    map: ColumnMap | None = None
+    map: MapName | None = None
     """A function that sign, scale and offset cannot say, applied last; `ki_robot.contract.column_maps` lists them."""
 
     @property

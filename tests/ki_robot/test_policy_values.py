@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.transform import Rotation
 
-from ki_robot.contract.column_maps import COLUMN_MAPS, ColumnMap
+from ki_robot.contract.column_maps import COLUMN_MAPS, MapName
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import ROTATION_AXES, RotationName
 from ki_robot.errors import RobotError
@@ -175,7 +175,7 @@ def test_maps_come_before_deltas_and_invert(actions: np.ndarray, scale: float, o
 
 
 @pytest.mark.parametrize('name', list(COLUMN_MAPS))
-def test_the_gripper_of_aloha_inverts_in_both_units(name: ColumnMap) -> None:
+def test_the_gripper_of_aloha_inverts_in_both_units(name: MapName) -> None:
     angles, fingers = np.linspace(-0.62, 1.49, 50), np.linspace(0.0185, 0.0575, 50)
     for unit, values in (('rad', angles), ('m', fingers)):
         pair = COLUMN_MAPS[name][unit]
