@@ -21,6 +21,7 @@ from ki_common.errors import KiError
 
 _READ_BYTES = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_JSON_BYTES = 256 << 20
 
 
 @contextlib.contextmanager
@@ -115,6 +116,8 @@ def read_json(path: Path, error: type[KiError], advice: str = '') -> dict[str, A
     """
     end = f'; {advice}.' if advice else '.'
     try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError(f'it has {path.stat().st_size} bytes, more than {_JSON_BYTES}')
         data = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as reason:
         raise error(f'{path} cannot be read as JSON ({reason}){end}') from reason

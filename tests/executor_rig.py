@@ -241,7 +241,7 @@ class Bench:
             follower.on_estop(False, self.steady)
             self.estop_until = 0
         if follower.state is State.FAULT and rng.random() < 0.02:
-            follower.reset_fault()
+            follower.reset_fault(self.steady)
         if rng.random() < 0.0005 * mad:
             follower.enable(False, self.steady)
         if follower.state is State.DISABLED and rng.random() < 0.02:

@@ -177,8 +177,8 @@ class Rig:
             time.sleep(0.0005)  # whoever waits for the lock gets it
 
     def start(self, name: str, **parameters: Any) -> Process:
-        """Starts policy_node or chunk_executor for this robot."""
-        given = {'robot': self.contract_file} | parameters
+        """Starts policy_node or chunk_executor for this robot, or the recorder."""
+        given = parameters if name == 'recorder' else {'robot': self.contract_file} | parameters
         process = Process(NODES[name], self.folder / f'{name}.log', given)
         self.processes.append(process)
         return process

@@ -91,7 +91,9 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
     profile = use_own_dds_profile()
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        return profile, make()
+        node = make()
+        answer_always(node)
+        return profile, node
     except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
         raise NodeError(f'The node cannot be started: {error}') from error
     except ValueError as error:
@@ -124,6 +126,35 @@ def spin(node: Node, executor: Any, stopped: Callable[[], bool]) -> int:
                 node.get_logger().fatal(f'{failures} callbacks failed in a row ({text}); giving up.')
                 return 1
     return 0
+
+
+def answer_always(node: Node) -> None:
+    """Lets every service of a node answer whatever happens: an exception becomes `success: false`, and a message.
+
+    Without it the caller would wait for ever. rclpy's own service `change_state` is one of them: a transition that is
+    not possible now is an exception there.
+    """
+    service: Any
+    for service in node.services:
+        if 'success' in service.srv_type.Response.get_fields_and_field_types():
+            service.callback = _answering(node, service.callback)
+
+
+def _answering(node: Node, serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def answer(request: Any, response: Any) -> Any:
+        try:
+            return serve(request, response)
+        except KiError as error:
+            text = str(error)
+        except Exception as error:  # the file system, a library: the caller is to hear of it as well
+            text = f'{type(error).__name__}: {error}'
+        node.get_logger().error(f'A request is refused. {text}')
+        response.success = False
+        if hasattr(response, 'message'):
+            response.message = text
+        return response
+
+    return answer
 
 
 def flush(publishers: list[Any], seconds: float = 0.2) -> None:

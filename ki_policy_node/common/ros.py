@@ -7,15 +7,18 @@ import functools
 import importlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
-from ki_common.share import share_file
+from ki_common.share import share_file, share_folders
 from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
 DDS_PROFILES = ('loopback', 'lan', 'none')
+INTERFACE = re.compile(r'([a-z]\w*)/(msg|srv|action)/([A-Z]\w*)')
 DOMAINS = 232  # the highest; above it there are no ports
 
 
@@ -71,11 +74,20 @@ def use_own_dds_profile() -> str:
 def message_class(name: str) -> Any:
     """The class of an interface named as ROS names it: 'sensor_msgs/msg/Image', 'x_msgs/action/Y_Goal'.
 
+    A name may come from the network. Only a package that has installed this interface is imported.
+
     Raises:
         NodeError: the package or the type is not installed here.
     """
-    package, _, rest = name.partition('/')
-    kind, _, type_name = rest.partition('/')
+    match = INTERFACE.fullmatch(name)
+    if match is None:
+        raise NodeError(f'The message type {name[:100]!r} is no name of an interface; write PACKAGE/msg/TYPE.')
+    package, kind, type_name = match.groups()
+    definition = f'{kind}/{type_name.partition("_")[0]}'
+    if not any(
+        Path(folder, f'{definition}.{end}').is_file() for folder in share_folders(package) for end in (kind, 'idl')
+    ):
+        raise NodeError(f'The message type {name} is not installed here: install or build {package}.')
     try:
         return functools.reduce(getattr, type_name.split('_'), importlib.import_module(f'{package}.{kind}'))
     except (ImportError, AttributeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from ki_policy_node.errors import NodeError
+from ki_robot.messages.arrays import MAX_ID
 
 MAX_INSTRUCTION = 500
 
@@ -15,6 +16,11 @@ def checked_instruction(text: str, instruction_id: str) -> tuple[str, str]:
     Raises:
         NodeError: empty, too long, or with characters that are no text.
     """
+    if len(instruction_id) > MAX_ID or not instruction_id.isprintable():
+        raise NodeError(
+            f'The id of the instruction begins with {instruction_id[:20]!r}; write at most {MAX_ID} printable '
+            'characters, or leave it empty.'
+        )
     text = text.strip()
     if not text:
         raise NodeError('The instruction is empty; say what to do, such as "put the red cup in the bowl".')

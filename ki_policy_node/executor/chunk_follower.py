@@ -81,6 +81,7 @@ class Follower:
         self._period_ns, self._ticked_ns = period_ns, -1
         self._invalid_states = self._invalid_chunks = 0
         self._implausible_ns: list[int] = []
+        self._disbelieved = (-IMPLAUSIBLE_NS, '')  # the last state that was: when, and why
         self._chunk: ActionChunk | None = None
         self._chunk_steady_ns = 0
         self._speakers: list[_Speaker] = []  # whose chunks were heard lately
@@ -159,6 +160,7 @@ class Follower:
             if self._measured.update(stream, values, stamp_ns, steady_ns):
                 self._invalid_states = 0
         except Rejected as error:
+            self._disbelieved = steady_ns, str(error)
             self._implausible_ns = [at for at in self._implausible_ns if steady_ns - at < IMPLAUSIBLE_NS] + [steady_ns]
             if len(self._implausible_ns) >= INVALID_LIMIT and self.state in (State.RUN, State.HOLD):
                 names = who()
@@ -168,7 +170,9 @@ class Follower:
 
     def on_invalid_state(self, message: str, non_finite: bool, steady_ns: int) -> None:
         """A measured state that cannot be used; non-finite ones in a row are a broken sensor, and a fault."""
-        self._invalid_states += 1 if non_finite else 0
+        if non_finite:
+            self._invalid_states += 1
+            self._disbelieved = steady_ns, message
         if self._invalid_states >= INVALID_LIMIT and self.state in (State.RUN, State.HOLD):
             text = f'{INVALID_LIMIT} times in a row: {message}'
             self._fault(Event(Kind.NON_FINITE, Severity.FAULT, text), steady_ns)
@@ -363,10 +367,13 @@ class Follower:
         if self.state in (State.HOLD, State.IDLE):
             self.reason = 'waits for a chunk'
 
-    def reset_fault(self) -> str:
+    def reset_fault(self, steady_ns: int) -> str:
         """Leaves a fault; returns why not, or an empty text."""
         if self._estop:
             return 'The e-stop is still pressed; release it first.'
+        at_ns, why = self._disbelieved
+        if steady_ns - at_ns < IMPLAUSIBLE_NS:
+            return f'A measured state is still not believed: {why}'
         self._latched = ''
         if self.state is State.FAULT:
             self._chunk, self._fresh = None, True

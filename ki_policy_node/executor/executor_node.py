@@ -398,7 +398,7 @@ class ChunkExecutor(LifecycleNode):
             response.success, response.message = False, 'The executor is not configured.'
             return response
         with self._lock:
-            response.message = self._follower.reset_fault()
+            response.message = self._follower.reset_fault(time.monotonic_ns())
         if response.message and self._estop is not None and self._estop.latch.unclear:
             response.message = UNCLEAR
         response.success = not response.message

@@ -22,6 +22,7 @@ from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import Serving
 
 COMMISSIONING = 'commissioning'
+MAX_PATH = 4096  # of Linux; resolving a longer one can take minutes
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses
 
 
@@ -160,7 +161,11 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
             f'Parameter bundle is empty, and backend {backend} needs one; give the folder of a bundle, or backend: '
             f'{COMMISSIONING} to try the robot without a model.'
         )
-    if not Path(bundle).is_dir():
+    try:
+        found = Path(bundle).is_dir()
+    except OSError as error:
+        raise NodeError(f'Bundle {bundle[:200]!r} cannot be opened: {error.strerror}.') from error
+    if not found:
         raise NodeError(f'Parameter bundle is {bundle!r}, which is no folder; give the folder of a bundle.')
     from ki_policy_node.policy.bundle_policy import BundlePolicy
     from ki_vla.policy.inference import load_policy
@@ -180,6 +185,36 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
     except KiError:
         loaded.close()
         raise
+
+
+def allowed_bundle(path: str, configured: str, root: str) -> str:
+    """The bundle that a call on the network may load: the configured one, or one below `root`.
+
+    Args:
+        path: What the call names; empty takes the configured one.
+        configured: The parameter `bundle`.
+        root: The parameter `bundle_root`; empty takes the folder that the configured bundle lies in.
+
+    Raises:
+        NodeError: it lies elsewhere, links followed, or is no path.
+    """
+    if not path or path == configured:
+        return configured
+    if len(path) > MAX_PATH:
+        raise NodeError(f'The path of a bundle has {len(path)} characters; at most {MAX_PATH} are a path.')
+    if not root and not configured:
+        raise NodeError('No policy is loaded by path: set parameter bundle_root to the folder that holds the bundles.')
+    try:
+        allowed = Path(root).expanduser().resolve() if root else Path(configured).resolve().parent
+        wanted = Path(path).resolve()
+        inside = wanted.is_relative_to(allowed) and wanted != allowed
+    except (OSError, ValueError) as error:
+        raise NodeError(f'{path[:100]!r} is no path of a bundle ({error.__class__.__name__}).') from error
+    if not inside:
+        raise NodeError(
+            f'{path[:200]!r} is not below {allowed}; set parameter bundle_root to load bundles from elsewhere.'
+        )
+    return str(wanted)
 
 
 def check_fits(policy_id: str, policy: Contract, robot: Contract) -> None:

@@ -27,7 +27,14 @@ from ki_policy_node.cycle.continuation import Planner, Timing
 from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.instruction import checked_instruction
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.backends import COMMISSIONING, Commissioning, Wanted, check_fits, open_policy
+from ki_policy_node.policy.backends import (
+    COMMISSIONING,
+    Commissioning,
+    Wanted,
+    allowed_bundle,
+    check_fits,
+    open_policy,
+)
 from ki_policy_node.policy.run import PolicyRun
 from ki_policy_node.policy.runner import PolicyRunner
 from ki_policy_node.policy.settings import PolicyNodeSettings
@@ -229,10 +236,12 @@ class PolicyNode(LifecycleNode):
                 response.success, response.message = False, reason
                 return response
             contract = self._runner.contract or load_contract(self.parameters.values.robot)
-            made = self._load(contract, request.path or self.parameters.values.bundle, request.validate_only)
+            settings = self.parameters.values
+            bundle = allowed_bundle(request.path, settings.bundle, settings.bundle_root)
+            made = self._load(contract, bundle, request.validate_only)
             response.success, response.policy_id = True, made.policy.policy_id
             self._runner.replace(made, request.validate_only or self._runner.contract is None)
-        except KiError as error:
+        except (KiError, OSError) as error:  # also a folder that cannot be read, a path that the system refuses
             response.success, response.message = False, str(error)
             self.get_logger().error(str(error))
         response.load_time.sec, response.load_time.nanosec = divmod(time.monotonic_ns() - begin_ns, 1_000_000_000)

@@ -24,6 +24,8 @@ class PolicyNodeSettings(LifecycleSettings):
     """Robot contract: a name of config/robots, or the path of a YAML file."""
     bundle: str = setting('')
     """Folder of the policy bundle; not read with backend commissioning."""
+    bundle_root: str = setting('')
+    """Folder below which ~/load_policy may load bundles; empty takes the one that `bundle` lies in."""
     backend: Backend = setting('auto')
     """What runs the model; commissioning moves the robot without one, to try its wiring."""
     dry_run: bool = setting(True, change=Change.LIVE)

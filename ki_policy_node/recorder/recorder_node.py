@@ -42,9 +42,11 @@ from ki_bags.errors import BagError
 from ki_common.errors import KiError
 from ki_policy_node.common import process, ros
 from ki_policy_node.common.parameters import Parameters
+from ki_policy_node.cycle.instruction import MAX_INSTRUCTION
 from ki_policy_node.errors import NodeError
 from ki_policy_node.recorder.episode_writer import EpisodeWriter, RecordedTopic, definition_of, qos_text
 from ki_policy_node.recorder.settings import RecorderSettings
+from ki_robot.messages.arrays import MAX_ID
 
 DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
@@ -203,11 +205,16 @@ class Recorder(Node):
         """Opens an episode in `path`, or in the next free folder.
 
         Raises:
-            NodeError: one is open already.
+            NodeError: one is open already, or a text is too long.
             BagError: the folder cannot be made.
         """
         if self.episode:
             raise NodeError(f'Episode {self.episode.index} is being recorded; stop it first.')
+        if len(task) > MAX_INSTRUCTION or len(policy_id) > MAX_ID:
+            raise NodeError(
+                f'The task has {len(task)} characters and the policy id {len(policy_id)}; write at most '
+                f'{MAX_INSTRUCTION} and {MAX_ID}.'
+            )
         self.discover()
         settings = self.settings
         index = next_index(self.folder, settings.prefix)

@@ -46,6 +46,7 @@ __all__ = [
 
 NS = 1_000_000_000
 MAX_NAMES = 4096
+MAX_ID = 200  # characters of a policy's or an instruction's id
 Vector = NDArray[np.float64]
 
 
@@ -134,8 +135,11 @@ def to_chunk(msg: Any) -> ActionChunk:
     """A ki_msgs/ActionChunk as `ActionChunk`; the values are copied out of the message.
 
     Raises:
-        Rejected: data is not horizon x columns, a value is not finite, a name is twice, step_dt or stamp is not > 0.
+        Rejected: data is not horizon x columns, a value is not finite, a name is twice, step_dt or stamp is not > 0, or
+            an id is longer than `MAX_ID`.
     """
+    if max(len(msg.policy_id), len(msg.instruction_id)) > MAX_ID:
+        raise Rejected(Reason.TOO_LARGE, f'chunk {msg.chunk_id} has an id of more than {MAX_ID} characters.')
     horizon, names = int(msg.horizon), tuple(msg.interface_names)
     if len(names) > MAX_NAMES or horizon > MAX_STEPS:
         raise Rejected(Reason.TOO_LARGE, f'chunk {msg.chunk_id} has {horizon} steps of {len(names)} columns.')

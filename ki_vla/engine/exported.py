@@ -24,8 +24,6 @@ FOLDER, PARITY, WEIGHTS = 'onnx', 'parity.json', 'weights.data'
 FORMAT = 1
 STAGES = ('vision', 'prefix')
 PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
-# Larger files are compared by size only when an engine is opened: a node must not wait for gigabytes to be hashed.
-HASHED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -121,5 +119,5 @@ def check_file(path: Path, size: int, digest: str, fix: str) -> None:
     found = path.stat().st_size
     if found != size:
         raise VlaError(f'{path}: has {found} bytes where {size} were written; it was cut short or changed; {fix}')
-    if size <= HASHED_BYTES and sha256_of(path) != digest:
+    if sha256_of(path) != digest:
         raise VlaError(f'{path}: is not the file that was checked against torch; {fix}')

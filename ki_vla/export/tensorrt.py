@@ -1,7 +1,11 @@
 """TensorRT engines, built by ONNX Runtime's TensorRT provider from exported graphs and kept in the bundle.
 
-    engines/KEY/engine.json    for which GPU, TensorRT, ONNX Runtime, bundle and graphs; how close to torch
+    engines/KEY/engine.json    for which GPU, TensorRT, ONNX Runtime, bundle and graphs; how close to torch; every file
     engines/KEY/...            what the provider keeps: engines and timings
+
+To open an engine runs code from it. So every file is compared with its sha256 before the provider sees the folder, and
+a file that nobody wrote down is refused. Whoever can write the table as well can run code: take bundles with engines
+only from whom you trust, or remove `engines/` and build them yourself.
 
 An engine fits one kind of GPU and one version of TensorRT. Building takes minutes, so it happens in `ki export --to
 tensorrt` and never at the start of a node, unless that is asked for. Written to the documented options of the
@@ -21,8 +25,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ki_common.files import atomic_folder, sha256_of
-from ki_vla.engine.exported import PARITY, Export
+from ki_common.files import atomic_folder, read_json, sha256_of
+from ki_vla.engine.exported import PARITY, Export, check_file
 from ki_vla.engine.interface import Shape, example_inputs, one_line_when_out_of_memory, prompt_buckets
 from ki_vla.engine.onnx import OnnxRunner, check_provider
 from ki_vla.errors import VlaError
@@ -31,6 +35,7 @@ from ki_vla.export.source import of_bundle
 from ki_vla.policy.bundle import Bundle
 
 FOLDER, TABLE = 'engines', 'engine.json'
+TIMINGS = '.timing'  # of single layers: the provider goes on writing these
 
 
 @dataclass(frozen=True)
@@ -135,20 +140,43 @@ def require_cache(
         machine: GPU, TensorRT, ONNX Runtime; this one unless given.
 
     Raises:
-        VlaError: there is none, or only one for another GPU, TensorRT or other graphs.
+        VlaError: there is none, or only one for another GPU, TensorRT or other graphs, or a file of it was changed.
     """
     target = target_of(bundle, export, machine or this_machine())
     folder = bundle.folder / FOLDER / target.key
+    fix = f'run: ki export {bundle.folder} --to tensorrt --precision {export.precision}'
     if (folder / TABLE).is_file():
+        _check_files(folder, fix)
         return folder
     if build:
         return build_engine(bundle, export, progress=progress, machine=machine)
-    fix = f'run: ki export {bundle.folder} --to tensorrt --precision {export.precision}'
     others = [_read(path) for path in sorted((bundle.folder / FOLDER).glob(f'*/{TABLE}'))]
     differ = [_difference(target, other) for other in others if other is not None]
     if differ:
         raise VlaError(f'{bundle.folder / FOLDER}: no engine fits: {"; ".join(differ)}; {fix}')
     raise VlaError(f'{bundle.folder}: has no TensorRT engine; {fix}')
+
+
+def _kept(folder: Path) -> list[Path]:
+    """The files of an engine that its table answers for."""
+    files = (path for path in folder.rglob('*') if path.is_file() or path.is_symlink())
+    return sorted(path for path in files if path.suffix != TIMINGS and path.name != TABLE)
+
+
+def _check_files(folder: Path, fix: str) -> None:
+    """Every file of an engine against its table.
+
+    Raises:
+        VlaError: one is missing, changed, or not in the table.
+    """
+    files = read_json(folder / TABLE, VlaError, fix).get('files')
+    if not isinstance(files, dict):
+        raise VlaError(f'{folder / TABLE}: lists no files; {fix}')
+    for path in _kept(folder):
+        if path.relative_to(folder).as_posix() not in files:
+            raise VlaError(f'{path}: is not in {TABLE}, and opening it would run code of it; remove it, or {fix}')
+    for name, said in files.items():
+        check_file(folder / name, said['bytes'], said['sha256'], fix)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -206,6 +234,10 @@ def build_engine(
         table = {
             'target': asdict(target),
             PARITY.split('.')[0]: found,
+            'files': {
+                path.relative_to(engines).as_posix(): {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
+                for path in _kept(engines)
+            },
             'seconds': round(time.perf_counter() - begin, 1),
         }
         (engines / TABLE).write_text(json.dumps(table, indent=2, sort_keys=True) + '\n', encoding='utf-8')

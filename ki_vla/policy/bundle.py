@@ -9,7 +9,8 @@
     manifest.json       name, format, sha256 of every file above
     onnx/ engines/      exports, made later and not part of the policy's identity
 
-Safetensors, JSON and YAML only: loading a bundle executes no code from it.
+Safetensors, JSON and YAML only: loading a bundle executes no code from it. A TensorRT engine in `engines/` is code,
+and only backend tensorrt opens it; see `ki_vla.export.tensorrt`.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 00000500/model.safetensors    weights, float32
          average.safetensors  their moving average, where there is one
          optimiser.pt         state of AdamW by the names of weights; tensors and numbers only
-         state.json           step, sampler, counters, and what the run must be to go on from here
+         state.json           step, sampler, counters, what the run must be to go on from here; sha256 of all files
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ki_common.files import atomic_folder, remove_leftovers
+from ki_common.files import atomic_folder, remove_leftovers, sha256_of
 from training.errors import TrainingError
 from training.train.lora import merged
 
@@ -55,9 +56,12 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Pat
             if checkpoint.average is not None:
                 save_file({name: value.contiguous() for name, value in checkpoint.average.items()}, partial / AVERAGE)
             torch.save(checkpoint.optimiser, partial / OPTIMISER)
-            sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-            state = {'format': FORMAT, 'step': checkpoint.step, 'files': sizes, **checkpoint.state}
-            text = json.dumps(state, indent=1, sort_keys=True, allow_nan=False)
+            files = {
+                path.name: {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
+                for path in sorted(partial.iterdir())
+            }
+            state = {'format': FORMAT, 'step': checkpoint.step, 'files': files, **checkpoint.state}
+            text = json.dumps(state | {'sha256': _digest(state)}, indent=1, sort_keys=True, allow_nan=False)
             (partial / STATE).write_text(text, encoding='utf-8')
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
         raise TrainingError(
@@ -85,14 +89,39 @@ def read_state(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE).read_text(encoding='utf-8'))
         if state['format'] != FORMAT:
             raise TrainingError(f'{path} has format {state["format"]}, this version reads {FORMAT}.')
-        for name, size in state['files'].items():
-            if (path / name).stat().st_size != size:
-                raise TrainingError(
-                    f'{path / name} was changed or cut short; remove {path} to go on from an older one.'
-                )
+        sizes_alone = all(isinstance(said, int) for said in state['files'].values())
+        if state.pop('sha256', '') != ('' if sizes_alone else _digest(state)):
+            raise ValueError(f'{STATE} was changed')
+        for name, said in state['files'].items():
+            if (path / name).stat().st_size != _entry(said)[0]:
+                raise ValueError(f'{name} was cut short')
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f'{path} is damaged ({error}); remove it to go on from an older one.') from error
     return dict(state)
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """sha256 of what state.json says apart from this."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _entry(said: Any) -> tuple[int, str]:
+    """Size and sha256 of a file; checkpoints of version 0.2.0 and before give the size alone."""
+    return (said, '') if isinstance(said, int) else (said['bytes'], said['sha256'])
+
+
+def _checked_state(path: Path) -> dict[str, Any]:
+    """`read_state`, and every file compared with its sha256.
+
+    Raises:
+        TrainingError: one was changed.
+    """
+    state = read_state(path)
+    for name, said in state['files'].items():
+        _, digest = _entry(said)
+        if digest and sha256_of(path / name) != digest:
+            raise TrainingError(f'{path / name} was changed; remove {path} to go on from an older one.')
+    return state
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -101,7 +130,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         TrainingError: it is damaged.
     """
-    state = read_state(path)
+    state = _checked_state(path)
     try:
         weights = load_file(path / WEIGHTS)
         average = load_file(path / AVERAGE) if (path / AVERAGE).is_file() else None
@@ -112,8 +141,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def shipped_weights(path: Path) -> dict[str, Tensor]:
-    """The weights that a checkpoint's policy runs with: their average where there is one, adapters merged."""
-    read_state(path)
+    """The weights that a checkpoint's policy runs with: their average where there is one, adapters merged.
+
+    Raises:
+        TrainingError: the checkpoint is damaged.
+    """
+    _checked_state(path)
     return merged(load_file(path / AVERAGE if (path / AVERAGE).is_file() else path / WEIGHTS))
 
 

@@ -77,3 +77,42 @@ def test_a_node_can_be_configured_and_cleaned_up_for_ever(ros_domain, module, no
     code = ROUNDS.format(module=module, node=node, more=more)
     found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert 'all rounds' in found.stdout, found.stdout + found.stderr
+
+
+def test_a_service_answers_whatever_happens_in_it(ros_domain):
+    import rclpy
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+    from rclpy.lifecycle import LifecycleNode
+    from std_srvs.srv import Trigger
+
+    from ki_policy_node.common.process import answer_always
+    from ki_policy_node.errors import NodeError
+
+    def refused(request, response):
+        raise NodeError('Write another number.')
+
+    def broken(request, response):
+        raise OSError(36, 'File name too long')
+
+    def fine(request, response):
+        response.success = True
+        return response
+
+    rclpy.init()
+    try:
+        node = LifecycleNode('answers')
+        services = [node.create_service(Trigger, f'~/{serve.__name__}', serve) for serve in (fine, refused, broken)]
+        answer_always(node)
+        answers = [service.callback(Trigger.Request(), Trigger.Response(success=True)) for service in services]
+        assert [(each.success, each.message) for each in answers] == [
+            (True, ''),
+            (False, 'Write another number.'),
+            (False, 'OSError: [Errno 36] File name too long'),
+        ]
+        [change] = [service for service in node.services if service.srv_type is ChangeState]
+        request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+        assert not change.callback(request, ChangeState.Response(success=True)).success, 'not from unconfigured'
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()

@@ -407,11 +407,11 @@ def test_a_fault_stays_until_it_is_reset(bench):
     bench.follower.on_chunk(bench.chunk(), bench.now, bench.now)
     bench.tick(3)
     assert bench.follower.state is State.FAULT
-    assert 'still pressed' in bench.follower.reset_fault()
+    assert 'still pressed' in bench.follower.reset_fault(bench.now)
     bench.follower.on_estop(False, bench.now)
     bench.rest()
     assert bench.follower.state is State.FAULT
-    assert bench.follower.reset_fault() == ''
+    assert bench.follower.reset_fault(bench.now) == ''
     bench.follower.on_chunk(bench.chunk(), bench.now, bench.now)
     bench.tick()
     assert bench.follower.state is State.RUN
@@ -429,7 +429,7 @@ def test_controllers_that_were_started_again_elsewhere_are_not_pulled_back(bench
     bench.follower.unblock()
     assert all(bench.tick() is None for _ in range(200))
     bench.follower.on_estop(False, bench.now)
-    assert bench.follower.reset_fault() == ''
+    assert bench.follower.reset_fault(bench.now) == ''
     bench.follower.on_chunk(bench.chunk(slope=0.0), bench.now, bench.now)
     begun = bench.tick()
     assert begun.setpoint_N[:3] == pytest.approx([1.0, 1.0, 1.0]), 'afresh, where it is now'
@@ -616,7 +616,7 @@ def test_an_estop_that_was_pressed_while_disabled_wants_a_reset(bench):
     bench.follower.on_chunk(bench.chunk(), bench.now, bench.now)
     assert bench.tick(3) is None
     assert bench.follower.state is State.FAULT
-    assert bench.follower.reset_fault() == ''
+    assert bench.follower.reset_fault(bench.now) == ''
     assert bench.follower.state is State.IDLE, 'nothing is held that never moved'
 
 

@@ -130,7 +130,7 @@ def test_an_estop_and_a_limit_beat_a_human(bench, contract):
     assert follower.state is State.FAULT
     assert follower.source is Driver.HOLD
     follower.on_estop(False, bench.now)
-    assert follower.reset_fault() == ''
+    assert follower.reset_fault(bench.now) == ''
     assert follower.selected is Driver.HUMAN
 
 

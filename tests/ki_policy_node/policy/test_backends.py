@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ki_policy_node.errors import NodeError
-from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy
+from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy, allowed_bundle
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import Observation
 
@@ -65,3 +65,32 @@ def test_a_joint_that_is_not_measured_cannot_be_moved(rigs):
     del plain['state'][1]
     with pytest.raises(NodeError, match='commands joint2/position but does not measure it'):
         CommissioningPolicy(Contract.parse(plain), Commissioning())
+
+
+def test_a_call_loads_what_lies_beside_the_configured_bundle_or_below_the_root(tmp_path):
+    configured, other, outside = (str(tmp_path / name) for name in ('bundles/a', 'bundles/b', 'elsewhere/c'))
+    assert allowed_bundle('', configured, '') == configured
+    assert allowed_bundle(other, configured, '') == other
+    assert allowed_bundle(outside, configured, str(tmp_path / 'elsewhere')) == outside
+    for path in (outside, f'{tmp_path}/bundles/../elsewhere/c', str(tmp_path / 'bundles'), '/etc', 'relative'):
+        with pytest.raises(NodeError, match=r'is not below .*; set parameter bundle_root'):
+            allowed_bundle(path, configured, '')
+
+
+def test_no_link_leads_out_of_the_root(tmp_path):
+    (tmp_path / 'bundles').mkdir()
+    (tmp_path / 'bundles/link').symlink_to('/etc')
+    with pytest.raises(NodeError, match='is not below'):
+        allowed_bundle(str(tmp_path / 'bundles/link'), '', str(tmp_path / 'bundles'))
+
+
+@pytest.mark.parametrize('path', ['a\0b', '/' + 'x' * 10**6, '/x' * 10**5])
+def test_what_is_no_path_is_refused_in_one_short_sentence(path, tmp_path):
+    with pytest.raises(NodeError) as caught:
+        allowed_bundle(path, str(tmp_path / 'a'), '')
+    assert len(str(caught.value)) < 500
+
+
+def test_without_a_bundle_and_a_root_nothing_is_loaded_by_path(tmp_path):
+    with pytest.raises(NodeError, match='set parameter bundle_root'):
+        allowed_bundle(str(tmp_path), '', '')

@@ -104,6 +104,26 @@ def test_unless_told_otherwise_the_tensorrt_provider_is_what_builds(
     shutil.rmtree(folder.parent)
 
 
+def test_no_engine_is_opened_that_the_table_does_not_answer_for(case: tuple[Bundle, Export]) -> None:
+    def with_engine(cache: Path) -> OnnxRunner:
+        (cache / 'plain').mkdir()
+        (cache / 'plain/a.engine').write_bytes(b'built here')
+        (cache / 'sm90.timing').write_bytes(b'timings')
+        return OnnxRunner(case[1], threads=1)
+
+    folder = build_engine(*case, machine=MACHINE, runner=with_engine)
+    (folder / 'sm90.timing').write_bytes(b'more timings')
+    assert require_cache(*case, machine=MACHINE) == folder
+    (folder / 'plain/a.engine').write_bytes(b'other code')
+    with pytest.raises(VlaError, match=r'a\.engine: is not the file .* run: ki export'):
+        require_cache(*case, machine=MACHINE)
+    (folder / 'plain/a.engine').write_bytes(b'built here')
+    (folder / 'plain/b.engine').symlink_to('a.engine')
+    with pytest.raises(VlaError, match=r'b\.engine: is not in engine.json'):
+        require_cache(*case, machine=MACHINE)
+    shutil.rmtree(folder.parent)
+
+
 def test_a_build_that_breaks_off_leaves_nothing(case: tuple[Bundle, Export]) -> None:
     def broken(cache: Path) -> OnnxRunner:
         (cache / 'half.engine').write_bytes(b'x')
