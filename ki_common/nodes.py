@@ -6,6 +6,7 @@ NODES = {
     'policy_node': 'ki_policy_node.policy.policy_node',
     'chunk_executor': 'ki_policy_node.executor.executor_node',
     'recorder': 'ki_policy_node.recorder.recorder_node',
+    'console': 'ki_policy_node.console.console_node',
     'synthetic_robot': 'ki_policy_node.synthetic_robot',
     'sim_robot': 'ki_sim.node.sim_node',
 }

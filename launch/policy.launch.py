@@ -13,6 +13,7 @@ by itself: ros2 service call /policy_node/start std_srvs/srv/Trigger
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, RegisterEventHandler, TimerAction
+from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -72,6 +73,16 @@ def generate_launch_description() -> LaunchDescription:
                 # The last hold must be out before anything stronger than Ctrl-C ends the process.
                 sigterm_timeout='5',
                 sigkill_timeout='5',
+                **COMMON,
+            ),
+            Node(
+                executable='console',
+                name='console',
+                parameters=[
+                    ParameterFile(LaunchConfiguration('params_file'), allow_substs=True),
+                    {'robot': ParameterValue(LaunchConfiguration('robot'), value_type=str)},
+                ],
+                condition=IfCondition(LaunchConfiguration('console')),
                 **COMMON,
             ),
         ]

@@ -55,6 +55,7 @@ LIVE = (
     'tests/ki/commands/test_topic.py',
     'tests/ki/support/test_doctor_data.py',
     'tests/ki/support/test_policy_stack.py',
+    'tests/ki_policy_node/console/test_console_page.py',
     'tests/ki_sim/node/test_realtime.py',
     'tests/faults/',
     'tests/ros/',

@@ -48,7 +48,12 @@ NEVER = {
     'ki_sim': {'torch', 'transformers'},
 }
 # what the processes that must not wait for a heavy import may not load, even indirectly
-LIGHT_MODULES = ['ki_policy_node.executor.executor_node', 'ki_policy_node.recorder.recorder_node']
+LIGHT_MODULES = [
+    'ki_policy_node.executor.executor_node',
+    'ki_policy_node.recorder.recorder_node',
+    'ki_policy_node.console.console_node',
+    'ki_policy_node.console.web_server',
+]
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:

@@ -174,6 +174,7 @@ def set_up(accelerator: str, distro: str) -> None:
             'space',
             'checkpoints',
             'serve',
+            'console',
             'docs',
             'dev',
             *([] if distro else ['ros']),

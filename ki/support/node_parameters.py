@@ -13,6 +13,7 @@ from ki_common.node_settings import NodeSettings, is_built_in
 
 def settings_models() -> dict[str, type[NodeSettings]]:
     """The settings of each node by its name; `specs()` of each lists its parameters, as the reference page does."""
+    from ki_policy_node.console.settings import ConsoleSettings
     from ki_policy_node.executor.settings import ChunkExecutorSettings
     from ki_policy_node.policy.settings import PolicyNodeSettings
     from ki_policy_node.recorder.settings import RecorderSettings
@@ -23,6 +24,7 @@ def settings_models() -> dict[str, type[NodeSettings]]:
         'policy_node': PolicyNodeSettings,
         'chunk_executor': ChunkExecutorSettings,
         'recorder': RecorderSettings,
+        'console': ConsoleSettings,
         'synthetic_robot': SyntheticRobotSettings,
         'sim_robot': SimRobotSettings,
     }

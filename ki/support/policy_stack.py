@@ -76,6 +76,8 @@ class PolicyStack:
             )
             for node in STACK
         ]
+        if self.values['console']:
+            made.append(self._program('console', {'robot': self.values['robot']}, file))
         if self.record:
             recorder = {each.name: each.default for each in arguments_for(launch_arguments('record'), 'recorder')}
             recorder |= {'folder': self.record, 'task': self.values['instruction']}

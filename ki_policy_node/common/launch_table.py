@@ -34,7 +34,9 @@ def derived_tables() -> dict[str, list[LaunchArgument]]:
             policy['namespace'],
             replace(policy['use_sim_time'], nodes=('recorder',)),
         ],
-        'sim': [_SIM_CHANGES.get(name, lambda argument: argument)(policy[name]) for name in (*passed, *restart)],
+        'sim': [
+            _SIM_CHANGES.get(name, lambda argument: argument)(policy[name]) for name in (*passed, 'console', *restart)
+        ],
         'replay': [
             LaunchArgument('bag', str, None, 'The rosbag2 folder or .mcap to play.'),
             LaunchArgument('rate', float, 1.0, 'How fast to play it; 2 is twice as fast.'),
@@ -72,6 +74,7 @@ def _policy() -> dict[str, LaunchArgument]:
             only_launch=True,
         ),
         LaunchArgument('respawn_delay', float, 2.0, 'How long that waits [s].', only_launch=True),
+        LaunchArgument('console', bool, False, "Serve the operator's page, on http://127.0.0.1:8765/ by default."),
         LaunchArgument('log_level', str, 'info', 'The least that is logged.', choices=LOG_LEVELS),
         LaunchArgument('params_file', str, '', 'Further parameters of both nodes; without it config/node/policy.yaml.'),
     )

@@ -17,6 +17,7 @@ from ki_msgs.msg import ExecutorStatus, Instruction, PolicyStatus
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from ki_common.errors import KiError
@@ -61,6 +62,7 @@ class PolicyNode(LifecycleNode):
         self.parameters = Parameters(self, PolicyNodeSettings, lambda: self._runner.contract is not None)
         self._chunk_pub = self.create_publisher(ActionChunkMessage, '~/action_chunk', NEWEST)
         self._dry_pub = self.create_publisher(ActionChunkMessage, '~/dry_run_chunk', NEWEST)
+        self._subtask_pub = self.create_publisher(String, '~/subtask', LATCHED)
         self._status_pub = self.create_publisher(PolicyStatus, '~/status', LATCHED)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(Trigger, '~/start', self._on_start)
@@ -324,6 +326,10 @@ class PolicyNode(LifecycleNode):
         frame = next((output.frame_id for output in contract.outputs if output.frame_id), '')
         publisher = self._dry_pub if dry else self._chunk_pub
         publisher.publish(from_chunk(chunk, ActionChunkMessage(), frame))
+
+    def publish_subtask(self, text: str) -> None:
+        """Tells what the policy says it does next."""
+        self._subtask_pub.publish(String(data=text))
 
     def publish_status(self) -> None:
         """Tells how things are."""

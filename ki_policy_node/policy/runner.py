@@ -46,6 +46,10 @@ class Host(Protocol):
         """Sends a chunk, or shows it."""
         ...
 
+    def publish_subtask(self, text: str) -> None:
+        """Tells what the policy says it does next."""
+        ...
+
     def publish_status(self) -> None:
         """Tells how things are."""
         ...
@@ -79,6 +83,7 @@ class PolicyRunner:
         self.busy_since_ns: int | None = None
         self.finish: tuple[int, str] | None = None  # an end that the IO thread must bring about
         self._frame_wait_ns = 0
+        self._subtask = ''
         self._wait = AT_ANY_MESSAGE
         self.worker = InferenceThread(self.turn)
 
@@ -256,6 +261,9 @@ class PolicyRunner:
     def _deliver(self, planned: Planned, run: PolicyRun, begin_ns: int) -> None:
         dry = run.dry_run or self._host.dry_run()
         self._host.publish_chunk(planned.chunk, dry)
+        if planned.inferred.subtask != self._subtask:
+            self._subtask = planned.inferred.subtask
+            self._host.publish_subtask(self._subtask)
         run.published += 1
         run.inference.add(planned.inferred.inference_ns)
         age_ns = self._host.now_ns() - planned.chunk.observation_ns

@@ -91,7 +91,7 @@ class LoadedPolicy:
         data_HN = processor.actions(model_HA, observation.state)
         times.append(time.perf_counter_ns())
         words_ns, before_ns, model_ns, after_ns = (late - early for early, late in pairwise(times))
-        return Inferred(data_HN, before_ns, words_ns + model_ns, after_ns)
+        return Inferred(data_HN, before_ns, words_ns + model_ns, after_ns, subtask)
 
     def warm_up(self, kinds: tuple[str, ...] = ('plain',)) -> None:
         """Runs every static shape of the engine, in these ways of denoising, until the next chunk is as fast as any."""

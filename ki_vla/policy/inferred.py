@@ -16,3 +16,4 @@ class Inferred:
     preprocess_ns: int = 0  # wall time until the model's inputs are there
     inference_ns: int = 0  # wall time of the engine, and of saying the next subtask
     postprocess_ns: int = 0  # wall time back to absolute SI values
+    subtask: str = ''  # what the policy said it does next, where it has two levels

@@ -35,6 +35,7 @@ every publisher.
 ABOUT = {
     ('policy_node', '~/action_chunk'): 'Chunks for the executor: the next commands of every column.',
     ('policy_node', '~/dry_run_chunk'): 'The same in dry run, where no executor listens.',
+    ('policy_node', '~/subtask'): 'What a policy of two levels says it does next.',
     ('policy_node', '~/start'): 'Start a run with the instruction in force.',
     ('policy_node', '~/stop'): 'End the run; the executor holds.',
     ('policy_node', '~/reset_fault'): 'Leave the fault, once its cause is gone.',

@@ -52,8 +52,12 @@ def test_every_node_gets_its_parameters(turned: bool) -> None:
     if turned:
         values = {name: not value if isinstance(value, bool) else f'a {name}' for name, value in values.items()}
     stack = PolicyStack(**values)
-    assert [program.name for program in stack.programs()] == list(STACK) == ['policy_node', 'chunk_executor']
-    for program in stack.programs():
+    assert list(STACK) == ['policy_node', 'chunk_executor']
+    programs = list(stack.programs())
+    assert [program.name for program in programs] == [*STACK, *(['console'] if turned else [])]
+    if turned:
+        assert programs.pop().parameters == {'robot': values['robot']}
+    for program in programs:
         assert program.parameters == started(values, program.name)
         assert program.namespace == values['namespace']
         assert program.command[1:3] == ('-m', NODES[program.name])
