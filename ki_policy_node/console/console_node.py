@@ -5,6 +5,7 @@ The page runs on http://127.0.0.1:8765/ unless the parameters say otherwise (`se
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -18,7 +19,7 @@ from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.stop_request import StopRequest
-from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, hear_everybody, message_type
+from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, STATIC_QOS, hear_everybody, message_type
 from ki_policy_node.console.pictures import NewestPictures
 from ki_policy_node.console.robot_actions import RobotActions
 from ki_policy_node.console.robot_view import RobotView
@@ -27,7 +28,7 @@ from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.parts import StateStream
 from ki_robot.errors import Rejected
-from ki_robot.messages.states import measured_columns, state_values
+from ki_robot.messages.states import StateReader, measured_columns, static_topic
 
 NEWEST_PICTURE = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -45,8 +46,7 @@ class ConsoleNode(Node):
         for camera in contract.cameras:
             self.create_subscription(message_type(camera), camera.topic, self._picture(camera.name), NEWEST_PICTURE)
         for stream in contract.state_streams:
-            measured = self._measured(stream, measured_columns(contract, stream))
-            self.create_subscription(message_type(stream), stream.topic, measured, INPUT_QOS)
+            self._listen_to(stream, measured_columns(contract, stream))
         view = self.view
         now = time.monotonic_ns
         self.create_subscription(PolicyStatus, 'policy_node/status', lambda m: view.on_policy(m, now()), LATCHED)
@@ -88,15 +88,22 @@ class ConsoleNode(Node):
     def _picture(self, camera: str) -> Any:
         return lambda message: self._pictures.store(camera, message)
 
-    def _measured(self, stream: StateStream, columns: tuple[str, ...]) -> Any:
-        def take(message: Any) -> None:
-            try:
-                values = state_values(stream, columns, message)
-            except Rejected:
-                return  # the state of the stream says so
-            self.view.on_measured(dict(zip(columns, values.tolist(), strict=True)))
+    def _listen_to(self, stream: StateStream, columns: tuple[str, ...]) -> None:
+        """What cannot be used is not shown; the state of the stream says why."""
+        reader, kind = StateReader(stream, columns), message_type(stream)
 
-        return take
+        def take(message: Any) -> None:
+            with contextlib.suppress(Rejected):
+                if (found := reader.read(message)) is not None:
+                    self.view.on_measured(dict(zip(columns, found[1].tolist(), strict=True)))
+
+        def take_static(message: Any) -> None:
+            with contextlib.suppress(Rejected):
+                reader.read_static(message)
+
+        self.create_subscription(kind, stream.topic, take, INPUT_QOS)
+        if static_topic(stream):
+            self.create_subscription(kind, static_topic(stream), take_static, STATIC_QOS)
 
 
 def main(arguments: list[str] | None = None) -> int:
