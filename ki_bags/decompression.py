@@ -5,6 +5,7 @@ Source of the layout: https://mcap.dev/spec
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import importlib
 import io
@@ -25,6 +26,7 @@ _RECORD_HEAD = 9  # an opcode and a length
 _DENSE = 1 << 20  # a chunk below this holds few records in any case
 _MAGIC_BYTES, _CHUNK, _CHUNK_FIELDS = 8, 6, 32  # of MCAP; the fields up to the name of the compression
 _ZSTD_HEAD = 18  # bytes of the longest frame header
+_LZ4_MAGIC = b'\x04\x22\x4d\x18'
 _LZ4_GROWTH = 255  # bytes that one byte can become
 
 
@@ -103,6 +105,23 @@ def check_chunks(path: Path) -> None:
                     return stream.read(count)
 
                 check_chunk(compression, min(size, end), claimed, read)
+
+
+def check_ros1_chunk(data: bytes) -> None:
+    """Refuses a chunk of a .bag that would inflate to more than it may.
+
+    Raises:
+        BagError: Says why.
+    """
+    if data[:3] == b'BZh':
+        try:
+            grown = len(bz2.BZ2Decompressor().decompress(data, max_length=MAX_CHUNK_BYTES + 1))
+        except OSError as error:
+            raise BagError(f'a chunk is damaged ({error})') from error
+        if grown > MAX_CHUNK_BYTES:
+            raise BagError(f'a chunk is larger than {MAX_CHUNK_BYTES} bytes, inflated')
+    elif data[:4] == _LZ4_MAGIC and _LZ4_GROWTH * len(data) > MAX_CHUNK_BYTES:
+        _lz4(data)
 
 
 def check_chunk(compression: str, size: int, claimed: int, read: Callable[[int], bytes]) -> None:

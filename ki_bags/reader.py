@@ -1,4 +1,4 @@
-"""A recording as a whole: a rosbag2 folder with all its files, or one bare .mcap or .db3 file."""
+"""A recording as a whole: a rosbag2 folder with all its files, or one bare .mcap, .db3 or .bag file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ki_bags.errors import BagError
 from ki_bags.problems import Problems
 from ki_bags.storage import (
     MAX_MESSAGE_BYTES,
+    ROS1,
     Channel,
     FileReport,
     Message,
@@ -25,8 +26,18 @@ from ki_bags.storage import (
     messages_of,
 )
 from ki_bags.types import Decoder, full_name
+from ki_common.files import is_lfs_pointer
 
-SUFFIXES = ('.mcap', '.db3')
+SUFFIXES = ('.mcap', '.db3', ROS1)
+ZSTD = ('.zstd', '.zst')  # after one of these: compressed as a whole
+# What a recorder or a person makes of a recording, and is not read; with what to do.
+UNREAD = {
+    '.active': 'was not closed; run `rosbag reindex` and rename it to .bag',
+    '.gz': 'is compressed by gzip; unpack it',
+    '.xz': 'is compressed by xz; unpack it',
+    '.bz2': 'is compressed by bzip2; unpack it',
+    '.lz4': 'is compressed by lz4; unpack it',
+}
 PARTIAL = '.partial'
 
 
@@ -110,14 +121,14 @@ class Bag:
 
 
 def open_bag(path: str | Path) -> Bag:
-    """Opens a rosbag2 folder (whatever its storage, split or compressed), a bare .mcap or a bare .db3 for reading.
+    """Opens a rosbag2 folder (whatever its storage, split or compressed), or a bare .mcap, .db3 or .bag (ROS 1).
 
     Raises:
         BagError: Nothing there, no storage file, or no topic in CDR.
     """
     path = Path(path)
     if not path.exists():
-        raise BagError(f'{path} does not exist; name a rosbag2 folder, a .mcap or a .db3 file.')
+        raise BagError(f'{path} does not exist; name a rosbag2 folder, a .mcap, .db3 or .bag file.')
     problems = Problems()
     meta = _metadata(path, problems) if path.is_dir() else {}
     files = _files(path, meta, problems)
@@ -172,7 +183,7 @@ def find_bags(folder: str | Path) -> list[Path]:
         return [folder]
     found = {path.parent for path in folder.rglob('metadata.yaml') if _is_bag(path.parent)}
     for path in folder.rglob('*'):
-        if path.suffix in SUFFIXES and path.is_file() and path.parent not in found:
+        if _is_storage(path, named=True) and path.is_file() and path.parent not in found:
             # A recorder that was killed leaves a folder without metadata: one recording, not one a file.
             found.add(path.parent if path.parent.name.endswith(PARTIAL) else path)
     return sorted(found)
@@ -181,7 +192,14 @@ def find_bags(folder: str | Path) -> list[Path]:
 def _is_bag(folder: Path) -> bool:
     if (folder / 'metadata.yaml').is_file():
         return True
-    return folder.name.endswith(PARTIAL) and any(each.suffix in SUFFIXES for each in folder.iterdir())
+    return folder.name.endswith(PARTIAL) and any(_is_storage(each) for each in folder.iterdir())
+
+
+def _is_storage(path: Path, named: bool = False) -> bool:
+    """Whether a file is a recording, by its name; where `named`, also one that can only be named and not read."""
+    if path.suffix in SUFFIXES:
+        return True
+    return (path.suffix in ZSTD or (named and path.suffix in UNREAD)) and Path(path.stem).suffix in SUFFIXES
 
 
 def _metadata(folder: Path, problems: Problems) -> dict[str, Any]:
@@ -199,20 +217,27 @@ def _metadata(folder: Path, problems: Problems) -> dict[str, Any]:
 
 def _files(path: Path, meta: dict[str, Any], problems: Problems) -> list[Path]:
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise BagError(f'{path} is no recording; name a rosbag2 folder, a .mcap or a .db3 file.')
+        if not _is_storage(path):
+            why = UNREAD.get(path.suffix) if _is_storage(path, named=True) else None
+            raise BagError(f'{path} {why or "is no recording; name a rosbag2 folder, a .mcap, .db3 or .bag file"}.')
+        if is_lfs_pointer(path):
+            raise BagError(f'{path} is a pointer of git-lfs and no data; run `git lfs pull` beside it.')
         return [path]
-    named = meta.get('relative_file_paths')
-    if isinstance(named, list):
-        # Old writers put the folder in front, and a path must not lead out of the recording.
-        files = [path / Path(str(each)).name for each in named]
-    else:
-        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+    named, there = meta.get('relative_file_paths'), sorted(each for each in path.iterdir() if _is_storage(each))
+    # Old writers put the folder in front, and a path must not lead out of the recording.
+    files = [path / Path(str(each)).name for each in named] if isinstance(named, list) else []
+    if there and not any(each.is_file() for each in files):
+        if files:
+            text = f'no file that metadata.yaml names is there; {", ".join(each.name for each in there)} is read'
+            problems.add(path, 'metadata.yaml', 'file_missing', text)
+        files = there
     for missing in [each for each in files if not each.is_file()]:
         problems.add(path, missing.name, 'file_missing', f'{missing.name} is named by metadata.yaml and is not there')
     files = [each for each in files if each.is_file()]
+    if files and all(is_lfs_pointer(each) for each in files):
+        raise BagError(f'{path} holds pointers of git-lfs and no data; run `git lfs pull` in it.')
     if not files:
-        raise BagError(f'{path} holds no storage file (.mcap or .db3); copy the whole folder of the recording.')
+        raise BagError(f'{path} holds no storage file (.mcap, .db3 or .bag); copy the whole folder of the recording.')
     return files
 
 
@@ -285,7 +310,7 @@ def _channels(file: Path, path: Path, compression: str, problems: Problems) -> l
 @contextmanager
 def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Path | None]:
     """The file itself, or a temporary copy: with its write-ahead log, or uncompressed; None if that fails."""
-    if compression != 'file':
+    if file.suffix not in ZSTD and compression != 'file':
         if not has_wal(file):
             yield file
             return
@@ -293,7 +318,7 @@ def _plain_file(file: Path, compression: str, problems: Problems) -> Iterator[Pa
             yield _with_wal(file, Path(folder), problems)
         return
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / file.name.removesuffix('.zstd')
+        plain = Path(folder) / (file.stem if file.suffix in ZSTD else file.name)
         try:
             why = inflate_file(file, plain)
         except OSError as error:

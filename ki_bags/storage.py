@@ -1,4 +1,4 @@
-"""One storage file (.mcap or .db3): its channels and its messages, by the quick reader or by the patient one.
+"""One storage file (.mcap, .db3, ROS 1's .bag): its channels and messages, by the quick reader or by the patient one.
 
 The quick reader (`rosbags`) uses the index of the file and yields in log-time order; it fails on some sound files
 and on every damaged one. The patient reader takes MCAP records one by one in file order, checks every CRC, and
@@ -16,10 +16,12 @@ from typing import Any
 
 from ki_bags.decompression import check_chunk, check_chunks
 from ki_bags.errors import BagError
+from ki_bags.ros1 import Ros1File
 from ki_bags.types import full_name
 
 MAX_RECORD_BYTES = 1 << 30  # a chunk or message above this is damage, and must not be allocated
 MAX_MESSAGE_BYTES = 1 << 28
+ROS1 = '.bag'
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def channels_of(path: Path) -> list[Channel]:
     Raises:
         Exception: Whatever the readers meet when not even the channels can be had.
     """
+    if path.suffix == ROS1:
+        with Ros1File(path) as bag:
+            return [Channel(topic, name, 'cdr', text, count) for topic, name, text, count in bag.channels()]
     try:
         with _Quick(path) as quick:
             return quick.channels
@@ -76,11 +81,14 @@ def messages_of(
     """The messages of the wanted topics; never raises for damage, but notes it in `report`.
 
     Args:
-        path: A .mcap or .db3 file.
+        path: A .mcap, .db3 or .bag file.
         wanted: Which topics to yield.
         declared: The number of messages that the metadata promises for this file, when it says.
         report: Filled while reading; complete once the iterator is exhausted.
     """
+    if path.suffix == ROS1:
+        yield from _ros1_messages(path, wanted, report)
+        return
     try:
         with _Quick(path) as quick:
             trusted = quick.indexed and (declared is None or quick.count == declared)
@@ -101,6 +109,15 @@ def messages_of(
     except Exception as error:
         report.damage = _say(error)
         report.salvaged = report.count > 0
+
+
+def _ros1_messages(path: Path, wanted: Callable[[str], bool], report: FileReport) -> Iterator[Message]:
+    try:
+        with Ros1File(path) as bag:
+            for found in bag.messages(wanted):
+                yield from _counted(Message(*found), report)
+    except Exception as error:
+        report.damage, report.salvaged = _say(error), report.count > 0
 
 
 def _counted(message: Message, report: FileReport) -> Iterator[Message]:

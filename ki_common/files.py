@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from ki_common.errors import KiError
 
 _READ_BYTES = 1 << 20
+_LFS = b'version https://git-lfs.github.com/spec/'
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _JSON_BYTES = 256 << 20
 
@@ -101,6 +102,12 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether git-lfs has left its note in the place of a file's content."""
+    with path.open('rb') as file:
+        return file.read(len(_LFS)) == _LFS
 
 
 def read_json(path: Path, error: type[KiError], advice: str = '') -> dict[str, Any]:

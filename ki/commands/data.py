@@ -22,7 +22,7 @@ RobotOption = Annotated[str, typer.Option(help='Contract: a name of config/robot
 
 @app.command()
 def index(
-    data: Annotated[Path, typer.Argument(help='Folder of recordings (rosbag2 folders, .mcap, .db3), at any depth.')],
+    data: Annotated[Path, typer.Argument(help='Folder of recordings (rosbag2, .mcap, .db3, .bag), at any depth.')],
     robot: RobotOption = 'bimanual_mobile',
     out: Annotated[
         Path | None, typer.Option(help='Folder of the index; else DATA/index, or DATA.index beside one recording.')
@@ -66,6 +66,7 @@ def index(
     show_problems(made.problems)
     if not made.episodes:
         typer.secho('No episode can be used.', fg='red')
+    if not made.episodes or made.problems.is_loss:
         raise typer.Exit(1)
 
 
@@ -222,6 +223,8 @@ def from_lerobot_command(
     print(f'{out}: recordings of {contract.name}, and contract.yaml')
     if robot is None:
         print('The contract was made from names and extremes: check its units and limits before a robot moves.')
+    if problems.is_loss:
+        raise typer.Exit(1)
 
 
 def open_index(data: Path) -> Index:
@@ -256,18 +259,20 @@ def summary(found: Index) -> None:
 
 
 def show_problems(problems: Problems, brief: bool = False) -> None:
-    """One row per file, field and kind, with a count; where `brief`, one per kind, with the first of them."""
+    """One row per file, field and kind: how often, why, what to do; where `brief`, one per kind."""
     from rich.console import Console
     from rich.table import Table
+
+    from ki_bags.problems import ADVICE
 
     rows = list(problems.by_kind() if brief else problems)
     if not rows:
         return
     where = () if brief else ('file', 'field')
-    table = Table(*where, 'problem', 'count', 'the first one', box=None, header_style='bold')
+    table = Table(*where, 'problem', 'count', 'the first one', 'what to do', box=None, header_style='bold')
     for each in rows:
         place = () if brief else (Path(each.where).name, each.field)
-        table.add_row(*place, each.kind, str(each.count), each.text, style='yellow')
+        table.add_row(*place, each.kind, str(each.count), each.text, ADVICE.get(each.kind, ''), style='yellow')
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
     files = f' in {len({each.where for each in problems})} files' if brief else ''

@@ -12,7 +12,7 @@ app = typer.Typer(help="Replay a bag through the node's code: chunks, errors, se
 
 @app.command()
 def replay(
-    bag: Annotated[Path, typer.Argument(help='A rosbag2 folder, .mcap or .db3.')],
+    bag: Annotated[Path, typer.Argument(help='A rosbag2 folder, .mcap, .db3 or .bag.')],
     bundle: Annotated[str, typer.Option(help='Folder of the policy bundle.')] = '',
     robot: Annotated[str, typer.Option(help="Robot contract; without one, the bundle's own.")] = '',
     backend: Annotated[str, typer.Option(help='auto, torch, onnx, tensorrt or commissioning.')] = 'auto',

@@ -117,7 +117,7 @@ def index_bags(
     options.check(contract)
     paths = [path for path in find_bags(source) if out.resolve() not in path.resolve().parents]
     if not paths:
-        raise TrainingError(f'{source} holds no recording (rosbag2 folder, .mcap or .db3).')
+        raise TrainingError(f'{source} holds no recording (rosbag2 folder, .mcap, .db3 or .bag).')
     try:
         (out / 'bags').mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ki_common.files import is_lfs_pointer
 from training.errors import TrainingError
 
 LIMIT_S = 60.0
@@ -44,6 +45,8 @@ class ParquetReader:
         """
         import pyarrow as pa
 
+        if path.is_file() and is_lfs_pointer(path):
+            raise TrainingError(f'{path} is a pointer of git-lfs and no data; run `git lfs pull` in its dataset.')
         request = {'path': str(path), 'columns': None if columns is None else list(columns), 'rows': rows}
         size = path.stat().st_size if path.is_file() else 0
         limit_s = self._limit_s + size / BYTES_PER_S

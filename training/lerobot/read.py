@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_common.errors import KiError
+from ki_common.files import is_lfs_pointer
 from training.errors import TrainingError
 from training.lerobot.info import IMAGES, DatasetInfo
 from training.lerobot.parquet import ParquetReader
@@ -195,6 +196,9 @@ class LerobotDataset:
                 continue
             if missing is None:
                 found.append(number)
+            elif missing.is_file():
+                text = f'an episode is only pointers of git-lfs ({missing}); run `git lfs pull` in {self.folder}'
+                self.problems.add(self.folder, 'meta', 'lfs_pointer', text)
             else:
                 text = f'an episode of the metadata is not on disk: {missing} is missing; copy the whole dataset'
                 self.problems.add(self.folder, 'meta', 'absent_episode', text)
@@ -203,9 +207,9 @@ class LerobotDataset:
         return tuple(found)
 
     def _missing(self, number: int) -> Path | None:
-        """The first file of an episode that is not there."""
+        """The first file of an episode that is not there, or that git-lfs has left a note for."""
         files = [self._data_path(number), *(self._clip(number, camera).file for camera in self.cameras)]
-        return next((file for file in files if not file.is_file()), None)
+        return next((file for file in files if not file.is_file() or is_lfs_pointer(file)), None)
 
     def _data_path(self, number: int) -> Path:
         if self.info.codebase_version == 'v3.0':

@@ -72,6 +72,43 @@ def test_nothing_usable_is_exit_status_one_with_a_table(ki_data: Path, tmp_path:
     assert 'No episode can be used.' in result.output
 
 
+def test_a_loss_is_exit_status_one_with_what_to_do(recordings: Path, tmp_path: Path) -> None:
+    """A half copied recording among sound ones: their episodes are there, and the loss is no small print."""
+    import shutil
+
+    bags = tmp_path / 'bags'
+    shutil.copytree(recordings, bags)
+    file = next((bags / 'episode_000002').glob('*.mcap'))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    result = run('index', bags, '--robot', 'g1_upper_body', '--out', tmp_path / 'index', '--workers', 1)
+    assert result.exit_code == 1, result.output
+    assert '2 episodes in 2 recordings' in result.output
+    assert 'what to do' in result.output
+    assert 'copy the file again; what lies before is read' in result.output
+
+
+def test_an_import_that_loses_an_episode_is_exit_status_one(ki_data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    source, short = ki_data / 'unitree_g1_lerobot_v21', tmp_path / 'g1'
+    shutil.copytree(source / 'meta', short / 'meta')
+    data, video = (
+        'data/chunk-000/episode_000001.parquet',
+        'videos/chunk-000/observation.images.cam_high/episode_000001.mp4',
+    )
+    for name in (data, video):
+        (short / name).parent.mkdir(parents=True)
+    shutil.copy(source / data, short / data)
+    (short / video).write_bytes(b'no film')
+    result = run('from-lerobot', short, '--out', tmp_path / 'bags', '--robot', 'g1_upper_body')
+    assert result.exit_code == 1, result.output
+    assert 'unreadable' in result.output
+    assert run('from-lerobot', short).exit_code == 2
+    draft = run('from-lerobot', short, '--draft', tmp_path / 'map.yaml')
+    assert draft.exit_code == 0, draft.output
+    assert 'element: kLeftElbow, column: kLeftElbow/position, unit: rad' in (tmp_path / 'map.yaml').read_text()
+
+
 def test_a_changed_index_fails_the_check(recordings: Path, tmp_path: Path) -> None:
     index = tmp_path / 'index'
     run('index', recordings, '--robot', 'g1_upper_body', '--out', index, '--workers', 1)
