@@ -146,6 +146,36 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 @app.command()
+def check(
+    bundle: Folder,
+    golden: Annotated[
+        Path | None, typer.Option(help="An answer from the origin's own code (.npz, see docs/how-to/openpi.md).")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help='How far an answer may be from it, in the range that columns are scaled to.')
+    ] = 0.05,
+    backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
+) -> None:
+    """Shows a policy one observation, and prints what it sees and answers by column; with --golden, holds it to that.
+
+    Without --golden the observation is made up: shaded pictures and the mean state. Look at signs, units and which
+    camera stands where before anything moves.
+    """
+    from ki.support.golden_tables import show_answer
+    from ki_vla.policy.golden import answer, golden_observation, read_golden
+    from ki_vla.policy.inference import load_policy
+
+    with load_policy(bundle, backend, allow_untrained=True) as policy:
+        processor = policy.bundle.processor
+        shown = golden_observation(processor) if golden is None else read_golden(golden, processor)
+        said = answer(policy, shown)
+        show_answer(processor, shown, said)
+        said.check(processor, tolerance)
+    if said.error_HN is not None:
+        typer.echo(f'agrees with {golden}: within {said.error_HN.max():.3g} of the scaled range')
+
+
+@app.command()
 def weights(
     bundle: Folder,
     folder: Annotated[Path, typer.Argument(help='Where to write.')],

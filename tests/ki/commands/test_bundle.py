@@ -57,3 +57,25 @@ def test_import_names_a_checkpoint_that_is_not_there(ki: Ki, tmp_path: Path) -> 
     assert done.returncode == 2
     assert str(tmp_path / 'none') in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_check_shows_what_a_policy_sees_and_answers_by_column(ki: Ki, bundle: Path, tmp_path: Path) -> None:
+    done = ki('bundle', 'check', bundle)
+    assert done.returncode == 0, done.stderr
+    assert 'view 1: scene (scene), 224 x 224' in done.stdout
+    assert 'State: ' in done.stdout
+    assert 'joint7/position' in done.stdout
+    (tmp_path / 'golden.npz').write_bytes(b'nothing')
+    refused = ki('bundle', 'check', bundle, '--golden', tmp_path / 'golden.npz')
+    assert refused.returncode == 2
+    assert 'not a golden file' in refused.stderr
+
+
+def test_import_asks_for_cameras_in_pairs(ki: Ki, tmp_path: Path) -> None:
+    (tmp_path / 'in').mkdir()
+    done = ki(
+        'bundle', 'import', 'openpi', tmp_path / 'in', tmp_path / 'out', '--robot', 'arm_single', '--camera', 'scene',
+        '--tokenizer', tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert 'write --camera VIEW=CAMERA' in done.stderr
