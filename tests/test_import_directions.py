@@ -80,7 +80,7 @@ def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
 
 
 def test_the_node_takes_only_the_engine_and_the_bundle_of_the_model() -> None:
-    allowed = ('ki_vla.engine', 'ki_vla.policy', 'ki_vla.errors')
+    allowed = ('ki_vla.engine', 'ki_vla.policy', 'ki_vla.remote', 'ki_vla.errors')
     wrong = [
         f'{path.relative_to(ROOT)}:{line} imports {name}'
         for path in sorted((ROOT / 'ki_policy_node').rglob('*.py'))

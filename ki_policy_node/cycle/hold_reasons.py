@@ -19,6 +19,7 @@ class HoldReason(str, Enum):
     CLOCK_JUMP = 'clock_jump'  # nothing came since the clock jumped
     NO_INSTRUCTION = 'no_instruction'  # the policy needs words and has none
     INFERENCE_LATE = 'inference_late'  # the chunk ran out, or was past before it was there
+    UNREACHABLE = 'unreachable'  # the server that runs the policy does not answer
     INVALID_ACTION = 'invalid_action'  # the inference failed, or returned what no robot may execute
 
     def __str__(self) -> str:

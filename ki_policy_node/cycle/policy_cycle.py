@@ -22,10 +22,11 @@ from ki_policy_node.cycle.cadence import Cadence
 from ki_policy_node.cycle.continuation import Planned, Planner
 from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.hold_reasons import HoldReason
-from ki_policy_node.cycle.policy_types import InvalidActionError, TooLateError
+from ki_policy_node.cycle.policy_types import InvalidActionError, TooLateError, UnreachableError
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
 
+NOT_INPUTS = (HoldReason.INFERENCE_LATE, HoldReason.INVALID_ACTION, HoldReason.UNREACHABLE)
 FAILURE_LIMIT = 3  # inferences in a row that fail before the fault is latched
 FOREVER_NS = 2**63 - 1
 RETRY_NS = 10_000_000  # until inputs that were out of step are looked at again
@@ -249,6 +250,8 @@ class PolicyCycle:
             return self.planner.plan(ready.observation, ready.epoch, now_ns)
         except TooLateError as error:
             return Failed(HoldReason.INFERENCE_LATE, str(error), ready.epoch)
+        except UnreachableError as error:
+            return Failed(HoldReason.UNREACHABLE, str(error), ready.epoch)
         except InvalidActionError as error:
             return Failed(HoldReason.INVALID_ACTION, str(error), ready.epoch)
         except Exception as error:  # whatever a policy raises must not end the thread that watches over it
@@ -307,7 +310,7 @@ class PolicyCycle:
         return self._hold(reason, str(found), now_ns)
 
     def _failed(self, made: Failed, now_ns: int) -> Held:
-        if made.reason is not HoldReason.INFERENCE_LATE:
+        if made.reason is HoldReason.INVALID_ACTION:  # a chunk that is late, or a server that is away, comes back
             self._failures += 1
         if self._failures < FAILURE_LIMIT:
             return self._hold(made.reason, made.message, now_ns)
@@ -317,7 +320,7 @@ class PolicyCycle:
     def _hold(self, reason: HoldReason, message: str, now_ns: int) -> Held:
         """What was being executed is void, and so is a chunk that is being made on what was seen before."""
         news, self._holding = reason is not self._holding, reason
-        if news and reason not in (HoldReason.INFERENCE_LATE, HoldReason.INVALID_ACTION):
+        if news and reason not in NOT_INPUTS:
             self.epoch += 1
         self._forget_executed(now_ns)
         return Held(reason, message, news)

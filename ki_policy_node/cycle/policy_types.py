@@ -48,5 +48,9 @@ class InvalidActionError(NodeError):
     """The policy returned something that no robot may execute."""
 
 
+class UnreachableError(NodeError):
+    """The policy cannot be asked now: it runs on another machine, which does not answer."""
+
+
 class TooLateError(NodeError):
     """The chunk was past before it was there."""

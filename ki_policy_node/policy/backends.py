@@ -20,8 +20,9 @@ from ki_robot.contract.names import interface_of
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import Serving
+from ki_vla.remote.remote_settings import RemoteSettings
 
-COMMISSIONING = 'commissioning'
+COMMISSIONING, REMOTE = 'commissioning', 'remote'
 MAX_PATH = 4096  # of Linux; resolving a longer one can take minutes
 SPEED_SHARE = 0.5  # of a column's velocity limit: the most that a commissioning motion uses
 
@@ -124,7 +125,8 @@ class Wanted:
     `backend` is one of `BACKENDS`: with 'auto' the bundle's own order decides, the others name one engine. `bundle` is
     a folder, not read for the commissioning backend, which `commissioning` describes. `strict` refuses another backend
     than the one asked for; `threads` (0: the engine's choice), `seed` and `denoise_steps` (0: what the bundle
-    recommends) are the engine's. `allow_untrained` takes a bundle whose action head was never trained.
+    recommends) are the engine's. `allow_untrained` takes a bundle whose action head was never trained. `remote` is
+    where backend remote finds the policy; what runs it there, the server decides.
     """
 
     backend: str = 'auto'
@@ -135,6 +137,7 @@ class Wanted:
     seed: int = 0
     denoise_steps: int = 0
     allow_untrained: bool = False
+    remote: RemoteSettings = field(default_factory=RemoteSettings)
 
 
 def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Policy:
@@ -156,6 +159,10 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
         if robot is None:
             raise NodeError('No robot is named; the commissioning backend needs its contract.')
         return CommissioningPolicy(robot, wanted.commissioning)
+    if backend == REMOTE:
+        from ki_policy_node.policy.remote_policy import RemoteNodePolicy
+
+        return RemoteNodePolicy(wanted.remote, robot, timing)
     if not bundle:
         raise NodeError(
             f'Parameter bundle is empty, and backend {backend} needs one; give the folder of a bundle, or backend: '

@@ -6,6 +6,7 @@ import logging
 
 from ki_policy_node.cycle.continuation import Timing, resolved
 from ki_policy_node.errors import NodeError
+from ki_policy_node.policy.carrying import CARRIES, carried_end
 from ki_robot.actions.chunk import Matrix
 from ki_robot.observation.observation import Observation
 from ki_vla.engine.interface import Carry
@@ -13,7 +14,6 @@ from ki_vla.policy.inference import LoadedPolicy
 from ki_vla.policy.inferred import Inferred
 
 log = logging.getLogger(__name__)
-CARRIES = {'rtc': 'trained', 'guided': 'guided'}  # the engine's way, by mode
 
 
 class BundlePolicy:
@@ -56,9 +56,9 @@ class BundlePolicy:
         self._policy.close()
 
     def _carried(self, prefix_KN: Matrix | None, observation: Observation, delay: int) -> Carry | None:
-        """The old chunk as the model would say it now; its end is where nothing is pulled any more, H - s."""
+        """The old chunk as the model would say it now."""
         if prefix_KN is None or not self._carry or not 0 < delay <= len(prefix_KN):
             return None
-        end = min(len(prefix_KN), max(delay, self.contract.horizon - self._timing.execute_steps))
+        end = carried_end(len(prefix_KN), delay, self.contract.horizon, self._timing.execute_steps)
         previous_PA = self._policy.bundle.processor.carried(prefix_KN, observation.state)
         return Carry(previous_PA, delay=delay, end=end, mode=self._carry)

@@ -44,6 +44,7 @@ from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.parts import Camera
 from ki_robot.messages.arrays import from_chunk, stamp_ns, time_ns
+from ki_vla.remote.remote_settings import RemoteSettings
 
 Status = PolicyStatus
 Result = RunPolicy.Result
@@ -374,6 +375,9 @@ def wanted_by(settings: PolicyNodeSettings, bundle: str) -> Wanted:
         seed=settings.seed,
         denoise_steps=settings.denoise_steps,
         allow_untrained=settings.allow_untrained,
+        remote=RemoteSettings(
+            settings.remote_url, settings.remote_timeout, settings.remote_token_file, settings.remote_jpeg_quality
+        ),
     )
 
 

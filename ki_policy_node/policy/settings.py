@@ -9,7 +9,7 @@ from ki_common.node_settings import Change, LifecycleSettings, setting
 from ki_policy_node.errors import NodeError
 from ki_vla.policy.serving import AskedMode
 
-Backend = Literal['auto', 'torch', 'onnx', 'tensorrt', 'commissioning']
+Backend = Literal['auto', 'torch', 'onnx', 'tensorrt', 'remote', 'commissioning']
 CommissioningMotion = Literal['hold', 'sine']
 LatencyKind = Literal['wait', 'compute']
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -23,11 +23,12 @@ class PolicyNodeSettings(LifecycleSettings):
     robot: str = setting('')
     """Robot contract: a name of config/robots, or the path of a YAML file."""
     bundle: str = setting('')
-    """Folder of the policy bundle; not read with backend commissioning."""
+    """Folder of the policy bundle; not read with backends remote and commissioning."""
     bundle_root: str = setting('')
     """Folder below which ~/load_policy may load bundles; empty takes the one that `bundle` lies in."""
     backend: Backend = setting('auto')
-    """What runs the model; commissioning moves the robot without one, to try its wiring."""
+    """What runs the model; remote asks a server of `ki serve`, commissioning moves the robot without a model,
+    to try its wiring."""
     dry_run: bool = setting(True, change=Change.LIVE)
     """Infer, but publish on ~/dry_run_chunk only, which no executor follows."""
     instruction: str = setting('')
@@ -58,6 +59,14 @@ class PolicyNodeSettings(LifecycleSettings):
     """Configure and activate at the start; false leaves that to a lifecycle manager."""
     run_on_activate: bool = setting(False)
     """Start a run as soon as the node is active; else call ~/start or the action ~/run."""
+    remote_url: str = setting('')
+    """Backend remote: where the policy is served, ws://HOST:PORT."""
+    remote_timeout: float = setting(1.0, unit='s', ge=0.05, le=60.0)
+    """Backend remote: a server that takes longer to answer is lost; the robot holds until it answers again."""
+    remote_token_file: str = setting('')
+    """Backend remote: file with the server's token; empty sends none."""
+    remote_jpeg_quality: int = setting(95, ge=0, le=100)
+    """Backend remote: of the pictures that are sent; 0 sends them as they are."""
     motion: CommissioningMotion = setting('hold')
     """What backend commissioning does: hold the measured pose, or swing every joint about it."""
     amplitude: float = setting(0.05, unit='rad or m', ge=0.0, le=3.0)

@@ -24,6 +24,7 @@ _CODES = {
     HoldReason.CLOCK_JUMP: PolicyStatus.HOLD_CLOCK_JUMP,
     HoldReason.NO_INSTRUCTION: PolicyStatus.HOLD_NO_INSTRUCTION,
     HoldReason.INFERENCE_LATE: PolicyStatus.HOLD_INFERENCE_LATE,
+    HoldReason.UNREACHABLE: PolicyStatus.HOLD_INFERENCE_LATE,
     HoldReason.INVALID_ACTION: PolicyStatus.HOLD_INVALID_ACTION,
 }
 _STREAM_LEVELS = {StreamState.OK: diagnostics.OK, StreamState.STALE: diagnostics.STALE}
@@ -85,7 +86,9 @@ class StatusReport:
         self._instruction_id = planned.chunk.instruction_id
         self._cycle.add(cycle_ns - planned.inferred.inference_ns)
         self._age.add(age_ns - planned.inferred.inference_ns)
-        self._go('; '.join(filter(None, ('dry run' if dry else '', planned.note))))
+        network = diagnostics.milliseconds(planned.inferred.network_ns)
+        way = f'network {network:.1f} ms' if network else ''
+        self._go('; '.join(filter(None, ('dry run' if dry else '', planned.note, way))))
 
     def hold(self, reason: HoldReason, message: str) -> bool:
         """A run is on and makes no chunks; True when that is news."""

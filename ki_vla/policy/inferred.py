@@ -17,3 +17,4 @@ class Inferred:
     inference_ns: int = 0  # wall time of the engine, and of saying the next subtask
     postprocess_ns: int = 0  # wall time back to absolute SI values
     subtask: str = ''  # what the policy said it does next, where it has two levels
+    network_ns: int = 0  # wall time on the way to a server and back

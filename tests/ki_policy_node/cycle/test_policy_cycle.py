@@ -14,6 +14,7 @@ from ki_policy_node.cycle.cadence import due_after
 from ki_policy_node.cycle.continuation import Planned, Planner, Timing
 from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_policy_node.cycle.policy_cycle import FAILURE_LIMIT, Dropped, Held, Made, PolicyCycle, Ready, Wait, WakeOn
+from ki_policy_node.cycle.policy_types import UnreachableError
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.observation import InputFault, NotReady, Observation, StreamProblem
@@ -368,6 +369,22 @@ def test_what_no_robot_may_execute_is_a_hold_and_in_a_row_a_fault(
     policy.answer = None
     cycle.reset_fault(BEGIN + 10**9)
     cycle.on_frame('scene', BEGIN + 10**9)
+    assert isinstance(cycle.commit(made(cycle, BEGIN + 10**9), BEGIN + 10**9 + MS), Planned)
+
+
+def test_a_policy_that_cannot_be_asked_is_a_hold_however_long() -> None:
+    def away(_: Observation) -> Matrix:
+        raise UnreachableError('The server ws://gpu-box:8000 is gone.')
+
+    policy = Ramp()
+    policy.answer = away
+    cycle, _ = cycle_of(policy)
+    for count in range(2 * FAILURE_LIMIT):
+        held = cycle.commit(made(cycle, BEGIN + count * 100 * MS), BEGIN + count * 100 * MS)
+        assert isinstance(held, Held)
+        assert (held.reason, held.fault, held.news) == (HoldReason.UNREACHABLE, False, count == 0)
+        assert 'gpu-box' in held.message
+    policy.answer = None
     assert isinstance(cycle.commit(made(cycle, BEGIN + 10**9), BEGIN + 10**9 + MS), Planned)
 
 
