@@ -18,6 +18,7 @@ def settings_models() -> dict[str, type[NodeSettings]]:
     from ki_policy_node.policy.settings import PolicyNodeSettings
     from ki_policy_node.recorder.settings import RecorderSettings
     from ki_policy_node.synthetic_settings import SyntheticRobotSettings
+    from ki_policy_node.teleop.settings import JoyTeleopSettings, LeaderTeleopSettings
     from ki_sim.node.settings import SimRobotSettings
 
     return {
@@ -25,6 +26,8 @@ def settings_models() -> dict[str, type[NodeSettings]]:
         'chunk_executor': ChunkExecutorSettings,
         'recorder': RecorderSettings,
         'console': ConsoleSettings,
+        'joy_teleop': JoyTeleopSettings,
+        'leader_teleop': LeaderTeleopSettings,
         'synthetic_robot': SyntheticRobotSettings,
         'sim_robot': SimRobotSettings,
     }

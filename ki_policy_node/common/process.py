@@ -80,6 +80,32 @@ def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
     return status
 
 
+def run_plain(make: Callable[[], Any], arguments: list[str] | None = None) -> int:
+    """Runs a node without a lifecycle until a signal comes.
+
+    Args:
+        make: Makes the node; a KiError from it is told in one sentence.
+        arguments: The command line; None takes the one of the process.
+
+    Returns:
+        The exit status: 0 after a signal, 1 when the spin cannot go on, 2 when the node cannot be made.
+    """
+    stop, node = StopRequest(), None
+    try:
+        _, node = start(make, arguments)
+        executor = make_executor()
+        executor.add_node(node)
+        return spin(node, executor, stop.is_set)
+    except KiError as error:
+        print(f'{program_name()}: {error}', file=sys.stderr, flush=True)
+        return 2
+    finally:
+        if node is not None:
+            getattr(node, 'close', lambda: None)()
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
 def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[str, Any]:
     """Starts ROS for one node and makes it; the DDS profile in force and the node.
 

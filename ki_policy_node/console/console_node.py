@@ -6,7 +6,6 @@ The page runs on http://127.0.0.1:8765/ unless the parameters say otherwise (`se
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import Any
 
@@ -15,10 +14,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
-from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
-from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.common.streams import INPUT_QOS, LATCHED, NEWEST, STATIC_QOS, hear_everybody, message_type
 from ki_policy_node.console.pictures import NewestPictures
 from ki_policy_node.console.robot_actions import RobotActions
@@ -108,23 +105,7 @@ class ConsoleNode(Node):
 
 def main(arguments: list[str] | None = None) -> int:
     """The process `console`."""
-    stop, node, status = StopRequest(), None, 0
-    try:
-        _, node = process.start(ConsoleNode, arguments)
-        executor = process.make_executor()
-        executor.add_node(node)
-        status = process.spin(node, executor, stop.is_set)
-    except KiError as error:
-        print(f'{process.program_name()}: {error}', file=sys.stderr, flush=True)
-        status = 2
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        import rclpy
-
-        rclpy.try_shutdown()
-    return status
+    return process.run_plain(ConsoleNode, arguments)
 
 
 if __name__ == '__main__':

@@ -164,6 +164,10 @@ class ConsoleServer:
         except OSError as error:
             self._failure = error
         finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.close()
             self._started.set()
 

@@ -47,6 +47,9 @@ def test_a_human_who_falls_silent_is_a_hold_until_the_policy_is_given_back_to(ri
     assert statuses[-1].state == ExecutorStatus.STATE_HOLD, 'the policy, which runs, does not take over'
     assert rig.call(SetBool, 'chunk_executor/take_over', SetBool.Request(data=False)).success
     rig.until('the policy again', lambda: statuses[-1].source == ExecutorStatus.SOURCE_POLICY)
-    told = [each.source for each in sources]
-    changes = [new for old, new in zip([None, *told], told, strict=False) if new != old]
-    assert changes == [0, 1, 0, 2, 0, 1]
+
+    def changes() -> list[int]:
+        told = [each.source for each in sources]
+        return [new for old, new in zip([None, *told], told, strict=False) if new != old]
+
+    rig.until('every change of who drives', lambda: changes() == [0, 1, 0, 2, 0, 1])
