@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ki_bags import message_builders
 from ki_bags.writer import BagWriter
-from ki_robot.contract.contract import Contract, load_contract, robot_names
+from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.errors import Reason, Rejected
 from ki_robot.observation.buffer import ObservationBuffer
 from ki_robot.observation.plausibility import LIMIT_MARGIN, SLACK_S, SPEED_FACTOR, StateCheck, possible_states
@@ -76,7 +76,7 @@ def test_after_a_reset_anything_within_the_limits_is_believed(check: StateCheck)
         check.check(pose(joint1=-3.9), T0 + 2 * PERIOD_NS)
 
 
-@pytest.mark.parametrize('robot', robot_names())
+@pytest.mark.parametrize('robot', ['arm_single', 'bimanual_mobile', 'bimanual_static', 'g1_upper_body', 'so101'])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), hertz=st.sampled_from([30, 50, 100, 500, 1000]))
 def test_every_motion_within_the_limits_of_commands_is_believed(robot: str, seed: int, hertz: int) -> None:
