@@ -5,6 +5,9 @@
 Stages run on tensors without memory; every operation that is not a mere view counts as one launch. That is what an
 eager GPU does, nearly: a copy or two hides in some library calls, and CUDA graphs replay the same kernels without the
 host. A compiled stage launches fewer, which only a GPU's compiler can say.
+
+Beside the counts stands an estimate of the time on an H100, to be replaced by measurements: the floor of `roofline.py`
+by `REACHED` of what the card can do, and `RAMP_S` for each launch, in which it fills and drains.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from roofline import GPUS, floor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,10 +29,12 @@ from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionS
 from ki_vla.engine.packing import PLAIN, Fusions
 from ki_vla.engine.stages import ActionStage, Cached, PrefixStage, VisionStage
 from ki_vla.model.config import ModelConfig, preset
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import KiVla, skeleton
+from ki_vla.model.summary import parameters_by_part
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'launches.json'
 STEPS = 10
+REACHED, RAMP_S = 0.7, 1.9e-6
 # The goal of a full-size model on three views and 200 prompt slots; of the expert for one step.
 GOAL = {'vision': 200, 'prefix': 200, 'expert step': 120}
 VIEWS = {
@@ -92,6 +98,12 @@ def stages(config: ModelConfig, mode: str) -> dict[str, Counter[str]]:
     return {'vision': in_vision, 'prefix': in_prefix, 'loop': in_loop}
 
 
+def estimate_ms(config: ModelConfig, launched: dict[str, int]) -> float:
+    """What a chunk might take on an H100: see the head of this file."""
+    least = floor(config, parameters_by_part(skeleton(config)), config.views, config.max_prompt, GPUS['H100'])
+    return round(least['total_ms'] / REACHED + 1e3 * RAMP_S * launched['chunk'], 1)
+
+
 def totals(config: ModelConfig, mode: str) -> dict[str, int]:
     """Launches by stage; of the expert for all steps, and for one on average."""
     found = {name: sum(names.values()) for name, names in stages(config, mode).items()}
@@ -111,6 +123,7 @@ def main() -> None:
         'prompt': config.max_prompt, 'steps': STEPS, 'goal': GOAL,
         'modes': {mode: totals(config, mode) for mode in ('plain', 'packed', 'guided', 'fused')},
     }  # fmt: skip
+    result['estimate_h100_ms'] = {mode: estimate_ms(config, found) for mode, found in result['modes'].items()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(json.dumps(result, indent=1))

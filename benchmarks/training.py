@@ -1,16 +1,17 @@
 """How fast the trainer trains, and whether it ever waits for samples.
 
     python benchmarks/training.py                     the mini model on the simulator's recordings, on the CPU
-    python benchmarks/training.py --device cuda       the same, then the full size on noise: samples/s, MFU, memory
+    python benchmarks/training.py --preset full --device cuda       the paper's size on noise: samples/s, MFU, memory
 
 Writes benchmarks/results/training.json (training_gpu.json). Variants are timed turn by turn within one run; beside wall
 seconds stand CPU seconds of the process, which other work on the machine does not stretch as much. MFU counts the FLOPs
-of torch's own counter, forward and backward, and is relative to --peak.
+of torch's own counter, forward and backward, and is relative to --peak. What memory to expect: training_memory.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -20,25 +21,28 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before the file training.py, which hides that room
 
 import torch
+from roofline import training_flops
 from torch.utils.flop_counter import FlopCounterMode
 
-from ki_vla.model.config import preset
+from ki_common.errors import first_line
+from ki_vla.model.config import PRESETS, ModelConfig, preset
 from ki_vla.model.initial_weights import initialise
-from ki_vla.model.kivla import KiVla
+from ki_vla.model.kivla import KiVla, skeleton
 from ki_vla.model.summary import random_batch
-from ki_vla.objective.recipes import recipe
+from ki_vla.objective.recipes import OURS
 from ki_vla.objective.trainable import prepare
 from training.fit.initial_policy import begin
-from training.train.config import Run
+from training.train.config import Run, Stage
 from training.train.distributed import ProcessGroup
+from training.train.lora import add_lora, freeze_base
 from training.train.run import _parts, open_sources
+from training.train.schedule import make_optimiser, step_where
 from training.train.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / 'results'
@@ -164,78 +168,124 @@ def mini(rounds: int, batch: int, device: str) -> dict[str, Any]:
     return found
 
 
-def full(rounds: int, batch: int, peak: float) -> dict[str, Any]:
-    """The paper's size on one GPU: noise in, block checkpointing, bf16 products, float32 weights and AdamW."""
-    config = preset('full')
-    model = initialise(KiVla(config).to('cuda'), torch.Generator('cuda').manual_seed(0))
-    found: dict[str, Any] = {'batch': batch, 'views': config.views, 'prompt': 200, 'targets': 80}
-    data = random_batch(config, batch, prompt=200, targets=80).to('cuda')
+def on_noise(
+    config: ModelConfig, device: str, rounds: int, batch: int, peak: float, lora: int = 0, compiled: bool = False
+) -> dict[str, float]:
+    """Steps of the recipe `ours` on noise: block checkpointing, bf16 products, float32 weights, the trainer's AdamW.
+
+    MFU counts what one forward and one backward pass need, not the blocks that are computed again.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    model, stage = initialise(KiVla(config).to(device), generator), Stage()
+    if lora:
+        add_lora(model, lora, small=True)
+        model.to(device)
+    prepare(model, OURS)
+    if lora:
+        freeze_base(model)
     model.checkpointing = True
-    for name in ('ours', 'pi0_like_ours'):
-        chosen = recipe('ours') if name == 'ours' else replace(recipe('ours'), targets='none', vlm_data=False)
-        prepare(model, chosen)
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    targets = min(80, config.max_targets)
+    data = random_batch(config, batch, prompt=config.max_prompt, targets=targets).to(device)
+    noise = torch.randn(batch, 1, config.horizon, config.action_dim, device=device)
+    tau = torch.rand(batch, 1, device=device)
+    optimiser = make_optimiser(model, stage)
+    forward = torch.compile(model) if compiled else model
 
-        def step(chosen: Any = chosen, optimiser: Any = optimiser) -> None:
-            with torch.autocast('cuda', torch.bfloat16):
-                loss = model(data, chosen, generator=torch.Generator().manual_seed(0)).total
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            torch.cuda.synchronize()
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss = forward(data, OURS, 1, noise, tau).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], stage.clip, foreach=True)
+        step_where(optimiser, torch.isfinite(loss.detach()))
+        optimiser.zero_grad(set_to_none=True)
 
-        counter = FlopCounterMode(display=False)
-        with counter:
-            step()
+    began = time.perf_counter()
+    step()
+    settle(device)
+    first_s = time.perf_counter() - began
+    if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - began)
-        rate = batch / statistics.median(seconds)
-        # Recomputed blocks are work done twice, not work wanted: MFU counts one forward and one backward.
-        found[name] = {
-            'samples_per_s': round(rate, 2),
-            'tflop_per_sample_with_recomputation': round(counter.get_total_flops() / batch / 1e12, 2),
-            'hardware_use': round(counter.get_total_flops() / batch * rate / peak, 3),
-            'peak_memory_gib': round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        }
-        del optimiser
+    began = time.perf_counter()
+    for _ in range(rounds):
+        step()
+    settle(device)  # once: the host runs ahead, as in training
+    rate = batch * rounds / (time.perf_counter() - began)
+    flops = training_flops(skeleton(config), OURS, config.views, config.max_prompt, targets, 1)
+    found = {
+        'batch': batch,
+        'first_step_s': round(first_s, 1),
+        'samples_per_s': round(rate, 2),
+        'tflop_per_sample': round(flops / 1e12, 3),
+        'mfu': round(flops * rate / peak, 3),
+    }
+    if device == 'cuda':
+        found['peak_memory_gib'] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
     return found
 
 
-def main() -> None:
+def settle(device: str) -> None:
+    """Wait for what a GPU was given to do."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+# What is tried at a size, the most valuable first.
+ON_NOISE: dict[str, dict[str, Any]] = {'everything': {}, 'LoRA 16': {'lora': 16}, 'compiled': {'compiled': True}}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """As JSON, after every case: a machine may be taken away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description='Speed of training.')
+    parser.add_argument('--preset', choices=PRESETS, default='mini', help='mini: on real samples; others: on noise')
+    parser.add_argument('--cases', nargs='+', choices=ON_NOISE, default=list(ON_NOISE), help='on noise')
     parser.add_argument('--rounds', type=int, default=8)
-    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--batch', type=int, help='default: 16 for mini, 8 for other sizes')
     parser.add_argument('--threads', type=int, default=0, help='of torch; 0: as many as it likes')
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--peak', type=float, default=790e12, help='FLOP/s of the GPU, measured; an H200 has 790e12')
-    parser.add_argument('--out', type=Path, help='default: results/training.json, with a GPU results/training_gpu.json')
-    given = parser.parse_args()
+    parser.add_argument(
+        '--output', type=Path, help='default: results/training.json, with a GPU results/training_gpu.json'
+    )
+    given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
+    batch = given.batch or (16 if given.preset == 'mini' else 8)
     result: dict[str, Any] = {
-        'command': f'python benchmarks/training.py --rounds {given.rounds} --batch {given.batch}'
-        + f' --threads {given.threads}'
-        + (f' --device {given.device}' if given.device != 'cpu' else ''),
+        'command': 'python benchmarks/training.py ' + ' '.join(sys.argv[1:] if arguments is None else arguments),
         'machine': {'cpu': platform.machine(), 'cores': os.cpu_count(), 'torch': torch.__version__},
         'threads': torch.get_num_threads(),
         'load_before': [round(x, 2) for x in os.getloadavg()],
-        'mini': mini(given.rounds, given.batch, given.device),
     }
+    path = given.output or RESULTS / ('training.json' if given.device == 'cpu' else 'training_gpu.json')
     if given.device == 'cuda':
         result['machine']['gpu'] = torch.cuda.get_device_name()
-        result['full'] = full(given.rounds, given.batch, given.peak)
+    if given.preset == 'mini':
+        result['mini'] = mini(given.rounds, batch, given.device)
+    else:
+        result[given.preset] = {}
+        for name in given.cases:
+            try:
+                found: Any = on_noise(
+                    preset(given.preset), given.device, given.rounds, batch, given.peak, **ON_NOISE[name]
+                )
+            except Exception as error:  # out of memory, a compiler that fails: the next case may be well
+                found = f'{type(error).__name__}: {first_line(error)}'
+            gc.collect()
+            if given.device == 'cuda':
+                torch.cuda.empty_cache()
+            result[given.preset][name] = found
+            write(path, result)
     result['load_after'] = [round(x, 2) for x in os.getloadavg()]
-    path = given.out or RESULTS / ('training.json' if given.device == 'cpu' else 'training_gpu.json')
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + '\n')
+    write(path, result)
     print(json.dumps(result, indent=1))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
