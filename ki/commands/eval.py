@@ -11,7 +11,7 @@ import typer
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
-    from ki.support.sim_evaluation import Cell, Plays
+    from ki.support.sim_evaluation import EvaluationCell, Plays
     from ki_sim.evaluate.closed_loop import EvaluationReport
 
 app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
@@ -142,7 +142,7 @@ def sim(
     _play(plays, cells_of(names, modes, steps, delays), out, films)
 
 
-def _play(plays: Plays, cells: Sequence[Cell], out: Path, films: bool) -> None:
+def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool) -> None:
     """Plays the cells with a bar, and prints a line for each, and for each way one for its tasks together."""
     from ki.support.sim_evaluation import evaluate_cells, together
 

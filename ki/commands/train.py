@@ -81,7 +81,7 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
 
 def simulate(run: Run) -> None:
     """Recordings and moments of the expert and pictures with words, as files and without ROS; what is there stays."""
-    from ki.support.simulated_data import moment_settings
+    from ki.support.simulated_data import load_triton_before_mesa, moment_settings
     from ki_sim.moments.shards import write as write_moments
     from ki_sim.record.batch import jobs, record
     from ki_sim.tasks.tasks import task_names
@@ -89,6 +89,7 @@ def simulate(run: Run) -> None:
 
     wanted = run.simulate
     assert wanted is not None
+    load_triton_before_mesa()
     out, tasks, made = Path(wanted.out), task_names(wanted.tasks), []
     if wanted.episodes:
         work = jobs(tasks, wanted.episodes, out / 'arrays', wanted.first_seed, 'npz', image_size=wanted.image_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ TOGETHER = 'all of them'
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationCell:
     """What is played and how; `execute_steps` 0 and `mode` auto are the bundle's own."""
 
     task: str
@@ -57,19 +58,19 @@ class Plays:
 
 def cells_of(
     tasks: Sequence[str], modes: Sequence[str], execute_steps: Sequence[int], delay_steps: Sequence[int]
-) -> list[Cell]:
+) -> list[EvaluationCell]:
     """Every task in every way, with those together that open the same policy."""
     ways = itertools.product(modes, execute_steps, delay_steps)
-    return [Cell(task, *way) for way in ways for task in tasks]
+    return [EvaluationCell(task, *way) for way in ways for task in tasks]
 
 
 def evaluate_cells(
     plays: Plays,
-    cells: Sequence[Cell],
+    cells: Sequence[EvaluationCell],
     out: Path,
     films: bool = False,
-    tell: Callable[[Cell, SceneOutcome], None] | None = None,
-) -> Iterator[tuple[Cell, EvaluationReport]]:
+    tell: Callable[[EvaluationCell, SceneOutcome], None] | None = None,
+) -> Iterator[tuple[EvaluationCell, EvaluationReport]]:
     """Plays cells one after the other; each is given when all of its episodes have been played.
 
     Args:
@@ -106,27 +107,27 @@ def evaluate_cells(
                 }
                 report = load_report(path, cell.task, about)
                 report.outcomes = [each for each in report.outcomes if each.seed in scenes]
-                for known in report.outcomes:
-                    if tell is not None:
+                if tell is not None:
+                    for known in report.outcomes:
                         tell(cell, known)
-
-                def played(
-                    outcome: SceneOutcome, cell: Cell = cell, report: EvaluationReport = report, path: Path = path
-                ) -> None:
-                    report.save(path)
-                    if tell is not None:
-                        tell(cell, outcome)
-
-                evaluate(
-                    policy, cell.task, scenes, settings, out / 'films' if films else None, played, plays.paired, report
-                )
+                played = partial(_played, report, path, None if tell is None else partial(tell, cell))
+                videos = out / 'films' if films else None
+                evaluate(policy, cell.task, scenes, settings, videos, played, plays.paired, report)
                 report.save(path)
                 yield cell, report
         finally:
             policy.close()
 
 
-def file_of(cell: Cell, cells: Sequence[Cell], split: str = 'train') -> str:
+def _played(
+    report: EvaluationReport, path: Path, tell: Callable[[SceneOutcome], None] | None, outcome: SceneOutcome
+) -> None:
+    report.save(path)
+    if tell is not None:
+        tell(outcome)
+
+
+def file_of(cell: EvaluationCell, cells: Sequence[EvaluationCell], split: str = 'train') -> str:
     """Name of a cell's file: its task, and what of its way differs among the cells."""
     name = cell.task if split == 'train' else f'{cell.task}-{split}'
     for field, text in (('mode', ''), ('execute_steps', 'steps'), ('delay_steps', 'delay')):

@@ -1,12 +1,20 @@
-"""From a run's configuration to the data that the simulator makes for it."""
+"""From a run's configuration to the data that the simulator makes for it, in the process that trains."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ki_sim.moments.shards import MomentSettings
     from training.train.config import Run
+
+
+def load_triton_before_mesa() -> None:
+    """For a process that renders and then trains: an optimiser loads Triton, which crashes where Mesa came first."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module('triton')
 
 
 def moment_settings(run: Run) -> MomentSettings:

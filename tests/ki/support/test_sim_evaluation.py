@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ki.support import sim_policy
-from ki.support.sim_evaluation import Cell, Plays, cells_of, evaluate_cells, file_of, together
+from ki.support.sim_evaluation import EvaluationCell, Plays, cells_of, evaluate_cells, file_of, together
 from ki_policy_node.cycle.continuation import Timing
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
 from ki_sim.world.world import clipped
@@ -68,7 +68,7 @@ def test_every_task_is_played_in_every_way_and_a_policy_is_opened_once_a_way(
 def test_a_second_call_plays_what_is_missing_and_another_policy_begins_anew(
     tmp_path: Path, opened: list[Still], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = [Cell('demo')]
+    cells = [EvaluationCell('demo')]
     list(evaluate_cells(Plays(tmp_path, 2, paired=True), cells, tmp_path))
     told: list[SceneOutcome] = []
     ((_, report),) = evaluate_cells(
@@ -87,7 +87,7 @@ def test_a_second_call_plays_what_is_missing_and_another_policy_begins_anew(
 
 
 def test_names_say_what_differs() -> None:
-    one, two = Cell('demo', 'rtc', 10, 0), Cell('demo', 'latest', 10, 0)
+    one, two = EvaluationCell('demo', 'rtc', 10, 0), EvaluationCell('demo', 'latest', 10, 0)
     assert file_of(one, [one]) == 'demo.json'
     assert file_of(one, [one], 'heldout') == 'demo-heldout.json'
     assert file_of(one, [one, two]) == 'demo-rtc.json'
