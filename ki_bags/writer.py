@@ -140,6 +140,20 @@ class BagWriter:
         except (OSError, struct.error) as error:
             raise BagError(f'{self.partial} cannot be written: {error}; free space there and record anew.') from error
 
+    def flush(self) -> None:
+        """Lets the system have all that was written so far, so that a killed process does not lose it.
+
+        Raises:
+            BagError: A disk that takes no more.
+        """
+        if self._file is None:
+            return
+        try:
+            self._file.writer.flush()
+            self._file.stream.flush()
+        except (OSError, struct.error) as error:
+            raise BagError(f'{self.partial} cannot be written: {error}; free space there and record anew.') from error
+
     @property
     def count(self) -> int:
         """Messages written so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip('rclpy')
 from ki_bags.errors import BagError
 from ki_bags.reader import open_bag
 from ki_policy_node.errors import NodeError
-from ki_policy_node.recorder.episode_writer import EpisodeWriter, RecordedTopic, definition_of, parts_of
+from ki_policy_node.recorder.episode_writer import FLUSH_S, EpisodeWriter, RecordedTopic, definition_of, parts_of
 
 STRING = RecordedTopic('/words', 'std_msgs/msg/String', '', *definition_of('std_msgs/msg/String'))
 HELLO = b'\x00\x01\x00\x00\x06\x00\x00\x00hello\x00'
@@ -56,3 +57,14 @@ def test_a_type_outside_the_common_ones_is_described_from_its_installed_file() -
 def test_fields_of_other_types_are_found_and_constants_and_primitives_are_not() -> None:
     text = 'uint8 A = 1\nstd_msgs/Header header\nPoint[] points\nfloat64[<=3] x 1.0\nstring<=5 name\n# Pose pose\n'
     assert parts_of('geometry_msgs/msg/Thing', text) == ['std_msgs/msg/Header', 'geometry_msgs/msg/Point']
+
+
+def test_what_is_older_than_a_second_is_on_disk_even_where_little_is_said(tmp_path: Path) -> None:
+    """A process that is killed loses no more: a chunk of 1 MiB would hold twenty seconds of joint states."""
+    writer = EpisodeWriter(tmp_path / 'bag', 'none', 1 << 20)
+    for stamp_ns in (1, 2, 3):
+        writer.write(STRING, stamp_ns, HELLO)
+    time.sleep(FLUSH_S + 0.4)
+    found = [message.log_ns for message in open_bag(tmp_path / 'bag.partial').messages()]
+    writer.close(keep=True)
+    assert found == [1, 2, 3]
