@@ -16,7 +16,9 @@ def export(
     to: str = typer.Option('onnx', help='onnx, or tensorrt (an engine for the GPU of this machine; takes minutes).'),
     precision: str = typer.Option('fp32', help='fp32, fp16, bf16 (needs a GPU), or int8 (for CPUs).'),
     steps: int | None = typer.Option(None, min=1, help='Euler steps; what the bundle recommends unless given.'),
-    kinds: str = typer.Option('plain,guided,trained', help='Ways of denoising; the last two continue a chunk.'),
+    kinds: str = typer.Option(
+        '', help='Of plain, guided, trained (these two continue a chunk), tokens; else all that it is served with.'
+    ),
     device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
     missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
 ) -> None:
@@ -40,10 +42,10 @@ def export(
         machine = this_machine()
         print(build_engine(loaded, find_export(bundle, loaded.digest, precision), progress=tell, machine=machine))
         return
-    from ki_vla.export.write import export_onnx
+    from ki_vla.export.write import export_onnx, kinds_of
 
     steps = steps or loaded.serving.denoise_steps
-    chosen = tuple(each.strip() for each in kinds.split(',') if each.strip())
+    chosen = tuple(each.strip() for each in kinds.split(',') if each.strip()) or kinds_of(loaded)
     if missing:
         with contextlib.suppress(VlaError):
             there = find_export(bundle, loaded.digest, precision)

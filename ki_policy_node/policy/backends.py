@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
 from ki_robot.observation.observation import Observation
 from ki_vla.policy.inferred import Inferred
-from ki_vla.policy.serving import Serving
+from ki_vla.policy.serving import Decode, Serving
 from ki_vla.remote.remote_settings import RemoteSettings
 
 COMMISSIONING, REMOTE = 'commissioning', 'remote'
@@ -126,7 +127,8 @@ class Wanted:
     a folder, not read for the commissioning backend, which `commissioning` describes. `strict` refuses another backend
     than the one asked for; `threads` (0: the engine's choice), `seed` and `denoise_steps` (0: what the bundle
     recommends) are the engine's. `allow_untrained` takes a bundle whose action head was never trained. `remote` is
-    where backend remote finds the policy; what runs it there, the server decides.
+    where backend remote finds the policy; what runs it there, the server decides. `decode` says where actions come
+    from; '' is what the bundle recommends.
     """
 
     backend: str = 'auto'
@@ -138,6 +140,7 @@ class Wanted:
     denoise_steps: int = 0
     allow_untrained: bool = False
     remote: RemoteSettings = field(default_factory=RemoteSettings)
+    decode: Decode | Literal[''] = ''
 
 
 def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Policy:
@@ -186,6 +189,7 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
         seed=wanted.seed,
         denoise_steps=wanted.denoise_steps,
         allow_untrained=wanted.allow_untrained,
+        decode=wanted.decode or None,
     )
     try:
         return BundlePolicy(loaded, timing)

@@ -4,6 +4,7 @@ onnx/parity.json           for every precision: bundle, files, errors against to
 onnx/fp32/vision.onnx      images -> tokens
           prefix.onnx      tokens, prompt, state -> all that the action expert reads
           plain.onnx       one Euler step; trained.onnx and guided.onnx continue the chunk before
+          token_prefix.onnx, token.onnx   for actions that are said as tokens: the prefix, and one token more
           weights.data     the weights of all graphs
           parity_cuda.json errors on another provider, measured when it first opened them (`export/provider_parity.py`)
 """
@@ -23,6 +24,8 @@ from ki_vla.errors import VlaError
 FOLDER, PARITY, WEIGHTS = 'onnx', 'parity.json', 'weights.data'
 FORMAT = 1
 STAGES = ('vision', 'prefix')
+TOKEN_GRAPHS = ('token_prefix', 'token')
+SAID = 'tokens'  # beside the ways of denoising: actions that the backbone says
 PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
 
 

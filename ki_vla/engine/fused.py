@@ -34,7 +34,7 @@ TILE = 64  # widths are multiples of the tiles that kernels read without masks
 
 def why_not(config: ModelConfig) -> str:
     """Why a model cannot be run by these stages; empty where it can."""
-    if config.head != 'expert' or not config.adaptive or config.state_repr == 'suffix':
+    if config.head != 'expert' or not config.adaptive or config.state_for_expert:
         return 'fused kernels are for an action expert with adaptive norms and no state token before the actions'
     for name in ('backbone', 'expert'):
         gemma: GemmaConfig = getattr(config, name)

@@ -20,6 +20,7 @@ import numpy as np
 from ki_vla.errors import VlaError
 from ki_vla.model.config import ModelConfig
 from ki_vla.policy.model_inputs import ModelInputs
+from ki_vla.tokens.actions import ActionTokens
 
 PROMPT_BUCKETS = (48, 96, 200)
 CARRY_MODES = ('guided', 'trained')
@@ -74,6 +75,9 @@ class Carried(NamedTuple):
     share_H: np.ndarray
 
 
+Choose = Callable[[np.ndarray], int | None]  # logits [W], float32 -> the next id
+
+
 class Runner(Protocol):
     """What stands behind an engine. All calls come from one thread.
 
@@ -90,6 +94,13 @@ class Runner(Protocol):
 
     def denoise(self, shape: Shape, prefix: Any, noise_HA: np.ndarray, carried: Carried | None) -> np.ndarray:
         """Noise -> normalised actions, float32 [H, A]."""
+        ...
+
+    def say(self, shape: Shape, prefix: Any, choose: Choose) -> None:
+        """Says tokens after a prefix: `choose` is given the logits [W] of each and gives its id, or None to end.
+
+        For a runner that was made to say tokens; one for continuous actions is never asked.
+        """
         ...
 
     def close(self) -> None:
@@ -116,6 +127,7 @@ class Engine:
         choice: what was chosen and why.
         views: number of camera views that are fed.
         kinds: which ways of denoising the runner can do: 'plain', 'guided', 'trained'.
+        tokens: for a runner that says actions as tokens: what they mean, and what may follow what.
     """
 
     def __init__(
@@ -125,8 +137,10 @@ class Engine:
         choice: Choice,
         views: int | None = None,
         kinds: tuple[str, ...] = ('plain', 'guided', 'trained'),
+        tokens: ActionTokens | None = None,
     ) -> None:
-        self.config, self.choice, self.kinds = config, choice, kinds
+        self.config, self.choice, self.tokens = config, choice, tokens
+        self.kinds = kinds if tokens is None else ('plain',)
         self.views = config.views if views is None else views
         self.buckets = prompt_buckets(config)
         self.times_ms: dict[str, float] = {}
@@ -172,6 +186,9 @@ class Engine:
             seed: see there.
             carry: the chunk that is to be continued.
 
+        An engine that says tokens (`tokens` is not None) draws nothing: it takes the likeliest of those that can
+        follow, and its actions are scaled as action tokens are.
+
         Raises:
             VlaError: noise or carry of the wrong shape, a prefix that is not this engine's or overwritten, a way of
                 denoising that this engine lacks, out of memory, or a result that is not finite.
@@ -190,7 +207,10 @@ class Engine:
         noise = self._noise(noise_HA, seed)
         begin = time.perf_counter()
         with one_line_when_out_of_memory('sampling a chunk'):
-            actions_HA = runner.denoise(prefix.shape, prefix.payload, noise, carried)
+            if self.tokens is None:
+                actions_HA = runner.denoise(prefix.shape, prefix.payload, noise, carried)
+            else:
+                actions_HA = self._said(runner, prefix, self.tokens)
         # The runner may know the times of a prefill only now that the device has answered.
         self.times_ms |= {**runner.times_ms, 'denoise': 1e3 * (time.perf_counter() - begin)}
         if not np.isfinite(actions_HA).all():
@@ -242,6 +262,29 @@ class Engine:
         if self._runner is None:
             raise VlaError('this engine is closed; open a new one.')
         return self._runner
+
+    def _said(self, runner: Runner, prefix: PrefillHandle, tokens: ActionTokens) -> np.ndarray:
+        """The chunk that the model says: the likeliest token at every step, of those that lead to a whole chunk."""
+        stream, said = tokens.stream(), 0
+
+        def choose(logits_W: np.ndarray) -> int | None:
+            nonlocal said
+            ids = stream.allowed()
+            stream.push(int(ids[np.argmax(logits_W[ids])]))
+            if stream.complete:
+                return None
+            said += 1
+            if said > self.config.max_targets:
+                raise VlaError(
+                    f'the policy did not finish its chunk within {self.config.max_targets} tokens (model.max_targets); '
+                    'it needs more training, or a codec with more tokens.'
+                )
+            return stream.last
+
+        runner.say(prefix.shape, prefix.payload, choose)
+        chunk_HN = stream.chunk()
+        self.times_ms['tokens'] = float(said)
+        return np.pad(chunk_HN, ((0, 0), (0, self.config.action_dim - chunk_HN.shape[1]))).astype(np.float32)
 
     def _padded(self, inputs: ModelInputs) -> tuple[ModelInputs, Shape]:
         """Inputs at the smallest static shape that holds them."""

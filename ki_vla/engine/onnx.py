@@ -18,9 +18,10 @@ import numpy as np
 
 from ki_common.errors import first_line
 from ki_vla.engine.exported import Export
-from ki_vla.engine.interface import Carried, Shape, is_out_of_memory
+from ki_vla.engine.interface import Carried, Choose, Shape, is_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.policy.model_inputs import ModelInputs
+from ki_vla.policy.serving import Decode
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
@@ -34,10 +35,14 @@ Options = Callable[[str, Mapping[str, int]], Mapping[str, str]]
 # No name that an exporter might give to something inside a graph.
 CACHED = ('prefix_keys', 'prefix_values', 'query_cos', 'query_sin', 'query_bias', 'state_token')
 TOKENS, ACTIONS = 'image_tokens', 'next_actions'
+# What a graph reads that says one token more, and what it hands to the next; `heads.TokenCache`.
+LOGITS, TOKEN_CACHE = 'token_logits', ('cache_keys', 'cache_values', 'cache_bias', 'prefix_length')
+NEXT_CACHE = ('next_keys', 'next_values')
 CARRIED = {'plain': (), 'trained': ('previous_actions', 'given_steps'), 'guided': ('previous_actions', 'step_weights')}
 INPUTS = {
     'vision': ('images_uint8',),
-    'prefix': (TOKENS, 'image_mask', 'prompt_ids', 'prompt_mask', 'state_normal'),
+    **dict.fromkeys(('prefix', 'token_prefix'), (TOKENS, 'image_mask', 'prompt_ids', 'prompt_mask', 'state_normal')),
+    'token': ('token_id', 'token_index', *TOKEN_CACHE),
     **{kind: ('noisy_actions', 'row', *names) for kind, names in CARRIED.items()},
 }
 # Open dimensions of inputs and outputs: value -> axis -> name. `context` is prefix and queries together.
@@ -50,6 +55,7 @@ OPEN_SIZES = {
     'prefix_keys': {1: 'prefix'},
     'prefix_values': {1: 'prefix'},
     'query_bias': {1: 'context'},
+    **{name: {1: 'cache'} for name in (*TOKEN_CACHE[:3], *NEXT_CACHE)},
 }
 
 
@@ -141,6 +147,7 @@ class OnnxRunner:
         kind: of `PROVIDERS`.
         threads: see `open_session`.
         options: of the provider, by session.
+        decode: 'actions', or 'tokens' for a runner that only says tokens.
 
     Raises:
         VlaError: the provider is missing, or its device does not answer.
@@ -148,7 +155,14 @@ class OnnxRunner:
 
     shares_buffers = False
 
-    def __init__(self, export: Export, kind: str = 'cpu', threads: int = 0, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        export: Export,
+        kind: str = 'cpu',
+        threads: int = 0,
+        options: Options | None = None,
+        decode: Decode = 'actions',
+    ) -> None:
         name = check_provider(kind)
         self.times_ms: dict[str, float] = {}
         self._export, self._kind, self._threads, self._options = export, kind, threads, options
@@ -156,6 +170,7 @@ class OnnxRunner:
         self._device = 'cpu' if kind == 'cpu' else 'cuda'
         self._sessions: dict[Any, Any] = {}
         self._cached = CACHED if export.state_token else CACHED[:-1]
+        self._says_tokens = decode == 'tokens'
         try:
             self._rows = [self._value(np.array([row])) for row in range(export.steps)]
         except Exception as error:  # the first touch of the device; ONNX Runtime has a type for each of its codes
@@ -182,9 +197,21 @@ class OnnxRunner:
         return tokens
 
     def prefix(self, shape: Shape, tokens: Any, inputs: ModelInputs) -> list[Any]:
-        """All that the action expert reads, on the device."""
+        """All that the action head, or the next token, reads, on the device."""
         rest = (inputs.image_mask_V, inputs.prompt_L, inputs.prompt_mask_L, inputs.state_S)
-        return self._run('prefix', shape._asdict(), [tokens, *map(self._value, rest)], self._cached)
+        graph, found = ('token_prefix', (LOGITS, *TOKEN_CACHE)) if self._says_tokens else ('prefix', self._cached)
+        return self._run(graph, shape._asdict(), [tokens, *map(self._value, rest)], found)
+
+    def say(self, shape: Shape, prefix: list[Any], choose: Choose) -> None:
+        """See `interface.Runner`; keys and values stay on the device."""
+        begin = time.perf_counter()
+        logits, keys, values, bias, length = prefix
+        sizes, index = {'cache': _length(keys)}, 0
+        while (token := choose(self.host(logits))) is not None:
+            said = [self._value(np.array([each], dtype=np.int64)) for each in (token, index)]
+            logits, keys, values = self._run('token', sizes, [*said, keys, values, bias, length], (LOGITS, *NEXT_CACHE))
+            index += 1
+        self.times_ms = {'tokens': 1e3 * (time.perf_counter() - begin)}
 
     def host(self, value: Any) -> np.ndarray:
         """A value as float32 numpy; numpy knows no bfloat16, torch does."""
@@ -224,7 +251,8 @@ class OnnxRunner:
         # its array itself, so these are copies.
         here, there = self._value(noise_HA.copy()), self._value(np.empty_like(noise_HA))
         for row in self._rows:
-            binding.bind_ortvalue_input('noisy_actions', here)
+            if 'noisy_actions' in wanted:
+                binding.bind_ortvalue_input('noisy_actions', here)
             if 'row' in wanted:
                 binding.bind_ortvalue_input('row', row)
             binding.bind_ortvalue_output(ACTIONS, there)

@@ -12,14 +12,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ki_common.errors import first_line
-from ki_vla.engine.exported import PRECISIONS, find_export, read_parity
+from ki_vla.engine.exported import PRECISIONS, SAID, find_export, read_parity
 from ki_vla.engine.interface import Choice, Engine, example_inputs, one_line_when_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.model.config import ModelConfig
 from ki_vla.policy.bundle import Bundle, load_bundle
+from ki_vla.policy.serving import Decode
+from ki_vla.tokens.actions import ActionTokens
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class EngineRequest:
         steps: Euler steps; None: what the bundle recommends, or what the graphs were exported for.
         threads: of ONNX Runtime on a CPU; 0: as many as there are cores.
         build: TensorRT may build a missing engine now, which takes many minutes.
+        decode: where actions come from, the action head ('actions') or tokens of the backbone ('tokens'); None: what
+            the bundle recommends.
     """
 
     backend: str = 'auto'
@@ -50,12 +54,14 @@ class EngineRequest:
     steps: int | None = None
     threads: int = 0
     build: bool = False
+    decode: Decode | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist."""
         from ki_vla.engine.torch import MODES
 
         allowed = {'backend': BACKENDS, 'device': DEVICES, 'precision': (None, *PRECISIONS), 'mode': (None, *MODES)}
+        allowed['decode'] = (None, *get_args(Decode))
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 known = ', '.join(str(each) for each in values if each is not None)
@@ -204,7 +210,14 @@ def _open(
         order = ('fp32', 'fp16', 'int8')
     precision = request.precision or next((each for each in order if each in read_parity(bundle.folder)), order[0])
     export = find_export(bundle.folder, bundle.digest, precision)
-    if request.steps not in (None, export.steps):
+    decode, tokens = _decoding(bundle, request)
+    missing = SAID if tokens is not None else 'plain'
+    if missing not in export.kinds:
+        raise VlaError(
+            f'{export.folder}: has graphs for {", ".join(export.kinds)}, and {missing} is wanted; export again with '
+            f'--kinds {",".join([*export.kinds, missing])}.'
+        )
+    if request.steps not in (None, export.steps) and bundle.config.head != 'parallel' and tokens is None:
         raise VlaError(
             f'{export.folder}: was exported for {export.steps} Euler steps, {request.steps} are wanted; export again '
             f'with --steps {request.steps}.'
@@ -212,6 +225,8 @@ def _open(
     from ki_vla.engine.onnx import PROVIDERS, OnnxRunner
 
     if kind == 'tensorrt':
+        if tokens is not None:
+            raise VlaError('backend tensorrt says no tokens; take onnx with device cuda, or torch.')
         from ki_vla.export.tensorrt import open_runner, require_cache
 
         runner = open_runner(export, require_cache(bundle, export, build=request.build, progress=progress))
@@ -219,9 +234,9 @@ def _open(
         from ki_vla.export.provider_parity import require_parity
 
         require_parity(bundle, export, device)
-        runner = OnnxRunner(export, device, request.threads)
+        runner = OnnxRunner(export, device, request.threads, decode=decode)
     choice = Choice(kind, PROVIDERS['tensorrt' if kind == 'tensorrt' else device], device, precision, why)
-    return Engine(runner, bundle.config, choice, views, export.kinds)
+    return Engine(runner, bundle.config, choice, views, export.kinds, tokens)
 
 
 def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, strict: bool, views: int) -> Engine:
@@ -233,7 +248,8 @@ def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, s
     if precision not in DTYPES:
         raise VlaError(f'backend torch has no precision {precision}; choose one of {", ".join(DTYPES)}.')
     default = 'graphs' if device == 'cuda' else 'packed'
-    mode = request.mode or (default if bundle.config.head == 'expert' else 'eager')
+    mode = request.mode or default
+    decode, tokens = _decoding(bundle, request)
     if MODES[mode].graphs and device == 'cpu':
         instead = 'compiled' if MODES[mode].compiled else 'packed'
         said = f'engine mode {mode!r}: CUDA graphs need a CUDA device and this engine is for the CPU'
@@ -242,6 +258,22 @@ def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, s
         log.warning('%s; mode %r is taken', said, instead)
         mode, why = instead, f'{why}; not mode {mode!r}, which needs a CUDA device'
     model = bundle.model(device, DTYPES[precision])
-    runner = TorchRunner(model, request.steps or bundle.serving.denoise_steps, MODES[mode], device)
+    runner = TorchRunner(model, request.steps or bundle.serving.denoise_steps, MODES[mode], device, decode=decode)
     kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)
-    return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds)
+    return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds, tokens)
+
+
+def _decoding(bundle: Bundle, request: EngineRequest) -> tuple[Decode, ActionTokens | None]:
+    """Where actions come from, and for tokens what they mean.
+
+    Raises:
+        VlaError: the policy has no such actions.
+    """
+    decode = request.decode or bundle.serving.decode
+    if decode == 'tokens':
+        if bundle.processor.action_tokens is None:
+            raise VlaError(f'decode is tokens, and {bundle.policy_id} has no action tokens; take actions.')
+        return decode, bundle.processor.action_tokens
+    if bundle.config.head == 'none':
+        raise VlaError(f'decode is actions, and {bundle.policy_id} has no action head (model.head none); take tokens.')
+    return decode, None

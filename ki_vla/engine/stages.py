@@ -11,6 +11,7 @@ width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -83,7 +84,8 @@ def attention_sdpa(q_QNK: Tensor, k_SGK: Tensor, v_SGK: Tensor, bias: Tensor) ->
     return mixed_1GRK.reshape(G, Q, N // G, K).transpose(0, 1).reshape(Q, N * K)
 
 
-ATTENTIONS = {'matmul': attention, 'sdpa': attention_sdpa}
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+ATTENTIONS: dict[str, Attention] = {'matmul': attention, 'sdpa': attention_sdpa}
 
 
 class VisionStage(nn.Module):
@@ -140,7 +142,8 @@ class PrefixStage(nn.Module):
     def __init__(self, model: KiVla, fusions: Fusions, attend: str = 'matmul', consume: bool = False) -> None:
         super().__init__()
         self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
-        self.horizon, self.state_in = model.config.horizon, expert_of(model).state_in
+        self.horizon = model.config.horizon
+        self.state_in = model.expert.state_in if isinstance(model.expert, Expert) else None
         self.attend = ATTENTIONS[attend]
         self.layers = nn.ModuleList()
         for index, layer in enumerate(model.backbone.layers):
@@ -192,79 +195,45 @@ def expert_of(model: KiVla) -> Expert:
     """
     if not isinstance(model.expert, Expert):
         raise VlaError(
-            f"model.head: {model.config.head!r} cannot be packed or exported, only 'expert' can; "
-            "run it with backend 'torch', mode 'eager'."
+            f'model.head: {model.config.head!r} is no expert; take `ki_vla.engine.heads.action_stage` for any head.'
         )
     return model.expert
 
 
-class ActionStage(nn.Module):
-    """The action expert on a cached prefix.
+def layer_attention(attend: Attention, cached: Cached, layer: int) -> Attend:
+    """Queries of one layer look at the prefix and at themselves."""
+
+    def attention(q_QNK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> Tensor:
+        k, v = torch.cat([cached.k[layer], k_QGK]), torch.cat([cached.v[layer], v_QGK])
+        return attend(q_QNK, k, v, cached.bias)
+
+    return attention
+
+
+class Denoiser(nn.Module):
+    """A flow field on a cached prefix, and its steps.
 
     `row` stands for the flow time: the number of an Euler step, as a number or int64 [1], or one per action, int64 [H],
     where some are given and have their own time, row `steps`, which is tau = 1.
 
     Args:
-        model: with head 'expert'.
         steps: Euler steps.
-        fusions: changes to the layers.
-        attend: see `ATTENTIONS`.
-        consume: see `PrefixStage`.
+        device: of the tables.
     """
 
     tau_T: Tensor
     strength_T: Tensor
 
-    def __init__(
-        self, model: KiVla, steps: int, fusions: Fusions, attend: str = 'matmul', consume: bool = False
-    ) -> None:
+    def __init__(self, steps: int, device: torch.device) -> None:
         super().__init__()
-        expert = expert_of(model)
-        self.steps, self.attend = steps, ATTENTIONS[attend]
-        device = expert.action_in.weight.device
+        self.steps = steps
         tau_T = torch.cat([flow.step_times(steps, device), torch.ones(1, device=device)])
-        self.times = TimeModulation(expert, tau_T)
         self.register_buffer('tau_T', tau_T, persistent=False)
         self.register_buffer('strength_T', rtc.guidance_strength(tau_T), persistent=False)
-        self.action_in = Product([first_layer(expert)], True)
-        self.time_out = None if expert.adaptive else Product([expert.time_out], True)
-        self.layers = nn.ModuleList()
-        for index, layer in enumerate(expert.layers):
-            self.layers.append(PackedLayer(cast(GemmaLayer, layer), fusions))
-            if consume:
-                expert.layers[index] = nn.Identity()
-        self.norm, scale = norm_of(expert.norm, fusions)
-        self.action_out = Product([expert.action_out], True, scale)
 
     def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
         """The flow field omega - a, float32 [H, A]."""
-        H = len(noisy_HA)
-        x_QD = self.action_in(noisy_HA.to(self.action_in.weights[0].dtype))
-        if self.time_out is not None:
-            x_QD = self.time_out(F.silu(x_QD + self.times.bias[row]))
-        if cached.state_1D is not None:
-            x_QD = torch.cat([cached.state_1D, x_QD])
-            if isinstance(row, Tensor) and len(row) > 1:
-                # The state is clean: its own tau is 1.
-                row = torch.cat([torch.full_like(row[:1], self.steps), row])
-        rope = cached.cos, cached.sin
-        for index, layer in enumerate(self.layers):
-            cond = self._rows(row, 2 * index, 2 * index + 1)
-            x_QD, _, _ = layer(x_QD, rope, self._attend_at(cached, index), cond)
-        rows = self._rows(row, 2 * len(self.layers))
-        x_QD, _ = self.norm(x_QD, rows and rows[0])
-        field_HA: Tensor = self.action_out(x_QD[-H:]).float()
-        return field_HA
-
-    def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
-        return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None
-
-    def _attend_at(self, cached: Cached, layer: int) -> Attend:
-        def attend(q_QNK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> Tensor:
-            k, v = torch.cat([cached.k[layer], k_QGK]), torch.cat([cached.v[layer], v_QGK])
-            return self.attend(q_QNK, k, v, cached.bias)
-
-        return attend
+        raise NotImplementedError
 
     def plain(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
         """One Euler step."""
@@ -291,6 +260,58 @@ class ActionStage(nn.Module):
             weights_H,
         )
         return flow.step(noisy_HA, field_HA, 1.0 / self.steps)
+
+
+class ActionStage(Denoiser):
+    """The action expert's field.
+
+    Args:
+        model: with head 'expert'.
+        steps: Euler steps.
+        fusions: changes to the layers.
+        attend: see `ATTENTIONS`.
+        consume: see `PrefixStage`.
+    """
+
+    def __init__(
+        self, model: KiVla, steps: int, fusions: Fusions, attend: str = 'matmul', consume: bool = False
+    ) -> None:
+        expert = expert_of(model)
+        super().__init__(steps, expert.action_in.weight.device)
+        self.attend = ATTENTIONS[attend]
+        self.times = TimeModulation(expert, self.tau_T)
+        self.action_in = Product([first_layer(expert)], True)
+        self.time_out = None if expert.adaptive else Product([expert.time_out], True)
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(expert.layers):
+            self.layers.append(PackedLayer(cast(GemmaLayer, layer), fusions))
+            if consume:
+                expert.layers[index] = nn.Identity()
+        self.norm, scale = norm_of(expert.norm, fusions)
+        self.action_out = Product([expert.action_out], True, scale)
+
+    def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
+        """The flow field omega - a, float32 [H, A]."""
+        H = len(noisy_HA)
+        x_QD = self.action_in(noisy_HA.to(self.action_in.weights[0].dtype))
+        if self.time_out is not None:
+            x_QD = self.time_out(F.silu(x_QD + self.times.bias[row]))
+        if cached.state_1D is not None:
+            x_QD = torch.cat([cached.state_1D, x_QD])
+            if isinstance(row, Tensor) and len(row) > 1:
+                # The state is clean: its own tau is 1.
+                row = torch.cat([torch.full_like(row[:1], self.steps), row])
+        rope = cached.cos, cached.sin
+        for index, layer in enumerate(self.layers):
+            cond = self._rows(row, 2 * index, 2 * index + 1)
+            x_QD, _, _ = layer(x_QD, rope, layer_attention(self.attend, cached, index), cond)
+        rows = self._rows(row, 2 * len(self.layers))
+        x_QD, _ = self.norm(x_QD, rows and rows[0])
+        field_HA: Tensor = self.action_out(x_QD[-H:]).float()
+        return field_HA
+
+    def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
+        return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None
 
 
 def first_layer(expert: Expert) -> nn.Linear:
@@ -322,7 +343,7 @@ class Step(nn.Module):
         kind: of `KINDS`.
     """
 
-    def __init__(self, stage: ActionStage, kind: str = 'plain') -> None:
+    def __init__(self, stage: Denoiser, kind: str = 'plain') -> None:
         super().__init__()
         self.stage, self.kind = stage, kind
 
@@ -336,7 +357,7 @@ class Step(nn.Module):
 class Loop(nn.Module):
     """All Euler steps of one kind: noise [H, A] -> actions [H, A]; `Step`'s tensors without `row`."""
 
-    def __init__(self, stage: ActionStage, kind: str = 'plain') -> None:
+    def __init__(self, stage: Denoiser, kind: str = 'plain') -> None:
         super().__init__()
         self.stage, self.kind = stage, kind
 

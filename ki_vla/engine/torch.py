@@ -24,14 +24,16 @@ from torch import Tensor
 from ki_vla.engine import kernels
 from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, why_not
 from ki_vla.engine.graphs import Capture, CapturedFunction, Function, capture_cuda
-from ki_vla.engine.interface import Carried, Shape
-from ki_vla.engine.packing import Fusions
-from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure, split_carried
+from ki_vla.engine.heads import TokenPrefixStage, TokenStage, action_stage
+from ki_vla.engine.interface import Carried, Choose, Shape
+from ki_vla.engine.packing import PLAIN, Fusions
+from ki_vla.engine.stages import Cached, Denoiser, Loop, PrefixStage, Step, VisionStage, pure, split_carried
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
 from ki_vla.model.kivla import KiVla, Prefix
 from ki_vla.policy import rtc
 from ki_vla.policy.model_inputs import ModelInputs
+from ki_vla.policy.serving import Decode
 
 INPUTS = ('images_VHWC', 'image_mask_V', 'prompt_L', 'prompt_mask_L', 'state_S')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -112,6 +114,8 @@ class TorchRunner:
         device: 'cpu', 'cuda', 'cuda:1' ...
         dtype: of weights and activations; norms, softmax and the integration stay in float32.
         capture: how graphs are recorded.
+        decode: 'actions', or 'tokens' for a runner that only says tokens; these are said one stage call after the
+            other, in whatever mode.
     """
 
     def __init__(
@@ -122,22 +126,29 @@ class TorchRunner:
         device: torch.device | str = 'cpu',
         dtype: torch.dtype | None = None,
         capture: Capture = capture_cuda,
+        decode: Decode = 'actions',
     ) -> None:
-        self.device, self.mode, self.steps = torch.device(device), mode, steps
-        self.shares_buffers = mode.graphs
+        self.device, self.mode = torch.device(device), mode
+        self.shares_buffers = mode.graphs and decode == 'actions'
         self.times_ms: dict[str, float] = {}
         self._clock, self._capture = StageTimer(self.device), capture
         model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
         self._eager: _EagerModel | None = None
         self._stages: _Stages | None = None
+        self._token_model: _TokenModel | None = None
         self._loops: dict[Any, Function] = {}
         self._graphs: dict[Any, CapturedFunction] = {}
         self._pinned: dict[Any, Tensor] = {}
         self._sent: torch.cuda.Event | None = None  # after the last prefill's copies
+        if decode == 'tokens':
+            with torch.no_grad():
+                self._token_model = _TokenModel(model, mode)
+            return
         if mode.fusions is None:
             self._eager = _EagerModel(model, steps)
             return
         self._stages = _stages_of(model, steps, mode, self.device)
+        self.steps = self._stages.action.steps
 
     @torch.no_grad()
     def prefill(self, shape: Shape, inputs: ModelInputs) -> Any:
@@ -148,8 +159,10 @@ class TorchRunner:
         self._clock.start()
         tensors = [self._input(name, getattr(inputs, name)) for name in INPUTS]
         self._clock.mark('copy')
-        if self._eager is not None:
-            found: Any = self._eager.prefill(self._clock, *tensors)
+        if self._token_model is not None:
+            found: Any = self._token_model.prefill(self._clock, *tensors)
+        elif self._eager is not None:
+            found = self._eager.prefill(self._clock, *tensors)
         elif self.mode.graphs:
             found = self._graph(('prefix', shape), self._whole_prefix, tensors)(*tensors)
             self._clock.mark('prefix')
@@ -191,12 +204,23 @@ class TorchRunner:
         # A graph's output is overwritten by its next replay, and on a CPU numpy would look at that very buffer.
         return result.copy() if self.device.type == 'cpu' else result
 
+    @torch.no_grad()
+    def say(self, shape: Shape, prefix: Any, choose: Choose) -> None:
+        """See `interface.Runner`."""
+        if self._token_model is None:
+            raise VlaError('this engine was not opened to say tokens (decode tokens); open another.')
+        self._token_model.say(prefix, choose)
+        self._clock.mark('tokens')
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+        self.times_ms = self._clock.read_ms()
+
     def close(self) -> None:
         """Drop weights and graphs and give their memory back."""
         self._graphs.clear()
         self._loops.clear()
         self._pinned.clear()
-        self._eager = self._stages = None
+        self._eager = self._stages = self._token_model = None
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
 
@@ -270,14 +294,14 @@ class _Stages:
 
     vision: Function
     prefix: Function
-    action: ActionStage
+    action: Denoiser
     fused: FusedActionStage | None = None
 
 
 @torch.no_grad()
 def _stages_of(model: KiVla, steps: int, mode: TorchMode, device: torch.device) -> _Stages:
     assert mode.fusions is not None
-    action = ActionStage(model, steps, mode.fusions, mode.attend_action)
+    action = action_stage(model, steps, mode.fusions, mode.attend_action)
     if mode.fused:
         check_fused(model, device)
         return _Stages(FusedVisionStage(model), FusedPrefixStage(model), action, FusedActionStage(model, steps))
@@ -310,14 +334,38 @@ def _fused_loop(stage: FusedActionStage, kind: str, noise: Tensor, *rest: Tensor
     return actions
 
 
+class _TokenModel:
+    """Says tokens one by one from a cache of fixed size."""
+
+    def __init__(self, model: KiVla, mode: TorchMode) -> None:
+        fusions = PLAIN if mode.fusions is None else mode.fusions
+        self._vision = VisionStage(model, fusions)
+        self._prefix = TokenPrefixStage(model, fusions, mode.attend_prefix)
+        self._token = TokenStage(model, fusions, mode.attend_action)
+
+    def prefill(self, clock: StageTimer, images: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        device = self._prefix.embed.weight.device
+        tokens_VND = self._vision(images.to(device))
+        clock.mark('vision')
+        found: tuple[Tensor, ...] = self._prefix(tokens_VND, *(each.to(device) for each in rest))
+        clock.mark('prefix')
+        return found
+
+    def say(self, prefix: tuple[Tensor, ...], choose: Choose) -> None:
+        logits_W, k, v, bias_1C, length_1 = prefix
+        index = 0
+        while (token := choose(logits_W.float().cpu().numpy())) is not None:
+            token_1, index_1 = (torch.tensor([each], device=k.device) for each in (token, index))
+            logits_W, k, v = self._token(token_1, index_1, k, v, bias_1C, length_1)
+            index += 1
+
+
 class _EagerModel:
     """`KiVla` itself behind the same calls."""
 
     def __init__(self, model: KiVla, steps: int) -> None:
         if model.config.head == 'none':
-            raise VlaError(
-                "model.head 'none' has no continuous actions; decode its tokens instead (ki_vla.policy.generation)."
-            )
+            raise VlaError("model.head 'none' has no continuous actions; it says them as tokens (decode tokens).")
         self._model, self._steps = model, steps
 
     def prefill(

@@ -20,19 +20,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ki_vla.engine.exported import WEIGHTS
+from ki_vla.engine.exported import SAID, WEIGHTS
+from ki_vla.engine.heads import TokenPrefixStage, TokenStage, action_stage
 from ki_vla.engine.interface import Shape, example_inputs
-from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, OPEN_SIZES, TOKENS
+from ki_vla.engine.onnx import ACTIONS, CACHED, INPUTS, LOGITS, NEXT_CACHE, OPEN_SIZES, TOKEN_CACHE, TOKENS
 from ki_vla.engine.packing import Fusions
-from ki_vla.engine.stages import KINDS, ActionStage, PrefixStage, Step, VisionStage, pure
+from ki_vla.engine.stages import KINDS, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
-from ki_vla.export.source import Source, one_part
+from ki_vla.export.source import Source, action_part, one_part
 from ki_vla.model.config import ModelConfig
 
 OPSET = 20
 INLINE_BYTES = 1024  # smaller tensors stay in the graph
 ALIGN = 4096  # so that weights can be mapped into memory
 AUTO = torch.export.Dim.AUTO
+PREFIX_OPEN = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)  # open dimensions of a prefix's inputs
 Progress = Callable[[str], None]
 AnyStage = TypeVar('AnyStage', bound=nn.Module)
 
@@ -53,7 +55,7 @@ def export_graphs(
         folder: an empty folder.
         dtype: of weights and activations.
         steps: Euler steps.
-        kinds: ways of denoising, of `stages.KINDS`.
+        kinds: ways of denoising, of `stages.KINDS`, and `exported.SAID` for actions that are said as tokens.
         metadata: written into every graph.
         progress: called with a line for each step of the work.
 
@@ -71,25 +73,68 @@ def export_graphs(
         images = torch.zeros(2, config.vision.image_size, config.vision.image_size, 3, dtype=torch.uint8)
         _write(vision, 'vision', (images,), ({0: AUTO},), [TOKENS], weights, info)
         del vision
-        report('exporting prefix')
-        with one_part(source, 'prefix', dtype) as model:
-            prefix = make_contiguous(PrefixStage(model, Fusions(), consume=True))
-        state_token = prefix.state_in is not None
-        names = CACHED if state_token else CACHED[:-1]
-        dynamic = ({0: AUTO}, {0: AUTO}, {0: AUTO}, {0: AUTO}, None)
-        _write(prefix, 'prefix', prefix_example(config, dtype), dynamic, names, weights, info)
-        del prefix
-        gc.collect()
-        with one_part(source, 'action', dtype) as model:
-            action = make_contiguous(ActionStage(model, steps, Fusions(), consume=True))
-        for kind in kinds:
-            report(f'exporting {kind} step')
-            tensors, dynamic = step_example(config, dtype, kind, state_token)
-            # Traced operation by operation, so that a backward pass becomes operations too.
-            step = pure(Step(action, kind), tensors, symbolic=True)
-            _write(step, kind, tensors, dynamic, [ACTIONS], weights, info, state_token)
+        state_token = False
+        if set(kinds) & set(KINDS):
+            state_token = _action_graphs(source, dtype, steps, kinds, info, weights, report)
+        if SAID in kinds:
+            _token_graphs(source, dtype, info, weights, report)
     weights.close()
     return state_token
+
+
+def _action_graphs(
+    source: Source,
+    dtype: torch.dtype,
+    steps: int,
+    kinds: Sequence[str],
+    info: Mapping[str, str],
+    weights: ExternalWeights,
+    report: Progress,
+) -> bool:
+    """The prefix, and a step of every kind; returns whether the prefix also gives a state token."""
+    config = source.config
+    report('exporting prefix')
+    with one_part(source, 'prefix', dtype) as model:
+        prefix = make_contiguous(PrefixStage(model, Fusions(), consume=True))
+    state_token = prefix.state_in is not None
+    names = CACHED if state_token else CACHED[:-1]
+    _write(prefix, 'prefix', prefix_example(config, dtype), PREFIX_OPEN, names, weights, info)
+    del prefix
+    gc.collect()
+    with one_part(source, action_part(config), dtype) as model:
+        action = make_contiguous(action_stage(model, steps, Fusions(), consume=True))
+    for kind in (each for each in kinds if each in KINDS):
+        report(f'exporting {kind} step')
+        tensors, dynamic = step_example(config, dtype, kind, state_token)
+        # Traced operation by operation, so that a backward pass becomes operations too.
+        step = pure(Step(action, kind), tensors, symbolic=True)
+        _write(step, kind, tensors, dynamic, [ACTIONS], weights, info, state_token)
+    return state_token
+
+
+def _token_graphs(
+    source: Source, dtype: torch.dtype, info: Mapping[str, str], weights: ExternalWeights, report: Progress
+) -> None:
+    """The prefix with room for tokens, and one token more."""
+    config = source.config
+    report('exporting prefix for tokens')
+    with one_part(source, 'prefix', dtype) as model:
+        prefix = make_contiguous(TokenPrefixStage(model, Fusions()))
+        token = make_contiguous(TokenStage(model, Fusions()))
+    outputs = [LOGITS, *TOKEN_CACHE]
+    _write(prefix, 'token_prefix', prefix_example(config, dtype), PREFIX_OPEN, outputs, weights, info)
+    report('exporting token')
+    tensors, dynamic = token_example(config, dtype)
+    _write(token, 'token', tensors, dynamic, [LOGITS, *NEXT_CACHE], weights, info)
+
+
+def token_example(config: ModelConfig, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Inputs of a token, and which of their dimensions are open."""
+    cache = 23 + config.max_targets
+    kv = torch.zeros(config.backbone.depth, cache, config.backbone.kv_heads, config.backbone.head_dim, dtype=dtype)
+    one = torch.ones(1, dtype=torch.int64)
+    tensors = (one, one.clone(), kv, kv.clone(), torch.zeros(1, cache), 20 * one)
+    return tensors, (None, None, {1: AUTO}, {1: AUTO}, {1: AUTO}, None)
 
 
 def prefix_example(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, ...]:

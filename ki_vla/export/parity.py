@@ -12,17 +12,18 @@ Shape legend: V views, H horizon, A action dims.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ki_vla.engine.exported import STAGES, Export
+from ki_vla.engine.exported import SAID, STAGES, TOKEN_GRAPHS, Export
 from ki_vla.engine.interface import Carried, Shape, example_inputs, prompt_buckets
 from ki_vla.engine.onnx import OnnxRunner
 from ki_vla.errors import VlaError
-from ki_vla.export.source import Source, one_part
+from ki_vla.export.source import Source, action_part, one_part
 from ki_vla.model import flow
 from ki_vla.model.kivla import KiVla, Prefix
 from ki_vla.policy import rtc
@@ -30,7 +31,8 @@ from ki_vla.policy.model_inputs import ModelInputs
 
 SEED = 0
 MEASURED = 'actions; of vision and prefix relative to the largest value'
-HIDDEN = STAGES  # the graphs whose results are not actions
+HIDDEN = (*STAGES, *TOKEN_GRAPHS)  # the graphs whose results are not actions
+SAID_TOKENS = 6  # of a seeded stream of tokens, which the graphs are to go on with as torch does
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,13 @@ class Reference:
     values: np.ndarray
     valid_S: np.ndarray
     chunks: dict[str, np.ndarray]
+    said: tuple[int, ...] = ()
+    logits: np.ndarray | None = None
 
     @property
     def is_trivial(self) -> bool:
         """Whether torch left the noise as it was: an untrained expert, whose graphs agree whatever they compute."""
-        return np.array_equal(self.chunks['plain'], self.noise_HA)
+        return 'plain' in self.chunks and np.array_equal(self.chunks['plain'], self.noise_HA)
 
     def carried(self, kind: str) -> Carried | None:
         """The old chunk, as `kind` wants it."""
@@ -137,7 +141,7 @@ def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | N
     Args:
         source: the weights.
         steps: Euler steps.
-        kinds: ways of denoising.
+        kinds: ways to actions, see `write.kinds_of`.
         shape: views and prompt slots; all views and the smallest bucket unless given.
     """
     config = source.config
@@ -152,20 +156,32 @@ def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | N
         with one_part(source, 'vision', torch.float32) as model:
             tokens = model.encode(images.permute(0, 1, 4, 2, 3))
         with one_part(source, 'prefix', torch.float32) as model:
-            prefix = model.prefix(tokens, image_mask, prompt, prompt_mask, state)
+            prefix = model.prefix(tokens, image_mask, prompt, prompt_mask, state, hidden=SAID in kinds)
+            said = tuple(rng.integers(0, config.vocab_size, min(SAID_TOKENS, config.max_targets)).tolist())
+            logits = _logits(model, prefix, said) if SAID in kinds else None
         keys, values = (torch.stack(list(each))[:, 0].numpy() for each in (prefix.k, prefix.v))
         tokens_VND = tokens[0].unflatten(0, (images.shape[1], -1)).numpy()
         valid_S = prefix.mask_BS[0].numpy()
-        found = Reference(inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {})
-        with one_part(source, 'action', torch.float32) as model:
-            for kind in kinds:
-                found.chunks[kind] = _loop(model, prefix, found, kind, steps)
+        found = Reference(inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {}, said, logits)
+        denoised = [kind for kind in kinds if kind != SAID]
+        if denoised:
+            with one_part(source, action_part(config), torch.float32) as model:
+                for kind in denoised:
+                    found.chunks[kind] = _loop(model, prefix, found, kind, steps)
     return found
+
+
+def _logits(model: KiVla, prefix: Prefix, said: Sequence[int]) -> np.ndarray:
+    """Logits before each of some tokens and after the last one, [n + 1, W]."""
+    ids_1T = torch.tensor([[*said, 0]])  # what the last one is does not matter: nothing reads it
+    return model.logits(model.token_hidden(prefix, ids_1T, torch.ones_like(ids_1T, dtype=torch.bool)))[0].numpy()
 
 
 def _loop(model: KiVla, prefix: Prefix, given: Reference, kind: str, steps: int) -> np.ndarray:
     """All steps of one kind by the functions of `rtc` and `flow`."""
     noise, field_at, carried = torch.from_numpy(given.noise_HA)[None], model.field_at(prefix), given.carried(kind)
+    if model.config.head == 'parallel':
+        return model.parallel_actions(prefix)[0].numpy()
     if carried is None:
         return model.denoise(prefix, noise, steps)[0].numpy()
     previous, share = torch.from_numpy(carried.previous_HA)[None], torch.from_numpy(carried.share_H)
@@ -182,11 +198,33 @@ def measure(export: Export, given: Reference, kind: str = 'cpu') -> dict[str, di
         given: from `reference`.
         kind: of `onnx.PROVIDERS`.
     """
-    runner = OnnxRunner(export, kind)
-    try:
-        return measure_runner(runner, given)
-    finally:
-        runner.close()
+    parity: dict[str, dict[str, float]] = {}
+    if given.chunks:
+        with contextlib.closing(OnnxRunner(export, kind)) as runner:
+            parity |= measure_runner(runner, given)
+    if given.logits is not None:
+        with contextlib.closing(OnnxRunner(export, kind, decode='tokens')) as runner:
+            parity |= measure_tokens(runner, given, given.logits)
+    return parity
+
+
+def measure_tokens(runner: OnnxRunner, given: Reference, expected: np.ndarray) -> dict[str, dict[str, float]]:
+    """The same of the graphs that say tokens: what they expect before and after each token of a given stream."""
+    shape = Shape(len(given.inputs.images_VHWC), len(given.inputs.prompt_L))
+    tokens = runner.vision(given.inputs)
+    prefix = runner.prefix(shape, runner.on_device(given.tokens, like=tokens), given.inputs)
+    found: list[np.ndarray] = []
+
+    def choose(logits_W: np.ndarray) -> int | None:
+        found.append(logits_W.copy())
+        return given.said[len(found) - 1] if len(found) <= len(given.said) else None
+
+    runner.say(shape, prefix, choose)
+    return {
+        'vision': compare(runner.host(tokens), given.tokens),
+        'token_prefix': compare(found[0], expected[0]),
+        'token': compare(np.stack(found[1:]), expected[1:]),
+    }
 
 
 def measure_runner(runner: OnnxRunner, given: Reference) -> dict[str, dict[str, float]]:

@@ -64,10 +64,9 @@ def _measure(bundle: Bundle, export: Export, kind: str) -> dict[str, dict[str, f
     runner = OnnxRunner(export, kind)
     try:
         runner.vision(example_inputs(config, Shape(config.views, prompt_buckets(config)[0])))
-        runner.drop()
-        found = parity.measure_runner(runner, parity.reference(of_bundle(bundle), export.steps, export.kinds))
     finally:
         runner.close()
+    found = parity.measure(export, parity.reference(of_bundle(bundle), export.steps, export.kinds), kind)
     log.info('%s: checked on %s in %.1f s', export.folder, kind, time.perf_counter() - begin)
     return found
 

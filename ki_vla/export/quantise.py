@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ki_vla.engine.exported import STAGES, WEIGHTS
+from ki_vla.engine.exported import STAGES, TOKEN_GRAPHS, WEIGHTS
 from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
 from ki_vla.export.graphs import silence_exporter
@@ -29,7 +29,7 @@ def quantise(folder: Path, metadata: Mapping[str, str]) -> None:
     weights = folder / WEIGHTS
     if weights.stat().st_size > LARGEST_BYTES:
         raise VlaError('int8: the model is too large for dynamic quantisation (2 GB); use fp16.')
-    for name in (*STAGES, *KINDS):
+    for name in (*STAGES, *KINDS, *TOKEN_GRAPHS):
         path = folder / f'{name}.onnx'
         if not path.exists():
             continue

@@ -16,14 +16,20 @@ from ki_vla.model.config import ModelConfig
 from ki_vla.model.kivla import KiVla, skeleton
 from ki_vla.policy.bundle import Bundle
 
-# What each stage reads.
+# What each stage reads; the heads of transfusion and OpenVLA-OFT run in the backbone's own layers.
 PARTS = {
     'vision': ('vision.', 'projector.'),
     'prefix': ('embed.', 'state_proj.', 'backbone.', 'expert.state_in.'),
     'action': ('expert.',),
+    'backbone_action': ('expert.', 'backbone.', 'embed.'),
 }
 # (names, dtype) -> weights by name
 Read = Callable[[list[str], torch.dtype], dict[str, Tensor]]
+
+
+def action_part(config: ModelConfig) -> str:
+    """The name of the part that gives actions."""
+    return 'action' if config.head == 'expert' else 'backbone_action'
 
 
 class Source:

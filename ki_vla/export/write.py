@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_common.files import atomic_folder, sha256_of, write_text
-from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, STAGES, WEIGHTS, Export, find_export, read_parity
+from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, SAID, WEIGHTS, Export, find_export, read_parity
 from ki_vla.engine.interface import one_line_when_out_of_memory
 from ki_vla.engine.onnx import check_provider
 from ki_vla.engine.stages import KINDS
@@ -20,7 +20,10 @@ from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
+from ki_vla.model.config import Head
 from ki_vla.policy.bundle import Bundle
+
+HEAD_KINDS: dict[Head, tuple[str, ...]] = {'expert': KINDS, 'shared': KINDS, 'parallel': ('plain',), 'none': ()}
 
 
 def export_onnx(
@@ -28,7 +31,7 @@ def export_onnx(
     precision: str = 'fp32',
     *,
     steps: int | None = None,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
     device: str = 'cpu',
     progress: Progress | None = None,
     source: Source | None = None,
@@ -41,7 +44,7 @@ def export_onnx(
         bundle: of which policy.
         precision: 'fp32', 'fp16', 'bf16', or 'int8' (float32 graphs whose matrix products are quantised dynamically).
         steps: Euler steps that times are tabled for; what the bundle recommends unless given.
-        kinds: ways of denoising; 'plain' must be among them.
+        kinds: ways to actions, see `kinds_of`; all that the policy was trained for unless given.
         device: of the check, 'cpu' or 'cuda'.
         progress: called with a line for each step of the work.
         source: the weights, in place of the bundle's file.
@@ -49,8 +52,9 @@ def export_onnx(
     Raises:
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
     """
-    check_choice(precision, kinds)
-    steps = steps or bundle.serving.denoise_steps
+    kinds = tuple(kinds or kinds_of(bundle))
+    check_choice(precision, kinds, bundle.config.head)
+    steps = 1 if bundle.config.head == 'parallel' else steps or bundle.serving.denoise_steps
     if precision == 'bf16' and device == 'cpu':
         raise VlaError(
             'bf16: ONNX Runtime has no bfloat16 products on a CPU, so the graphs cannot be checked there; use fp16, or '
@@ -94,17 +98,24 @@ def export_onnx(
     return find_export(bundle.folder, bundle.digest, precision)
 
 
-def check_choice(precision: str, kinds: Sequence[str]) -> None:
-    """Refuse names that do not exist.
+def kinds_of(bundle: Bundle) -> tuple[str, ...]:
+    """The ways to actions that a policy is served with: tokens, or its head's ways of denoising."""
+    return (SAID,) if bundle.serving.decode == SAID else HEAD_KINDS[bundle.config.head]
+
+
+def check_choice(precision: str, kinds: Sequence[str], head: Head = 'expert') -> None:
+    """Refuse names that do not exist, and ways to actions that a model has not.
 
     Raises:
         VlaError: unknown precision or kind.
     """
     if precision not in PRECISIONS:
         raise VlaError(f'precision {precision!r} is unknown; choose one of {", ".join(PRECISIONS)}.')
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or 'plain' not in kinds:
-        raise VlaError(f'kinds {", ".join(kinds)}: choose of {", ".join(KINDS)}, "plain" among them.')
+    known = (*HEAD_KINDS[head], SAID)
+    unknown = sorted(set(kinds) - set(known))
+    if unknown or not {'plain', SAID} & set(kinds):
+        needed = f'"plain" among them, or {SAID} alone' if 'plain' in known else f'head {head!r} has no other'
+        raise VlaError(f'kinds {", ".join(kinds)}: choose of {", ".join(known)}, {needed}.')
 
 
 def _make(
@@ -128,8 +139,8 @@ def _make(
 
     if ready is not None:
         timed('taking the float32 graphs that are there')
-        for name in (*STAGES, *kinds):
-            shutil.copy2(ready.folder / f'{name}.onnx', folder)
+        for graph in sorted(ready.folder.glob('*.onnx')):
+            shutil.copy2(graph, folder)
         shutil.copy2(ready.folder / WEIGHTS, folder)
         state_token = ready.state_token
     else:

@@ -18,15 +18,13 @@ UNKNOWN, NOTHING = -1, 0  # of a label: nobody has looked; none of its words
 
 @dataclass(frozen=True)
 class Thing:
-    """Something in a view: where its middle is, and the words that name it.
+    """Something in the first view: where its middle is, and the words that name it.
 
     Attributes:
-        view: number of the view.
         x, y: 0..1 of the square that the model is shown, from the left and from the top.
         words: by name of a label; a label that is not named is unknown.
     """
 
-    view: int
     x: float
     y: float
     words: Mapping[str, str]
@@ -45,7 +43,7 @@ def patch_labels(
     Args:
         config: of the model.
         views: how many the example has.
-        things: everything that is in the views, farthest first: of two in one patch, the nearer one names it. None
+        things: everything that is in the first view, farthest first: of two in one patch, the nearer one names it. None
             where nobody has looked.
         point: where in the first view the thing is that the words ask for; outside of it counts as nowhere.
 
@@ -57,13 +55,13 @@ def patch_labels(
     labels_VNK = np.full((views, side * side, len(config.dense.labels)), UNKNOWN, dtype=np.int64)
     offset_VN2 = np.full((views, side * side, 2), np.nan, dtype=np.float32)
     if things is not None:
-        labels_VNK[:] = NOTHING
+        labels_VNK[0] = NOTHING
         for thing in things:
-            if thing.is_inside and thing.view < views:
+            if thing.is_inside:
                 column, row = int(thing.x * side), int(thing.y * side)
                 patch = row * side + column
-                labels_VNK[thing.view, patch] = _words(config.dense, thing.words)
-                offset_VN2[thing.view, patch] = thing.x * side - column - 0.5, thing.y * side - row - 0.5
+                labels_VNK[0, patch] = _words(config.dense, thing.words)
+                offset_VN2[0, patch] = thing.x * side - column - 0.5, thing.y * side - row - 0.5
     inside = point is not None and all(0.0 <= each < 1.0 for each in point)
     place = np.array(point if inside else (np.nan, np.nan), dtype=np.float32)
     return {'dense_VNK': labels_VNK, 'offset_VN2': offset_VN2, 'point_2': place}

@@ -115,9 +115,14 @@ class Bundle:
             VlaError: names what was trained, and what to do.
         """
         parts = self.trained_parts
-        if parts is not None and HEAD not in parts:
+        needed, name = (
+            ('backbone', 'backbone, which says its actions as tokens')
+            if self.serving.decode == 'tokens'
+            else (HEAD, 'action head')
+        )
+        if parts is not None and needed not in parts:
             raise VlaError(
-                f'policy {self.policy_id}: no training step has reached its action head (provenance.trained of '
+                f'policy {self.policy_id}: no training step has reached its {name} (provenance.trained of '
                 f'{self.folder / MANIFEST} lists {", ".join(parts) or "nothing"}); train it with a recipe that has an '
                 'action loss, or set allow_untrained: true where nothing can move.'
             )
@@ -174,7 +179,7 @@ def write_bundle(
         VlaError: the weights do not fit the configuration, the folder exists, or the name is unusable.
     """
     folder = Path(folder)
-    serving = serving or Serving.for_horizon(processor.config.horizon)
+    serving = serving or _default_serving(processor.config)
     serving.check_horizon(processor.config.horizon)
     if not name or set(name) & set('@/ \n'):
         raise VlaError(f'bundle name {name!r}: must not be empty nor contain "@", "/" or blanks.')
@@ -182,7 +187,7 @@ def write_bundle(
         raise VlaError(f'{folder} exists; choose another folder or ask for it to be overwritten.')
     with atomic_folder(folder) as partial:
         _write_weights(partial / WEIGHTS_FILE, weights, processor.config, dtype)
-        _write_parts(partial, processor, serving, recipe or {})
+        write_parts(partial, processor, serving, recipe or {})
         files = {path: _entry(partial / path) for path in _parts(partial)}
         manifest = {'format': FORMAT, 'name': name, 'files': files, 'provenance': dict(provenance or {})}
         _write_json(partial / MANIFEST, manifest)
@@ -204,19 +209,33 @@ def load_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     manifest = _read_manifest(folder)
     for path, entry in manifest.files.items():
         _check_file(folder, path, entry, verify)
+    processor, said = read_parts(folder, CODEC in manifest.files)
+    _check_weights(folder / WEIGHTS_FILE, said.model)
+    serving = said.serving or _default_serving(said.model)
+    digest = _digest({path: entry.sha256 for path, entry in manifest.files.items()})
+    return Bundle(folder, manifest.name, digest, processor, serving, said.recipe, manifest.provenance)
+
+
+def read_parts(folder: Path, with_codec: bool) -> tuple[Processor, ConfigFile]:
+    """Everything but the weights and the manifest, as `write_parts` wrote it.
+
+    Raises:
+        VlaError: a file is missing or malformed, or the parts do not fit each other.
+    """
     said = ConfigFile.parse(read_json(folder / CONFIG, VlaError), str(folder / CONFIG))
     try:
         contract = Contract.load(folder / CONTRACT)
-        codec = load_codec(folder / CODEC) if CODEC in manifest.files else None
+        codec = load_codec(folder / CODEC) if with_codec else None
         state, actions = _read_stats(folder / STATS)
         tokenizer = load_tokenizer(folder / 'tokenizer')
-        processor = Processor(contract, state, actions, tokenizer, codec, said.model, said.processing)
+        return Processor(contract, state, actions, tokenizer, codec, said.model, said.processing), said
     except KiError as error:
         raise VlaError(f'{folder}: {error}') from error
-    _check_weights(folder / WEIGHTS_FILE, said.model)
-    serving = said.serving or Serving.for_horizon(said.model.horizon)
-    digest = _digest({path: entry.sha256 for path, entry in manifest.files.items()})
-    return Bundle(folder, manifest.name, digest, processor, serving, said.recipe, manifest.provenance)
+
+
+def _default_serving(config: ModelConfig) -> Serving:
+    """For a policy that does not say: a model without an action head says its actions."""
+    return Serving.for_horizon(config.horizon, decode='tokens' if config.head == 'none' else 'actions')
 
 
 def _write_weights(
@@ -249,7 +268,7 @@ def _write_weights(
     write_tensors(path, found, dtype or kinds.pop(), pieces)
 
 
-def _write_parts(folder: Path, processor: Processor, serving: Serving, recipe: Mapping[str, Any]) -> None:
+def write_parts(folder: Path, processor: Processor, serving: Serving, recipe: Mapping[str, Any]) -> None:
     """Everything but the weights and the manifest."""
     config = {
         'model': processor.config.to_dict(),

@@ -57,7 +57,7 @@ class ConfigFile(VlaConfig):
     @model_validator(mode='after')
     def _nothing_is_assumed(self) -> Self:
         """A policy says how its data are processed and how it is served: a default that changed would change it."""
-        for name, part, younger in (('processing', self.processing, YOUNGER), ('serving', self.serving, set())):
+        for name, part, younger in (('processing', self.processing, YOUNGER), ('serving', self.serving, {'decode'})):
             missing = set() if part is None else set(type(part).model_fields) - part.model_fields_set - younger
             if missing:
                 raise ValueError(f'{name} has no field {", ".join(sorted(missing))}; a policy says all of them')

@@ -21,6 +21,7 @@ from ki_vla.engine.interface import Carry, Engine
 from ki_vla.engine.select import open_engine
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.inferred import Inferred
+from ki_vla.policy.serving import Decode
 from ki_vla.policy.subtasks import SubtaskGenerator
 
 SEED_STRIDE = 1_000_003  # between the noises of two seeds at one stamp
@@ -88,7 +89,7 @@ class LoadedPolicy:
         seed = (self._seed * SEED_STRIDE + observation.state_stamp_ns) % 2**63
         model_HA = self.engine.infer(inputs, seed=seed, carry=carry)
         times.append(time.perf_counter_ns())
-        data_HN = processor.actions(model_HA, observation.state)
+        data_HN = processor.actions(model_HA, observation.state, said=self.engine.tokens is not None)
         times.append(time.perf_counter_ns())
         words_ns, before_ns, model_ns, after_ns = (late - early for early, late in pairwise(times))
         return Inferred(data_HN, before_ns, words_ns + model_ns, after_ns, subtask)
@@ -113,6 +114,7 @@ def load_policy(
     seed: int = 0,
     denoise_steps: int = 0,
     allow_untrained: bool = False,
+    decode: Decode | None = None,
 ) -> LoadedPolicy:
     """A bundle ready to run.
 
@@ -126,6 +128,7 @@ def load_policy(
         denoise_steps: From noise to actions; 0: what the bundle recommends. One gives the mean of what the policy would
             do, more give one of the things that it would do.
         allow_untrained: Take a bundle whose action head no training step has reached.
+        decode: `actions` of the action head, or `tokens` that the backbone says; None: what the bundle recommends.
 
     Raises:
         VlaError: the bundle is damaged, untrained, does not fit the robot, or the backend cannot run it.
@@ -135,5 +138,5 @@ def load_policy(
         bundle.check(robot)
     if not allow_untrained:
         bundle.check_trained()
-    engine = open_engine(bundle, backend, strict=strict, threads=threads, steps=denoise_steps or None)
+    engine = open_engine(bundle, backend, strict=strict, threads=threads, steps=denoise_steps or None, decode=decode)
     return LoadedPolicy(bundle, engine, seed)

@@ -276,12 +276,13 @@ class Processor:
 
     # Out ---------------------------------------------------------------------------------------------------------
 
-    def actions(self, model_HA: np.ndarray, state: np.ndarray) -> np.ndarray:
+    def actions(self, model_HA: np.ndarray, state: np.ndarray, said: bool = False) -> np.ndarray:
         """What the model gives [..., H, A] -> absolute SI [..., H, N], float64.
 
         Args:
             model_HA: the sampled chunk.
             state: the state (SI) [..., N] of the observation that the chunk was sampled for.
+            said: it was said as tokens, which have a scale of their own (`Processing.flow_scale`).
 
         Raises:
             VlaError: the wrong width, or a value that is not finite.
@@ -292,7 +293,7 @@ class Processor:
                 f'the model gave actions of shape {model.shape}; {self.config.action_dim} columns are needed.'
             )
         normal = self._checked('model actions', unpad(model, len(self.contract.actions)), self.contract.action_names)
-        return self._to_robot(self._flow.invert(normal), state)
+        return self._to_robot((self._actions if said else self._flow).invert(normal), state)
 
     def decoded(self, ids: Sequence[int], state: np.ndarray) -> np.ndarray:
         """Action tokens as the model said them -> absolute SI [H, N].

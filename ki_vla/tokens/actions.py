@@ -137,6 +137,11 @@ class ActionStream:
         self._remaining -= starts
         self._ids.append(int(token))
 
+    @property
+    def last(self) -> int:
+        """The id that was pushed last."""
+        return self._ids[-1]
+
     def chunk(self) -> np.ndarray:
         """The normalised chunk [H, D].
 

@@ -42,8 +42,10 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, keep_every: int = 0) -> Path:
     """Writes FOLDER/STEP and removes all but the `keep` newest; what was there stays whole if this fails.
+
+    With `keep_every`, checkpoints at multiples of so many steps stay too.
 
     Raises:
         TrainingError: the disk takes no more, or cannot be written.
@@ -68,7 +70,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Pat
             f'{final} cannot be written: {error}; free space there. Checkpoints before it are whole.'
         ) from error
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if not keep_every or int(old.name) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

@@ -283,11 +283,20 @@ class Run(TrainingConfig):
     validate_batches: int = Field(default=4, ge=0)
     """Batches of the validation split, the same ones each time."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest ones."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of so many steps, a multiple of `save_every`, are kept too, for a curve (`ki eval sim
+    RUN --every`); 0: none."""
     max_skips: int = Field(default=10, ge=1)
     """Steps in a row that may be skipped for a loss that is not finite."""
     wandb: str | None = None
     """Project of Weights & Biases that metrics are sent to as well. Left out: nothing leaves this machine."""
+
+    @model_validator(mode='after')
+    def _kept_are_saved(self) -> Self:
+        if self.keep_every % self.save_every:
+            raise ValueError(f'keep_every is {self.keep_every}; write a multiple of save_every, {self.save_every}')
+        return self
 
     @model_validator(mode='after')
     def _stages_fit(self) -> Self:

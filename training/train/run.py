@@ -1,6 +1,7 @@
 """A whole run: data -> policy -> stages -> bundle. What is finished is not done again, so it can be started again.
 
 OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, what was measured on the data
+    policy/                                   a bundle without weights: with those of a checkpoint it is one
     parts/                                    statistics, tokenizer and FAST that its weights are trained with
     STAGE/metrics.jsonl  curves.png  tensorboard/  checkpoints/
     bundle/                                   what `ki up`, `ki eval` and `ki export` take
@@ -35,7 +36,7 @@ from training.train.checkpoint import check_fingerprint, checkpoints, read_state
 from training.train.config import Data, Embodiment, Run, Stage
 from training.train.distributed import ProcessGroup, close_world, open_world, wait_for_all
 from training.train.run_report import origin, write_json
-from training.train.ship import Shipment, last_checkpoint, weights_of
+from training.train.ship import ORIGIN, Shipment, last_checkpoint, save_policy, weights_of
 from training.train.tracking import check_tracking
 from training.train.trainer import Tell, Trainer
 
@@ -96,7 +97,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
             return None
         bundle = Path(run.out) / BUNDLE
         if world.first:
-            shipment = Shipment(run, run.stages[-1], beginning.processor, _data_origin(sources), beginning.taken)
+            shipment = Shipment(run, run.stages[-1], beginning.processor, data_origin(sources), beginning.taken)
             fresh = bool(trained) or not shipment.is_in(bundle)
             if fresh:
                 shipment.write(bundle)
@@ -319,7 +320,7 @@ def _is_done(trainer: Trainer) -> bool:
     return bool(state['step'] >= trainer.stage.steps)
 
 
-def _data_origin(sources: Sources) -> dict[str, Any]:
+def data_origin(sources: Sources) -> dict[str, Any]:
     """Which data a policy is of, for its bundle."""
     return {
         **origin(sources.index.hash),
@@ -350,8 +351,9 @@ def _describe(run: Run, sources: Sources, beginning: Beginning, fresh: bool) -> 
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'config.yaml').write_text(yaml.safe_dump(run.to_dict(), sort_keys=False), encoding='utf-8')
-        write_json(out / 'origin.json', origin(sources.index.hash))
+        write_json(out / ORIGIN, data_origin(sources))
         write_json(out / 'policy.json', _facts(run, sources, beginning))
+        save_policy(out, beginning.processor, beginning.taken)
         if fresh:
             save_artifacts(out / ARTIFACTS, beginning.artifacts)
     except OSError as error:

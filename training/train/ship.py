@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ki_common.files import atomic_folder, read_json
 from ki_vla.errors import VlaError
 from ki_vla.model.config import HEAD, PARTS, ModelConfig
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.objective.trainable import parts_of
-from ki_vla.policy.bundle import load_bundle, write_bundle
+from ki_vla.policy.bundle import CODEC, load_bundle, read_parts, write_bundle, write_parts
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
 from training.fit.start_from import Taken
 from training.train.checkpoint import checkpoints, read_state, shipped_weights
-from training.train.config import Run, Stage
+from training.train.config import Run, Stage, load_run
 
+POLICY, ORIGIN, TAKEN = 'policy', 'origin.json', 'taken.json'  # of a run
 TRAINING_ONLY = 'dense.'  # how the names of weights begin that no bundle has
 
 
@@ -103,14 +105,78 @@ class Shipment:
         before = self.run.stages[: self.run.stages.index(self.stage) + 1]
         delays = [stage.max_delay or 0 for stage in before if stage.actions + stage.starts > 0]
         horizon, delay = self.processor.config.horizon, delays[-1] if delays else 0
-        found = Serving.for_horizon(horizon, delay)
+        found = Serving.for_horizon(horizon, delay, 'tokens' if recipe(self.stage.recipe).loss == 'none' else 'actions')
         if self.run.start is None:
             return found
         start = load_bundle(self.run.start, verify=False)
         kept = start.serving
         if start.config.horizon != horizon:
             return found.replace(denoise_steps=kept.denoise_steps)
-        return kept if kept.max_delay == delay else kept.replace(mode=found.mode, max_delay=delay)
+        if kept.max_delay == found.max_delay and kept.decode == found.decode:
+            return kept
+        return kept.replace(mode=found.mode, max_delay=found.max_delay, decode=found.decode)
+
+
+@dataclass(frozen=True)
+class CheckpointBundle:
+    """A checkpoint of a run, as a bundle."""
+
+    stage: str
+    step: int
+    samples: int
+    bundle: Path
+
+
+def save_policy(out: Path, processor: Processor, taken: Taken | None) -> None:
+    """What a checkpoint of a run lacks to be a bundle, in OUT/policy; a disk that is full raises OSError."""
+    with atomic_folder(out / POLICY) as partial:
+        write_parts(partial, processor, Serving.for_horizon(processor.config.horizon), {})
+        (partial / TAKEN).write_text(json.dumps(None if taken is None else asdict(taken)), encoding='utf-8')
+
+
+def bundles_of(out: Path, every: int = 0, stages: Sequence[str] = ()) -> list[CheckpointBundle]:
+    """Bundles of a run's checkpoints, in the order of training; those that are there already stay.
+
+    Args:
+        out: the run's folder.
+        every: those at multiples of so many steps of a stage, and the last of each stage; 0: these alone.
+        stages: of which; all of them unless given.
+
+    Raises:
+        TrainingError: no run is there, or it has no such stage or checkpoint.
+    """
+    path = out / 'config.yaml'
+    if not path.is_file() or not (out / POLICY).is_dir():
+        raise TrainingError(f'{out} is no run of `ki train`; give its folder (out).')
+    run = load_run(path, out=str(out))
+    unknown = sorted(set(stages) - {stage.name for stage in run.stages})
+    if unknown:
+        known = ', '.join(stage.name for stage in run.stages)
+        raise TrainingError(f'{out} has no stage {unknown[0]}; choose of {known}.')
+    processor, _ = read_parts(out / POLICY, (out / POLICY / CODEC).is_file())
+    told = json.loads((out / POLICY / TAKEN).read_text(encoding='utf-8'))
+    taken = None if told is None else Taken(**{name: _tuples(value) for name, value in told.items()})
+    origin = read_json(out / ORIGIN, TrainingError)
+    found: list[CheckpointBundle] = []
+    before = 0
+    for stage in run.stages:
+        there = checkpoints(store_of(run, stage))
+        for checkpoint in there if not stages or stage.name in stages else []:
+            step = int(checkpoint.name)
+            if checkpoint == there[-1] or (every and step % every == 0):
+                bundle = out / stage.name / 'bundles' / checkpoint.name
+                shipment = Shipment(run, stage, processor, origin, taken, step)
+                if not shipment.is_in(bundle):
+                    shipment.write(bundle)
+                found.append(CheckpointBundle(stage.name, step, before + step * stage.batch, bundle))
+        before += stage.steps * stage.batch
+    if not found:
+        raise TrainingError(f'{out} has no checkpoint yet; train it first (ki train).')
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def store_of(run: Run, stage: Stage) -> Path:

@@ -429,7 +429,9 @@ class Trainer:
             }
             try:
                 made = Checkpoint(self.step, weights, average, optimiser, state)
-                self.tell('saved', {'path': str(write_checkpoint(self.store, made, self.run.keep))})
+                self.tell(
+                    'saved', {'path': str(write_checkpoint(self.store, made, self.run.keep, self.run.keep_every))}
+                )
             except TrainingError as error:
                 failed = str(error)
         # Every process must know, or the others would wait for this one for ever.

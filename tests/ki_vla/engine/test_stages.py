@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ki_vla.engine.heads import action_stage
 from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.packing import PLAIN, Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
@@ -152,6 +153,6 @@ def test_half_precision_stays_close(make_model: Any, dtype: torch.dtype) -> None
     assert torch.nn.functional.cosine_similarity(actions.flatten(), expected.flatten(), dim=0) > 0.999
 
 
-def test_a_model_without_an_action_expert_is_refused(make_model: Any) -> None:
-    with pytest.raises(VlaError, match="'parallel' cannot be packed or exported"):
-        PrefixStage(KiVla(preset('tiny', head='parallel')), Fusions())
+def test_a_model_without_continuous_actions_has_no_stage_for_them(make_model: Any) -> None:
+    with pytest.raises(VlaError, match="'none' has no continuous actions; it says them as tokens"):
+        action_stage(make_model('pi0_fast'), 2, PLAIN)

@@ -23,10 +23,11 @@ def cropping(crop: tuple[float, float, float, float]) -> Processor:
 
 
 def test_a_thing_names_the_patch_that_holds_its_middle() -> None:
-    found = patch_labels(CONFIG, 2, [Thing(0, 0.9, 0.1, {'colour': 'blue', 'kind': 'cup'})], (0.9, 0.1))
+    found = patch_labels(CONFIG, 2, [Thing(0.9, 0.1, {'colour': 'blue', 'kind': 'cup'})], (0.9, 0.1))
     patch = SIDE - 1
     assert found['dense_VNK'][0, patch].tolist() == [2, 1]
     assert (np.delete(found['dense_VNK'][0], patch, axis=0) == NOTHING).all()
+    assert (found['dense_VNK'][1] == UNKNOWN).all(), 'nobody has looked at the second view'
     column, row = 0.9 * SIDE - (SIDE - 1) - 0.5, 0.1 * SIDE - 0.5
     np.testing.assert_allclose(found['offset_VN2'][0, patch], [column, row], rtol=1e-5)
     assert np.isnan(found['offset_VN2']).sum() == found['offset_VN2'].size - 2
@@ -35,9 +36,9 @@ def test_a_thing_names_the_patch_that_holds_its_middle() -> None:
 
 def test_of_two_in_one_patch_the_later_names_it_and_one_outside_names_none() -> None:
     things = [
-        Thing(0, 0.1, 0.1, {'colour': 'red', 'kind': 'cup'}),
-        Thing(0, 0.12, 0.1, {'colour': 'blue'}),
-        Thing(0, 1.2, 0.1, {'colour': 'red', 'kind': 'cup'}),
+        Thing(0.1, 0.1, {'colour': 'red', 'kind': 'cup'}),
+        Thing(0.12, 0.1, {'colour': 'blue'}),
+        Thing(1.2, 0.1, {'colour': 'red', 'kind': 'cup'}),
     ]
     found = patch_labels(CONFIG, 1, things, (1.2, 0.1))
     assert found['dense_VNK'][0, 0].tolist() == [2, UNKNOWN]
@@ -48,7 +49,7 @@ def test_of_two_in_one_patch_the_later_names_it_and_one_outside_names_none() -> 
 def test_where_nobody_looked_everything_is_unknown_and_a_strange_word_is_refused() -> None:
     assert (patch_labels(CONFIG, 1, None, None)['dense_VNK'] == UNKNOWN).all()
     with pytest.raises(VlaError, match=r"colour 'green' of a thing is none of model\.dense\.labels\.colour: red, blue"):
-        patch_labels(CONFIG, 1, [Thing(0, 0.1, 0.1, {'colour': 'green'})], None)
+        patch_labels(CONFIG, 1, [Thing(0.1, 0.1, {'colour': 'green'})], None)
 
 
 def test_a_point_of_the_whole_picture_is_where_its_pixel_is_in_the_cropped_view() -> None:

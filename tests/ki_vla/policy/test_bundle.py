@@ -239,7 +239,7 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_asked_for(copy):
     assert [path.name for path in copy.parent.iterdir()] == ['arm']
 
 
-@pytest.mark.parametrize('step', ['_write_weights', '_write_parts', '_write_json', '_sync_tree', '_put_in_place'])
+@pytest.mark.parametrize('step', ['_write_weights', 'write_parts', '_write_json', '_sync_tree', '_put_in_place'])
 def test_an_interrupted_write_leaves_the_old_bundle_and_nothing_else(copy, monkeypatch, step):
     before = load_bundle(copy).policy_id
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from ki_vla.objective.patch_labels import UNKNOWN
 from training.errors import TrainingError
 from training.fit.initial_policy import begin
 from training.samples.collator import Collator, counts, in_file_steps, requantised
 from training.samples.mixture import Draw
+from training.samples.things import ShownThing
 from training.train.config import Augment
 from training.train.distributed import ProcessGroup
 from training.train.run import open_sources
@@ -133,3 +136,24 @@ def _recipe(name: str) -> Any:
     from ki_vla.objective.recipes import recipe
 
     return recipe(name)
+
+
+def test_what_a_picture_shows_becomes_labels_of_patches_and_stays_where_it_is(run_of: MakeRun) -> None:
+    labels = {'colour': ['red', 'blue'], 'kind': ['cup', 'ball']}
+    run = run_of(model={'dense': {'labels': labels}})
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    shown = (ShownThing({'colour': 'blue', 'kind': 'cup'}, 0.9, 0.1),)
+    known = replace(sources.train[0], things=shown, point=(0.9, 0.1))
+    drawn = [Draw('actions', 0, known, 0), Draw('actions', 0, sources.train[0], 1), Draw('vlm', 0, sources.vlm[0], 2)]
+    turned = Augment(crop=0.5, rotate=90.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    one, other = (Collator(processor, 0, how=how)(drawn).batch for how in (None, turned))
+    patch = processor.config.vision.image_size // processor.config.vision.patch_size - 1
+    assert one.dense_BVNK[0, 0, patch].tolist() == [2, 1]
+    assert (one.dense_BVNK[0, 1:] == UNKNOWN).all()
+    assert (one.dense_BVNK[1:] == UNKNOWN).all()
+    assert one.point_B2[0].tolist() == pytest.approx([0.9, 0.1])
+    assert one.point_B2[1:].isnan().all()
+    assert torch.equal(one.images_BVCHW[0, 0], other.images_BVCHW[0, 0]), 'a labelled picture keeps its geometry'
+    assert not torch.equal(one.images_BVCHW[1, 0], other.images_BVCHW[1, 0])
+    assert counts(one, _recipe('ours')).dense == 1
