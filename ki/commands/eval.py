@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -77,7 +77,9 @@ def libero(
 
 @app.command()
 def sim(
-    bundle: Annotated[Path | None, typer.Argument(help='Folder of the policy bundle.')] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help='Folder of the policy bundle, or of a run of `ki train`.')
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`.')] = None,
     seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
@@ -94,7 +96,9 @@ def sim(
         list[int] | None,
         typer.Option(min=0, help='Steps that an inference is thought to take; several times for several; else 0.'),
     ] = None,
-    image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras.')] = 96,
+    image_size: Annotated[
+        int, typer.Option(min=0, help='Rows and columns of the cameras; 0: as many as the view of the policy needs.')
+    ] = 0,
     backend: Annotated[
         str, typer.Option(help='auto, torch, onnx or tensorrt; through the node commissioning.')
     ] = 'auto',
@@ -111,22 +115,41 @@ def sim(
         typer.Option(help="How chunks follow each other; several times for several; else auto, the bundle's own."),
     ] = None,
     speed: Annotated[float, typer.Option(help='Through the node: real-time factor; beyond 1 on /clock.')] = 1.0,
+    decode: Annotated[
+        str, typer.Option(help='Where actions come from: actions of the head, or tokens; else as the bundle says.')
+    ] = '',
+    measured_delay: Annotated[
+        bool, typer.Option('--measured-delay', help='An inference takes as long as it takes here.')
+    ] = False,
+    every: Annotated[
+        int, typer.Option(min=0, help='Of a run: its checkpoints at multiples of so many steps, as a curve.')
+    ] = 0,
+    stage: Annotated[list[str] | None, typer.Option(help='Of a run: the last checkpoint of this stage.')] = None,
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.
 
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot. A second call goes on where the first one stopped.
     """
-    from ki.support.sim_evaluation import Plays, cells_of
+    from ki.support.sim_evaluation import Plays, camera_size, cells_of, run_bundle
+    from ki.support.sim_policy import MEASURED
     from ki.support.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
     from ki_sim.tasks.tasks import task_names
+    from ki_vla.policy.serving import Decode
 
     names = task_names(task or ['demo'])
     split = 'heldout' if heldout else 'train'
     if bundle is None and not (through_node and (plan or backend == 'commissioning')):
         raise KiError('BUNDLE is missing: give the folder of a policy bundle.')
-    modes, steps, delays = mode or ['auto'], execute_steps or [0], delay_steps or [0]
+    if decode not in ('', *get_args(Decode)):
+        raise KiError(f'--decode is {decode}; write actions or tokens, or leave it out.')
+    if measured_delay and delay_steps:
+        raise KiError('--measured-delay and --delay-steps are both given; give one of the two.')
+    if bundle is not None and not (every or stage):
+        bundle = run_bundle(bundle)
+    image_size = image_size or camera_size(bundle)
+    modes, steps, delays = mode or ['auto'], execute_steps or [0], delay_steps or [MEASURED if measured_delay else 0]
     if through_node:
         if len(modes) > 1 or len(steps) > 1 or delay_steps:
             raise KiError(
@@ -138,13 +161,36 @@ def sim(
             print(_row(report.summary()))
         return
     assert bundle is not None
-    plays = Plays(bundle, seeds, first_seed, paired, split, backend, seed, image_size)
-    _play(plays, cells_of(names, modes, steps, delays), out, films)
+    plays = Plays(bundle, seeds, first_seed, paired, split, backend, seed, image_size, cast(Decode, decode))
+    cells = cells_of(names, modes, steps, delays)
+    if every or stage:
+        _curve(plays, cells, out, every, stage or [])
+        return
+    _play(plays, cells, out, films)
 
 
-def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool) -> None:
+def _curve(plays: Plays, cells: Sequence[EvaluationCell], out: Path, every: int, stages: Sequence[str]) -> None:
+    """Plays the cells with each checkpoint of a run, and writes OUT/curve.json: success by samples of training."""
+    import json
+    from dataclasses import replace
+
+    from ki_common.files import write_text
+    from training.train.ship import bundles_of
+
+    rows: list[dict[str, Any]] = []
+    for moment in bundles_of(plays.bundle, every, stages):
+        print(f'{moment.stage}, step {moment.step}, {moment.samples} samples')
+        folder = out / f'{moment.stage}-{moment.step:08d}'
+        for report in _play(replace(plays, bundle=moment.bundle), cells, folder, False):
+            about = {'stage': moment.stage, 'step': moment.step, 'samples': moment.samples}
+            rows.append(about | {'settings': report.settings, **report.summary()})
+            write_text(out / 'curve.json', json.dumps(rows, indent=1) + '\n')
+    print(f'{out / "curve.json"}: {len(rows)} rows')
+
+
+def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool) -> list[EvaluationReport]:
     """Plays the cells with a bar, and prints a line for each, and for each way one for its tasks together."""
-    from ki.support.sim_evaluation import evaluate_cells, together
+    from ki.support.sim_evaluation import evaluate_cells, together, told_delay
 
     ways = {cell: (cell.mode, cell.execute_steps, cell.delay_steps) for cell in cells}
     played: dict[tuple[str, int, int], list[EvaluationReport]] = {}
@@ -155,10 +201,11 @@ def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool)
             way = ''
             if len(set(ways.values())) > 1:
                 timing = report.settings
-                way = f'{timing["mode"]}, {timing["execute_steps"]} steps, delay {cell.delay_steps}'
+                way = f'{timing["mode"]}, {timing["execute_steps"]} steps, delay {told_delay(cell.delay_steps)}'
             print(_row(report.summary(), way))
             if len(group) > 1 and len(group) == sum(each == ways[cell] for each in ways.values()):
                 print(_row(together(group), way))
+    return [report for group in played.values() for report in group]
 
 
 def _shown(rate: dict[str, Any]) -> str:

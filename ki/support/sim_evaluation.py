@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
+    from ki_vla.policy.serving import Decode
 
 TOGETHER = 'all of them'
+DEFAULT_SIZE = 96  # rows and columns of a camera
 
 
 @dataclass(frozen=True)
 class EvaluationCell:
-    """What is played and how; `execute_steps` 0 and `mode` auto are the bundle's own."""
+    """What is played and how; `execute_steps` 0, `mode` auto: the bundle's own; `delay_steps` may be `MEASURED`."""
 
     task: str
     mode: str = 'auto'
@@ -39,6 +41,7 @@ class Plays:
         split: whose objects are asked for.
         backend, seed: of the engine, and of its noise.
         image_size: of the cameras.
+        decode: where actions come from; '' is what the bundle recommends.
     """
 
     bundle: Path
@@ -49,11 +52,32 @@ class Plays:
     backend: str = 'auto'
     seed: int = 0
     image_size: int = 96
+    decode: Decode | Literal[''] = ''
 
     @property
     def episodes(self) -> int:
         """Of one cell."""
         return self.seeds * (2 if self.paired else 1)
+
+
+def run_bundle(folder: Path) -> Path:
+    """The bundle in a folder: itself, or that of a run of `ki train`."""
+    return folder if (folder / 'manifest.json').is_file() or not (folder / 'bundle').is_dir() else folder / 'bundle'
+
+
+def camera_size(folder: Path | None) -> int:
+    """Rows and columns of the simulator's cameras that fill the view of a bundle, or of a run, after its crop."""
+    from ki_vla.policy.bundle import load_bundle, read_parts
+
+    if folder is None:
+        return DEFAULT_SIZE
+    if (folder / 'manifest.json').is_file():
+        processor = load_bundle(folder, verify=False).processor
+    else:  # a run, whose checkpoints are played
+        processor, _ = read_parts(folder / 'policy', False)
+    view = processor.config.vision.image_size
+    shares = [max(camera.crop[2:]) for camera in processor.contract.cameras if camera.crop is not None]
+    return max(DEFAULT_SIZE, *(round(view / share) for share in (*shares, 1.0)))
 
 
 def cells_of(
@@ -91,7 +115,8 @@ def evaluate_cells(
     for _, alike in itertools.groupby(cells, key=lambda cell: (cell.mode, cell.execute_steps, cell.delay_steps)):
         group = list(alike)
         way = group[0]
-        policy = open_sim_policy(plays.bundle, plays.backend, plays.seed, way.mode, way.execute_steps, way.delay_steps)
+        timing = (way.mode, way.execute_steps, way.delay_steps)
+        policy = open_sim_policy(plays.bundle, plays.backend, plays.seed, *timing, decode=plays.decode)
         try:
             for cell in group:
                 path = out / file_of(cell, cells, plays.split)
@@ -103,7 +128,8 @@ def evaluate_cells(
                     'paired': plays.paired,
                     'mode': policy.timing.mode,
                     'execute_steps': policy.timing.execute_steps,
-                    'delay_steps': cell.delay_steps,
+                    'delay_steps': told_delay(cell.delay_steps),
+                    **({'decode': plays.decode} if plays.decode else {}),
                 }
                 report = load_report(path, cell.task, about)
                 report.outcomes = [each for each in report.outcomes if each.seed in scenes]
@@ -132,8 +158,16 @@ def file_of(cell: EvaluationCell, cells: Sequence[EvaluationCell], split: str = 
     name = cell.task if split == 'train' else f'{cell.task}-{split}'
     for field, text in (('mode', ''), ('execute_steps', 'steps'), ('delay_steps', 'delay')):
         if len({getattr(each, field) for each in cells}) > 1:
-            name += f'-{text}{getattr(cell, field)}'
+            value = getattr(cell, field)
+            name += f'-{text}{told_delay(value) if text == "delay" else value}'
     return f'{name}.json'
+
+
+def told_delay(steps: int) -> int | str:
+    """Steps of delay for people and files."""
+    from ki.support.sim_policy import MEASURED
+
+    return 'measured' if steps == MEASURED else steps
 
 
 def together(reports: Sequence[EvaluationReport]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Chunks are planned, joined and dropped as on a robot; only time stands still whi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,25 @@ from ki_robot.observation.observation import NotReady, Observation, StreamProble
 
 if TYPE_CHECKING:
     from ki_policy_node.cycle.continuation import Timing
-    from ki_policy_node.cycle.policy_cycle import Made
+    from ki_policy_node.cycle.policy_cycle import Made, Ready
     from ki_policy_node.cycle.policy_types import Policy
     from ki_robot.actions.chunk import ActionChunk
     from ki_robot.contract.contract import Contract
     from ki_sim.world.world import SimObservation
+    from ki_vla.policy.serving import Decode
 
 Row = NDArray[np.float64]
+MEASURED = -1  # in place of steps of delay: an inference takes as long as it takes here
 
 
 def open_sim_policy(
-    bundle: Path, backend: str, seed: int, mode: str, execute_steps: int, delay_steps: int
+    bundle: Path,
+    backend: str,
+    seed: int,
+    mode: str,
+    execute_steps: int,
+    delay_steps: int,
+    decode: Decode | Literal[''] = '',
 ) -> ClosedLoopPolicy:
     """A bundle for the simulated robot.
 
@@ -37,7 +46,8 @@ def open_sim_policy(
         seed: Of the noise.
         mode: How chunks follow each other.
         execute_steps: Steps of a chunk after which the next is planned.
-        delay_steps: How many steps an inference is thought to take.
+        delay_steps: How many steps an inference is thought to take, or `MEASURED`.
+        decode: Where actions come from; '' is what the bundle recommends.
 
     Raises:
         KiError: the bundle cannot be opened, or the timing does not fit its horizon.
@@ -51,16 +61,22 @@ def open_sim_policy(
     # A stamp is above 0, and the noise of a stamp is that of a stride later under the seed before: an episode that
     # begins one stride after 0 has the noise of its own times.
     robot = load_contract(simulated_robot(bundle))
-    policy = open_policy(Wanted(backend, str(bundle), seed=seed - 1, allow_untrained=True), robot, timing)
+    wanted = Wanted(backend, str(bundle), seed=seed - 1, allow_untrained=True, decode=decode)
+    policy = open_policy(wanted, robot, timing)
     return ClosedLoopPolicy(policy, timing, delay_steps, begin_ns=SEED_STRIDE)
 
 
 def simulated_robot(bundle: Path | None) -> str:
     """The contract of the simulated robot that a bundle was trained for: by joints, or by the poses of its hands."""
-    from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT
+    from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT, ROBOTS
     from ki_vla.policy.bundle import load_bundle
 
-    return HANDS_ROBOT if bundle is not None and load_bundle(bundle, verify=False).contract.hands else ROBOT
+    if bundle is None:
+        return ROBOT
+    contract = load_bundle(bundle, verify=False).contract
+    if contract.name in ROBOTS:
+        return contract.name
+    return HANDS_ROBOT if contract.hands else ROBOT
 
 
 class SimRobotColumns:
@@ -139,7 +155,8 @@ class ClosedLoopPolicy:
     Args:
         policy: Of the simulated robot.
         timing: How its chunks follow each other.
-        delay_steps: How many control steps an inference is thought to take; the first chunk of an episode is awaited.
+        delay_steps: How many control steps an inference is thought to take, or `MEASURED`: as long as it did take. The
+            first chunk of an episode is awaited.
         begin_ns: The cycle's time at which an episode begins; above 0, as every stamp.
     """
 
@@ -154,7 +171,7 @@ class ClosedLoopPolicy:
                 f'when it is there. Write at most {horizon - 1}.'
             )
         self._policy, self.timing = policy, resolved(timing, policy)
-        self._delay_ns = delay_steps * policy.contract.step_ns
+        self._delay_ns = None if delay_steps == MEASURED else delay_steps * policy.contract.step_ns
         self._begin_ns = begin_ns
         self.policy_id = policy.policy_id
         self.reset()
@@ -187,14 +204,26 @@ class ClosedLoopPolicy:
         if self._coming is None:
             found = self._cycle.look(now_ns)
             if isinstance(found, Ready):
-                moves = self._cycle.planner.current is not None
-                arrival_ns = now_ns + (self._delay_ns if moves else 0)
-                self._coming = arrival_ns, self._cycle.plan(found, lambda: arrival_ns)
+                self._coming = self._made(found, now_ns)
                 self._arrive(now_ns)
         if self._cycle.fault:
             raise SimError(self._cycle.fault)
         chunk = self._cycle.planner.current
         return None if chunk is None else self._columns.row(chunk, chunk.index_at(now_ns))
+
+    def _made(self, found: Ready, now_ns: int) -> tuple[int, Made]:
+        """A new chunk, and the time at which it is there."""
+        moves, began = self._cycle.planner.current is not None, time.perf_counter_ns()
+        arrivals: list[int] = []
+
+        def arrival() -> int:
+            if not arrivals:
+                took = time.perf_counter_ns() - began if self._delay_ns is None else self._delay_ns
+                arrivals.append(now_ns + (took if moves else 0))
+            return arrivals[0]
+
+        made = self._cycle.plan(found, arrival)
+        return arrival(), made
 
     def _arrive(self, now_ns: int) -> None:
         """What was being made is there, if its time has come."""

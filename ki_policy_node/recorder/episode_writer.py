@@ -7,6 +7,7 @@ import queue
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ki_common.share import ShareError, share_file
 from ki_policy_node.errors import NodeError
 
 SEPARATOR = '=' * 80
+FLUSH_S = 0.5  # a killed process loses no more than this and a bit
 PRIMITIVES = {'bool', 'byte', 'char', 'string', 'wstring', 'float32', 'float64'} | {
     f'{sign}int{bits}' for sign in ('', 'u') for bits in (8, 16, 32, 64)
 }
@@ -84,16 +86,32 @@ class EpisodeWriter:
         return True
 
     def _drain(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            if not self.error:
-                try:
-                    about = entry.channel
-                    self._bag.add_topic(about.name, about.type, about.definition, about.hash, about.qos)
-                    self._bag.write(about.name, entry.log_ns, entry.data, entry.publish_ns)
-                except BagError as error:
-                    self.error = str(error)
-            with self._lock:
-                self._waiting_bytes -= len(entry.data)
+        flushed_s = time.monotonic()
+        while True:
+            entry: _QueuedMessage | None = None
+            with contextlib.suppress(queue.Empty):
+                entry = self._queue.get(timeout=FLUSH_S)
+                if entry is None:
+                    return
+            flush = time.monotonic() - flushed_s > FLUSH_S
+            self._store(entry, flush)
+            flushed_s = time.monotonic() if flush else flushed_s
+            if entry is not None:
+                with self._lock:
+                    self._waiting_bytes -= len(entry.data)
+
+    def _store(self, entry: _QueuedMessage | None, flush: bool) -> None:
+        if self.error:
+            return
+        try:
+            if entry is not None:
+                about = entry.channel
+                self._bag.add_topic(about.name, about.type, about.definition, about.hash, about.qos)
+                self._bag.write(about.name, entry.log_ns, entry.data, entry.publish_ns)
+            if flush:
+                self._bag.flush()
+        except BagError as error:
+            self.error = str(error)
 
     def close(self, keep: bool) -> Path | None:
         """Writes what waits, ends the bag and returns its folder; without `keep` removes it and returns None.

@@ -7,7 +7,9 @@ begins, so its first messages are there; latched ones (`/tf_static`, instruction
     service  ~/start_recording   StartRecording
              ~/stop_recording    StopRecording, with the outcome
              ~/discard_episode   Trigger
+             ~/save_black_box    Trigger: the last seconds of all topics, as a bag
     topic    episode             EpisodeMarker, latched; also written into the bag
+             /diagnostics        what is recorded, and the free space
 
 Its parameters are in `settings`.
 """
@@ -16,15 +18,17 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from ki_msgs.action import RecordEpisode
 from ki_msgs.msg import EpisodeMarker, StreamHealth
 from ki_msgs.srv import StartRecording, StopRecording
@@ -44,12 +48,14 @@ from ki_policy_node.common import process, ros
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.cycle.instruction import MAX_INSTRUCTION
 from ki_policy_node.errors import NodeError
+from ki_policy_node.recorder.black_box import BlackBox, KeptMessage
 from ki_policy_node.recorder.episode_writer import EpisodeWriter, RecordedTopic, definition_of, qos_text
 from ki_policy_node.recorder.settings import RecorderSettings
 from ki_robot.messages.arrays import MAX_ID
 
 DISCOVERY_S = 0.25
 FEEDBACK_S = 0.2
+MIB = 1 << 20
 DEPTH = 1000  # of every subscription: a stall of this process must not cost messages
 LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
 # Topics that all robots of a graph share by their names; the other topics of another namespace are another robot's.
@@ -88,6 +94,7 @@ class OngoingEpisode:
     task: str
     policy_id: str
     start_ns: int
+    start_s: float
     finished: Future = field(default_factory=Future)
 
 
@@ -113,6 +120,7 @@ class Recorder(Node):
         self.create_service(StartRecording, '~/start_recording', self._once(self._on_start))
         self.create_service(StopRecording, '~/stop_recording', self._once(self._on_stop))
         self.create_service(Trigger, '~/discard_episode', self._on_discard)
+        self.create_service(Trigger, '~/save_black_box', self._on_save_black_box)
         self._action = ActionServer(
             self,
             RecordEpisode,
@@ -131,6 +139,11 @@ class Recorder(Node):
         # On its own clock: where simulated time stands still, topics are to be found all the same.
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
+        self._ended = ''  # why the last episode ended by itself
+        self._black_box = BlackBox(self, self.settings) if self.settings.black_box else None
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(FEEDBACK_S, self._watch, clock=process.STEADY)
+        self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self.discover()
         if self.settings.task:
             self.start(self.settings.task)
@@ -181,8 +194,10 @@ class Recorder(Node):
         stream.arrivals.append(time.monotonic())
         if stream.latched is not None:
             stream.latched.append((data, sent_ns))
+        log_ns = self._log_ns(sent_ns, heard_ns)
+        if self._black_box is not None:
+            self._black_box.hear(KeptMessage(stream.channel, log_ns, data, sent_ns, stream.arrivals[-1]))
         if self.episode:
-            log_ns = self._log_ns(sent_ns, heard_ns)
             stream.dropped += not self.episode.writer.write(stream.channel, log_ns, data, sent_ns)
 
     def _on_clock(self, message: ClockMessage, sent_ns: int, _heard_ns: int) -> None:
@@ -205,7 +220,7 @@ class Recorder(Node):
         """Opens an episode in `path`, or in the next free folder.
 
         Raises:
-            NodeError: one is open already, or a text is too long.
+            NodeError: one is open already, a text is too long, or there is too little space.
             BagError: the folder cannot be made.
         """
         if self.episode:
@@ -215,17 +230,19 @@ class Recorder(Node):
                 f'The task has {len(task)} characters and the policy id {len(policy_id)}; write at most '
                 f'{MAX_INSTRUCTION} and {MAX_ID}.'
             )
+        if shortage := self._shortage():
+            raise NodeError(shortage)
         self.discover()
-        settings = self.settings
+        settings, self._ended = self.settings, ''
         index = next_index(self.folder, settings.prefix)
         path = path or self.folder / f'{settings.prefix}_{index:04d}'
         writer = EpisodeWriter(path, settings.compression, settings.cache_mib << 20)
         start_ns = self.get_clock().now().nanoseconds
         for stream in self.streams.values():
             stream.received = stream.dropped = 0
-            for data, sent_ns in stream.latched or ():
-                writer.write(stream.channel, start_ns, data, sent_ns)
-        self.episode = OngoingEpisode(writer, index, task, policy_id, start_ns)
+        for channel, data, sent_ns in self._latched():
+            writer.write(channel, start_ns, data, sent_ns)
+        self.episode = OngoingEpisode(writer, index, task, policy_id, start_ns, time.monotonic())
         self._mark(EpisodeMarker.PHASE_START, EpisodeMarker.OUTCOME_UNLABELED)
         self.get_logger().info(f'recording {writer.path}: {task}')
         return self.episode
@@ -238,7 +255,7 @@ class Recorder(Node):
             BagError: the disk failed on the way.
         """
         if not self.episode:
-            raise NodeError('No episode is being recorded; start one first.')
+            raise NodeError(self._ended or 'No episode is being recorded; start one first.')
         self._mark(EpisodeMarker.PHASE_END, outcome)
         episode, self.episode = self.episode, None
         path = None
@@ -304,6 +321,77 @@ class Recorder(Node):
         response.success, response.message = True, f'episode {episode.index} is discarded'
         return response
 
+    # -- space, size, and the black box
+
+    def _shortage(self) -> str:
+        """What to do about too little free space; empty where there is enough."""
+        folder = next(each for each in (self.folder.absolute(), *self.folder.absolute().parents) if each.exists())
+        free = shutil.disk_usage(folder).free // MIB
+        if free >= self.settings.min_free_mib:
+            return ''
+        return f'Only {free} MiB are free for {self.folder}; free some, or lower min_free_mib.'
+
+    def _watch(self) -> None:
+        """Writes a black box that is due; ends an episode for lack of space, and begins the next of a long one."""
+        if self._black_box is not None:
+            self._black_box.watch(self._latched())
+        episode, settings = self.episode, self.settings
+        if episode is None:
+            return
+        if shortage := self._shortage():
+            self._end_by_itself(shortage)
+        elif self._goal is None and (
+            0 < settings.rotate_s <= time.monotonic() - episode.start_s
+            or 0 < settings.rotate_mib * MIB <= episode.writer.bytes
+        ):
+            self.stop()
+            self.start(episode.task, episode.policy_id)
+
+    def _latched(self) -> Iterator[tuple[RecordedTopic, bytes, int]]:
+        """Latched messages with the wall time at which they were sent: every recording begins with them."""
+        for stream in self.streams.values():
+            for data, sent_ns in stream.latched or ():
+                yield stream.channel, data, sent_ns
+
+    def _end_by_itself(self, why: str) -> None:
+        assert self.episode
+        index = self.episode.index
+        try:
+            _, path = self.stop()
+            self._ended = f'Episode {index} ended by itself: {why} It is kept in {path}.'
+        except BagError as error:
+            self._ended = f'Episode {index} ended by itself: {error}'
+        self.get_logger().error(self._ended)
+
+    def _on_save_black_box(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._black_box is None:
+            raise NodeError('Nothing is kept: parameter black_box is 0.')
+        response.success, response.message = True, str(self._black_box.request())
+        return response
+
+    def _diagnose(self) -> None:
+        episode = self.episode
+        level = DiagnosticStatus.ERROR if self._ended else DiagnosticStatus.OK
+        status = DiagnosticStatus(level=level, name=f'{self.get_name()}: recording', message=self._ended or 'waits')
+        if episode is not None:
+            status.message = f'records episode {episode.index}: {episode.task}'
+            status.values.append(KeyValue(key='written [MiB]', value=f'{episode.writer.bytes / MIB:.1f}'))
+            status.values.append(KeyValue(key='dropped messages', value=str(episode.writer.dropped)))
+        if self._black_box is not None:
+            status.values.append(KeyValue(key='black box [MiB]', value=f'{self._black_box.size / MIB:.1f}'))
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def close(self) -> None:
+        """Ends an open episode, kept and unlabeled, and waits until black boxes are on disk."""
+        try:
+            if self.episode:
+                self.stop()
+        finally:
+            if self._black_box is not None:
+                self._black_box.close(self._latched())
+
     async def _on_record(self, goal: Any) -> RecordEpisode.Result:
         result = RecordEpisode.Result()
         try:
@@ -336,10 +424,10 @@ class Recorder(Node):
         limit = goal.request.max_duration if goal else None
         limit_ns = limit.sec * 10**9 + limit.nanosec if limit else 0
         if episode.writer.error or (goal and goal.is_cancel_requested) or 0 < limit_ns <= elapsed_ns:
-            try:
+            if episode.writer.error:
+                self._end_by_itself(episode.writer.error)
+            else:
                 self.stop()
-            except BagError as error:
-                self.get_logger().error(str(error))
         elif goal:
             feedback = RecordEpisode.Feedback(bytes_written=episode.writer.bytes)
             feedback.elapsed.sec, feedback.elapsed.nanosec = divmod(max(elapsed_ns, 0), 10**9)
@@ -371,8 +459,7 @@ def main() -> int:
     try:
         _, recorder = process.start(Recorder)
         ros.spin_until_signal(recorder)
-        if recorder.episode:
-            recorder.stop()
+        recorder.close()
         recorder.destroy_node()
     except KiError as error:
         print(f'recorder: {error}', file=sys.stderr, flush=True)

@@ -48,6 +48,7 @@ ABOUT = {
     ('chunk_executor', 'operator_heartbeat'): 'Name of the live operator, several times a second; empty: one leaves.',
     ('chunk_executor', 'estop'): 'Pressed (true): fault. A convenience, no safety function.',
     ('recorder', '~/discard_episode'): 'End the recording and delete its bag.',
+    ('recorder', '~/save_black_box'): 'Write the last seconds of all topics as a bag; the message is its folder.',
 }
 OUTSIDE = (
     'diagnostic_msgs',

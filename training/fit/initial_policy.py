@@ -181,11 +181,10 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
             'views': max(len(contract.cameras) for contract in contracts),
         }
         config = preset(run.preset, **sizes).changed(run.model)
-    found = {recipe(stage.recipe).configure(config) for stage in run.stages}
-    if len(found) > 1:
+    wanted, *others = (recipe(stage.recipe).configure(config) for stage in run.stages)
+    if any(other != wanted for other in others):
         recipes = ', '.join(stage.recipe for stage in run.stages)
         raise TrainingError(f'stages: the recipes {recipes} need models of different structure; train them apart.')
-    wanted = found.pop()
     if start is not None and run.tokens is None:
         wanted = wanted.replace(vocab_size=start.config.vocab_size)
     return wanted

@@ -11,16 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ki_robot.contract.parts import Camera
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
 from ki_vla.model.dense import labelled
 from ki_vla.objective.batch import Batch, collate
+from ki_vla.objective.patch_labels import Thing, patch_labels
 from ki_vla.objective.recipes import Recipe
 from ki_vla.policy.processor import Processor
 from ki_vla.tokens.prompt import plain_prompt
@@ -131,16 +134,43 @@ class Collator:
             boxed = '<loc' in said and (says_now or processor.processing.subtasks)
             fixed = [boxed or camera.kind == 'wrist' for camera in processor.contract.cameras]
             asked = sample.instruction
+            first: Camera | None = processor.contract.cameras[0]
+            pictures = [sample.images[first.name]] if first is not None and first.name in sample.images else []
         elif isinstance(sample, VlmSample):
             answer = requantised(sample.answer, self.processor.tokenizer.vocabulary.loc_bins)
             asked = requantised(sample.question, self.processor.tokenizer.vocabulary.loc_bins)
             row = self.processor.text_sample(sample.images, asked, answer)
             fixed = ['<loc' in answer or '<loc' in asked] * len(row['images_VCHW'])
+            first, pictures = None, list(sample.images[:1])
         else:
             raise TrainingError(f'source {draw.part} gave a {type(sample).__name__}, which is no sample.')
+        if self.processor.config.dense is not None:
+            labels = self._seen(sample, first, pictures, len(row['images_VCHW']))
+            row |= labels
+            if sample.things is not None or sample.point is not None:
+                fixed[0] = True  # what the labels say of a place must stay there
         if self.how is not None:
             row['images_VCHW'] = augment(row['images_VCHW'], row['image_mask_V'], fixed, self.how, rng)
         return row, asked, answer
+
+    def _seen(
+        self, sample: Sample | VlmSample, camera: Camera | None, pictures: Sequence[np.ndarray], views: int
+    ) -> dict[str, np.ndarray]:
+        """What the first view shows, and where the thing is that is asked for, as labels of patches.
+
+        Args:
+            sample: with places in the whole first picture.
+            camera: whose picture that is; None for one from anywhere.
+            pictures: the first one, where it is there.
+            views: of the example.
+        """
+        config, things, point = self.processor.config, sample.things, sample.point
+        if not pictures:
+            return patch_labels(config, views, None, None)
+        height, width = pictures[0].shape[:2]
+        place = partial(self.processor.in_view, camera, height, width)
+        found = None if things is None else [Thing(*place(each.x, each.y), each.words) for each in things]
+        return patch_labels(config, views, found, None if point is None else place(*point))
 
 
 def misfit(processor: Processor, question: str, answer: str, pictures: int) -> str:

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from ki.support import sim_policy
-from ki.support.sim_evaluation import EvaluationCell, Plays, cells_of, evaluate_cells, file_of, together
+from ki.support.sim_evaluation import EvaluationCell, Plays, camera_size, cells_of, evaluate_cells, file_of, together
 from ki_policy_node.cycle.continuation import Timing
+from ki_robot.contract.contract import load_contract
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
+from ki_sim.record.sim_bags import DEMO_ROBOT
 from ki_sim.world.world import clipped
+from ki_vla.policy.bundle import write_parts
+from ki_vla.policy.serving import Serving
+from ki_vla.policy.untrained import tiny_for, untrained_processor
 
 
 class Still:
@@ -37,7 +42,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Still]:
     """The policies that were opened; episodes last a moment."""
     made: list[Still] = []
 
-    def open_sim_policy(bundle: Path, backend: str, seed: int, mode: str, steps: int, delay: int) -> Still:
+    def open_sim_policy(
+        bundle: Path, backend: str, seed: int, mode: str, steps: int, delay: int, decode: str = ''
+    ) -> Still:
         made.append(Still(steps, delay))
         return made[-1]
 
@@ -112,3 +119,13 @@ def test_standing_still_has_no_seam() -> None:
     jumped = row.copy()
     jumped[0] += 0.125  # the shoulder's 2.5 rad/s for a step
     assert seam([row, row, jumped, jumped]) == pytest.approx(1.0)
+
+
+def test_cameras_have_the_pixels_that_a_cropped_view_needs(tmp_path: Path) -> None:
+    contract = load_contract(DEMO_ROBOT)
+    config = tiny_for(contract).changed({'vision': {'image_size': 48, 'patch_size': 8}})
+    processor = untrained_processor(contract, config)
+    (tmp_path / 'policy').mkdir()
+    write_parts(tmp_path / 'policy', processor, Serving.for_horizon(contract.horizon), {})
+    assert camera_size(tmp_path) == 114, '48 pixels are left by the crop of 0.42'
+    assert camera_size(None) == 96

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki.support.sim_policy import ClosedLoopPolicy, open_sim_policy
+from ki.support.sim_policy import MEASURED, ClosedLoopPolicy, open_sim_policy
 from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract, load_contract
@@ -108,6 +109,24 @@ def test_an_inference_as_long_as_a_chunk_is_refused(contract: Contract) -> None:
     plan = Chunks(contract, np.zeros((200, 17)))
     with pytest.raises(NodeError, match='--delay-steps is 50; a chunk of chunks@1 has 50 steps'):
         ClosedLoopPolicy(plan, Timing(), 50)
+
+
+@dataclass
+class Slow(Chunks):
+    """A policy that takes more than two steps, and says how often it was asked."""
+
+    def infer(self, observation: Observation, prefix_KN: Any, delay_steps: int, epoch: int) -> Inferred:
+        self.asked.append(observation.state_stamp_ns)
+        time.sleep(2.4 * STEP_NS / 1e9)
+        return Inferred(np.full((50, len(self.contract.actions)), 0.01 * len(self.asked)))
+
+
+def test_a_measured_delay_is_as_long_as_the_inference_took(contract: Contract) -> None:
+    policy = ClosedLoopPolicy(Slow(contract, np.zeros((1, 1))), Timing('latest', 10), MEASURED)
+    first = carried_out(policy, 16)
+    assert first[0] == pytest.approx(0.01), 'the first chunk is awaited'
+    assert first[10:13] == pytest.approx([0.01] * 3), 'nothing is there before it could be'
+    policy.close()
 
 
 def test_episodes_do_not_remember_each_other(contract: Contract) -> None:
