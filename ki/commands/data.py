@@ -179,6 +179,7 @@ def to_lerobot_command(
     out: Annotated[Path, typer.Option(help='Folder to make.')],
     codec: Annotated[str, typer.Option(help='h264, or copy: the JPEGs as they are, quick and large.')] = 'h264',
     workers: Annotated[int, typer.Option(help='Cameras encoded side by side; 0: one per core.')] = 0,
+    fps: Annotated[int | None, typer.Option(help="Steps a second; left out: the contract's rate.")] = None,
 ) -> None:
     """Writes an index as a LeRobotDataset v3."""
     import os
@@ -187,7 +188,7 @@ def to_lerobot_command(
 
     with progress('writing') as line:
         found = open_index(data)
-        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=line.to)
+        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=line.to, fps=fps)
     show_problems(problems)
     print(f'{out}: written')
 

@@ -92,6 +92,8 @@ def replay(
         console.print(
             f'  mean error of {name}: {error:.5g}' if error is not None else f'  {name}: no recorded commands'
         )
+    for problem in replayed.problems:
+        console.print(problem, style='yellow', markup=False)
     problems = [replay_report.failure(numbers, fail_above)]
     if live:
         compared = numbers['live']

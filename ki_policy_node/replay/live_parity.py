@@ -22,6 +22,7 @@ from ki_bags.reader import open_bag
 from ki_policy_node.cycle.continuation import Planner
 from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
+from ki_policy_node.replay.bag_clock import BagClock
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.replay import Replay
 from ki_robot.actions.chunk import ActionChunk, Matrix
@@ -152,6 +153,7 @@ def views(
     recent: dict[str, deque[_Message]] = {name: deque(maxlen=depth) for name in specs}
     buffer, space = ObservationBuffer(contract), RobotSpace(contract)  # the buffer refuses what the node refuses
     seen: set[tuple[int, ...]] = set()
+    clock = BagClock(bag, contract, topics.streams)
     for message in bag.messages([*topics.streams, *topics.still]):
         try:
             decoded = bag.decode(message)
@@ -160,7 +162,9 @@ def views(
         for name in topics.still.get(message.topic, ()):
             buffer.push_static(name, decoded)
         names = topics.streams.get(message.topic, ())
-        taken = [name for name in names if buffer.push(name, decoded, message.log_ns)]
+        clock.see(message.topic, decoded, message.log_ns)
+        now_ns = clock.now(message.log_ns)
+        taken = [name for name in names if buffer.push(name, decoded, now_ns)]
         for name in taken:
             recent[name].append(_Message(specs[name], *buffer.newest(name)))
         held = {each.stamp_ns for messages in recent.values() for each in messages}

@@ -30,6 +30,7 @@ from ki_policy_node.cycle.policy_cycle import (
 )
 from ki_policy_node.cycle.policy_types import Policy
 from ki_policy_node.errors import NodeError
+from ki_policy_node.replay.bag_clock import BagClock
 from ki_policy_node.replay.bag_topics import match_topics
 from ki_policy_node.replay.predictors import hold, velocity
 from ki_policy_node.replay.recorded_commands import Recorded
@@ -156,11 +157,14 @@ class ReplayRun:
         self._now_ns = 0
         self._topics = match_topics(bag, contract, options.remap)
         self.wanted = {*self._topics.streams, *self._topics.outputs, *self._topics.texts, *self._topics.still}
+        self._clock = BagClock(bag, contract, self._topics.streams)
         self._cameras = {camera.name for camera in contract.cameras}
         self._past: deque[tuple[int, Matrix]] = deque(maxlen=500)  # states by their time
 
     def take(self, topic: str, message: Any, log_ns: int) -> None:
         """One message of the bag, and whatever the node does until then and then."""
+        self._clock.see(topic, message, log_ns)
+        log_ns = self._clock.now(log_ns)
         if not self.found.begin_ns:
             self.found.begin_ns = log_ns
             self.cycle.begin(log_ns)
@@ -207,7 +211,7 @@ class ReplayRun:
             found.received[each.name] = each.received
             if each.rejected:
                 found.rejected[each.name] = Counter({str(reason): n for reason, n in each.rejected.items()})
-        found.problems = [str(problem) for problem in self._bag.problems]
+        found.problems = [*(each.text for each in self._bag.problems), *self._clock.jumps]
         if self.cycle.fault:
             found.problems.append(f'The node would end the run in fault here: {self.cycle.fault}')
         if not found.chunks:

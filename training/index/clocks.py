@@ -14,7 +14,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS
-from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp
+from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp, is_too_old
 from training.index.resample import rising
 from training.index.stream_clocks import SMOOTH, StreamClock, measure_clock, smoothed
 from training.index.streams import Collected, Track
@@ -156,7 +156,8 @@ def _arrivals(
             if stamp > 0 and first_log <= log < last_log
         ]
         if ages:
-            same = -FUTURE_TOLERANCE_NS <= float(np.median(ages)) <= stream.max_age_s * NS
+            age_ns = int(np.median(ages))
+            same = age_ns >= -FUTURE_TOLERANCE_NS and not is_too_old(age_ns, stream.max_age_s)
             return (lambda times: times) if same else clock
     return lambda times: times
 

@@ -185,6 +185,11 @@ def _made_contract(dataset: LerobotDataset, column_map: ColumnMap, where: str) -
         is_delta = entry.column in measured and interface_of(entry.column) == 'position'
         unit, representation = UNITS[entry.unit][0], 'delta' if is_delta else 'absolute'
         actions.append({'name': entry.column, 'unit': unit, 'representation': representation, 'limits': limits})
+    if not column_map.cameras:
+        raise TrainingError(
+            f'{dataset.folder} has no camera, and a policy that sees nothing must not move; name one in cameras of '
+            'a map (--draft map.yaml), or give --robot a contract whose cameras the dataset has.'
+        )
     max_age_s = min(3.0 / dataset.fps, 10.0)
     return Contract.parse(
         {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ki_robot.messages.images import compressed_size
 from training.errors import TrainingError
 
 GROUP = 2  # frames from one keyframe to the next: a random frame costs at most two decodings
@@ -63,7 +64,9 @@ class VideoWriter:
     def _copy(self, data: NDArray[np.uint8]) -> None:
         import av
 
-        if self._stream is None:
+        if self._stream is not None:
+            self._check_size(*compressed_size(data))
+        else:
             frame = self._decoded(data)
             if bytes(data[:2]) != b'\xff\xd8':
                 raise TrainingError(f'{self.path}: codec copy needs JPEG pictures; take h264.')
@@ -79,17 +82,21 @@ class VideoWriter:
     def _encode(self, data: NDArray[np.uint8]) -> None:
         frame = self._decoded(data)
         if self._stream is None:
-            self._open(frame, 'yuv420p')
-        if (frame.width, frame.height) != self.size:
-            raise TrainingError(
-                f'{self.path}: picture {self.frames} is {frame.width} x {frame.height}, the first {self.size}; '
-                'a camera of a dataset keeps its size.'
-            )
+            # Two pixels share a colour in 4:2:0, so a picture of odd sides keeps every one.
+            self._open(frame, 'yuv444p' if frame.width % 2 or frame.height % 2 else 'yuv420p')
+        self._check_size(frame.width, frame.height)
         # Video is in the limited range; a camera's JPEG is in the full one.
-        frame = frame.reformat(format='yuv420p', src_color_range=2, dst_color_range=1)
+        frame = frame.reformat(format=self._stream.pix_fmt, src_color_range=2, dst_color_range=1)
         frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if self.size is not None and (width, height) != self.size:
+            raise TrainingError(
+                f'{self.path}: picture {self.frames} is {width} x {height}, the first {self.size[0]} x {self.size[1]}; '
+                'a camera of a dataset keeps its size. Index the recordings of each size apart, or with --store model.'
+            )
 
     def _decoded(self, data: NDArray[np.uint8]) -> Any:
         import av

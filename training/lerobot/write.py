@@ -39,11 +39,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Steps first..last (exclusive) of one episode of the index."""
+    """Some steps of one episode of the index, in order; at a rate above the contract's one comes several times."""
 
     number: int
-    first: int
-    last: int
+    rows: NDArray[np.int64]
 
 
 @dataclass
@@ -64,6 +63,7 @@ def to_lerobot(
     outcomes: tuple[str, ...] = KEPT_OUTCOMES,
     workers: int = 1,
     progress: Progress | None = None,
+    fps: int | None = None,
 ) -> Problems:
     """Writes a dataset; returns what was left out.
 
@@ -74,15 +74,18 @@ def to_lerobot(
         outcomes: Episodes of which outcome to take.
         workers: Cameras encoded side by side.
         progress: Told after every episode.
+        fps: Steps a second of the dataset; of each of its steps the newest step of the index. None: the contract's.
 
     Raises:
-        TrainingError: The folder exists, the rate is no whole number, or no episode is left.
+        TrainingError: The folder exists, the rate is no whole number and none was given, or no episode is left.
     """
-    fps = round(index.contract.rate_hz)
-    if fps != index.contract.rate_hz:
+    rate_hz = index.contract.rate_hz
+    if fps is None and round(rate_hz) != rate_hz:
         raise TrainingError(
-            f'{index.contract.name} has rate_hz {index.contract.rate_hz:g}; LeRobot keeps whole frames a second.'
+            f'{index.contract.name} has rate_hz {rate_hz:g}; LeRobot keeps whole frames a second: give --fps '
+            f'{round(2 * rate_hz)} (steps are repeated) or --fps {int(rate_hz)} (some are left out).'
         )
+    fps = fps or round(rate_hz)
     if out.exists():
         raise TrainingError(f'{out} exists already; choose another folder.')
     with atomic_folder(out) as folder:
@@ -98,10 +101,10 @@ def _write(
     workers: int,
     progress: Progress | None,
 ) -> Problems:
-    contract, problems = index.contract, Problems()
+    contract, problems = index.contract.replace(rate_hz=float(fps)), Problems()
     (folder / 'meta').mkdir()
     data = EpisodeDataset(index, horizon=1, outcomes=outcomes, resize=False)
-    stretches = list(_stretches(data, problems))
+    stretches = list(_stretches(data, fps, problems))
     cameras = _common_cameras(data, stretches, contract, problems)
     if not stretches:
         raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
@@ -132,8 +135,9 @@ def _write(
     return problems
 
 
-def _stretches(data: EpisodeDataset, problems: Problems) -> Iterator[_Stretch]:
-    """Runs of steps that all have fresh inputs and known commands."""
+def _stretches(data: EpisodeDataset, fps: int, problems: Problems) -> Iterator[_Stretch]:
+    """Runs of steps that all have fresh inputs and known commands, at another rate."""
+    rate_hz = data.contract.rate_hz
     for number in data.episode_numbers:
         arrays = data.arrays(number)
         good = np.concatenate([[False], arrays['valid'] & arrays['action_valid'], [False]])
@@ -141,7 +145,9 @@ def _stretches(data: EpisodeDataset, problems: Problems) -> Iterator[_Stretch]:
         path = data.index.episodes[number][0].path
         for first, last in zip(edges[::2], edges[1::2], strict=True):
             if last - first >= SHORTEST:
-                yield _Stretch(number, int(first), int(last))
+                count = int((last - first - 1) * fps / rate_hz + 1e-6) + 1
+                rows = first + np.floor(np.arange(count) * (rate_hz / fps) + 1e-6).astype(np.int64)
+                yield _Stretch(number, rows)
             else:
                 problems.add(path, '', 'too_short', 'a single usable step is no episode')
         gaps = len(good) - 2 - int(good.sum())
@@ -158,7 +164,7 @@ def _common_cameras(
         holes = [
             stretch
             for stretch in stretches
-            if (data.arrays(stretch.number)[f'{camera}.offset'][stretch.first : stretch.last] < 0).any()
+            if (data.arrays(stretch.number)[f'{camera}.offset'][stretch.rows] < 0).any()
         ]
         if holes:
             path = data.index.episodes[holes[0].number][0].path
@@ -199,8 +205,8 @@ def _pictures(
     file: Path, arrays: dict[str, NDArray[Any]], camera: str, stretch: _Stretch, videos: _Videos
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Appends one episode to a camera's video; returns where it lies, and its statistics."""
-    offsets = arrays[f'{camera}.offset'][stretch.first : stretch.last]
-    lengths = arrays[f'{camera}.length'][stretch.first : stretch.last]
+    offsets = arrays[f'{camera}.offset'][stretch.rows]
+    lengths = arrays[f'{camera}.length'][stretch.rows]
     number, start = videos.begin_episode()
     assert videos.writer is not None
     with file.open('rb', buffering=0) as stream:
@@ -251,7 +257,7 @@ def _numbers(
     import pyarrow.parquet as pq
 
     arrays = data.arrays(stretch.number)
-    part = slice(stretch.first, stretch.last)
+    part = stretch.rows
     texts = data.index.episodes[stretch.number][1].texts
     said = [texts[int(each)] for each in arrays['text'][part]]
     for text in said:

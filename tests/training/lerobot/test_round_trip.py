@@ -329,3 +329,61 @@ def test_a_flipped_bit_in_our_own_tables_is_noticed(index: Index, tmp_path: Path
     file.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
     with pytest.raises(TrainingError, match='episode 0 cannot be read'):
         LerobotDataset(tmp_path / 'out').episode(0)
+
+
+@pytest.mark.parametrize('codec', ['h264', 'copy'])
+def test_a_camera_of_two_sizes_is_refused_with_a_way(toy: Contract, tmp_path: Path, scribe: Any, codec: str) -> None:
+    """Lerobot's loader would stack pictures of both, and fail in the middle of training."""
+    for name, size in (('a', (24, 32)), ('b', (48, 64))):
+        with BagWriter(tmp_path / 'bags' / name, custom={'task': 'x'}) as bag:
+            writer = scribe(bag, without=('/scene/image_raw/compressed', '/wrist/image_raw/compressed'))
+            writer.stretch(0.5)
+            writer.without = ()
+            for number in range(16):
+                data = cv2.imencode('.jpg', np.full((*size, 3), 8 * number, np.uint8))[1].reshape(-1)
+                writer.image('scene', START_NS + number * 10**9 // 30, data)
+    index = index_bags(tmp_path / 'bags', toy, tmp_path / 'index')
+    with pytest.raises(TrainingError, match=r'is 64 x 48, the first 32 x 24; .*--store model'):
+        to_lerobot(index, tmp_path / 'out', codec)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_pictures_of_odd_sides_are_written_and_read_back(toy: Contract, tmp_path: Path, scribe: Any) -> None:
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        writer = scribe(bag, without=('/scene/image_raw/compressed', '/wrist/image_raw/compressed'))
+        writer.stretch(0.5)
+        writer.without = ()
+        for number in range(16):
+            data = cv2.imencode('.jpg', np.full((25, 33, 3), 8 * number, np.uint8))[1].reshape(-1)
+            writer.image('scene', START_NS + number * 10**9 // 30, data)
+    to_lerobot(index_bags(tmp_path / 'bag', toy, tmp_path / 'index'), tmp_path / 'out')
+    dataset = LerobotDataset(tmp_path / 'out')
+    episode = dataset.episode(0)
+    shown = list(dataset.frames(episode.clips['scene'], episode.timestamps))
+    assert {each.shape for each in shown} == {(25, 33, 3)}
+    assert abs(float(shown[4].mean()) - 8 * 6) < 4
+    assert json.loads((tmp_path / 'out/meta/info.json').read_text())['features']['observation.images.scene'][
+        'shape'
+    ] == [25, 33, 3]
+
+
+@pytest.mark.parametrize(('fps', 'steps'), [(25, 25), (12, 13)])
+def test_a_rate_that_is_no_whole_number_has_a_way(
+    toy: Contract, tmp_path: Path, scribe: Any, fps: int, steps: int
+) -> None:
+    slow = toy.replace(rate_hz=12.5)
+    with BagWriter(tmp_path / 'bag', custom={'task': 'x'}) as bag:
+        scribe(bag).stretch(1.0)
+    index = index_bags(tmp_path / 'bag', slow, tmp_path / 'index')
+    with pytest.raises(TrainingError, match=r'give --fps 25 \(steps are repeated\) or --fps 12'):
+        to_lerobot(index, tmp_path / 'out')
+    to_lerobot(index, tmp_path / 'out', fps=fps)
+    episode = LerobotDataset(tmp_path / 'out').episode(0)
+    assert abs(episode.steps - steps) <= 1
+    np.testing.assert_allclose(episode.timestamps, np.arange(episode.steps) / fps, atol=1e-6)
+    held = np.floor(episode.timestamps * 12.5 + 1e-4).astype(int)
+    every = EpisodeDataset(index).arrays(0)['state']
+    np.testing.assert_allclose(episode.state, every[held], atol=1e-6)
+    contract, problems = from_lerobot(tmp_path / 'out', tmp_path / 'back')
+    assert contract.rate_hz == fps
+    assert not problems
