@@ -38,6 +38,7 @@ from ki_robot.messages.states import STATE_TYPES, measured_columns
 JOINT_STATE, ODOMETRY = 'sensor_msgs/msg/JointState', 'nav_msgs/msg/Odometry'
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction'
+CONTROL_SOURCE = 'ki_msgs/msg/ControlSource'
 # Output kind -> the message that a command to it is written as.
 COMMAND_TYPES = {name: kind.messages[0] for name, kind in CONTROLLER_KINDS.items()}
 POINT = 'trajectory_msgs/msg/JointTrajectoryPoint'
@@ -210,6 +211,13 @@ def marker(time_ns: int, phase: int, index: int, task: str, outcome: int = 0, po
     value = _stamped(MARKER, time_ns)
     value.phase, value.episode_index, value.outcome = phase, index, outcome
     value.task, value.policy_id = task, policy_id
+    return value
+
+
+def control_source(time_ns: int, source: int, driver: str = '') -> Any:
+    """A ControlSource: who drives from then on, by the numbers of the message."""
+    value = _stamped(CONTROL_SOURCE, time_ns)
+    value.source, value.driver = source, driver
     return value
 
 

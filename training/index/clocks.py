@@ -83,6 +83,7 @@ def within(
         markers=part(found.markers),
         instructions=part(found.instructions),
         subtasks=part(found.subtasks),
+        drivers=part(found.drivers),
         missing_outputs=found.missing_outputs,
         clocks=clocks,
     )

@@ -27,6 +27,7 @@ from training.index.resample import hold, interpolate, newest_before
 from training.index.stream_clocks import StreamClock
 from training.index.streams import Collected, Track
 
+UNKNOWN_DRIVER = 255
 OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
 TWIST_TIMEOUT_NS = 500_000_000  # what diff_drive_controller and its kin stop after by default
 COMMANDED_SHARE = 0.5  # of the steps of an episode; with fewer, commands are not what moved the robot
@@ -115,7 +116,8 @@ class Episode:
     Attributes:
         arrays: stamps (T,), state (T, S), actions (T, N) absolute SI, action_valid (T,), valid (T,) (every input was
             fresh enough for the live node), text (T,) and subtask (T,) as indices into `texts`, and per camera
-            CAMERA.stamp, CAMERA.offset, CAMERA.length (T,), -1 where there is no image.
+            CAMERA.stamp, CAMERA.offset, CAMERA.length (T,), -1 where there is no image. driver (T,) where it was
+            recorded: the numbers of ki_msgs/ControlSource, UNKNOWN_DRIVER before the first.
         texts: What was said.
         outcome: One of OUTCOMES.
     """
@@ -307,6 +309,8 @@ def _episode(
     texts: list[str] = []
     arrays['text'] = _said(part.instructions, grid, span.task, texts)
     arrays['subtask'] = _said(part.subtasks, grid, '', texts)
+    if len(part.drivers):
+        arrays['driver'] = _drivers(part.drivers, grid)
     if not any(texts[index] for index in arrays['text']):
         problems.add(path, 'task', 'no_instruction', 'an episode has no instruction; give one with --task')
     usable = np.flatnonzero(valid & arrays['action_valid'])
@@ -512,6 +516,12 @@ def _from_state(
         if options.actions == 'auto':
             text = 'no command was recorded, or none that counts: the action is the state one step later'
             problems.add(path, column, 'action_from_state', text)
+
+
+def _drivers(track: Track, grid: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Per step who drives."""
+    row = newest_before(np.asarray(track.stamps, dtype=np.int64), grid) + 1
+    return np.asarray([UNKNOWN_DRIVER, *track.rows], dtype=np.uint8)[row]
 
 
 def _said(track: Track, grid: NDArray[np.int64], first: str, texts: list[str]) -> NDArray[np.int32]:

@@ -36,6 +36,7 @@ from training.index.stream_clocks import StreamClock
 
 COMPRESSED, RAW = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
 MARKER, INSTRUCTION, STRING = 'ki_msgs/msg/EpisodeMarker', 'ki_msgs/msg/Instruction', 'std_msgs/msg/String'
+CONTROL_SOURCE = 'ki_msgs/msg/ControlSource'
 GLITCHES = 0.25  # share of a stream's states that may be dropped one by one as untrue
 MODEL_QUALITY = 95  # JPEG of images that are stored at the size of the model
 LIVE = BufferSettings()  # what the live node goes by
@@ -99,6 +100,7 @@ class Collected:
         states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
         doubtful: By stream; states that cannot be true.
         commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
+        drivers: Who drove from then on; rows are the numbers of ki_msgs/ControlSource.
         missing_outputs: Outputs whose topic was not recorded.
         other_joints: By stream; of each message on its topic that held none of its joints, what it held.
         clocks: By camera, stream or output; what its stamps showed against arrival. Filled for one clock epoch.
@@ -112,6 +114,7 @@ class Collected:
     markers: Track = field(default_factory=Track)
     instructions: Track = field(default_factory=Track)
     subtasks: Track = field(default_factory=Track)
+    drivers: Track = field(default_factory=Track)
     missing_outputs: list[str] = field(default_factory=list)
     clocks: dict[str, StreamClock] = field(default_factory=dict)
     other_joints: dict[str, list[str]] = field(default_factory=dict)
@@ -417,11 +420,14 @@ def _add_command(
 
 
 def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[Any, int], None]]]) -> None:
-    """Markers and instructions are known by their type, a subtask by the name of its topic."""
+    """Markers, instructions and who drives are known by their type, a subtask by the name of its topic."""
 
     def marker(message: Any, log_ns: int) -> None:
         row = Marker(message.phase == 0, str(message.task), int(message.outcome), int(message.episode_index))
         found.markers.add(stamp_ns(message.header) or None, log_ns, row)
+
+    def drives(message: Any, log_ns: int) -> None:
+        found.drivers.add(stamp_ns(message.header) or None, log_ns, int(message.source))
 
     def said(track: Track) -> Callable[[Any, int], None]:
         def take(message: Any, log_ns: int) -> None:
@@ -434,6 +440,8 @@ def _add_texts(bag: Bag, found: Collected, handlers: dict[str, list[Callable[[An
     for topic in bag.topics.values():
         if topic.type == MARKER:
             handlers.setdefault(topic.name, []).append(marker)
+        elif topic.type == CONTROL_SOURCE:
+            handlers.setdefault(topic.name, []).append(drives)
         elif topic.type in (INSTRUCTION, STRING) and topic.name.rpartition('/')[2] == 'subtask':
             handlers.setdefault(topic.name, []).append(said(found.subtasks))
         elif topic.type == INSTRUCTION:

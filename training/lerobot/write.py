@@ -27,9 +27,10 @@ from training.index.index import Index
 from training.index.stored_images import decode_stored
 from training.lerobot.read import ACTION, IMAGES, STATE
 from training.lerobot.video import VideoWriter, about
-from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset
+from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, driven_by_human
 
 DATA_MB, VIDEO_MB = 100, 200
+INTERVENTION = 'intervention'  # as LeRobot's own recordings of a human who takes over
 FILE = 'chunk-000/file-{:03d}'
 QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 STATS_IMAGES = 20  # pictures of an episode that its image statistics are taken of
@@ -54,6 +55,7 @@ class _Writing:
     frames: int = 0
     data_file: int = 0
     parquet: Any = None
+    interventions: bool = False  # whether the recordings say who drove
 
 
 def to_lerobot(
@@ -108,7 +110,7 @@ def _write(
     cameras = _common_cameras(data, stretches, contract, problems)
     if not stretches:
         raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
-    writing = _Writing()
+    writing = _Writing(interventions=any('driver' in data.arrays(each.number) for each in stretches))
     videos = {camera: _Videos(folder, IMAGES + camera, fps, codec) for camera in cameras}
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for place, stretch in enumerate(stretches):
@@ -273,6 +275,8 @@ def _numbers(
         'index': np.arange(begin, begin + count, dtype=np.int64),
         'task_index': np.array([writing.tasks[text] for text in said], dtype=np.int64),
     }
+    if writing.interventions:
+        columns[INTERVENTION] = driven_by_human(arrays)[part]
     made = {
         name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         if values.ndim == 2
@@ -327,7 +331,8 @@ def _write_meta(
         'splits': {'train': f'0:{len(writing.rows)}'},
         'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
         'video_path': 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4',
-        'features': _features(folder, contract, cameras, videos),
+        'features': _features(folder, contract, cameras, videos)
+        | ({INTERVENTION: {'dtype': 'bool', 'shape': [1], 'names': None}} if writing.interventions else {}),
     }
     (folder / 'meta' / 'info.json').write_text(json.dumps(info, indent=4), encoding='utf-8')
     stats = _whole_stats(writing.rows)

@@ -24,6 +24,7 @@ from training.index.index import Entry, EpisodeInfo, Index
 from training.index.stored_images import decode_stored
 from training.samples.things import ShownThing, point_at, things_at
 
+HUMAN = 2  # of ki_msgs/ControlSource
 KEPT_OUTCOMES = ('unlabeled', 'success')
 MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
 
@@ -73,6 +74,8 @@ class EpisodeDataset:
         episodes: Positions in `index.episodes` that take part; all by default.
         stride: Every how many steps a sample begins.
         first: Only so many steps from the start of each episode; all by default.
+        human: Only steps that a human drove, and of their chunks what a human did; a correction ends where the policy
+            goes on.
         resize: Give images as squares of the model's size, by `resize_with_pad`.
 
     Raises:
@@ -88,11 +91,12 @@ class EpisodeDataset:
         stride: int = 1,
         resize: bool = True,
         first: int | None = None,
+        human: bool = False,
     ) -> None:
         self.index = index
         self.contract = index.contract
         self.horizon = horizon or index.contract.horizon
-        self.resize = resize
+        self.resize, self.human = resize, human
         self.problems = Problems()
         self._lock = threading.Lock()
         self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
@@ -102,10 +106,15 @@ class EpisodeDataset:
         for number, (_, about) in enumerate(self._episodes):
             if number in wanted and about.outcome in outcomes:
                 arrays = self.arrays(number)
-                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'])
+                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'] & self._wanted(arrays))
                 steps = steps[(steps % stride == 0) & (steps < (first or len(arrays['valid'])))]
                 where.append(np.stack([np.full(len(steps), number), steps], axis=1).astype(np.int32))
         self._where = np.concatenate(where) if where else np.zeros((0, 2), dtype=np.int32)
+        if not len(self._where) and human:
+            raise TrainingError(
+                f'{index.folder} holds no usable step that a human drove; record them with the topic control_source, '
+                'or leave data.interventions out.'
+            )
         if not len(self._where):
             raise TrainingError(
                 f'{index.folder} holds no usable step of an episode with outcome {" or ".join(outcomes)}; '
@@ -173,11 +182,15 @@ class EpisodeDataset:
         if 'chunks' in arrays:
             found = arrays['chunks'][steps, : self.horizon].astype(np.float64)
             return found, np.ones(found.shape[:2], dtype=bool)
-        actions, known = arrays['actions'], arrays['action_valid']
+        actions, known = arrays['actions'], arrays['action_valid'] & self._wanted(arrays)
         rows = steps[:, None] + np.arange(self.horizon)[None, :]
         inside = rows < len(actions)
         rows = np.minimum(rows, len(actions) - 1)
         return actions[rows], inside & known[rows]
+
+    def _wanted(self, arrays: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Which steps (T,) are by a driver that is wanted."""
+        return driven_by_human(arrays) if self.human else np.ones(len(arrays['stamps']), dtype=bool)
 
     def starts(self) -> NDArray[np.int32]:
         """(number of episode, step) of every sample, (len, 2)."""
@@ -216,6 +229,12 @@ class EpisodeDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def driven_by_human(arrays: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which steps (T,) of an episode a human drove; none where it was not recorded who did."""
+    driver = arrays.get('driver')
+    return np.zeros(len(arrays['stamps']), dtype=bool) if driver is None else driver == HUMAN
 
 
 def split_episodes(

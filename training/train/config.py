@@ -35,6 +35,15 @@ def _one_of_two(bags: str | None, arrays: str | None) -> None:
         raise ValueError(f'bags is {bags!r} and arrays {arrays!r}; name only one of the two')
 
 
+class Interventions(TrainingConfig):
+    """What a human corrected while a policy ran (HG-DAgger, arXiv 1810.02890), by the recorded topic control_source."""
+
+    weight: float = Field(default=1.0, ge=1, le=1000)
+    """How often a step that a human drove is drawn, relative to another one."""
+    only: bool = False
+    """Train on nothing else; of a chunk, only what the human did counts."""
+
+
 class Data(TrainingConfig):
     """The recordings and the pictures with words of a run, and how samples are drawn from them."""
 
@@ -59,6 +68,8 @@ class Data(TrainingConfig):
     that say it and do not act, while the others act on it."""
     task: str = ''
     """Instruction of recordings that carry none (when bags are indexed here)."""
+    interventions: Interventions = Interventions()
+    """How steps count that a human drove."""
     start_steps: int = Field(default=20, ge=1)
     """How many steps the start of an episode has, see `Stage.starts`."""
 

@@ -56,6 +56,8 @@ class Sources:
     starts: EpisodeDataset | None
     vlm: VlmDataset | None
     vlm_held: VlmDataset | None
+    corrections: EpisodeDataset | None = None
+    correction_weight: float = 1.0
 
     @property
     def problems(self) -> Problems:
@@ -63,7 +65,7 @@ class Sources:
         found = Problems(self.index.problems)
         for other, _ in self.others:
             found.extend([*other.index.problems, *other.problems])
-        for source in (self.train, self.held, self.starts, self.vlm, self.vlm_held):
+        for source in (self.train, self.corrections, self.held, self.starts, self.vlm, self.vlm_held):
             found.extend(source.problems if source is not None else ())
         return found
 
@@ -151,7 +153,13 @@ def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
             f'{index.folder} holds no episode with outcome {" or ".join(run.data.outcomes)} (data.outcomes) '
             'to train on; see `ki data show`.'
         )
-    train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
+    corrections, asked = None, run.data.interventions
+    if asked.only or asked.weight > 1:
+        corrections = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, human=True, **common)
+    if asked.only and corrections is not None:
+        train_data, corrections = corrections, None
+    else:
+        train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
     held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
     starts = None
     if any(stage.starts for stage in run.stages):
@@ -160,7 +168,7 @@ def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
     vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
     vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None
     weighted = tuple(zip(others, (each.weight for each in run.embodiments), strict=True))
-    return Sources(index, train_data, weighted, held_data, starts, vlm, vlm_held)
+    return Sources(index, train_data, weighted, held_data, starts, vlm, vlm_held, corrections, asked.weight)
 
 
 def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[EpisodeDataset, str]:
@@ -291,7 +299,10 @@ def _index(robot: str, data: Data | Embodiment) -> Index:
 def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
     parts = []
     if stage.actions:
-        parts.append(Part('actions', sources.train, stage.actions))
+        corrected = correction_share(sources)
+        parts.append(Part('actions', sources.train, stage.actions * (1.0 - corrected)))
+        if sources.corrections is not None:
+            parts.append(Part('corrections', sources.corrections, stage.actions * corrected))
         for other, weight in sources.others:
             parts.append(Part(f'actions of {other.contract.name}', other, stage.actions * weight))
     if stage.starts:
@@ -302,6 +313,14 @@ def _parts(stage: Stage, sources: Sources) -> Sequence[Part]:
             raise TrainingError(f'stage {stage.name}: draws vlm samples, but data.vlm names no files.')
         parts.append(Part('vlm', asked_in(stage, sources.vlm), stage.vlm))
     return parts
+
+
+def correction_share(sources: Sources) -> float:
+    """Share of the draws that is taken from corrections besides, so that each of them counts as its weight says."""
+    if sources.corrections is None:
+        return 0.0
+    extra = (sources.correction_weight - 1.0) * len(sources.corrections)
+    return extra / (len(sources.train) + extra)
 
 
 def _kept_artifacts(run: Run) -> FittedArtifacts | None:
