@@ -70,10 +70,12 @@ def inputs(
 ) -> None:
     """The topics that a policy for a robot reads, one a line: cameras, state, instruction."""
     from ki_robot.contract.contract import load_contract
+    from ki_robot.messages.states import static_topic
 
     contract = load_contract(robot)
     prefix = f'/{namespace.strip("/")}/' if namespace.strip('/') else '/'
-    for name in (*(stream.topic for stream in contract.streams), 'instruction'):
+    still = dict.fromkeys(filter(None, map(static_topic, contract.state_streams)))
+    for name in (*dict.fromkeys(stream.topic for stream in contract.streams), *still, 'instruction'):
         print(name if name.startswith('/') else prefix + name)
 
 

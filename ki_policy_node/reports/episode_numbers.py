@@ -83,7 +83,7 @@ class _Reader:
         self._series: dict[str, dict[str, list[tuple[float, float]]]] = {'measured': {}, 'commanded': {}}
         self._last: ActionChunk | None = None
         self._inferred, self._running, self._shown = 0, False, -(10**18)
-        self._joints = [name for name in contract.action_names if interface_of(name) == 'position']
+        self._joints = [name for name in contract.robot.action_names if interface_of(name) == 'position']
         self._cameras = {'/' + each.topic: each for each in contract.cameras}
         self._use = {
             STATE: self._state,
@@ -163,7 +163,7 @@ class _Reader:
         self.made.ages_ms.append((log_ns - chunk.observation_ns) / 1e6)
         last, self._last = self._last, chunk
         if last is not None and last.names == chunk.names and last.start_ns < chunk.start_ns < last.end_ns:
-            index = [chunk.names.index(name) for name in self._joints if name in chunk.names]
+            index = [index for index, name in enumerate(chunk.names) if interface_of(name) == 'position']
             before, _ = interpolate(last, chunk.start_ns, 'linear')
             self.made.seams.append(float(np.abs(chunk.data_HN[0, index] - before[index]).max()))
 

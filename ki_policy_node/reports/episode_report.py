@@ -246,10 +246,11 @@ class EpisodeReport:
     def _joints(self, episode: RecordedEpisode) -> Chart:
         """Every commanded joint: where it was sent (dashed) and where it was."""
         groups: dict[str, list[str]] = {}
-        for output in self.contract.outputs:
+        robot = self.contract.robot
+        for output in robot.outputs:
             known = [name for name in output.columns if name in episode.commanded or name in episode.measured]
             if known:
-                unit = next(column.unit for column in self.contract.actions if column.name == known[0])
+                unit = next(column.unit for column in robot.actions if column.name == known[0])
                 key = 'grippers [m]' if len(output.columns) == 1 else f'{output.name} [{unit}]'
                 groups.setdefault(key, []).extend(known)
         panels = []
