@@ -24,7 +24,7 @@ from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
 from training.index.index import index_bags
 from training.lerobot import parquet
-from training.lerobot.column_map import camera_words, column_of, load_map
+from training.lerobot.column_map import ColumnMap, camera_words, column_of, load_map
 from training.lerobot.parquet import ParquetReader
 from training.lerobot.read import LerobotDataset
 from training.lerobot.to_bags import EPOCH_NS, from_lerobot, write_draft
@@ -363,3 +363,11 @@ def test_our_own_contract_counts_where_a_dataset_brings_it(write_dataset: Write,
     (tmp_path / 'dataset/meta/contract.json').write_text(json.dumps({**made.to_dict(), 'name': 'ours'}))
     again, _ = from_lerobot(tmp_path / 'dataset', tmp_path / 'out2')
     assert again == Contract.parse({**made.to_dict(), 'name': 'ours'})
+
+
+def test_the_map_in_the_documentation_is_one() -> None:
+    page = Path(__file__).resolve().parents[3] / 'docs/how-to/your-recordings.md'
+    [text] = re.findall(r'```yaml\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)
+    found = ColumnMap.parse(yaml.safe_load(text), str(page))
+    assert found.state[1].factor == pytest.approx(0.0008)
+    assert found.state[0].factor == pytest.approx(-math.pi / 180)
