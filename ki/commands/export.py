@@ -20,12 +20,15 @@ def export(
         '', help='Of plain, guided, trained (these two continue a chunk), tokens; else all that it is served with.'
     ),
     device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
+    bags: Path | None = typer.Option(None, help='Recordings whose observations the graphs must agree on, too.'),
+    observations: int = typer.Option(4, min=1, help='How many of them.'),
     missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
 ) -> None:
     """Exports a bundle. What differs from torch by more than its precision allows is not written."""
     from rich.console import Console
     from rich.table import Table
 
+    from ki.support.recorded_inputs import recorded_inputs
     from ki_vla.engine.exported import find_export
     from ki_vla.errors import VlaError
     from ki_vla.policy.bundle import load_bundle
@@ -51,7 +54,8 @@ def export(
             there = find_export(bundle, loaded.digest, precision)
             if set(chosen) <= set(there.kinds) and there.steps == steps and device in ('cpu', there.device):
                 return
-    made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell)
+    observed = [] if bags is None else recorded_inputs(loaded.processor, bags, observations)
+    made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell, observed=observed)
     table = Table('graph', 'cosine', 'largest error', box=None)
     for graph, found in made.parity.items():
         table.add_row(graph, f'{found["cosine"]:.8f}', f'{found["max_error"]:.2e}')

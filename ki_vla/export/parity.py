@@ -1,5 +1,8 @@
 """The parity gate: every exported graph is compared with torch, on seeded inputs, before it may be used.
 
+Noise is not what a robot sees: where recordings are given, the whole way from images to actions is compared on
+observations of them, too.
+
 The reference is `KiVla` in float32, neither packed nor folded, so packing and export are checked together. Each graph
 is checked alone, on torch's inputs rounded to the graph's precision; `chunk` checks all of them in a row, from images
 to actions.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -135,7 +138,13 @@ class Reference:
         return Carried(kind, self.previous_HA, weights.astype(np.float32))
 
 
-def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | None = None) -> Reference:
+def reference(
+    source: Source,
+    steps: int,
+    kinds: Sequence[str],
+    shape: Shape | None = None,
+    observed: ModelInputs | None = None,
+) -> Reference:
     """Run the model as it is, in float32, one part of its weights at a time.
 
     Args:
@@ -143,9 +152,13 @@ def reference(source: Source, steps: int, kinds: Sequence[str], shape: Shape | N
         steps: Euler steps.
         kinds: ways to actions, see `write.kinds_of`.
         shape: views and prompt slots; all views and the smallest bucket unless given.
+        observed: what the model is shown, in place of seeded noise; its prompt is padded to the next bucket.
     """
     config = source.config
-    inputs = example_inputs(config, shape or Shape(config.views, prompt_buckets(config)[0]), SEED)
+    if observed is None:
+        inputs = example_inputs(config, shape or Shape(config.views, prompt_buckets(config)[0]), SEED)
+    else:
+        inputs = _in_a_bucket(observed, prompt_buckets(config))
     rng = np.random.default_rng(SEED + 1)
     noise_HA, previous_HA = (rng.standard_normal((config.horizon, config.action_dim), np.float32) for _ in range(2))
     images, image_mask, prompt, prompt_mask, state = (
@@ -175,6 +188,24 @@ def _logits(model: KiVla, prefix: Prefix, said: Sequence[int]) -> np.ndarray:
     """Logits before each of some tokens and after the last one, [n + 1, W]."""
     ids_1T = torch.tensor([[*said, 0]])  # what the last one is does not matter: nothing reads it
     return model.logits(model.token_hidden(prefix, ids_1T, torch.ones_like(ids_1T, dtype=torch.bool)))[0].numpy()
+
+
+def worst(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each graph the measurement with the least cosine, and the largest error of all."""
+    graphs = dict.fromkeys(graph for each in found for graph in each)
+    return {
+        graph: dict(min((each[graph] for each in found), key=lambda said: said['cosine']))
+        | {'max_error': max(each[graph]['max_error'] for each in found)}
+        for graph in graphs
+    }
+
+
+def _in_a_bucket(inputs: ModelInputs, buckets: Sequence[int]) -> ModelInputs:
+    """An observation with its prompt padded to the smallest static length that holds it."""
+    length = len(inputs.prompt_L)
+    room = (0, next(size for size in buckets if size >= length) - length)
+    prompt, mask = np.pad(inputs.prompt_L, room), np.pad(inputs.prompt_mask_L, room)
+    return replace(inputs, prompt_L=prompt, prompt_mask_L=mask)
 
 
 def _loop(model: KiVla, prefix: Prefix, given: Reference, kind: str, steps: int) -> np.ndarray:

@@ -101,6 +101,9 @@ def provider_options(cache: Path, precision: str, graph: str, sizes: Mapping[str
     }
     if precision in ('fp16', 'bf16'):
         options[f'trt_{precision}_enable'] = 'True'
+        # Allowed half precision, TensorRT takes it for the squares of a norm, too, whose sum overflows float16. With
+        # this the provider keeps every Pow with a reduction behind it in float32: those of RMS norms as of layer norms.
+        options['trt_layer_norm_fp32_fallback'] = 'True'
     return options
 
 

@@ -22,6 +22,7 @@ from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
 from ki_vla.model.config import Head
 from ki_vla.policy.bundle import Bundle
+from ki_vla.policy.model_inputs import ModelInputs
 
 HEAD_KINDS: dict[Head, tuple[str, ...]] = {'expert': KINDS, 'shared': KINDS, 'parallel': ('plain',), 'none': ()}
 
@@ -35,6 +36,7 @@ def export_onnx(
     device: str = 'cpu',
     progress: Progress | None = None,
     source: Source | None = None,
+    observed: Sequence[ModelInputs] = (),
 ) -> Export:
     """Export a bundle's graphs, check them against torch, and put them into the bundle.
 
@@ -48,6 +50,7 @@ def export_onnx(
         device: of the check, 'cpu' or 'cuda'.
         progress: called with a line for each step of the work.
         source: the weights, in place of the bundle's file.
+        observed: what the model was shown on a robot; the graphs must agree with torch on it, too.
 
     Raises:
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
@@ -66,8 +69,9 @@ def export_onnx(
     report = progress or (lambda line: None)
     try:
         with atomic_folder(target) as partial, one_line_when_out_of_memory('exporting'):
+            weights = source or of_bundle(bundle)
             export, found = _make(
-                source or of_bundle(bundle),
+                weights,
                 partial,
                 precision,
                 steps,
@@ -77,6 +81,7 @@ def export_onnx(
                 _metadata(bundle, precision),
                 _ready(bundle, steps, kinds) if precision == 'int8' else None,
             )
+            seen = _on_observations(export, weights, observed, device, report)
     finally:
         if not any(target.parent.iterdir()):
             target.parent.rmdir()
@@ -91,6 +96,7 @@ def export_onnx(
         'device': device,
         'tolerance': parity.stated_tolerance(precision),
         'parity': found,
+        **({'observed': {'count': len(observed), 'worst': seen}} if observed else {}),
         'made_with': _versions(),
         'files': files,
     }
@@ -161,6 +167,22 @@ def _make(
     parity.check(found, precision)
     timed('graphs agree with torch')
     return export, found
+
+
+def _on_observations(
+    export: Export, source: Source, observed: Sequence[ModelInputs], device: str, report: Progress
+) -> dict[str, dict[str, float]]:
+    """How close the graphs come on real observations; refused as on seeded ones."""
+    measured, kinds = [], [kind for kind in export.kinds if kind in ('plain', SAID)]
+    for number, inputs in enumerate(observed, 1):
+        report(f'running torch and the graphs on observation {number} of {len(observed)}')
+        found = parity.measure(export, parity.reference(source, export.steps, kinds, observed=inputs), device)
+        try:
+            parity.check(found, export.precision)
+        except VlaError as error:
+            raise VlaError(f'observation {number} of the recordings: {error}') from error
+        measured.append(found)
+    return parity.worst(measured)
 
 
 def _ready(bundle: Bundle, steps: int, kinds: Sequence[str]) -> Export | None:

@@ -142,9 +142,11 @@ def test_the_provider_is_told_where_to_keep_engines_and_how_to_compute(tmp_path:
         'trt_timing_cache_enable': 'True',
         'trt_timing_cache_path': str(tmp_path),
         'trt_fp16_enable': 'True',
+        'trt_layer_norm_fp32_fallback': 'True',
     }
     flags = {p: {k for k in provider_options(tmp_path, p, 'plain', {}) if '16' in k} for p in ('fp32', 'fp16', 'bf16')}
     assert flags == {'fp32': set(), 'fp16': {'trt_fp16_enable'}, 'bf16': {'trt_bf16_enable'}}
+    assert 'trt_layer_norm_fp32_fallback' not in provider_options(tmp_path, 'fp32', 'plain', {})
 
 
 def test_every_static_shape_keeps_its_engines_apart(

@@ -15,7 +15,7 @@ from ki_vla.engine.onnx import available_providers
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
 from ki_vla.export.source import of_noise
-from ki_vla.export.write import export_onnx
+from ki_vla.export.write import _on_observations, export_onnx
 from ki_vla.policy.bundle import Bundle
 
 
@@ -158,3 +158,25 @@ def test_a_check_on_another_device_is_missing_where_only_the_cpu_checked(exporte
     done = CliRunner().invoke(app, ['export', str(exported.folder), '--missing', '--device', 'cuda'])
     assert isinstance(done.exception, VlaError)
     assert 'no CUDAExecutionProvider here' in str(done.exception)
+
+
+def test_graphs_must_agree_on_observations_of_recordings_too(exported: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(exported, tmp_path)
+    seen = [example_inputs(copy.config, Shape(3, 20), seed) for seed in (5, 6)]
+    export_onnx(copy, 'int8', kinds=('plain',), observed=seen)
+    said = json.loads((copy.folder / 'onnx' / 'parity.json').read_text())['precisions']['int8']['observed']
+    assert said['count'] == 2
+    assert set(said['worst']) == {'vision', 'prefix', 'plain', 'chunk'}
+    assert 0.99 < said['worst']['chunk']['cosine'] < 1.0
+    ready = find_export(copy.folder, copy.digest, 'fp32')
+    with pytest.raises(VlaError, match=r'observation 1 of the recordings: fp32 graph vision differs from torch'):
+        _on_observations(ready, of_noise(copy.config, seed=1), seen, 'cpu', lambda line: None)
+
+
+def test_every_norm_is_written_as_tensorrts_provider_looks_for_it(exported: Bundle) -> None:
+    """Its option keeps a Pow that a reduction follows in float32; a norm written otherwise would overflow float16."""
+    graph = onnx.load(exported.folder / 'onnx' / 'fp32' / 'prefix.onnx', load_external_data=False).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    means = [node for node in graph.node if node.op_type == 'ReduceMean']
+    assert len(means) == 2 * exported.config.backbone.depth - 1  # of the last layer only keys and values are wanted
+    assert {made_by[node.input[0]] for node in means} == {'Pow'}
