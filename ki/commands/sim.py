@@ -92,6 +92,31 @@ def record(
 
 
 @app.command()
+def correct(
+    bundle: Annotated[Path, typer.Argument(help='Folder of the policy bundle.')],
+    out: Out,
+    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`.')] = None,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes of each task.')] = 20,
+    first_seed: Annotated[int, typer.Option(min=0, help='First scene; not one that is evaluated on.')] = 500_000,
+    patience: Annotated[
+        float, typer.Option(min=0.5, help='Without progress for so long, the operator takes over [s].')
+    ] = (10.0),
+    keep_all: Annotated[bool, typer.Option(help='Keep also what the policy did alone, and failures.')] = False,
+    backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
+    seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
+) -> None:
+    """Record a policy and the corrections of a scripted operator, who takes over when it fails: bags to train on.
+
+    Every step says who drove. `ki train` weighs or selects corrections by data.interventions. A second call goes on
+    where the first one stopped.
+    """
+    from ki.support.sim_corrections import correct as run
+
+    result = run(bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, backend, seed, print)
+    print(result)
+
+
+@app.command()
 def expert(
     out: Annotated[Path, typer.Option(help='JSON to write.')] = Path('expert.json'),
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`; else all.')] = None,

@@ -229,7 +229,7 @@ def run_episode(
             for step in range(limit):
                 if videos is not None and step % VIDEO_EVERY == 0:
                     frames.append(film(world))
-                rows.append(_commands(policy, world, outcome))
+                rows.append(policy_row(policy, world, outcome))
                 world.step(rows[-1])
                 held = held + 1 if world.success() else 0
                 if held >= SETTLED_STEPS:
@@ -247,7 +247,7 @@ def run_episode(
     return outcome
 
 
-def _commands(policy: SimPolicy, world: World, outcome: SceneOutcome) -> Floats:
+def policy_row(policy: SimPolicy, world: World, outcome: SceneOutcome) -> Floats:
     """The row for this step, within the limits of the robot."""
     looked_s = 0.0
 

@@ -43,7 +43,8 @@ class Tick:
 class RecordedFrame:
     """One step of 50 ms: JPEG by camera, state and action in the contract's columns, and what is being done.
 
-    `ticks` are the fast sensors since the frame before, the last one at this frame's own time.
+    `ticks` are the fast sensors since the frame before, the last one at this frame's own time. `driver`: a number of
+    ki_msgs/ControlSource where it is recorded who drives.
     """
 
     time_ns: int
@@ -52,17 +53,19 @@ class RecordedFrame:
     action: Floats
     subtask: str
     ticks: tuple[Tick, ...]
+    driver: int | None = None
 
 
 @dataclass
 class Recording:
-    """One episode of the expert and how it ended."""
+    """One episode and how it ended; `driver` is who drove it."""
 
     episode: TaskEpisode
     frames: list[RecordedFrame] = field(default_factory=list)
     success: bool = False
     score: float = 0.0
     first_touched: int = -1
+    driver: str = 'scripted expert'
 
     def meta(self) -> dict[str, Any]:
         """What is true of the whole episode, as plain data."""
@@ -89,14 +92,14 @@ def play(
     With `boxes`, subtasks say where the object is that is reached for; see `boxes.Pointer`. Ends with the expert's plan
     or at the task's time limit.
     """
-    ticks = [_tick(world)]
+    ticks = [tick_of(world)]
     point = Pointer(world) if boxes else str
     for move in expert_steps(world, arms):
         observation = world.observe(images=quality is not None)
         images = {name: jpeg(image, quality or 0) for name, image in observation.images.items()}
         yield RecordedFrame(world.time_ns, images, observation.state, move.action, point(move.subtask), tuple(ticks))
         ticks = []
-        world.step(move.action, lambda: ticks.append(_tick(world)))  # noqa: B023 - called within this very step
+        world.step(move.action, lambda: ticks.append(tick_of(world)))  # noqa: B023 - called within this very step
         if world.time_ns >= world.episode.limit_s * 1e9:
             break
 
@@ -186,11 +189,24 @@ def load(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _tick(world: World) -> Tick:
+def tick_of(world: World) -> Tick:
+    """What the fast sensors say now."""
     states = world.joint_states()
     pose, twist = world.odometry()
     rows = np.array([states[name] for name in POSITION_JOINTS])
     return Tick(world.time_ns, rows[:, 0], rows[:, 1], pose, twist)
 
 
-__all__ = ['STEP_NS', 'RecordedFrame', 'Recording', 'Tick', 'arrays', 'jpeg', 'load', 'play', 'record_episode', 'save']
+__all__ = [
+    'STEP_NS',
+    'RecordedFrame',
+    'Recording',
+    'Tick',
+    'arrays',
+    'jpeg',
+    'load',
+    'play',
+    'record_episode',
+    'save',
+    'tick_of',
+]

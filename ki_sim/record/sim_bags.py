@@ -27,7 +27,7 @@ HANDS_ROBOT = 'bimanual_hands'  # the same, told by the poses of its hands
 DEMO_ROBOT = 'bimanual_demo'  # these, seen by one camera that looks at the middle of the table
 ROBOTS = (ROBOT, HANDS_ROBOT, DEMO_ROBOT)
 EPOCH_NS = 1_700_000_000 * 10**9  # simulated time begins here, so that no stamp is 0 and all of them repeat
-EPISODE, INSTRUCTION, SUBTASK = '/episode', '/instruction', '/subtask'
+EPISODE, INSTRUCTION, SUBTASK, CONTROL_SOURCE = '/episode', '/instruction', '/subtask', '/control_source'
 IMAGE_TYPES = {'compressed': message_builders.COMPRESSED, 'raw': message_builders.RAW}
 SUCCESS, FAILURE = 1, 2  # ki_msgs/EpisodeMarker OUTCOME_*
 
@@ -47,10 +47,14 @@ def write_bag(recording: Recording, path: str | Path, index: int = 0, contract: 
     with BagWriter(path, custom=custom) as bag:
         out = Sender(bag, contract)
         start = recording.frames[0].time_ns + EPOCH_NS
+        out.driver = recording.driver
         out.marker(start, 0, index, recording.episode.instruction, 0)
         out.text(INSTRUCTION, start, f'{meta["task"]}-{meta["seed"]}', recording.episode.instruction)
-        subtask = ''
+        subtask, drives = '', None
         for frame in recording.frames:
+            if frame.driver is not None and frame.driver != drives:
+                drives = frame.driver
+                out.control_source(frame.time_ns + EPOCH_NS, drives)
             for tick in frame.ticks:
                 out.tick(tick)
             if frame.subtask != subtask:
@@ -80,6 +84,7 @@ class Sender:
 
     def __init__(self, bag: Sink, contract: Contract) -> None:
         self.bag, self.contract = bag, contract
+        self.driver = 'scripted expert'
         # Joint states, and odometry where the contract reads it.
         self._states = {stream.type: '/' + stream.topic for stream in contract.state_streams}
         for kind, topic in self._states.items():
@@ -94,7 +99,12 @@ class Sender:
 
     def marker(self, time_ns: int, phase: int, index: int, task: str, outcome: int) -> None:
         """Where the episode begins (phase 0) or ends (1)."""
-        self._send(EPISODE, time_ns, message_builders.marker(time_ns, phase, index, task, outcome, 'scripted expert'))
+        self._send(EPISODE, time_ns, message_builders.marker(time_ns, phase, index, task, outcome, self.driver))
+
+    def control_source(self, time_ns: int, source: int) -> None:
+        """Who drives from then on, by the numbers of ki_msgs/ControlSource."""
+        self.bag.add_topic(CONTROL_SOURCE, message_builders.CONTROL_SOURCE)
+        self._send(CONTROL_SOURCE, time_ns, message_builders.control_source(time_ns, source))
 
     def text(self, topic: str, time_ns: int, name: str, text: str) -> None:
         """An instruction or a subtask."""

@@ -1,0 +1,57 @@
+"""A scripted operator takes over from a policy that fails, ends the task, and the recording says who drove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('mujoco')
+
+from ki_bags.reader import open_bag
+from ki_sim.record.sim_bags import write_bag
+from ki_sim.record.takeover import HAND_OVER_STEPS, Driven, Patience, ScriptedOperator, human_steps, record_takeover
+from ki_sim.world.world import SimObservation
+
+
+class Idle:
+    """A policy that does nothing."""
+
+    def reset(self) -> None:
+        pass
+
+    def next_row(self, time_ns: int, observe: Callable[[], SimObservation]) -> np.ndarray | None:
+        return None
+
+
+def test_an_operator_takes_over_from_a_policy_that_does_nothing_and_ends_the_task(tmp_path: Path) -> None:
+    made = record_takeover(Idle(), 'touch', 3, Patience(stuck_s=0.5), image_size=32)
+    assert made.success
+    drove = [frame.driver for frame in made.frames]
+    stuck = 1 + round(0.5 / 0.05)
+    assert drove[:stuck] == [Driven.POLICY] * stuck
+    assert drove[stuck : stuck + HAND_OVER_STEPS] == [Driven.HOLD] * HAND_OVER_STEPS
+    assert set(drove[stuck + HAND_OVER_STEPS :]) == {Driven.HUMAN}
+    assert human_steps(made) == len(drove) - stuck - HAND_OVER_STEPS
+
+    bag = open_bag(write_bag(made, tmp_path / 'touch-3'))
+    said = [bag.decode(each).source for each in bag.messages() if each.topic == '/control_source']
+    assert said == [Driven.POLICY, Driven.HOLD, Driven.HUMAN]
+
+
+def test_the_operator_is_patient_while_there_is_progress_and_not_with_the_wrong_object() -> None:
+    world = SimpleNamespace(time_ns=0, score=lambda: world.done, done=0.0, touches=SimpleNamespace(first=-1))
+    world.episode = SimpleNamespace(goal=SimpleNamespace(objects=(1,)), label=lambda place: f'object {place}')
+    operator = ScriptedOperator(Patience(stuck_s=2.0))
+    for seconds, done in ((0, 0.0), (2, 0.0), (2.1, 0.5), (4, 0.5)):
+        world.time_ns, world.done = round(seconds * 1e9), done
+        assert operator.complaint(world) == ''
+    world.time_ns = 4_200_000_000
+    assert operator.complaint(world) == 'no progress for 2.1 s'
+    world.time_ns, world.touches.first = 2_200_000_000, 1
+    assert operator.complaint(world) == ''
+    world.touches.first = 0
+    assert operator.complaint(world) == 'touched object 0'
