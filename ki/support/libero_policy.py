@@ -48,11 +48,19 @@ def evaluate_bundle(
 
 
 def acting(policy: LoadedPolicy) -> Act:
-    """A bundle's policy as LIBERO asks it; the same moment of the same episode has the same noise."""
-    scene, wrist = policy.contract.camera_names
+    """A bundle's policy as LIBERO asks it; the same moment of the same episode has the same noise.
+
+    LIBERO's numbers are the policy's own: between them and SI lie the maps of the contract's columns.
+    """
+    from ki_robot.policy_values import mapped_values, si_values
+
+    contract = policy.contract
+    scene, wrist = contract.camera_names
 
     def act(seen: Any) -> Any:
-        return policy.act({scene: seen.scene, wrist: seen.wrist}, seen.state, seen.instruction, stamp_ns=seen.moment)
+        images, state = {scene: seen.scene, wrist: seen.wrist}, si_values(contract.state, seen.state)
+        chunk = policy.act(images, state, seen.instruction, stamp_ns=seen.moment)
+        return mapped_values(contract.actions, chunk)
 
     return act
 

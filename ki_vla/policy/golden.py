@@ -3,11 +3,13 @@
 A golden file is an .npz, without pickled objects:
 
     camera/NAME   uint8 (height, width, 3), RGB, one for each camera of the contract
-    state         (S,), SI, in the order of the contract's state columns
+    state         (S,), in the order of the contract's state columns
     instruction   text
     noise         (H, A) float32, what the origin's sampler started from
-    actions       (H, N), SI, absolute, in the order of the contract's action columns: the origin's answer
+    actions       (H, N), absolute, in the order of the contract's action columns: the origin's answer
     prompt        (L,) token ids of the origin's prompt, without padding; may be left out
+
+State and actions are the numbers that the origin's code takes and gives, before the maps of the contract's columns.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from ki_common.errors import first_line
 from ki_robot.messages.images import Image
+from ki_robot.policy_values import si_values
 from ki_vla.errors import VlaError
 from ki_vla.policy.inference import LoadedPolicy
 from ki_vla.policy.processor import Processor
@@ -139,9 +142,11 @@ def read_golden(path: str | Path, processor: Processor) -> Golden:
                 f'{path}: {CAMERA}{name} is {image.dtype} {image.shape}; uint8 (height, width, 3) is needed.'
             )
     prompt = parts.get('prompt')
+    state = si_values(contract.state, parts['state'].astype(np.float64))
+    actions = si_values(contract.actions, parts['actions'].astype(np.float64))
     return Golden(
-        images, parts['state'].astype(np.float64), str(parts['instruction']), parts['noise'].astype(np.float32),
-        parts['actions'].astype(np.float64), None if prompt is None else prompt.astype(np.int64),
+        images, state, str(parts['instruction']), parts['noise'].astype(np.float32), actions,
+        None if prompt is None else prompt.astype(np.int64),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ki_robot.observation.observation import Observation
 from ki_vla.errors import VlaError
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import Serving
-from ki_vla.remote.observation_keys import CARRY, STAMP
+from ki_vla.remote.observation_keys import CARRY, SI, STAMP, UNITS
 from ki_vla.remote.remote_settings import RemoteSettings
 from ki_vla.remote.wire import MAX_BYTES, jpeg, pack, unpack
 
@@ -79,7 +79,7 @@ class RemotePolicy:
         quality = self._settings.jpeg_quality
         images = {name: jpeg(each, quality) if quality else each for name, each in observation.images.items()}
         sent: dict[str, Any] = {'images': images, 'state': observation.state, 'prompt': observation.instruction}
-        message = pack(sent | {STAMP: observation.state_stamp_ns, CARRY: carry})
+        message = pack(sent | {UNITS: SI, STAMP: observation.state_stamp_ns, CARRY: carry})
         packed_ns = time.perf_counter_ns()
         answer = self._ask(message)
         back_ns = time.perf_counter_ns()

@@ -1,7 +1,8 @@
 """What clients call their inputs, and the contract's cameras and state that they are.
 
 openpi's clients send flat or nested maps, each robot with names of its own; a camera of the contract is found under its
-name in any of these forms. LIBERO's and DROID's names are known; others are given with `--key`.
+name in any of these forms. LIBERO's and DROID's names are known; others are given with `--key`. Their numbers are those
+that the policy was trained on; where the contract maps columns (a gripper's opening in metres, say), so does this.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from ki_common.errors import shown
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.images import Image
 from ki_robot.observation.observation import Observation
+from ki_robot.policy_values import si_values
 from ki_vla.errors import VlaError
 
 STATES = ('state', 'observation/state', 'observation.state')
 DROID_STATE = ('observation/joint_position', 'observation/gripper_position')
 WORDS = ('prompt', 'task', 'observation/prompt')
 STAMP, CARRY = 'stamp_ns', 'carry'
+UNITS, SI = 'units', 'si'  # a client that sends units: si sends and gets SI; others the policy's own numbers
 # Names of openpi's LIBERO and DROID clients, for a contract with one camera of that kind.
 KIND_KEYS = {
     'observation/image': 'scene',
@@ -81,8 +84,11 @@ class ObservationKeys:
         stamp = flat.get(STAMP, 0)
         stamp_ns = int(stamp) if isinstance(stamp, int | np.integer) else 0
         images = {name: _image(name, found[name]) for name in self._contract.camera_names if name in found}
+        state = self._state(found['state'])
+        if flat.get(UNITS) != SI:
+            state = si_values(self._contract.state, state)
         stamps = dict.fromkeys(images, stamp_ns)
-        return Observation(stamp_ns, images, stamps, self._state(found['state']), stamp_ns, words)
+        return Observation(stamp_ns, images, stamps, state, stamp_ns, words)
 
     def _state(self, value: object) -> NDArray[np.float64]:
         names = self._contract.state_names

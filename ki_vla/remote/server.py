@@ -24,10 +24,11 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from ki_common.errors import KiError
+from ki_robot.policy_values import mapped_values
 from ki_vla.engine.interface import Carry
 from ki_vla.errors import VlaError
 from ki_vla.policy.inference import LoadedPolicy
-from ki_vla.remote.observation_keys import CARRY, ObservationKeys
+from ki_vla.remote.observation_keys import CARRY, SI, UNITS, ObservationKeys
 from ki_vla.remote.wire import MAX_BYTES, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -147,12 +148,15 @@ class PolicyServer:
         carry = self._carry(sent, observation.state)
         unpacked_s = time.perf_counter()
         inferred = self._engine.submit(self._policy.infer, observation, carry).result()
+        actions = inferred.data_HN
+        if sent.get(UNITS) != SI:
+            actions = mapped_values(self._policy.contract.actions, actions)
         timing = {'infer_ms': 1e3 * (time.perf_counter() - unpacked_s), 'unpack_ms': 1e3 * (unpacked_s - begin_s)}
         if last_total_s is not None:
             timing['prev_total_ms'] = 1e3 * last_total_s
         return pack(
             {
-                'actions': inferred.data_HN,
+                'actions': actions,
                 'policy_timing': {
                     'infer_ms': inferred.inference_ns / 1e6,
                     'preprocess_ms': inferred.preprocess_ns / 1e6,

@@ -13,7 +13,9 @@ import pytest
 
 from ki_robot.contract.contract import load_contract
 from ki_robot.transforms import Stats
+from ki_vla.importers.checkpoint_metadata import PUBLIC_POLICIES
 from ki_vla.importers.norm_stats import read_statistics
+from ki_vla.importers.questions import OPENPI_VIEWS, check_cameras, check_relative
 from ki_vla.policy.model_inputs import Processing
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.untrained import untrained_processor
@@ -91,3 +93,20 @@ def test_states_and_prompts_are_lerobots(padded: int) -> None:
         bins = np.digitize(theirs, bins=np.linspace(-1, 1, 257)[:-1]) - 1
         found = processor.tokenizer.decode(processor.prompt('go', processor.normalised_state(state)))
         assert found == f'Task: go, State: {" ".join(map(str, bins))};\nAction: '
+
+
+@pytest.mark.parametrize(
+    ('robot', 'names'),
+    [
+        ('aloha', ('pi0_aloha_towel', 'pi0_aloha_tupperware', 'pi0_aloha_pen_uncap')),
+        ('droid', ('pi0_droid', 'pi05_droid')),
+        ('libero', ('pi05_libero',)),
+    ],
+)
+def test_ready_contracts_have_the_columns_and_views_of_the_public_checkpoints(
+    robot: str, names: tuple[str, ...]
+) -> None:
+    contract = load_contract(robot)
+    for name in names:
+        check_relative(PUBLIC_POLICIES[name].relative, contract, name)
+    assert check_cameras(tuple(OPENPI_VIEWS), {}, contract, names[0]).startswith('base_0_rgb <- ')

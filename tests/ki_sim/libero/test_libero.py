@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ki.support.libero_policy import check_fits_libero
+from ki.support.libero_policy import acting, check_fits_libero
 from ki_common.errors import KiError
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
@@ -72,6 +72,22 @@ def test_a_policy_for_another_robot_is_refused() -> None:
         KiError, match=r'the policy is for arm_single .8 state columns, 8 action columns, cameras scene'
     ):
         check_fits_libero(load_contract('arm_single'), 10)
+
+
+def test_a_policy_of_the_ready_contract_is_asked_in_liberos_numbers(tmp_path: Path) -> None:
+    from ki_vla.policy.inference import load_policy
+    from ki_vla.policy.untrained import write_untrained
+
+    contract = load_contract('libero')
+    check_fits_libero(contract, 10)
+    picture = np.zeros((32, 32, 3), np.uint8)
+    seen = LiberoSeen(picture, picture, np.array([0.1, 0, 0.3, 0, 0, 0, 0.02, -0.02]), 'pick up the butter')
+    with load_policy(write_untrained(tmp_path / 'b', contract).folder, 'torch', allow_untrained=True) as policy:
+        chunk = acting(policy)(seen)
+        si = policy.act(
+            dict.fromkeys(contract.camera_names, picture), [0.1, 0, 0.3, 0, 0, 0, 0.02, 0.02], seen.instruction
+        )
+    np.testing.assert_allclose(chunk[:, 6], 1.0 - 50.0 * si[:, 6])
 
 
 class Scripted:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import numpy as np
@@ -12,6 +13,8 @@ from websockets.sync.client import connect
 
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
+from ki_vla.policy.inference import load_policy
+from ki_vla.policy.untrained import write_untrained
 from ki_vla.remote.observation_keys import ObservationKeys
 from ki_vla.remote.server import PolicyServer, check_address
 from ki_vla.remote.wire import pack, unpack
@@ -112,6 +115,27 @@ def test_names_of_other_clients_are_given_or_found(seen):
     np.testing.assert_array_equal(droid.state, seen.state)
     with pytest.raises(VlaError, match='--key x=head: write one of scene, wrist, state, prompt'):
         ObservationKeys(contract, {'x': 'head'})
+
+
+def test_clients_of_openpi_speak_in_the_policys_numbers_and_ours_in_si(tmp_path, seen):
+    """LIBERO's gripper is -1 to 1 to the policy, and an opening in metres to the robot."""
+    contract = load_contract('libero')
+    with load_policy(write_untrained(tmp_path / 'b', contract).folder, 'torch', allow_untrained=True) as policy:
+        server = PolicyServer(policy, ObservationKeys(contract), port=0)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        raw = np.array([0.1, 0.2, 0.3, 0.0, 0.1, 0.2, 0.02, -0.02])
+        si = np.array([*raw[:7], 0.02])
+        with connect(f'ws://127.0.0.1:{server.port}') as client:
+            client.recv()
+            answers = []
+            for state, units in ((raw, 'policy'), (si, 'si')):
+                client.send(as_openpi(seen, **{'observation/state': state, 'units': units}))
+                answers.append(unpack(client.recv())['actions'])
+        server.close()
+        thread.join()
+    np.testing.assert_allclose(answers[0][:, 6], 1.0 - 50.0 * answers[1][:, 6])
+    np.testing.assert_allclose(answers[0][:, 3], 0.1 * answers[1][:, 3])
 
 
 DRIVE = """
