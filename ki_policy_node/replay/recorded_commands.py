@@ -11,7 +11,7 @@ import numpy as np
 from ki_robot.actions.chunk import Matrix
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Output
-from ki_robot.messages.commands import Command, command_stamp_ns, read_command, values_in_force
+from ki_robot.messages.commands import Command, command_age_ns, command_stamp_ns, read_command, values_in_force
 from ki_robot.space.robot_space import RobotSpace
 
 
@@ -54,7 +54,7 @@ class Recorded:
         return self._space.told_by(heard)
 
     def at(self, times_ns: np.ndarray) -> Matrix:
-        """What was in force at some times: (T, N) in the contract's order, NaN where nothing was commanded yet."""
+        """What was in force at some times: (T, N) in the contract's order, NaN where no command counts."""
         names = self._robot.action_names
         found = np.full((len(times_ns), len(names)), np.nan)
         for output in self._robot.outputs:
@@ -62,7 +62,9 @@ class Recorded:
             if not series.starts:
                 continue
             starts_ns = np.asarray(series.starts, dtype=np.int64)
-            values, known = values_in_force(starts_ns, series.commands, np.asarray(times_ns, dtype=np.int64))
+            age_ns = command_age_ns(output, starts_ns, self._robot.step_ns)
+            times_T = np.asarray(times_ns, dtype=np.int64)
+            values, known = values_in_force(starts_ns, series.commands, times_T, max_age_ns=age_ns)
             index = [names.index(column) for column in output.columns]
             found[:, index] = np.where(known[:, None], values, np.nan)
         return self._space.actions(found)

@@ -163,7 +163,7 @@ class LerobotDataset:
             texts = table.get('task', table.get('__index_level_0__'))
             return {int(each): str(text) for each, text in zip(table['task_index'], texts, strict=True)}
         except (KiError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            self.problems.add(self.folder, 'meta/tasks', 'bad_metadata', f'the tasks cannot be read: {error}')
+            self.problems.add(self.folder, 'meta/tasks', 'tasks_lost', f'the tasks cannot be read: {error}')
             return {}
 
     def _read_rows(self) -> dict[int, dict[str, Any]]:

@@ -7,7 +7,7 @@ is made from it and from extremes, to be checked by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from training.lerobot.column_map import (
     sources_of,
     values_of,
 )
+from training.lerobot.pictures import Picture
 from training.lerobot.read import LerobotDataset, LerobotEpisode
 from training.lerobot.times import StepTimes, step_times
 
@@ -71,7 +72,9 @@ def from_lerobot(
     dataset = LerobotDataset(source)
     wanted = list(dataset.numbers if episodes is None else episodes)
     absent = sorted(set(wanted) - set(dataset.numbers))
-    if absent or not wanted:
+    if not wanted:
+        raise TrainingError(f'{source} has no episode on disk: {"; ".join(each.text for each in dataset.problems)}.')
+    if absent:
         there = ', '.join(map(str, dataset.numbers)) or 'none'
         raise TrainingError(f'{source} has no episode {", ".join(map(str, absent))}; on disk are {there}.')
     plan = plan_for(dataset, load_contract(robot) if robot else None, map_file)
@@ -278,7 +281,7 @@ def write_episode(
                 message_builders.put(bag, 'instruction', time_ns, message_builders.instruction(time_ns, said))
             for camera in contract.cameras:
                 if camera.name in clips:
-                    picture = message_builders.picture(time_ns, next(clips[camera.name]), quality=quality)
+                    picture = message_builders.picture(time_ns, _shown(clips[camera.name], times), quality=quality)
                     message_builders.put(bag, camera.topic, time_ns, picture)
             measured = dict(zip(contract.state_names, state_TS[step].tolist(), strict=True))
             for stream in contract.state_streams:
@@ -291,6 +294,17 @@ def write_episode(
                 message_builders.put(bag, output.topic, time_ns, command)
         message_builders.put(bag, 'episode', time_ns, message_builders.marker(time_ns, 1, episode.number, task, 1))
     return times
+
+
+def _shown(clip: Iterator[Picture], times: StepTimes) -> Picture:
+    """The next picture; where there is none, a pause in the timestamps may be why."""
+    try:
+        return next(clip)
+    except TrainingError as error:
+        if times.gaps:
+            text = f'{error} Its timestamps pause for {times.longest_gap_s:.2f} s, which the film does not.'
+            raise TrainingError(text) from error
+        raise
 
 
 def _tell(episode: LerobotEpisode, times: StepTimes, dataset: LerobotDataset, problems: Problems) -> None:

@@ -60,7 +60,11 @@ def states(bag_path: Path) -> np.ndarray:
         (STEPS / 15, 30, 'timestamps go at 15 steps a second, but fps is 30'),
         (np.where(STEPS >= 30, STEPS / 30 - 0.9, STEPS / 30), 30, r'fall back at step 30, from 0.967 s to 0.100 s'),
         (np.where(STEPS == 7, np.nan, STEPS / 30), 30, 'not finite'),
-        (STEPS / 30 + 2.0 * (STEPS >= 30), 30, r'ends after 30 of 60 pictures'),
+        (
+            STEPS / 30 + 2.0 * (STEPS >= 30),
+            30,
+            r'ends after 30 of 60 .*pause for 2.03 s, which the film does not',
+        ),
         (STEPS / 30, 25, 'timestamps go at 30 steps a second, but fps is 25'),
     ],
 )
@@ -105,6 +109,25 @@ def test_a_film_that_lost_pictures_is_refused_and_not_shifted(write_dataset: Wri
     _, problems = from_lerobot(dataset, tmp_path / 'out')
     [problem] = problems
     assert 'has no picture for step 12 of 30, at 0.400 s' in problem.text
+
+
+def test_a_dataset_without_its_files_is_one_sentence(write_dataset: Write, tmp_path: Path) -> None:
+    dataset = write_dataset(3)
+    film = dataset / 'videos/chunk-000/observation.images.front/episode_000000.mp4'
+    film.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 990\n')
+    with pytest.raises(TrainingError, match=r'has no episode on disk: .*run `git lfs pull`'):
+        from_lerobot(dataset, tmp_path / 'out')
+    film.unlink()
+    with pytest.raises(TrainingError, match=r'episode_000000.mp4 is missing; copy the whole dataset'):
+        from_lerobot(dataset, tmp_path / 'out')
+
+
+def test_lost_instructions_are_a_loss(write_dataset: Write, tmp_path: Path) -> None:
+    dataset = write_dataset(5)
+    (dataset / 'meta/tasks.jsonl').write_text('nothing')
+    _, problems = from_lerobot(dataset, tmp_path / 'out')
+    assert problems.kinds() == {'tasks_lost'}
+    assert problems.is_loss
 
 
 # Names, units and kinds.
