@@ -136,7 +136,8 @@ class Plan:
     """A map that was found to fit a dataset and a contract.
 
     Attributes:
-        state, actions: A source for each column of the contract, in its order.
+        state, actions: A source for each column of `contract.robot`, in its order: what streams measure and outputs
+            take, which of a contract with hands are joints.
         cameras: Camera of the contract -> camera of the dataset.
     """
 
@@ -197,7 +198,8 @@ def unit_of(name: str, column: str, low: float, high: float, contract: Contract 
     """
     if column == UNKNOWN:
         return UNKNOWN
-    known = {} if contract is None else {each.name: each.unit for each in (*contract.actions, *contract.state)}
+    columns = () if contract is None else (*contract.robot.actions, *contract.robot.state)
+    known = {each.name: each.unit for each in columns}
     interface = interface_of(column)
     unit: StoredUnit = UNKNOWN
     if column in known:
@@ -251,8 +253,8 @@ class Draft:
         """As a map; of what a contract has, where it is known."""
         state, actions = self.state, self.actions
         if contract is not None:
-            state = tuple(each for each in state if each.entry.column in contract.state_names)
-            actions = tuple(each for each in actions if each.entry.column in contract.action_names)
+            state = tuple(each for each in state if each.entry.column in contract.robot.state_names)
+            actions = tuple(each for each in actions if each.entry.column in contract.robot.action_names)
         return ColumnMap(
             state=tuple(each.entry for each in state),
             actions=tuple(each.entry for each in actions),
@@ -269,7 +271,7 @@ def draft_of(dataset: LerobotDataset, episodes: Sequence[LerobotEpisode], contra
         contract: The robot, where it is known: its units count.
     """
     info = dataset.info
-    wanted = set() if contract is None else {*contract.state_names, *contract.action_names}
+    wanted = set() if contract is None else {*contract.robot.state_names, *contract.robot.action_names}
 
     def entries(keys: Sequence[str]) -> tuple[Drafted, ...]:
         found = []
@@ -372,7 +374,7 @@ def make_plan(dataset: LerobotDataset, contract: Contract, column_map: ColumnMap
     wrong: list[str] = []
     found = []
     wanted: Sequence[tuple[str, Sequence[StateColumn | ActionColumn]]]
-    wanted = (('state', contract.state), ('actions', contract.actions))
+    wanted = (('state', contract.robot.state), ('actions', contract.robot.actions))
     for title, columns in wanted:
         sources = _sources(dataset, title, column_map, wrong)
         wrong += _misfits(title, column_map, sources, {column.name: column.unit for column in columns})

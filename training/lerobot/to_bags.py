@@ -265,7 +265,7 @@ def write_episode(
         BagError: The folder exists, or the disk takes no more.
         TrainingError: Its times, numbers or pictures do not read; nothing that looks complete is left behind.
     """
-    contract = plan.contract
+    contract, robot = plan.contract, plan.contract.robot
     on_grid = dataset.fps == contract.rate_hz
     # On the grid of the contract to the nanosecond: a frame dated after its step would be seen one step late.
     times = step_times(episode.timestamps, dataset.fps, contract.step_ns if on_grid else round(1e9 / dataset.fps))
@@ -283,13 +283,13 @@ def write_episode(
                 if camera.name in clips:
                     picture = message_builders.picture(time_ns, _shown(clips[camera.name], times), quality=quality)
                     message_builders.put(bag, camera.topic, time_ns, picture)
-            measured = dict(zip(contract.state_names, state_TS[step].tolist(), strict=True))
+            measured = dict(zip(robot.state_names, state_TS[step].tolist(), strict=True))
             for stream in contract.state_streams:
                 message_builders.put(
                     bag, stream.topic, time_ns, message_builders.state(contract, stream, time_ns, measured)
                 )
-            action = dict(zip(contract.action_names, action_TN[step].tolist(), strict=True))
-            for output in contract.outputs:
+            action = dict(zip(robot.action_names, action_TN[step].tolist(), strict=True))
+            for output in robot.outputs:
                 command = message_builders.command(output, time_ns, [action[column] for column in output.columns])
                 message_builders.put(bag, output.topic, time_ns, command)
         message_builders.put(bag, 'episode', time_ns, message_builders.marker(time_ns, 1, episode.number, task, 1))

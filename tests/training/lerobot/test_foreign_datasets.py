@@ -18,7 +18,7 @@ import yaml
 
 from ki_bags.reader import open_bag
 from ki_common.errors import KiError
-from ki_robot.contract.contract import Contract
+from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.messages.arrays import stamp_ns
 from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
@@ -394,3 +394,17 @@ def test_the_map_in_the_documentation_is_one() -> None:
     found = ColumnMap.parse(yaml.safe_load(text), str(page))
     assert found.state[1].factor == pytest.approx(0.0008)
     assert found.state[0].factor == pytest.approx(-math.pi / 180)
+
+
+def test_a_robot_told_by_hand_poses_is_imported_by_its_joints(write_dataset: Write, tmp_path: Path) -> None:
+    """What its streams measure are joints; the hands of its policy are made of them."""
+    robot = load_contract('bimanual_hands').robot
+    assert robot.state_names == robot.action_names
+    middle = [0.5 * (each.limits.lower + each.limits.upper) for each in robot.actions]
+    cameras = tuple(f'observation.images.{name}' for name in robot.camera_names)
+    dataset = write_dataset(5, names=robot.state_names, values=np.tile(middle, (5, 1)), cameras=cameras, fps=30)
+    contract, problems = from_lerobot(dataset, tmp_path / 'out', 'bimanual_hands')
+    assert not problems
+    assert contract == load_contract('bimanual_hands')
+    found = states(tmp_path / 'out/episode_000000')
+    assert found.shape == (5, len(middle))
