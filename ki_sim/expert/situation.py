@@ -27,7 +27,10 @@ from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP
 
 FINGERS = 0.014  # half of the shut fingers, along and across, m
-PUSH_BEYOND = 0.015  # m past the line, so that an object that comes to rest is still past it
+SLOTS = (-0.05, 0.05, 0.0)  # m from a bin's middle, where several objects go
+ENOUGH = 0.006  # m past the line, at which a push is over
+PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not look: the arm lags, contact comes late
+FOOT_SHARE = {'bowl': 0.62}  # of the width, where the shut fingers meet it
 BESIDE = 0.036  # m between an object and the one that it is put beside
 SPOT_AREA = ((0.345, 0.590), 0.140)  # of x and |y|: beyond it, open fingers meet the bins
 
@@ -156,11 +159,11 @@ def _binned(now: Situation, target: int, side: str) -> Duty:
 
 
 def _free_slot(now: Situation, side: str, inside: Sequence[int]) -> float:
-    """How far from a bin's middle to let go, along the bin, m: away from what lies there."""
+    """How far from a bin's middle to let go, along the bin, m: away from what lies there, or will."""
+    if len(now.goal.objects) == 1:
+        return 0.0
     taken = [now.bodies[i].position[0] - BIN_CENTRE[side][0] for i in inside]
-    return max(
-        (0.0, -0.052, 0.052), key=lambda x: min((abs(x - other) for other in taken), default=0.0) if taken else 0
-    )
+    return max(SLOTS, key=lambda x: min((abs(x - other) for other in taken), default=0.0))
 
 
 def _words(now: Situation, target: int, carrying: str) -> str:
@@ -268,12 +271,12 @@ def _push_duty(now: Situation) -> Duty:
     (target,), (to,) = now.goal.objects, now.goal.places
     way, side = (1, OTHER['left']) if to == 'left' else (-1, OTHER['right'])
     obj, (x, y, _) = now.objects[target], now.bodies[target].position
-    reach = obj.reach + FINGERS
+    reach = obj.width / 2 * FOOT_SHARE.get(obj.kind, 1.0) + FINGERS
     above = max(TABLE_TOP + obj.height + 0.05, clear_height(now, target)) + FINGER_REACH
     low = TABLE_TOP + FINGER_REACH + 0.008
     line = way * (SIDE_LINE + PUSH_BEYOND)
-    law = Push((x, y - way * (reach + 0.018), low), y, reach, way, line, above)
-    return Duty(side, law, f'push the {obj.label} to the {to}', target, way * (y - line) > 0)
+    law = Push((x, y - way * (obj.reach + FINGERS + 0.018), low), y, reach, way, line, above)
+    return Duty(side, law, f'push the {obj.label} to the {to}', target, way * y > SIDE_LINE + ENOUGH)
 
 
 def resting(side: str) -> Rest:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.expert.laws import Hand, Move, Push, Rest, roll
-from ki_sim.expert.situation import Body, Duty, Situation, duty
+from ki_sim.expert.situation import SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
 from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
 from ki_sim.tasks.success import OTHER
@@ -224,7 +224,7 @@ def _with_some_done(rng: np.random.Generator, now: Situation) -> Situation:
     """Tidying is met in the middle, too: some of its objects are in their bins."""
     if len(now.goal.objects) < 2:
         return now
-    bodies, slots = list(now.bodies), {side: [0.0, -0.052, 0.052] for side in SIDES}
+    bodies, slots = list(now.bodies), {side: list(SLOTS) for side in SIDES}
     for i, side in list(zip(now.goal.objects, now.goal.places, strict=True))[:-1]:
         if rng.random() < BINNED and slots[side]:
             x, y = BIN_CENTRE[side]
