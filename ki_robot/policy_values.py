@@ -83,6 +83,22 @@ def robot_actions(contract: Contract, values: Array, state: Array) -> Array:
     return si_values(contract.actions, found)
 
 
+def without_jumps(contract: Contract, rows_HN: FloatArray, before_N: Array | None = None) -> FloatArray:
+    """Absolute actions whose rotations never jump by a turn or a sign: neither between steps, nor from `before_N` on.
+
+    The poses are the same; their numbers can then be interpolated and averaged.
+    """
+    poses = [pose for pose in contract.action_poses if pose.rotation not in (None, 'rot6d')]
+    if not poses:
+        return rows_HN
+    found = rows_HN.copy()
+    for pose in poses:
+        assert pose.rotation is not None
+        start = None if before_N is None else before_N[pose.turn]
+        found[:, pose.turn] = continuous(pose.rotation, rows_HN[:, pose.turn], start)
+    return cast(FloatArray, found)
+
+
 def _reference(contract: Contract, seen: Array) -> Array:
     """What each action column is relative to, (..., N): the seen state for deltas, 0 for absolute columns."""
     names = contract.state_names

@@ -20,6 +20,7 @@ from ki_policy_node.errors import NodeError
 from ki_robot.actions.chunk import ActionChunk, Matrix, ensemble, rows_at, splice
 from ki_robot.errors import RobotError
 from ki_robot.observation.observation import Observation
+from ki_robot.policy_values import without_jumps
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import ASKED_MODES
 
@@ -206,7 +207,9 @@ class Planner:
                 f'{horizon * self._step_ns / 1e9:.2f} s lasts.'
             )
         stood_ns = max(0, arrived_ns - moving_until(old, start_ns))
-        whole = replace(raw, start_ns=start_ns + stood_ns)
+        before_N = None if prefix_KN is None else prefix_KN[0]
+        smooth_HN = without_jumps(self.policy.contract, raw.data_HN, before_N)
+        whole = replace(raw, start_ns=start_ns + stood_ns, data_HN=smooth_HN)
         hand_over = delay
         if self.timing.mode == 'queue' and old is not None and epoch == self._epoch:
             hand_over = min(max(delay, min(queued_steps(self.timing, old, start_ns), expected)), horizon - 1)

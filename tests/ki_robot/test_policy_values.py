@@ -15,7 +15,7 @@ from ki_robot.contract.column_maps import COLUMN_MAPS, MapName
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import ROTATION_AXES, RotationName
 from ki_robot.errors import RobotError
-from ki_robot.policy_values import policy_actions, policy_state, robot_actions
+from ki_robot.policy_values import policy_actions, policy_state, robot_actions, without_jumps
 from ki_robot.space.rotations import from_matrix, to_matrix
 
 NUMBERS = st.floats(-10, 10, width=32)
@@ -215,3 +215,18 @@ def test_a_policy_of_other_signs_does_not_fit() -> None:
     assert [text.split(':')[0] for text in found] == [
         'state (sign, scale, offset, map)', 'actions (sign, scale, offset, map)',
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize('rotation', ['axis_angle', 'quaternion', 'rpy', 'yaw'])
+def test_chunks_that_follow_each_other_are_said_alike(rotation: RotationName) -> None:
+    """A mean of two chunks of the same motion is that motion, also where the numbers of rotations jump."""
+    contract = posed(rotation, 'base', 'absolute')
+    angles = np.linspace(2.9, 3.5, 12)
+    turns = Rotation.from_rotvec(angles[:, None] * [1.0, 0, 0]).as_matrix()
+    turns = to_matrix('yaw', angles[:, None]) if rotation == 'yaw' else turns
+    rows = np.concatenate([np.zeros((12, 3)), from_matrix(rotation, turns)], axis=1)
+    one = without_jumps(contract, rows)
+    two = without_jumps(contract, rows[8:], one[8])
+    np.testing.assert_allclose(two, one[8:], atol=1e-9)
+    assert np.abs(np.diff(one, axis=0)).max() < 0.1
+    assert without_jumps(load_contract('arm_single'), rows) is rows
