@@ -30,6 +30,7 @@ CLOSE_M, CLOSE_RAD = 1e-4, 1e-3  # near enough to stop
 GOES_ON = 0.9  # of the last step's motion is where the next one begins to look; less than 1, so that no drift is kept
 FIRST_ITERATIONS, ITERATIONS = 100, 25
 DAMPING = 2e-3  # m; of directions in which the hand moves this little for a radian of the joints, half is damped away
+FAR = 1e6  # m; a chunk may hold numbers beyond all measure
 LEAP = 0.15  # m; a target further away is approached in steps that the Jacobian still describes
 TURN = 0.4  # rad or m; most that a joint moves in an iteration
 SINGULAR = 0.01  # m a radian: below it, no joint speed moves the hand in some direction
@@ -126,7 +127,7 @@ class HandSolver:
         joints, missed = np.empty((len(places_H3), len(here_n))), []
         for step, place in enumerate(places_H3):
             turn = None if rotations_H33 is None else self._base_rotation @ rotations_H33[step]
-            target = self._base_rotation @ place + self._base_place
+            target = self._base_rotation @ np.clip(place, -FAR, FAR) + self._base_place
             guess_n = np.minimum(np.maximum(here_n + GOES_ON * moved_n, lower_n), upper_n)
             found = self._solve(turn, target, guess_n, lower_n, upper_n, ITERATIONS if step else FIRST_ITERATIONS)
             why = self._why_not(found, here_n, reach_n if step else None)
@@ -143,7 +144,7 @@ class HandSolver:
     def _why_not(self, found: _Found, here_n: Vector, reach_n: Vector | None) -> str:
         """Why the arm holds instead of going there; empty where it goes."""
         off_m = float(np.linalg.norm(found.off_m))
-        if off_m > self.hand.tolerance_m or found.off_rad > self.hand.tolerance_rad:
+        if not (off_m <= self.hand.tolerance_m and found.off_rad <= self.hand.tolerance_rad):
             stopped = [name for name, stops in zip(self.joints, found.at_limit_n, strict=True) if stops]
             if stopped:
                 return f'{" and ".join(stopped)} cannot go on, at the limit'
@@ -168,7 +169,7 @@ class HandSolver:
             off_m, off = self._off(q_n, turn, target)
             J = self._jacobian(q_n, turn is not None)
             size = float(np.sqrt(off @ off))
-            if size < least:
+            if best is None or size < least:
                 slow = size > 0.999 * least
                 best, least = (q_n, off_m, off), size
             else:

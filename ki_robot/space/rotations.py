@@ -17,6 +17,7 @@ Array = NDArray[np.floating[Any]]
 Matrices = NDArray[np.float64]
 
 LEAST_NORM = 0.1  # of a quaternion or a column of rot6d: below it, its direction is noise
+MOST = 1e6  # of any number: beyond it, nothing is left of a turn
 # The orientation of a hand that points down at yaw 0, by the axis of its frame that points down.
 POINTING_DOWN: dict[str, Matrices] = {
     'x': np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]),
@@ -40,6 +41,8 @@ def to_matrix(kind: RotationName, values: Array, down: str = 'z') -> Matrices:
         raise RobotError(f'{kind} has {len(ROTATION_AXES[kind])} numbers; the shape {numbers.shape} was given.')
     if not np.isfinite(numbers).all():
         raise RobotError(f'{kind} holds a number that is not finite; it is no rotation.')
+    if (np.abs(numbers) > MOST).any():
+        raise RobotError(f'{kind} holds {float(np.abs(numbers).max()):.3g}; it is no rotation.')
     if kind == 'yaw':
         return about('z', numbers[..., 0]) @ POINTING_DOWN[down]
     if kind == 'rpy':

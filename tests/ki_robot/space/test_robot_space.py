@@ -182,6 +182,23 @@ def test_a_quaternion_of_norm_0_is_refused_by_name() -> None:
         space.solve(chunk, HOME)
 
 
+@pytest.mark.parametrize('rotation', ['rpy', 'axis_angle', 'quaternion', 'rot6d', 'none'])
+@pytest.mark.parametrize('value', [1e9, -1e300, 1.7e308])
+def test_numbers_beyond_all_measure_are_held_or_refused(rotation: str, value: float) -> None:
+    space = RobotSpace(_with_rotation(rotation))
+    good = space.state(HOME)
+    for column in range(len(good)):
+        chunk = np.tile(good, (4, 1))
+        chunk[2, column] = value
+        if space.contract.action_names[column].split('/')[1] not in ('x', 'y', 'z', 'position'):
+            with pytest.raises(RobotError, match='is no rotation'):
+                space.solve(chunk, HOME)
+            continue
+        found = space.solve(chunk, HOME)
+        assert np.isfinite(found.commands_HN[:, 2:]).all()
+        assert np.abs(np.diff(found.commands_HN[:, 2:], axis=0)).max() < 1.0
+
+
 def test_a_place_alone_leaves_the_rotation_to_the_arm() -> None:
     space = RobotSpace(_with_rotation('none'))
     chunk = np.tile(space.state(HOME), (15, 1))
