@@ -181,7 +181,7 @@ class RobotSpace:
                 if missed:
                     unreached.append(self._told(pose, missed))
             else:
-                assert turn is not None  # a rule of outputs
+                turn = np.broadcast_to(np.eye(3), (len(place), 3, 3)) if turn is None else turn  # of data without one
                 numbers = np.concatenate([place, from_matrix('rot6d', turn)], axis=1)
                 made.update(zip(pose_names(pose.hand), numbers.T, strict=True))
         # A joint that carries no commanded hand, or that a contract leaves to this chunk alone, stays where it is.
