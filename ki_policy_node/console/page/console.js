@@ -178,7 +178,7 @@ function show() {
   const selected = executor.heard && executor.selected === 'human' ? ', a human is to' : '';
   put($('driver'), executor.heard ? `${executor.source}${executor.driver ? ` (${executor.driver})` : ''}${selected}` +
     (executor.teleop ? '; teleoperation is alive' : '') : '-');
-  put($('subtask'), state.subtask || '-');
+  put($('subtask'), state.subtask.replace(/<loc\d+>/g, '').trim() || '-');
   const required = executor.operator_required ? '; the robot needs a live operator' : '';
   put($('control'), (control.mine ? `you (${control.name})` : control.name || 'nobody') + required);
   $('estop').setAttribute('aria-pressed', String(Boolean(executor.estop)));
