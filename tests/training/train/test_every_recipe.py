@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.policy.backends import Wanted, open_policy
 from ki_robot.contract.contract import load_contract
 from ki_robot.observation.observation import Observation
+from ki_vla.errors import VlaError
 from ki_vla.export.source import of_noise
 from ki_vla.export.write import export_onnx, kinds_of
 from ki_vla.objective.recipes import RECIPES, recipe
 from ki_vla.policy.bundle import Bundle, load_bundle, write_bundle
 from ki_vla.policy.generation import generate
+from ki_vla.policy.inference import load_policy
 from ki_vla.policy.serving import Serving
 from ki_vla.policy.untrained import tiny_for, untrained_processor
 from tools.docs.recipes import PAGE, page
@@ -99,9 +102,26 @@ def test_the_node_sends_the_chunk_that_the_model_defines(name: str, tmp_path: Pa
     np.testing.assert_allclose(found, as_the_model_is_defined(bundle), atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[] if name == 'pi0_fast' else pytest.mark.slow) for name in RECIPES]
-)
+def test_an_expert_policy_says_its_tokens_when_asked_to_and_they_have_a_scale_of_their_own(tmp_path: Path) -> None:
+    plain = noise_bundle('ours', tmp_path / 'plain')
+    moments = np.ones((6, len(plain.contract.actions)))
+    stats = replace(plain.processor.action_stats, step_mean_HN=moments, step_std_HN=moments)
+    processing = plain.processor.processing.replace(flow_scale='step')
+    processor = replace(plain.processor, action_stats=stats, processing=processing)
+    serving = plain.serving.replace(decode='tokens')
+    stepped = write_bundle(
+        tmp_path / 'stepped', name='stepped', weights=plain.model(), processor=processor, serving=serving
+    )
+    found = chunk_of(stepped, 'torch')
+    np.testing.assert_allclose(found, as_the_model_is_defined(stepped), atol=1e-6)
+    with load_policy(plain.folder, 'torch', decode='tokens') as policy:
+        np.testing.assert_allclose(policy.infer(look(plain)).data_HN, found, atol=1e-6)
+    with pytest.raises(VlaError, match=r'decode is actions, and .* has no action head'):
+        load_policy(noise_bundle('pi0_fast', tmp_path / 'fast').folder, 'torch', strict=True, decode='actions')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RECIPES)
 def test_from_training_to_the_chunk_of_its_graphs(name: str, run_of: MakeRun) -> None:
     run = run_of({'recipe': name, 'steps': 1, 'vlm': 0.5, 'draws': 1}, save_every=10, validate_every=10)
     bundle = load_bundle(train(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,22 @@ MakeRun = Callable[..., Run]
 FIRST = {'steps': 1, 'vlm': 0.5, 'max_delay': 2, 'draws': 1, 'ema': 0.0}
 
 
+@pytest.fixture(scope='module')
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first policy stays for all tests of this file."""
+    return tmp_path_factory.mktemp('shelf')
+
+
 @pytest.fixture
-def first(run_of: MakeRun, tmp_path: Path) -> Bundle:
-    """A policy of two levels with choices of its own."""
+def first(run_of: MakeRun, tmp_path: Path, shelf: Path) -> Bundle:
+    """A policy of two levels with choices of its own; trained once."""
+    kept = shelf / 'bundle'
+    if kept.is_dir():
+        return load_bundle(kept)
     run = run_of(
         FIRST, out=str(tmp_path / 'first'), subtasks=True, pad_steps='keep', flow_scale='step', normalisation='zscore'
     )
-    return load_bundle(train(run))
+    return load_bundle(shutil.copytree(train(run), kept))
 
 
 @pytest.fixture
