@@ -123,7 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Memory of a training step, counted without a GPU.')
     parser.add_argument('--out', type=Path, default=RESULTS)
     given = parser.parse_args()
-    full, result = preset('full'), {'command': 'python benchmarks/training_memory.py', 'gib': {}}
+    full = preset('full')
+    result: dict[str, Any] = {'command': 'python benchmarks/training_memory.py', 'gib': {}}
     for name, batch, lora in (
         ('everything, batch 8', 8, 0), ('everything, batch 16', 16, 0), ('LoRA 16, batch 8', 8, 16),
     ):  # fmt: skip

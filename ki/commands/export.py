@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -22,9 +23,17 @@ def export(
     device: str = typer.Option('cpu', help='Where the graphs are checked: cpu or cuda.'),
     bags: Path | None = typer.Option(None, help='Recordings whose observations the graphs must agree on, too.'),
     observations: int = typer.Option(4, min=1, help='How many of them.'),
+    scenes: int = typer.Option(
+        50, min=0, help='int8: scenes of the simulator that are played before and after; 0: none, and that is noted.'
+    ),
+    task: str = typer.Option('demo', help='int8: the task that is played.'),
+    compare_on: Path | None = typer.Option(None, help="int8: a recording to compare on, for another robot's policy."),
     missing: bool = typer.Option(False, '--missing', help='Only what these weights do not have yet.'),
 ) -> None:
-    """Exports a bundle. What differs from torch by more than its precision allows is not written."""
+    """Exports a bundle. What differs from torch by more than its precision allows is not written.
+
+    Nor is int8 with which the policy does its task worse: closeness of numbers alone does not show that.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -45,6 +54,7 @@ def export(
         machine = this_machine()
         print(build_engine(loaded, find_export(bundle, loaded.digest, precision), progress=tell, machine=machine))
         return
+    from ki.support.task_gate import GATED, Trial, compared
     from ki_vla.export.write import export_onnx, kinds_of
 
     steps = steps or loaded.serving.denoise_steps
@@ -55,7 +65,13 @@ def export(
             if set(chosen) <= set(there.kinds) and there.steps == steps and device in ('cpu', there.device):
                 return
     observed = [] if bags is None else recorded_inputs(loaded.processor, bags, observations)
-    made = export_onnx(loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell, observed=observed)
+    trial = Trial(scenes, task, compare_on)
+    # Graphs that only say tokens are compared token by token; no engine of chunks could play them here.
+    gated = precision in GATED and 'plain' in chosen
+    gate = partial(compared, loaded, trial=trial, tell=tell) if gated else None
+    made = export_onnx(
+        loaded, precision, steps=steps, kinds=chosen, device=device, progress=tell, observed=observed, gate=gate
+    )
     table = Table('graph', 'cosine', 'largest error', box=None)
     for graph, found in made.parity.items():
         table.add_row(graph, f'{found["cosine"]:.8f}', f'{found["max_error"]:.2e}')

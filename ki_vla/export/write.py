@@ -6,15 +6,15 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ki_common.files import atomic_folder, sha256_of, write_text
 from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, SAID, WEIGHTS, Export, find_export, read_parity
-from ki_vla.engine.interface import one_line_when_out_of_memory
-from ki_vla.engine.onnx import check_provider
+from ki_vla.engine.interface import Choice, Engine, one_line_when_out_of_memory
+from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, check_provider
 from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
@@ -25,6 +25,9 @@ from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.model_inputs import ModelInputs
 
 HEAD_KINDS: dict[Head, tuple[str, ...]] = {'expert': KINDS, 'shared': KINDS, 'parallel': ('plain',), 'none': ()}
+
+# An engine of graphs that agree with torch -> what is to be kept about the task, or an error
+Gate = Callable[[Engine], Any]
 
 
 def export_onnx(
@@ -37,6 +40,7 @@ def export_onnx(
     progress: Progress | None = None,
     source: Source | None = None,
     observed: Sequence[ModelInputs] = (),
+    gate: Gate | None = None,
 ) -> Export:
     """Export a bundle's graphs, check them against torch, and put them into the bundle.
 
@@ -51,6 +55,8 @@ def export_onnx(
         progress: called with a line for each step of the work.
         source: the weights, in place of the bundle's file.
         observed: what the model was shown on a robot; the graphs must agree with torch on it, too.
+        gate: asked with an engine of the graphs once they agree with torch; what it answers is kept with them, what it
+            raises refuses them.
 
     Raises:
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
@@ -82,6 +88,7 @@ def export_onnx(
                 _ready(bundle, steps, kinds) if precision == 'int8' else None,
             )
             seen = _on_observations(export, weights, observed, device, report)
+            task = None if gate is None else _asked(gate, export, bundle, device)
     finally:
         if not any(target.parent.iterdir()):
             target.parent.rmdir()
@@ -97,6 +104,7 @@ def export_onnx(
         'tolerance': parity.stated_tolerance(precision),
         'parity': found,
         **({'observed': {'count': len(observed), 'worst': seen}} if observed else {}),
+        'task': task,
         'made_with': _versions(),
         'files': files,
     }
@@ -107,6 +115,13 @@ def export_onnx(
 def kinds_of(bundle: Bundle) -> tuple[str, ...]:
     """The ways to actions that a policy is served with: tokens, or its head's ways of denoising."""
     return (SAID,) if bundle.serving.decode == SAID else HEAD_KINDS[bundle.config.head]
+
+
+def _asked(gate: Gate, export: Export, bundle: Bundle, device: str) -> Any:
+    choice = Choice('onnx', PROVIDERS[device], device, export.precision, 'just exported')
+    views = len(bundle.contract.cameras)
+    with Engine(OnnxRunner(export, device), bundle.config, choice, views, export.kinds) as engine:
+        return gate(engine)
 
 
 def check_choice(precision: str, kinds: Sequence[str], head: Head = 'expert') -> None:

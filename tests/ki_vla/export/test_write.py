@@ -98,7 +98,9 @@ def test_the_command_exports_and_shows_the_figures(exported: Bundle, tmp_path: P
     from ki.main import app
 
     copy = copy_of(exported, tmp_path)
-    done = CliRunner().invoke(app, ['export', str(copy.folder), '--precision', 'int8', '--kinds', 'plain'])
+    done = CliRunner().invoke(
+        app, ['export', str(copy.folder), '--precision', 'int8', '--kinds', 'plain', '--scenes', '0']
+    )
     assert done.exit_code == 0, done.output
     assert 'chunk' in done.output
     assert find_export(copy.folder, copy.digest, 'int8').kinds == ('plain',)
@@ -108,7 +110,9 @@ def export_again(copy: Bundle, precision: str, *options: str) -> Export:
     """`ki export --missing`; the export that is there then."""
     from ki.main import app
 
-    done = CliRunner().invoke(app, ['export', str(copy.folder), '--missing', '--precision', precision, *options])
+    done = CliRunner().invoke(
+        app, ['export', str(copy.folder), '--missing', '--scenes', '0', '--precision', precision, *options]
+    )
     assert done.exit_code == 0, done.output
     return find_export(copy.folder, copy.digest, precision)
 
