@@ -28,7 +28,9 @@ dim, P parts of the keys.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +39,21 @@ from torch import Tensor
 
 from ki_vla.model.gemma import EPS
 
+
+def _foreign_llvm() -> bool:
+    """Whether Mesa's LLVM is in this process, as after drawing a scene without a GPU: Triton's own would end it."""
+    try:
+        return 'triton' not in sys.modules and 'libLLVM' in Path('/proc/self/maps').read_text(encoding='utf-8')
+    except (OSError, ValueError):
+        return False
+
+
 try:
+    if _foreign_llvm():
+        raise ImportError('another LLVM is loaded')
     import triton
     import triton.language as tl
-except ImportError:  # no wheel for this machine: the twins compute
+except ImportError:  # no wheel for this machine, or no place for it here: the twins compute
     triton = tl = None
 
 HAS_TRITON = triton is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,3 +157,15 @@ def test_an_episode_has_the_noise_of_its_own_times_and_seed(contract: Contract, 
     policy.close()
     with load_policy(tmp_path / 'bundle', 'torch', seed=3, allow_untrained=True) as loaded:
         assert np.array_equal(row, loaded.act(images, np.zeros(17), 'go', stamp_ns=0)[0])
+
+
+def test_an_engine_is_opened_after_a_scene_was_drawn() -> None:
+    """Without a GPU a scene is drawn by Mesa, whose LLVM and Triton's do not live in one process."""
+    code = """
+from ki_sim.world.world import World
+with World('demo', seed=7, image_size=16) as world:
+    world.observe()
+import ki_vla.engine.torch
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
