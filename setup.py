@@ -59,6 +59,7 @@ EXTRAS = {
     # Hand poses from a URDF, and which parts of a robot may touch: optional, named in the contract.
     'space': ['pin>=3,<5', 'coal>=3,<4'],
     'console': ['aiohttp>=3.9,<4'],  # the web server of the operator's page
+    'rerun': ['rerun-sdk>=0.24,<1'],  # `ki replay --rerun`, for who uses its viewer
     'docs': ['mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=0.26,<2', 'mkdocs-gen-files>=0.5,<1'],
     # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
     'ros': [

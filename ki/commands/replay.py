@@ -37,6 +37,9 @@ def replay(
     ] = 0.0,
     live: Annotated[bool, typer.Option('--live', help='Also play it over DDS to a real node, and compare.')] = False,
     attach: Annotated[str, typer.Option(help='With --live: a node that runs already, by its full name.')] = '',
+    rerun: Annotated[
+        Path | None, typer.Option(help='Also write the replay for the Rerun viewer, an .rrd; needs the extra rerun.')
+    ] = None,
     rate: Annotated[float, typer.Option(help='With --live: 0.5 plays half as fast.')] = 1.0,
 ) -> None:
     """Reads BAG, runs the policy where the node would, and writes replay.json and replay.html."""
@@ -87,6 +90,10 @@ def replay(
         policy.close()
     result = numbers['result']
     console = Console(soft_wrap=True)
+    if rerun is not None:
+        from ki_policy_node.replay.rerun_export import write_rerun
+
+        console.print(f'for Rerun: {write_rerun(replayed, bag, rerun)}')
     console.print(f'{result["chunks"]} chunks over {result["seconds"]:.1f} s of {bag}')
     for name, error in result['error'].items():
         console.print(

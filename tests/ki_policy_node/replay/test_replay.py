@@ -205,3 +205,26 @@ def test_live_messages_and_recorded_ones_give_the_same_chunks(contract, tmp_path
     for recorded, live in zip(*chunks, strict=True):
         assert (recorded.start_ns, recorded.frozen_prefix) == (live.start_ns, live.frozen_prefix)
         assert np.array_equal(recorded.data_HN, live.data_HN)
+
+
+def test_a_replay_is_written_for_the_rerun_viewer(contract, tmp_path):
+    pytest.importorskip('rerun', reason='rerun-sdk is not installed: the export for Rerun was NOT checked here')
+    import subprocess
+    import sys
+
+    from ki_policy_node.replay.rerun_export import write_rerun
+
+    bag = write_bag(tmp_path / 'bag', seconds=1.5)
+    file = write_rerun(run(bag, contract), bag, tmp_path / 'out' / 'replay.rrd')
+    assert file.read_bytes()[:3] == b'RRF'
+    told = subprocess.run(
+        [sys.executable, '-m', 'rerun', 'rrd', 'print', '-v', str(file)], capture_output=True, text=True
+    )
+    for path in (
+        'cameras/scene',
+        'cameras/wrist',
+        'measured/joint1/position',
+        'commanded/joint1/position',
+        'chunk/joint1',
+    ):
+        assert f'/{path}' in told.stdout, told.stdout[-2000:] + told.stderr[-500:]
