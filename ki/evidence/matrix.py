@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -16,6 +17,7 @@ from ki_common.configuration.model import Config
 from ki_common.configuration.types import Words
 from ki_common.configuration.yaml_reader import read_yaml
 from ki_common.errors import KiError
+from ki_common.files import sha256_of
 
 if TYPE_CHECKING:
     from training.train.config import Run
@@ -89,19 +91,23 @@ class MatrixPlan:
         matrix: what is judged, and how.
         base: the run, for any recipe.
         folder: where the matrix lies, with `cells/` beside it.
+        written: both files as they are written: a field with a new default makes no cell void.
     """
 
     matrix: EvidenceMatrix
     base: Run
     folder: Path
+    written: tuple[Mapping[str, Any], Mapping[str, Any]]
 
     @property
     def digest(self) -> str:
         """Of everything that a cell depends on besides recipe, seed and point; how much is judged is not of it."""
         amounts = {'recipes', 'seeds', 'samples', 'scenes', 'curve_scenes', 'heldout_scenes', 'questions'}
-        judged = {key: value for key, value in self.matrix.to_dict().items() if key not in amounts}
-        trained = {key: value for key, value in self.base.to_dict().items() if key not in ('out', 'device', 'workers')}
-        text = json.dumps([judged, trained, self.matrix.samples[-1]], sort_keys=True, default=str)
+        aside = amounts | {'out', 'device', 'workers', 'log_every', 'save_every', 'validate_every', 'validate_batches'}
+        judged, trained = ({k: v for k, v in data.items() if k not in aside} for data in self.written)
+        start = None if self.base.start is None else Path(self.base.start) / 'manifest.json'
+        weights = sha256_of(start) if start is not None and start.is_file() else ''
+        text = json.dumps([judged, trained, self.matrix.samples[-1], weights], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def steps_at(self, samples: int) -> int:
@@ -146,4 +152,4 @@ def load_plan(path: Path) -> MatrixPlan:
     odd = [samples for samples in matrix.samples if samples % batch]
     if odd:
         raise EvidenceError(f'{path}: samples has {odd[0]}; write a multiple of the batch of the run, {batch}.')
-    return MatrixPlan(matrix, base, path.parent)
+    return MatrixPlan(matrix, base, path.parent, (data, read_yaml(path.parent / matrix.run, EvidenceError)))

@@ -43,7 +43,7 @@ def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path) -> st
         *(_figure(figure, verdicts[figure.name], cells, points) for figure in FIGURES),
         _knowledge(cells, matrix.recipes, points[-1]),
         modes_section(folder),
-        _how(plan),
+        _how(),
     ]
     return '\n\n'.join(parts) + '\n'
 
@@ -146,7 +146,7 @@ def _answers(questions: object) -> str:
     return f'{questions["accuracy"]:.0%} of {questions["asked"]}'
 
 
-def _how(plan: MatrixPlan) -> str:
+def _how() -> str:
     return (
         '## Run it again\n\n'
         '```bash\n'
@@ -155,6 +155,6 @@ def _how(plan: MatrixPlan) -> str:
         'ki evidence modes BUNDLE --rtc OTHER  # how chunks are carried out, against delays\n'
         'ki evidence show                      # this page\n'
         '```\n\n'
-        f'A cell is of plan `{plan.digest}`: `benchmarks/evidence/matrix.yaml` and the run that it names. Cells of '
-        'another plan are not shown.'
+        'Cells belong to `benchmarks/evidence/matrix.yaml`, the run that it names and the bundle that this starts '
+        'from; those of others are not shown.'
     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ki.evidence.cells import START, EvidenceCell, PlayedEpisode, episodes_of, load_cells
+from ki.evidence.cells import START, EvidenceCell, PlayedEpisode, episodes_of, load_cell, load_cells
 from ki.evidence.matrix import EvidenceError, MatrixPlan, load_plan
 from ki.support.sim_evaluation import EvaluationCell, Plays, evaluate_cells
 from ki.support.simulated_data import load_triton_before_mesa
@@ -85,7 +85,7 @@ def _has(plan: MatrixPlan, recipe: str, seed: int, samples: int) -> bool:
     path = plan.folder / 'cells' / f'{EvidenceCell(recipe, seed, samples, "").name}.json'
     if not path.exists():
         return False
-    (found,) = [cell for cell in load_cells(path.parent) if cell.name == path.stem]
+    found = load_cell(path)
     return found.plan == plan.digest and not found.error
 
 
