@@ -8,10 +8,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,8 +21,10 @@ app = typer.Typer(help='Ten instructions on the simulated robot, through the who
 
 SHIPPED = Path('bundles/demo')
 NUMBERS = 'demo.json'
+LOG, STEPPED_LOG = 'nodes.log', 'nodes_stepped.log'
+Pace = Literal['auto', 'real', 'stepped']
 STACK = ('sim_robot', 'policy_node', 'chunk_executor', 'recorder')
-SUCCESS, FAILURE, UNLABELED = 1, 2, 0  # ki_msgs/EpisodeMarker OUTCOME_*
+SUCCESS, FAILURE, UNLABELED, DISCARD = 1, 2, 0, 3  # ki_msgs/EpisodeMarker OUTCOME_*
 LOOK_S = 3.5  # Fast DDS announces a participant every 3 s
 EXPERT_NOTE = (
     "No trained policy drives here. The simulator's scripted expert, which knows the scene and looks at no picture, "
@@ -49,6 +51,13 @@ def demo(
     backend: Annotated[str, typer.Option(help='What computes the policy: auto, torch, onnx or tensorrt.')] = 'auto',
     task: Annotated[list[str] | None, typer.Option(help='Task; several times for several in turn.')] = None,
     image_size: Annotated[int, typer.Option(help='Rows and columns of the cameras; 0: what suits who drives.')] = 0,
+    pace: Annotated[
+        Pace,
+        typer.Option(
+            help='real: in real time. stepped: by the clock of a slower simulator, /clock. '
+            'auto: in real time, and stepped from where the machine turns out to be too slow for it.'
+        ),
+    ] = 'auto',
     real: Annotated[bool, typer.Option(help='Then the second part, on recordings of a real robot.')] = True,
     only_real: Annotated[bool, typer.Option('--only-real', help='The second part alone.')] = False,
 ) -> None:
@@ -80,22 +89,21 @@ def demo(
     # The bundles of this project were trained on one task; the expert knows them all.
     names = task or (['demo'] if bundle else list(episodes_of.TASKS))
     choices = episodes_of.choose(episodes, names, seed)
-    stack = _stack(bundle, backend, image_size, seed)
+    stack = _stack(bundle, backend, image_size, seed, pace)
     _make_room(out)
     if bundle is None:
         console.print(f'[bold black on yellow]{EXPERT_NOTE}[/]\n{TRAIN_NOTE}\n', highlight=False)
-    shown: list[Shown] = []
+    lines: Lines = []
     status = 0
     with _interruptible():
         try:
-            for each in _play(stack, choices, out, console):
-                shown.append(each)
+            _play(stack, choices, out, console, lines, pace == 'auto')
         except KeyboardInterrupt:
             console.print('Stopped; what was recorded so far stays.')
             status = 130
         finally:
-            if any(each.bag for each in shown):
-                _report(shown, bundle, out, console)
+            if any(shown.bag for shown, _ in lines):
+                _report([shown for shown, _ in lines], bundle, out, console)
     if real and status == 0:
         status = _second(out, console, alone=False)
     raise typer.Exit(status)
@@ -130,13 +138,20 @@ class Shown:
     score: float = 0.0
     error: str = ''
     bag: str = ''
+    speed: float = 1.0  # of simulated time, in parts of real time
 
 
-def _stack(bundle: Path | None, backend: str, image_size: int, seed: int) -> Any:
+Lines = list[tuple[Shown, Any]]  # each with what is seen of it
+
+
+def _stack(bundle: Path | None, backend: str, image_size: int, seed: int, pace: Pace) -> Any:
+    from ki.support.pace import SPEEDS
     from ki.support.sim_stack import Stack
 
     # 96 is what the simulator's recordings have; without a policy the pictures are for people alone.
-    return Stack(bundle, backend, plan=bundle is None, image_size=image_size or (96 if bundle else 160), seed=seed)
+    size = image_size or (96 if bundle else 160)
+    speed = SPEEDS[0] if pace == 'stepped' else 1.0
+    return Stack(bundle, backend, bundle is None, speed=speed, image_size=size, seed=seed)
 
 
 def _make_room(out: Path) -> None:
@@ -146,7 +161,7 @@ def _make_room(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not (out / NUMBERS).is_file():
             raise KiError(f'{out} holds something else than an earlier demonstration: give --out an empty folder.')
-        for path in (*out.glob('episode_*'), *(out / name for name in ('report.html', 'demo.gif', 'nodes.log'))):
+        for path in (*out.glob('episode_*'), *(out / name for name in ('report.html', 'demo.gif', LOG, STEPPED_LOG))):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / NUMBERS).write_text('{}\n', encoding='utf-8')
@@ -166,73 +181,136 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _play(stack: Any, choices: list[Any], out: Path, console: Any) -> Iterator[Shown]:
-    """Plays the episodes; each is handed over when it begins, and filled while it goes on."""
-    from rich.live import Live
+def _play(stack: Any, choices: list[Any], out: Path, console: Any, lines: Lines, may_step: bool) -> None:
+    """Plays the episodes; each is added to `lines` when it begins, and filled while it goes on.
 
-    from ki.support.sim_stack import private_domain, program, running
-    from ki_policy_node.reports.watch import Watch
-    from ki_robot.contract.contract import load_contract
-    from ki_sim.record.sim_bags import ROBOT
+    Where real time is too fast for this machine and `may_step`, what failed for it is played again, and all else goes
+    on, by the clock of a slower simulator.
+    """
+    from ki.support.sim_stack import private_domain
     from ki_sim.world.gl import candidates
 
     candidates()  # where nothing can be drawn, say so before anything starts
     domain = private_domain()
     os.environ['ROS_DOMAIN_ID'] = str(domain)
     _nobody_there(domain)
-    contract = load_contract(ROBOT)
-    topics = [stream.topic for stream in contract.streams] + [output.topic for output in contract.outputs]
-    topics += ['policy_node/action_chunk', 'chunk_executor/applied_command']
-    recorder = program('recorder', {'folder': str(out.absolute())})
-    console.print(f'Starting the stack in ROS domain {domain}; its words go to {out / "nodes.log"}.', highlight=False)
-    with running([*stack.programs(), recorder], out / 'nodes.log', domain) as port:
-        watch = Watch(port.node)
-        lines: list[tuple[Shown, Any]] = []
-        cameras = [watch.topic(camera.topic) for camera in contract.cameras]
-        joints = watch.topic(contract.state_streams[0].topic)
-        with Live(console=console, auto_refresh=False, transient=False) as live:
-
-            def draw() -> None:
-                if console.is_terminal:
-                    live.update(_table(lines, len(choices), cameras, joints), refresh=True)
-
-            for choice in choices:
-                shown = Shown(choice.task, choice.seed, choice.instruction)
-                yield shown
+    left = list(choices)
+    while left:
+        show = _Show(stack, out, console, domain, lines, len(choices))
+        with show.running() as port:
+            while left:
+                shown = Shown(left[0].task, left[0].seed, left[0].instruction, speed=stack.speed)
                 lines.append((shown, None))
-                _episode(port, watch, stack.plan, shown, topics, lines, draw)
-                if not console.is_terminal:
-                    console.print(_line(shown), highlight=False, soft_wrap=True)
+                slower = show.episode(port, shown, may_step and not stack.slowed)
+                if slower is None or shown.success:
+                    left.pop(0)
+                else:
+                    lines.pop()
+                if slower is not None:
+                    stack = replace(stack, speed=slower)
+                    break
 
 
-def _episode(
-    port: Any, watch: Any, plan: bool, shown: Shown, topics: list[str], lines: list[Any], draw: Callable[[], None]
-) -> None:
-    """One episode and its recording."""
-    from ki_sim.evaluate.episode_runner import EXPERT, EpisodeOptions, play
+class _Show:
+    """One stack of processes, and what a person sees of its episodes."""
 
-    def ready() -> None:
-        watch.record(shown.instruction, EXPERT if plan else '', topics)
-        lines[-1] = (shown, watch.seen)
-        shown.state = 'records'
+    def __init__(self, stack: Any, out: Path, console: Any, domain: int, lines: Lines, total: int) -> None:
+        from ki_robot.contract.contract import load_contract
+        from ki_sim.record.sim_bags import ROBOT
 
-    def look(said: dict[str, Any]) -> None:
-        shown.state = watch.seen.executor or 'starts'
-        shown.seconds, shown.score, shown.success = said['time_s'], said['score'], None
-        draw()
+        self._stack, self._out, self._console, self._domain = stack, out, console, domain
+        self._lines, self._total = lines, total
+        self._contract = load_contract(ROBOT)
+        streams = [*self._contract.streams, *self._contract.outputs]
+        self._topics = [each.topic for each in streams]
+        self._topics += ['policy_node/action_chunk', 'chunk_executor/applied_command']
 
-    shown.state = 'new scene'
-    draw()
-    try:
-        outcome = play(port, shown.task, shown.seed, None, EpisodeOptions(plan), ready, look)
-    except KeyboardInterrupt:
-        shown.state = 'interrupted'
-        shown.bag = watch.stop(port, UNLABELED)
-        raise
-    shown.success, shown.seconds, shown.score = outcome.success, outcome.time_s, outcome.score
-    shown.error, shown.state = outcome.error, 'done'
-    shown.bag = watch.stop(port, SUCCESS if outcome.success else FAILURE)
-    draw()
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Any]:
+        """The processes, and a table on a terminal."""
+        from rclpy.parameter import Parameter
+        from rich.live import Live
+
+        from ki.support.pace import LoadMeter
+        from ki.support.sim_stack import program, running
+        from ki_policy_node.reports.watch import Watch
+
+        timed = {'use_sim_time': self._stack.clocked}
+        recorder = program('recorder', {'folder': str(self._out.absolute())} | timed)
+        log = self._out / (STEPPED_LOG if self._stack.slowed else LOG)
+        where = f'Starting the stack in ROS domain {self._domain}; its words go to {log}.'
+        self._console.print(where, highlight=False)
+        with running([*self._stack.programs(), recorder], log, self._domain) as port:
+            port.node.set_parameters([Parameter('use_sim_time', value=self._stack.clocked)])
+            self._watch, self._meter = Watch(port.node), LoadMeter(port.node, self._contract.step_ns)
+            with Live(console=self._console, auto_refresh=False, transient=False) as self._live:
+                yield port
+
+    def episode(self, port: Any, shown: Shown, may_step: bool) -> float | None:
+        """One episode and its recording. With `may_step`: how fast to go on, where real time was too fast."""
+        try:
+            self._meter.begin()
+            self._recorded(port, shown)
+        except KiError as error:
+            port.check()  # a process that has ended is no question of pace
+            if not may_step:
+                raise
+            shown.error = str(error)
+            self._watch.stop(port, DISCARD)
+        load = self._meter.load()
+        why = load.too_slow or (shown.error if shown.success is None else '')
+        slower = load.speed if may_step and why else None
+        if slower is not None:
+            self._say_slower(shown, why, slower)
+            if not shown.success and shown.bag:
+                shutil.rmtree(shown.bag)
+        if not self._console.is_terminal and (slower is None or shown.success):
+            self._console.print(_line(shown), highlight=False, soft_wrap=True)
+        return slower
+
+    def _say_slower(self, shown: Shown, why: str, speed: float) -> None:
+        goes_on = 'what follows is' if shown.success else f'“{shown.instruction}” is played again, and what follows is'
+        self._console.print(
+            f'[bold black on yellow]This machine is too slow for real time: {why}. So {goes_on} '
+            f'simulated at {speed:g} of real time.[/]',
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _recorded(self, port: Any, shown: Shown) -> None:
+        from ki_sim.evaluate.episode_runner import EXPERT, EpisodeOptions, play
+
+        watch = self._watch
+        options = EpisodeOptions(self._stack.plan, speed=self._stack.speed)
+
+        def ready() -> None:
+            watch.record(shown.instruction, EXPERT if self._stack.plan else '', self._topics)
+            self._lines[-1] = (shown, watch.seen)
+            shown.state = 'records'
+
+        def look(said: dict[str, Any]) -> None:
+            shown.state = watch.seen.executor or 'starts'
+            shown.seconds, shown.score, shown.success = said['time_s'], said['score'], None
+            self._draw()
+
+        shown.state = 'new scene'
+        self._draw()
+        try:
+            outcome = play(port, shown.task, shown.seed, None, options, ready, look)
+        except KeyboardInterrupt:
+            shown.state = 'interrupted'
+            shown.bag = watch.stop(port, UNLABELED)
+            raise
+        shown.success, shown.seconds, shown.score = outcome.success, outcome.time_s, outcome.score
+        shown.error, shown.state = outcome.error, 'done'
+        shown.bag = watch.stop(port, SUCCESS if outcome.success else FAILURE)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._console.is_terminal:
+            cameras = [self._watch.topic(camera.topic) for camera in self._contract.cameras]
+            joints = self._watch.topic(self._contract.state_streams[0].topic)
+            self._live.update(_table(self._lines, self._total, cameras, joints), refresh=True)
 
 
 def _nobody_there(domain: int) -> None:
@@ -250,7 +328,7 @@ def _nobody_there(domain: int) -> None:
         raise KiError(f'ROS domain {domain} is busy: {found[0]} is running there. End it, or set ROS_DOMAIN_ID.')
 
 
-def _table(lines: list[tuple[Shown, Any]], total: int, cameras: list[str], joints: str) -> Any:
+def _table(lines: Lines, total: int, cameras: list[str], joints: str) -> Any:
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -280,6 +358,18 @@ def _line(shown: Shown) -> str:
     return f'{shown.task:<10} {shown.seconds:5.1f} s  {what:<8} {shown.instruction}'
 
 
+def _pace(speeds: list[float]) -> str:
+    """How fast time passed, for the report."""
+    from ki_policy_node.reports.episode_report import REAL_TIME
+
+    stepped = [speed for speed in speeds if speed != 1.0]
+    if not stepped:
+        return REAL_TIME
+    slow = f'at {stepped[-1]:g} of real time, by the clock of the simulator'
+    first = len(speeds) - len(stepped)
+    return f'{first} {REAL_TIME} and {len(stepped)} {slow}' if first else slow
+
+
 def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) -> None:
     """The report, the film and the numbers."""
     from ki_policy_node.reports.episode_numbers import FILM_HZ
@@ -298,7 +388,7 @@ def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) ->
     success = rate(sum(bool(each.success) for each in finished), len(finished))
     notes = [EXPERT_NOTE, TRAIN_NOTE] if bundle is None else []
     driver = 'the scripted expert' if bundle is None else f'the policy {bundle}'
-    report = EpisodeReport(load_contract(ROBOT), outcomes, success, driver, notes)
+    report = EpisodeReport(load_contract(ROBOT), outcomes, success, driver, notes, _pace([each.speed for each in done]))
     film = write_gif(report.film(), out / 'demo.gif', fps=FILM_HZ, colours=192)
     (out / 'report.html').write_text(report.html(film.read_bytes()), encoding='utf-8')
     numbers = report.numbers() | {'bundle': str(bundle or ''), 'outcomes': [asdict(each) for each in shown]}

@@ -18,6 +18,10 @@ from ki_common.errors import KiError
 from ki_common.nodes import NODES
 
 START_S = 120.0
+# Where simulated time is slowed for a slow machine, nothing breaks when a node is silent for longer than a robot may be
+# left; the executor judges silence by the wall clock.
+PATIENT = {'state_timeout': 5.0, 'status_timeout': 5.0}
+PATIENT_POLICY = {'inference_timeout': 60.0}
 
 
 def program(name: str, parameters: Mapping[str, Any]) -> Program:
@@ -90,25 +94,36 @@ class Stack:
     image_size: int = 96
     seed: int = 0
 
+    @property
+    def clocked(self) -> bool:
+        """Whether time is the simulator's, on /clock."""
+        return self.speed != 1.0
+
+    @property
+    def slowed(self) -> bool:
+        """Whether time is slower than the wall clock, so that everybody can keep up."""
+        return 0.0 < self.speed < 1.0
+
     def programs(self) -> list[Program]:
         """The processes."""
         from ki.support.sim_policy import simulated_robot
 
         robot = simulated_robot(self.bundle)
-        timed = {'use_sim_time': self.speed != 1.0}
+        timed = {'use_sim_time': self.clocked}
         sim: dict[str, Any] = {
             'operator': 'plan' if self.plan else 'none',
             'width': self.image_size,
             'height': self.image_size,
         }
-        sim |= {'clock': self.speed != 1.0, 'speed': self.speed, 'robot': robot}
+        sim |= {'clock': self.clocked, 'speed': self.speed, 'robot': robot}
         made = [
             program('sim_robot', sim),
-            program('chunk_executor', {'robot': robot} | timed),
+            program('chunk_executor', {'robot': robot} | timed | (PATIENT if self.slowed else {})),
         ]
         if not self.plan:
             policy = {'robot': robot, 'backend': self.backend, 'dry_run': False, 'mode': self.mode, 'seed': self.seed}
             policy |= {'bundle': str(self.bundle or ''), 'execute_steps': self.execute_steps} | timed
+            policy |= PATIENT_POLICY if self.slowed else {}
             made.append(program('policy_node', policy))
         return made
 
@@ -132,7 +147,7 @@ def evaluate_live(
         for name in tasks:
             with progress(name, len(seeds) * (2 if paired else 1)) as line:
                 match, described = (
-                    EpisodeOptions(stack.plan, split),
+                    EpisodeOptions(stack.plan, split, stack.speed),
                     stack.described() | {'split': split, 'paired': paired},
                 )
                 report = evaluate(port, name, seeds, match, described, line.advance, paired)

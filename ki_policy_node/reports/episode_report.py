@@ -22,10 +22,11 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.reports.charts import COLOURS, Chart, Curve, Panel, plotly_script
 from ki_policy_node.reports.episode_film import INK, Picture, film
 from ki_policy_node.reports.episode_numbers import RecordedEpisode, read_episode
-from ki_policy_node.reports.web_page import Verdict, image, render
+from ki_policy_node.reports.web_page import Link, Verdict, image, render
 from ki_robot.contract.contract import Contract
 
 STRIP_FRAMES, STRIP_PIXELS = 9, 112
+REAL_TIME = 'in real time'
 REASONS = 4  # of holds, limits and failures each, that the top of the page names
 DISTRIBUTIONS = ('ki_policy_node', 'ros-jazzy-rclpy', 'ros-jazzy-rmw-fastrtps-cpp', 'mujoco', 'torch', 'onnxruntime')
 
@@ -56,6 +57,7 @@ class EpisodeReport:
         success: k, n, low and high of the success rate.
         driver: Who made the chunks, as a noun with its article.
         notes: Sentences that nobody may miss.
+        pace: How fast time passed; anything but real time is said to have limited the episodes.
 
     Raises:
         BagError: a bag is not there.
@@ -69,9 +71,10 @@ class EpisodeReport:
         success: Mapping[str, Any],
         driver: str,
         notes: Sequence[str] = (),
+        pace: str = REAL_TIME,
     ) -> None:
         self.contract, self.outcomes, self.success = contract, outcomes, success
-        self.driver, self.notes = driver, notes
+        self.driver, self.notes, self.pace = driver, notes, pace
         self.episodes = [read_episode(each.bag, contract) for each in outcomes]
         if not any(each.frames for each in self.episodes):
             raise NodeError('No recording holds a picture of the contract: was the recorder started with its topics?')
@@ -116,6 +119,7 @@ class EpisodeReport:
             verdict=self._verdict(),
             notes=self.notes,
             driver=self.driver,
+            pace=self.pace,
             cameras=len(self.contract.cameras),
             film=image(film, 'gif', 'the episodes side by side'),
             cards=self._cards(),
@@ -131,7 +135,10 @@ class EpisodeReport:
         k, n = self.success['k'], self.success['n']
         if not n:
             return Verdict(
-                ['No episode ran to its end, so none was judged.'], ['Nothing was measured.'], self._limits()
+                ['No episode ran to its end, so none was judged.'],
+                ['Nothing was measured.'],
+                self._limits(),
+                self._next(),
             )
         return Verdict(
             worked=[f'{k} of {n} instructions were carried out, driven by {self.driver}.'],
@@ -141,13 +148,17 @@ class EpisodeReport:
                 'Each outcome was judged by whoever ran the episodes; all other figures are read from the recordings.',
             ],
             limited=self._limits(),
+            next=self._next(),
             good=True if k == n else False if k == 0 else None,
         )
 
     def _limits(self) -> list[str]:
         """What kept episodes from succeeding or the robot from moving freely, in sentences."""
         failed = [each for each in self.outcomes if each.success is False]
-        said = [f'Failed: “{each.instruction}”{f" ({each.error})" if each.error else ""}.' for each in failed[:REASONS]]
+        said = [] if self.pace == REAL_TIME else [f'This machine, which is too slow for real time: {self.pace}.']
+        said += [
+            f'Failed: “{each.instruction}”{f" ({each.error})" if each.error else ""}.' for each in failed[:REASONS]
+        ]
         if len(failed) > REASONS:
             said.append(f'{len(failed) - REASONS} more failures are listed below.')
         open_ones = sum(each.success is None for each in self.outcomes)
@@ -158,6 +169,15 @@ class EpisodeReport:
         events: Counter[str] = sum((each.events for each in self.episodes), Counter())
         said += [f'Limited or refused {_times(count)}: {kind}.' for kind, count in events.most_common(REASONS)]
         return said or ['Nothing: no failure, no hold, no command that had to be limited.']
+
+    def _next(self) -> list[Link]:
+        """What to look at first: what went wrong, else the first episode; then what to do with the recordings."""
+        wrong = [number for number, each in enumerate(self.outcomes, 1) if not each.success]
+        held = [number for number, each in enumerate(self.episodes, 1) if each.holds]
+        links = [Link(f'episode-{number}', f'Episode {number}, which did not succeed') for number in wrong[:1]]
+        links += [Link(f'episode-{number}', f'Episode {number}, in which the robot was held') for number in held[:1]]
+        first = Link('episode-1', 'What the cameras saw and how the joints moved')
+        return [*(links or [first]), Link('next', 'What to do with the recordings')]
 
     def _cards(self) -> list[tuple[str, str]]:
         ages = [age for each in self.episodes for age in each.ages_ms]

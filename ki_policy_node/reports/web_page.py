@@ -20,6 +20,14 @@ TEMPLATES = Path(__file__).parent / 'templates'
 
 
 @dataclass(frozen=True)
+class Link:
+    """A place of the same page, by the id of its element, and what is there."""
+
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What every report says first, as sentences.
 
@@ -27,12 +35,14 @@ class Verdict:
         worked: Did it work?
         sure: How sure is that?
         limited: What limited it, most important first.
+        next: Where to look next; nothing is said where there are none.
         good: True or False colours the answer; None where nothing was judged.
     """
 
     worked: Sequence[str]
     sure: Sequence[str]
     limited: Sequence[str]
+    next: Sequence[Link] = ()
     good: bool | None = None
 
 

@@ -75,13 +75,18 @@ class StackServices(Protocol):
 class EpisodeOptions:
     """How episodes are played through the node.
 
-    `plan`: the simulator's operator is the policy, with chunks it has rehearsed; else the policy node is.
-    `wall_limit_s` ends an episode whose time does not pass.
+    `plan`: the simulator's operator is the policy, with chunks it has rehearsed; else the policy node is. `speed`: how
+    much simulated time passes in a second. `wall_limit_s` ends an episode whose time does not pass, at speed 1.
     """
 
     plan: bool = False
     split: str = 'train'
+    speed: float = 1.0
     wall_limit_s: float = 180.0
+
+    def patient(self, seconds: float) -> float:
+        """Seconds by the wall clock for what takes `seconds` at speed 1; no less where time is faster."""
+        return seconds / min(self.speed or 1.0, 1.0)
 
 
 def evaluate(
@@ -135,9 +140,9 @@ def play(
         watch: Called again and again with what the simulator says of the episode.
     """
     port.switch(f'{EXECUTOR}/enable', False)
-    time.sleep(LAST_WORD_S)
+    time.sleep(match.patient(LAST_WORD_S))
     reset(port, task, seed, goal, match.split)
-    time.sleep(QUIET_S)
+    time.sleep(match.patient(QUIET_S))
     if ready is not None:
         ready()
     need(port.trigger(f'{EXECUTOR}/reset_fault'))
@@ -148,7 +153,7 @@ def play(
         port.trigger(f'{POLICY}/reset_fault')  # a fault of the last episode is told in its outcome
         need(port.start_policy())
     try:
-        return outcome_of(_until_ended(port, match.wall_limit_s, watch))
+        return outcome_of(_until_ended(port, match, watch))
     finally:
         if match.plan:
             port.switch(f'{SIM}/operate', False)
@@ -184,8 +189,10 @@ def need(answer: tuple[bool, str]) -> None:
         raise SimError(answer[1] or 'a service said no and did not say why')
 
 
-def _until_ended(port: StackServices, limit_s: float, watch: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
-    begin = time.monotonic()
+def _until_ended(
+    port: StackServices, match: EpisodeOptions, watch: Callable[[dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    begin, start_s, limit_s = time.monotonic(), match.patient(START_S), match.patient(match.wall_limit_s)
     while True:
         port.check()
         said, passed_s = state(port), time.monotonic() - begin
@@ -193,9 +200,9 @@ def _until_ended(port: StackServices, limit_s: float, watch: Callable[[dict[str,
             watch(said)
         if said['ended']:
             return said
-        idle = not said['begun'] and passed_s > START_S
+        idle = not said['begun'] and passed_s > start_s
         if idle or passed_s > limit_s:
-            what = f'nothing was commanded within {START_S:g} s' if idle else f'not over within {limit_s:g} s'
+            what = f'nothing was commanded within {start_s:g} s' if idle else f'not over within {limit_s:g} s'
             return said | {'error': f'{what}: {port.complaint()}'}
         time.sleep(POLL_S)
 

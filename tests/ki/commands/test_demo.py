@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ki.commands import demo
+from ki.support import pace
 from ki_bags.reader import open_bag
 from ki_common.errors import KiError
 
@@ -66,6 +67,10 @@ def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
     assert 'src="http' not in page
     assert (out / 'demo.gif').read_bytes().startswith(b'GIF89a')
 
+    said = (out / 'nodes.log').read_text() + ''.join(path.read_text() for path in out.glob('nodes_stepped.log'))
+    assert 'Traceback' not in said
+    assert 'Warning' not in said, 'of Python; the nodes have words of their own'
+
     bag = open_bag(outcome['bag'])
     counts = {name: topic.count or 0 for name, topic in bag.topics.items()}
     steps = outcome['seconds'] * 20
@@ -89,8 +94,30 @@ def test_the_shipped_policy_drives_through_its_node(
     assert f'driven by the policy {policy}' in ' '.join(done.stdout.split())
     numbers = json.loads((out / 'demo.json').read_text())
     assert numbers['outcomes'][0]['error'] == ''
+    said = ''.join(path.read_text() for path in out.glob('nodes*.log'))
+    assert 'Traceback' not in said
+    assert 'Warning' not in said
+    assert 'hardly move' not in said
     assert numbers['episodes'][0]['chunks'] > 3
     assert 'No trained policy drives here' not in (out / 'report.html').read_text()
+    assert left_over(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+def test_a_machine_that_is_too_slow_goes_on_with_a_slower_simulator(
+    ki: Ki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ros_domain: int
+) -> None:
+    out = tmp_path / 'shown'
+    monkeypatch.setenv('DEMO_TEST', str(out))
+    monkeypatch.setattr(pace, 'LEAST_FACTOR', 2.0)  # real time is too slow for it
+    done = ki('demo', '--episodes', 2, '--seed', SEED, '--out', out, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'This machine is too slow for real time: a second of simulation took' in ' '.join(done.stdout.split())
+    numbers = json.loads((out / 'demo.json').read_text())
+    assert numbers['outcomes'][-1]['speed'] < 1.0
+    assert numbers['outcomes'][-1]['success'] is True
+    assert 'by the clock of the simulator' in (out / 'report.html').read_text()
     assert left_over(out) == []
 
 

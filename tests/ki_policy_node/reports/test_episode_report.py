@@ -104,6 +104,7 @@ def test_the_page_tells_every_outcome_and_needs_nothing_from_outside(
     rate = {'k': 1, 'n': 2, 'rate': 0.5, 'low': 0.09, 'high': 0.91}
     report = EpisodeReport(contract, told, rate, 'the policy P', ['Nobody may miss this.'])
     page = without_plotly(report.html(b'GIF89a'))
+    assert 'drove it through ROS 2, in real time.' in page
     assert 'put &lt;it&gt; away' in page
     assert '<it>' not in page
     assert [page.count(f'>{word}</span>') for word in ('success', 'failure', 'interrupted')] == [1, 1, 1]
@@ -144,7 +145,7 @@ def test_the_page_says_first_whether_it_worked_how_sure_and_what_limited_it(bag:
         EpisodeOutcome('stay', bag, None, 1.0),
     ]
     rate = {'k': 0, 'n': 1, 'rate': 0.0, 'low': 0.0, 'high': 0.79}
-    page = EpisodeReport(contract, outcomes, rate, 'the policy P').html(b'GIF89a')
+    page = EpisodeReport(contract, outcomes, rate, 'the policy P', pace='at 0.25 of real time').html(b'GIF89a')
     top = page[page.index('Did it work?') : page.index('What was running')]
     for sentence in (
         '0 of 1 instructions were carried out, driven by the policy P.',
@@ -153,8 +154,13 @@ def test_the_page_says_first_whether_it_worked_how_sure_and_what_limited_it(bag:
         '1 episode was interrupted before the end.',
         'Held 2 times: joint_states is stale.',
         'Limited or refused 2 times: velocity limit.',
+        'This machine, which is too slow for real time: at 0.25 of real time.',
+        '<a href="#episode-1">Episode 1, which did not succeed</a>',
+        '<a href="#next">What to do with the recordings</a>',
     ):
         assert sentence in top
+    assert all(page.count(f'id="{place}"') == 1 for place in ('episode-1', 'episode-2', 'next'))
+    assert 'in real time' not in page
 
 
 def test_no_word_of_a_bag_can_add_anything_to_the_page(bag: Path, contract: Contract) -> None:
