@@ -60,6 +60,7 @@ EXTRAS = {
     'space': ['pin>=3,<5', 'coal>=3,<4'],
     'console': ['aiohttp>=3.9,<4'],  # the web server of the operator's page
     'rerun': ['rerun-sdk>=0.24,<1'],  # `ki replay --rerun`, for who uses its viewer
+    'security': ['cryptography>=42,<50', 'lxml>=5,<7'],  # keys, certificates and the XML of SROS2
     'docs': ['mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=0.26,<2', 'mkdocs-gen-files>=0.5,<1'],
     # ROS 2 itself and what builds interfaces, for an environment without a sourced ROS 2. Never over one.
     'ros': [

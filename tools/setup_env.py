@@ -175,6 +175,7 @@ def set_up(accelerator: str, distro: str) -> None:
             'checkpoints',
             'serve',
             'console',
+            'security',
             'docs',
             'dev',
             *([] if distro else ['ros']),

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ def doctor(
     if context.invoked_subcommand:
         return
     checks = [python, torch, onnxruntime, tensorrt, dds, ros, ki_msgs, tools, data]
-    checks += [] if quick else [round_trip, rendering]
+    checks += [] if quick else [security, round_trip, rendering]
     findings = []
     for check in checks:
         for finding in examine(check):
@@ -188,6 +189,28 @@ def ros() -> Iterator[CheckResult]:
     domain, reach = os.environ.get('ROS_DOMAIN_ID', '0'), os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE', 'not set')
     rmw = importlib.import_module('rclpy.utilities').get_rmw_implementation_identifier()
     yield CheckResult('', 'ok', f'{rmw}, domain {domain}, discovery range {reach}')
+
+
+def security() -> Iterator[CheckResult]:
+    """Whether the DDS in use can enforce SROS2, which a node in a process of its own shows."""
+    asked = os.environ.get('KI_SECURITY') == 'enforce' or os.environ.get('ROS_SECURITY_ENABLE') == 'true'
+    probe = (
+        "import rclpy; rclpy.init(args=['--ros-args', '--enclave', '/ki_probe', '--log-level', 'fatal']); "
+        "rclpy.create_node('ki_probe')"
+    )
+    grants = importlib.import_module('ki_policy_node.security.grants').Grants('ki_probe')
+    with tempfile.TemporaryDirectory() as folder:
+        keystore = importlib.import_module('ki_policy_node.security.keystore')
+        keystore.create(Path(folder), {'ki_probe': grants}, '', int(os.environ.get('ROS_DOMAIN_ID', '0')))
+        on = {'ROS_SECURITY_ENABLE': 'true', 'ROS_SECURITY_STRATEGY': 'Enforce', 'ROS_SECURITY_KEYSTORE': folder}
+        done = subprocess.run(
+            [sys.executable, '-c', probe], env=os.environ | on, capture_output=True, text=True, check=False
+        )
+    if not done.returncode:
+        yield CheckResult('Security', 'ok', 'this DDS can enforce SROS2; keys: ki security init')
+    else:
+        fix = 'use a ROS 2 from apt, or unset KI_SECURITY and ROS_SECURITY_ENABLE' if asked else ''
+        yield CheckResult('Security', 'broken' if asked else 'note', 'this DDS cannot enforce SROS2', fix)
 
 
 def ki_msgs() -> Iterator[CheckResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,11 +19,15 @@ from rclpy.signals import SignalHandlerOptions
 
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
-from ki_policy_node.common.ros import use_own_dds_profile
+from ki_policy_node.common.ros import security_arguments, use_own_dds_profile
 from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
 SPIN_S = 0.05
+NO_SECURITY = (
+    'Security is asked for, and the DDS here cannot enforce it: Fast DDS was built without its security libraries, as '
+    'in the wheels of PyPI. Use a ROS 2 from apt, or unset KI_SECURITY and ROS_SECURITY_ENABLE.'
+)
 # For watchdogs: a simulated clock that is slow or stands still must not silence them.
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 SAME_FAILURE_LIMIT = 200  # exceptions in a row before the process gives up
@@ -116,11 +121,15 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
     """
     profile = use_own_dds_profile()
     try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        given = sys.argv if arguments is None else arguments
+        enclave = security_arguments(program_name(), given, os.environ)
+        rclpy.init(args=[*given, *enclave], signal_handler_options=SignalHandlerOptions.NO)
         node = make()
         answer_always(node)
         return profile, node
     except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
+        if 'security libraries' in str(error):
+            raise NodeError(NO_SECURITY) from error
         raise NodeError(f'The node cannot be started: {error}') from error
     except ValueError as error:
         if 'PARAMETER_NOT_SET' not in str(error):

@@ -71,6 +71,29 @@ def use_own_dds_profile() -> str:
     return use_dds_profile('none' if sourced else '')
 
 
+def security_arguments(node: str, arguments: list[str], environment: MutableMapping[str, str]) -> list[str]:
+    """What a node is started with besides, so that it finds its enclave in the keystore.
+
+    KI_SECURITY=enforce asks ROS 2 to refuse everybody without a key; it sets what `ros2` calls ROS_SECURITY_ENABLE and
+    ROS_SECURITY_STRATEGY. An enclave that is named already stays.
+
+    Raises:
+        NodeError: KI_SECURITY is something else, or no keystore is named.
+    """
+    wanted = environment.get('KI_SECURITY', '')
+    if wanted not in ('', 'enforce'):
+        raise NodeError(f'KI_SECURITY is {wanted!r}; write enforce, or unset it.')
+    if wanted:
+        if not environment.get('ROS_SECURITY_KEYSTORE'):
+            raise NodeError('KI_SECURITY is enforce, and ROS_SECURITY_KEYSTORE names no keystore: ki security init')
+        environment['ROS_SECURITY_ENABLE'], environment['ROS_SECURITY_STRATEGY'] = 'true', 'Enforce'
+    named = '--enclave' in arguments or '-e' in arguments or environment.get('ROS_SECURITY_ENCLAVE_OVERRIDE')
+    if environment.get('ROS_SECURITY_ENABLE') != 'true' or named:
+        return []
+    spaces = [each.removeprefix('__ns:=') for each in arguments if each.startswith('__ns:=')]
+    return ['--ros-args', '--enclave', '/'.join(['', *filter(None, [(spaces or [''])[-1].strip('/')]), node])]
+
+
 def message_class(name: str) -> Any:
     """The class of an interface named as ROS names it: 'sensor_msgs/msg/Image', 'x_msgs/action/Y_Goal'.
 
