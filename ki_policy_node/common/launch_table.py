@@ -58,6 +58,8 @@ def _policy() -> dict[str, LaunchArgument]:
         _parameter('robot', *STACK, default='bimanual_mobile'),
         _parameter('bundle', 'policy_node'),
         _parameter('backend', 'policy_node'),
+        _parameter('remote_url', 'policy_node'),
+        _parameter('remote_token_file', 'policy_node'),
         _parameter('instruction', 'policy_node'),
         _parameter('dry_run', 'policy_node'),
         _parameter('enabled', 'chunk_executor'),

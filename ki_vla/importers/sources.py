@@ -67,7 +67,7 @@ def find_source(
     *,
     cache: Path | None = None,
     progress: Progress | None = None,
-    storage: str = STORAGE,
+    storage: str | None = None,
 ) -> CheckpointSource:
     """A checkpoint or a tokenizer, fetched where it is not here.
 
@@ -77,7 +77,7 @@ def find_source(
         cache: where files of a bucket are kept; `~/.cache/ki_stack/checkpoints`, or what KI_CACHE names, unless given.
             The hub's own cache is used for the hub.
         progress: told how far a bucket's files are.
-        storage: who serves buckets.
+        storage: who serves buckets; what STORAGE_EMULATOR_HOST names, or Google, unless given.
 
     Raises:
         VlaError: there is no such thing, no network, or no room; the sentence says which files to bring by hand.
@@ -86,7 +86,8 @@ def find_source(
     url = BUCKET_URL.fullmatch(text)
     if url is not None:
         kept = cache or Path(os.environ.get('KI_CACHE', '~/.cache/ki_stack')).expanduser() / 'checkpoints'
-        return _from_bucket(text, url['bucket'], url['prefix'], files, kept, progress or (lambda *_: None), storage)
+        host = storage or os.environ.get('STORAGE_EMULATOR_HOST', STORAGE)
+        return _from_bucket(text, url['bucket'], url['prefix'], files, kept, progress or (lambda *_: None), host)
     if Path(text).exists():
         return CheckpointSource(Path(text), Path(text).name)
     hub = HUB_ID.fullmatch(text)

@@ -160,13 +160,14 @@ def write_orbax_folder(
     base = f'{params.resolve()}/'
     kvstore = {'driver': 'ocdbt', 'base': f'file://{base}'} if ocdbt else {'driver': 'file', 'path': base}
     names = {f'params.{name.replace("/", ".")}{".value" if value else ""}': name for name in arrays}
+    context = tensorstore.Context()
     with tensorstore.Transaction() as transaction:  # one version of the database, as orbax writes it
         for theirs, name in names.items():
             spec = {'driver': driver, 'kvstore': {**kvstore, 'path': f'{kvstore.get("path", "")}{theirs}/'}}
             array = arrays[name]
             store = tensorstore.open(
                 spec, create=True, dtype=array.dtype.name, shape=array.shape,
-                transaction=transaction if ocdbt else None,
+                transaction=transaction if ocdbt else None, context=context,
                 chunk_layout=tensorstore.ChunkLayout(chunk_shape=array.shape),
             ).result()  # fmt: skip
             store.write(array).result()
