@@ -188,11 +188,6 @@ class RobotView:
         with self._lock:
             return str(self._policy[0].policy_id) if self._policy is not None else ''
 
-    def recording(self) -> bool:
-        """Whether an episode is being recorded."""
-        with self._lock:
-            return self._episode is not None and self._episode.phase == EpisodeMarker.PHASE_START
-
     def _of_policy(self, steady_ns: int) -> Plain:
         if self._policy is None or steady_ns - self._policy[1] > SILENT_NS:
             return {'heard': False, 'state': 'silent', 'message': 'Nothing is heard of policy_node.', 'streams': []}

@@ -216,7 +216,8 @@ class Planner:
         chunk = whole if stood_ns else joined(self.timing, old, recent, whole, hand_over)
         seam = seam_between(old, chunk, arrived_ns) if old is not None else None
         if stands:
-            note = 'The executor does not follow the chunks; each begins where the robot stands.'
+            stood = 'The executor does not follow the chunks; each begins where the robot stands.'
+            note = f'{note} {stood}' if note else stood
         return Planned(chunk, raw, whole, inferred, epoch, expected, delay, arrived_ns, seam, note)
 
     def commit(self, planned: Planned) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ki_bags.reader import open_bag
 from ki_common.nodes import NODES
 
 pytestmark = pytest.mark.ros
@@ -65,7 +67,9 @@ def shows(page: Any, where: str, text: str, seconds: float = 10.0) -> None:
         raise AssertionError(f'{where} does not say {text!r}: {found}') from error
 
 
-def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, browser: Any, console: str) -> None:
+def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, rigs: Any, browser: Any, console: str) -> None:
+    bags = rig.folder / 'bags'
+    rig.processes.append(rigs.Process(NODES['recorder'], rig.folder / 'recorder.log', {'folder': str(bags)}))
     rig.start_executor(enabled=False, require_operator=True)
     rig.start_policy(dry_run=True, run_on_activate=False)
     rig.until('both are there', lambda: rig.state.startswith('disabled') and rig.status.state == 2, 20.0)
@@ -94,6 +98,19 @@ def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, browser: Any, consol
     page.click('button[data-do=leave_dry_run]')
     shows(page, '#executor', 'run')
     shows(page, '#driver', 'policy')
+
+    # An episode with a note, while it runs.
+    page.click('button[data-do=record]')
+    shows(page, '#episode', 'recording 0: wave <b>twice</b>')
+    page.fill('#note', 'the left arm trembled')
+    page.click('button[data-outcome=success]')
+    shows(page, '#answer', 'Recorded: ')
+    shows(page, '#episode', 'not recording')
+    bag = open_bag(Path(page.text_content('#answer').removeprefix('Recorded: ')))
+    said = {each.topic: bag.decode(each) for each in bag.messages({'/episode_note', '/control_source', '/episode'})}
+    assert said['/episode_note'].data == 'the left arm trembled'
+    assert said['/control_source'].source == 1
+    assert said['/episode'].outcome == 1
 
     # A camera dies and comes back.
     rig.robot.silent.add('scene')
