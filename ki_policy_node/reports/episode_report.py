@@ -22,7 +22,7 @@ from ki_policy_node.errors import NodeError
 from ki_policy_node.reports.charts import COLOURS, Chart, Curve, Panel, plotly_script
 from ki_policy_node.reports.episode_film import INK, Picture, film
 from ki_policy_node.reports.episode_numbers import RecordedEpisode, read_episode
-from ki_policy_node.reports.web_page import Link, Verdict, image, render
+from ki_policy_node.reports.web_page import PageLink, Verdict, image, render
 from ki_robot.contract.contract import Contract
 
 STRIP_FRAMES, STRIP_PIXELS = 9, 112
@@ -170,14 +170,16 @@ class EpisodeReport:
         said += [f'Limited or refused {_times(count)}: {kind}.' for kind, count in events.most_common(REASONS)]
         return said or ['Nothing: no failure, no hold, no command that had to be limited.']
 
-    def _next(self) -> list[Link]:
+    def _next(self) -> list[PageLink]:
         """What to look at first: what went wrong, else the first episode; then what to do with the recordings."""
         wrong = [number for number, each in enumerate(self.outcomes, 1) if not each.success]
         held = [number for number, each in enumerate(self.episodes, 1) if each.holds]
-        links = [Link(f'episode-{number}', f'Episode {number}, which did not succeed') for number in wrong[:1]]
-        links += [Link(f'episode-{number}', f'Episode {number}, in which the robot was held') for number in held[:1]]
-        first = Link('episode-1', 'What the cameras saw and how the joints moved')
-        return [*(links or [first]), Link('next', 'What to do with the recordings')]
+        links = [PageLink(f'episode-{number}', f'Episode {number}, which did not succeed') for number in wrong[:1]]
+        links += [
+            PageLink(f'episode-{number}', f'Episode {number}, in which the robot was held') for number in held[:1]
+        ]
+        first = PageLink('episode-1', 'What the cameras saw and how the joints moved')
+        return [*(links or [first]), PageLink('next', 'What to do with the recordings')]
 
     def _cards(self) -> list[tuple[str, str]]:
         ages = [age for each in self.episodes for age in each.ages_ms]

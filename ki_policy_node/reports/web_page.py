@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parent / 'templates'
 
 
 @dataclass(frozen=True)
-class Link:
+class PageLink:
     """A place of the same page, by the id of its element, and what is there."""
 
     place: str
@@ -42,7 +42,7 @@ class Verdict:
     worked: Sequence[str]
     sure: Sequence[str]
     limited: Sequence[str]
-    next: Sequence[Link] = ()
+    next: Sequence[PageLink] = ()
     good: bool | None = None
 
 
