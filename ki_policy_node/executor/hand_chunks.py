@@ -18,6 +18,7 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Limits
 from ki_robot.contract.poses import is_pose_column
 from ki_robot.errors import RobotError
+from ki_robot.policy_values import without_jumps
 from ki_robot.space.robot_space import RobotSpace
 
 
@@ -59,7 +60,8 @@ class HandChunks:
             return Solved(chunk)
         try:
             names = self._contract.action_names
-            chunk = chunk if chunk.names == names else replace(chunk, names=names, data_HN=chunk.columns(names))
+            # Numbers of a rotation that jump by a turn are no speed.
+            chunk = replace(chunk, names=names, data_HN=without_jumps(self._contract, chunk.columns(names)))
             verdict = guard.check(chunk, self._limits, now_ns, None, self._policy)
             if isinstance(verdict, guard.Reject):
                 return Solved(None, (rejected(verdict, chunk),))
