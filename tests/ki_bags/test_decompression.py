@@ -47,7 +47,7 @@ def test_a_storage_file_stops_growing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert plain.read_bytes() == b'fine'
 
 
-RECORDS = struct.pack('<BQ', 0, 0) * 7_000_000  # 63 MB of records that hold nothing, 30 kB compressed
+RECORDS = struct.pack('<BQ', 0, 0) * 600_000  # 5 MB of records that hold nothing, some hundred bytes compressed
 
 
 @pytest.mark.parametrize(
