@@ -23,7 +23,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from ki_common.errors import KiError
+from ki_common.errors import KiError, first_line, shown
 from ki_robot.policy_values import mapped_values
 from ki_vla.engine.interface import Carry
 from ki_vla.errors import VlaError
@@ -130,6 +130,10 @@ class PolicyServer:
                     log.warning('refused: %s', error)
                     connection.send(str(error))
                     continue
+                except Exception as error:  # whatever a message sets off must not end the service of the others
+                    log.exception('failed')
+                    connection.send(f'the server failed: {type(error).__name__}: {first_line(error)}')
+                    continue
                 connection.send(answer)
                 last_total_s = time.perf_counter() - begin_s
         except ConnectionClosed:
@@ -175,8 +179,13 @@ class PolicyServer:
             return None
         if not isinstance(said, Mapping) or not {'actions', 'delay', 'end', 'mode'} <= set(said):
             raise VlaError(f'{CARRY} needs actions, delay, end and mode.')
-        previous_PA = self._policy.bundle.processor.carried(np.asarray(said['actions'], dtype=np.float64), state)
-        return Carry(previous_PA, delay=int(said['delay']), end=int(said['end']), mode=str(said['mode']))
+        rows, delay, end = said['actions'], said['delay'], said['end']
+        if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != 'f':
+            raise VlaError(f'{CARRY}.actions is no array of steps and columns.')
+        if not all(isinstance(each, int) and 0 <= each <= len(rows) for each in (delay, end)):
+            raise VlaError(f'{CARRY}.delay is {shown(delay)} and end {shown(end)}; write steps of 0 to {len(rows)}.')
+        previous_PA = self._policy.bundle.processor.carried(rows, state)
+        return Carry(previous_PA, delay=delay, end=end, mode=str(said['mode']))
 
 
 def check_address(host: str, token: str) -> None:

@@ -45,6 +45,7 @@ def test_a_client_of_openpi_is_told_what_is_served_and_gets_the_same_chunk_as_he
 
 def test_a_mistake_is_a_sentence_and_the_connection_stays(start, seen):
     server = start()
+    carry = {'actions': np.zeros((4, 8)), 'delay': 1, 'end': 3, 'mode': 'guided'}
     with connect(f'ws://127.0.0.1:{server.port}') as client:
         client.recv()
         for sent, why in (
@@ -64,6 +65,10 @@ def test_a_mistake_is_a_sentence_and_the_connection_stays(start, seen):
             (as_openpi(seen, **{'observation/image': np.zeros((4, 4))}), 'image scene has the shape (4, 4)'),
             (as_openpi(seen, **{'observation/image': np.full((4, 4, 3), 9.0)}), 'floats beyond 0..1'),
             (as_openpi(seen, carry={'delay': 1}), 'carry needs actions, delay, end and mode'),
+            (as_openpi(seen, carry=carry | {'actions': [1]}), 'carry.actions is no array of steps and columns'),
+            (as_openpi(seen, carry=carry | {'end': 99}), 'carry.delay is 1 and end 99; write steps of 0 to 4'),
+            (as_openpi(seen, carry=carry | {'mode': 'magic'}), "carry.mode: 'magic' is unknown"),
+            (as_openpi(seen, carry=carry | {'actions': np.zeros((4, 3))}), 'carried chunk'),
         ):
             client.send(sent)
             answer = client.recv()
