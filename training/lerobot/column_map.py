@@ -85,7 +85,7 @@ class ColumnEntry(Config):
     """As stored."""
     invert: bool = False
     """Whether the sign turns."""
-    scale: float = 1.0
+    scale: float = Field(default=1.0, gt=0)
     """Multiplies, after the unit. With a scale the column may have another unit: percent of an opening in m."""
     offset: float = 0.0
     """Is added last, in the unit of the column."""
