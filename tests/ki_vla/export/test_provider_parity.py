@@ -43,7 +43,7 @@ def test_graphs_are_checked_once_where_they_were_not_yet(
     assert f'ki export {bundle.folder} --precision fp32 --device cpu' in caplog.text
     kept = json.loads((export.folder / KEPT).read_text())
     assert kept['parity']['chunk']['max_error'] < 1e-4
-    monkeypatch.setattr(parity, 'measure_runner', None)
+    monkeypatch.setattr(parity, 'measure', None)
     require_parity(bundle, export, 'cpu')
     require_parity(bundle, export, 'cuda')  # where they were checked
 
@@ -56,7 +56,7 @@ def test_another_machine_or_export_is_checked_anew(
     counted: list[str] = []
     near = {'chunk': {'cosine': 1.0, 'max_error': 0.0, 'max_value': 1.0}}
     monkeypatch.setattr(parity, 'reference', lambda *_: None)
-    monkeypatch.setattr(parity, 'measure_runner', lambda *_: counted.append(change) or near)
+    monkeypatch.setattr(parity, 'measure', lambda *_: counted.append(change) or near)
     require_parity(bundle, export, 'cpu', 'one')
     require_parity(bundle, export, 'cpu', 'one')
     assert len(counted) == 1
@@ -76,7 +76,7 @@ def test_graphs_that_differ_there_are_refused_now_and_at_the_next_start(
     sentence = 'agrees with torch on cuda, but not on cpu: fp32 graph '
     with pytest.raises(VlaError, match=sentence):
         require_parity(bundle, export, 'cpu')
-    monkeypatch.setattr(parity, 'measure_runner', None)
+    monkeypatch.setattr(parity, 'measure', None)
     with pytest.raises(VlaError, match=sentence):
         require_parity(bundle, export, 'cpu')
     with open_engine(bundle, device='cpu') as engine:
