@@ -192,6 +192,16 @@ class EpisodeDataset:
         """Which steps (T,) are by a driver that is wanted."""
         return driven_by_human(arrays) if self.human else np.ones(len(arrays['stamps']), dtype=bool)
 
+    @property
+    def thing_words(self) -> dict[str, set[str]]:
+        """Every word that the data say of things, by label."""
+        found: dict[str, set[str]] = {}
+        for number in self.episode_numbers:
+            arrays = self.arrays(number)
+            for place, label in enumerate(arrays.get('thing_heads', ())):
+                found.setdefault(str(label), set()).update(map(str, np.unique(arrays['thing_words'][:, place])))
+        return found
+
     def starts(self) -> NDArray[np.int32]:
         """(number of episode, step) of every sample, (len, 2)."""
         return self._where

@@ -151,6 +151,16 @@ class VlmDataset:
         return found
 
     @property
+    def thing_words(self) -> dict[str, set[str]]:
+        """Every word that the files say of things, by label."""
+        found: dict[str, set[str]] = {}
+        for row in self._rows:
+            for thing in row.things or ():
+                for label, word in thing.words.items():
+                    found.setdefault(label, set()).add(word)
+        return found
+
+    @property
     def hash(self) -> str:
         """sha256 over texts, kinds and the names of pictures, in order; wherever the files lie."""
         digest = hashlib.sha256()

@@ -19,6 +19,7 @@ import yaml
 
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import load_contract
+from ki_vla.model.config import ModelConfig
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.policy.bundle import Bundle
@@ -88,6 +89,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         for words in (sources.vlm, sources.vlm_held):
             if words is not None:  # now, and not in the middle of the night
                 words.drop(partial(misfit, beginning.processor))
+        _check_labels(beginning.processor.config, sources)
         if world.first:
             _describe(run, sources, beginning, fresh=kept is None)
         tell('begin', _facts(run, sources, beginning))
@@ -346,6 +348,31 @@ def data_origin(sources: Sources) -> dict[str, Any]:
         'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
         'others': {other.contract.name: other.index.hash for other, _ in sources.others},
     }
+
+
+def _check_labels(config: ModelConfig, sources: Sources) -> None:
+    """Refuses data that call things by words that the model's training heads do not have, or by none of them.
+
+    Raises:
+        TrainingError: names the label, the words and what to write.
+    """
+    if config.dense is None:
+        return
+    found: dict[str, set[str]] = {}
+    for source in (sources.train, sources.held, sources.vlm, sources.vlm_held):
+        for label, words in ({} if source is None else source.thing_words).items():
+            found.setdefault(label, set()).update(words)
+    for label, known in config.dense.labels.items():
+        if label not in found:
+            raise TrainingError(
+                f'model.dense.labels has {label}, and no data say it of things ({", ".join(found) or "no label"} they '
+                'do); leave it out, or add data with things.'
+            )
+        strange = sorted(found[label] - set(known))
+        if strange:
+            raise TrainingError(
+                f'model.dense.labels.{label} is {", ".join(known)}; the data also say {", ".join(strange)}: add it.'
+            )
 
 
 def _facts(run: Run, sources: Sources, beginning: Beginning) -> dict[str, Any]:

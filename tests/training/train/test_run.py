@@ -198,3 +198,16 @@ def test_a_run_without_a_terminal_writes_lines(run_of: MakeRun, capsys: pytest.C
     assert [line.split(':')[0] for line in lines if line.startswith('  step ') and 'samples/s' in line] == [
         '  step 2', '  step 4', '  step 6',
     ]  # fmt: skip
+
+
+def test_words_that_no_training_head_knows_are_refused_before_the_first_step(run_of: MakeRun, words_file: Path) -> None:
+    lines = words_file.read_text().splitlines()
+    seen = ', "things": [{"colour": "teal", "x": 0.5, "y": 0.5}]}'
+    words_file.write_text('\n'.join([lines[0][:-1] + seen, *lines[1:]]) + '\n')
+    for labels, says in (
+        ({'colour': ['red']}, r'labels\.colour is red; the data also say teal: add it'),
+        ({'colour': ['teal'], 'kind': ['cup']}, r'labels has kind, and no data say it of things \(colour they do\)'),
+    ):
+        with pytest.raises(TrainingError, match=says):
+            train(run_of({'steps': 1}, model={'dense': {'labels': labels}}))
+    assert train(run_of({'steps': 1}, model={'dense': {'labels': {'colour': ['teal', 'red']}}})) is not None

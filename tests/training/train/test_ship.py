@@ -20,7 +20,11 @@ DENSE = {'dense': {'labels': {'colour': ['red', 'blue']}}}
 STAGE = {'batch': 4, 'draws': 1, 'warmup': 1, 'ema': 0.0, 'vlm': 0.5}
 
 
-def test_every_stage_and_every_kept_checkpoint_is_a_bundle_without_heads_for_training(run_of: MakeRun) -> None:
+def test_every_stage_and_every_kept_checkpoint_is_a_bundle_without_heads_for_training(
+    run_of: MakeRun, words_file: Path
+) -> None:
+    thing = '{"image": "0.jpg", "answer": "a cup", "things": [{"colour": "red", "x": 0.5, "y": 0.5}]}'
+    words_file.write_text(f'{words_file.read_text()}{thing}\n')
     stages = [
         {'name': 'words', 'recipe': 'pi05_first', 'steps': 2, **STAGE},
         {'name': 'acts', 'recipe': 'ours', 'steps': 5, 'max_delay': 2, **STAGE},
