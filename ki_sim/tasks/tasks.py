@@ -180,7 +180,7 @@ STACK_TOPS, STACK_FEET = ('block', 'cup', 'can', 'carton'), ('block', 'plate')
 
 
 def _stack_scene(rng: np.random.Generator, split: str) -> Scene:
-    tops = _draw(rng, split, int(rng.integers(1, 4)), STACK_TOPS)
+    tops = _draw(rng, split, int(rng.integers(2, 4)), STACK_TOPS)
     feet = [pair for pair in pairs('train', STACK_FEET) if pair not in tops]
     foot = feet[int(rng.integers(len(feet)))]
     return Scene(place(rng, [*tops, foot], gap=GAP), sample_look(rng, plain=True))
