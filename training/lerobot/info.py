@@ -17,6 +17,8 @@ VERSIONS = ('v2.0', 'v2.1', 'v3.0')
 IMAGES = 'observation.images.'
 # Columns of every table that are no measurement and no command.
 BOOKKEEPING = ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index', 'next.reward', 'next.done')
+# Whether a human drove a step: ours, and the name that LeRobot's recordings with a human in the loop have.
+INTERVENTIONS = ('intervention', 'complementary_info.is_intervention')
 MAX_ELEMENTS = 4096
 
 
@@ -102,7 +104,11 @@ class DatasetInfo(Config):
     @property
     def numbers(self) -> dict[str, Feature]:
         """The features whose elements can be columns of a robot."""
-        return {key: feature for key, feature in self.features.items() if feature.is_number and key not in BOOKKEEPING}
+        return {
+            key: feature
+            for key, feature in self.features.items()
+            if feature.is_number and key not in (*BOOKKEEPING, *INTERVENTIONS)
+        }
 
 
 def _flat(names: Any) -> list[str]:

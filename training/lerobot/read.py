@@ -23,7 +23,7 @@ from ki_bags.problems import Problems
 from ki_common.errors import KiError
 from ki_common.files import is_lfs_pointer
 from training.errors import TrainingError
-from training.lerobot.info import IMAGES, DatasetInfo
+from training.lerobot.info import IMAGES, INTERVENTIONS, DatasetInfo
 from training.lerobot.parquet import ParquetReader
 from training.lerobot.pictures import Clip, Picture, Stills, film_pictures, still_pictures
 
@@ -46,6 +46,7 @@ class LerobotEpisode:
         timestamps: Seconds, (T,).
         tasks: Per step, (T,).
         clips: By camera.
+        human: Which steps a human drove, (T,); None where the dataset does not say.
     """
 
     number: int
@@ -55,6 +56,7 @@ class LerobotEpisode:
     timestamps: NDArray[np.float64]
     tasks: tuple[str, ...]
     clips: dict[str, Clip | Stills]
+    human: NDArray[np.bool_] | None = None
 
     @property
     def steps(self) -> int:
@@ -119,20 +121,22 @@ class LerobotDataset:
         features = self.info.numbers
         try:
             # v3 files hold many episodes; the filter skips row groups of others by their statistics.
-            columns = [*features, 'timestamp', 'task_index', 'episode_index']
+            human_key = next((key for key in INTERVENTIONS if key in self.info.features), None)
+            columns = [*features, 'timestamp', 'task_index', 'episode_index', *filter(None, [human_key])]
             table = self._reader.table(path, columns, ('episode_index', number))
             if not len(table):
                 raise ValueError('no row has this episode_index')
             values = {key: _column(table, key, features[key].size) for key in features if key in table.column_names}
             times = _column(table, 'timestamp', 1)[:, 0]
             tasks = tuple(self._tasks.get(int(each), '') for each in table['task_index'].to_numpy())
+            human = _column(table, human_key, 1)[:, 0] > 0.5 if human_key and human_key in table.column_names else None
             nothing = np.zeros((len(table), 0))
             state, action = (values[key] if key else nothing for key in (self.state_key, self.action_key))
         except Exception as error:  # pyarrow raises a dozen types for a damaged file
             why = str(error) if isinstance(error, KiError) else f'{type(error).__name__}: {error}'
             raise TrainingError(f'{path}: episode {number} cannot be read ({why}).') from error
         clips = {camera: self._clip(number, camera) for camera in self.cameras}
-        return LerobotEpisode(number, values, state, action, times, tasks, clips)
+        return LerobotEpisode(number, values, state, action, times, tasks, clips, human)
 
     def promised_steps(self, number: int) -> int | None:
         """How many steps the metadata says that an episode has; None when it does not say."""

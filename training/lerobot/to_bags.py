@@ -39,6 +39,7 @@ from training.lerobot.pictures import Picture
 from training.lerobot.read import LerobotDataset, LerobotEpisode
 from training.lerobot.times import StepTimes, step_times
 
+POLICY, HUMAN = 1, 2  # of ki_msgs/ControlSource
 EPOCH_NS = 1_700_000_000 * 10**9  # the first stamp: no stamp is 0, and the same dataset gives the same bags
 MARGIN = 0.05  # of its span, beyond what a column reached, where limits are made from data
 MAX_HORIZON = 50
@@ -276,6 +277,9 @@ def write_episode(
         message_builders.put(bag, 'episode', EPOCH_NS, message_builders.marker(EPOCH_NS, 0, episode.number, task))
         for step, since_start_ns in enumerate(times.since_start_ns.tolist()):
             time_ns = EPOCH_NS + since_start_ns
+            if episode.human is not None and (step == 0 or episode.human[step] != episode.human[step - 1]):
+                source = HUMAN if episode.human[step] else POLICY
+                message_builders.put(bag, 'control_source', time_ns, message_builders.control_source(time_ns, source))
             if episode.tasks[step] not in ('', said):
                 said = episode.tasks[step]
                 message_builders.put(bag, 'instruction', time_ns, message_builders.instruction(time_ns, said))

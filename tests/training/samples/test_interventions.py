@@ -95,3 +95,16 @@ def test_lerobot_gets_a_column(index: Index, tmp_path: Path) -> None:
     table = parquet.read_table(next((tmp_path / 'lerobot' / 'data').rglob('*.parquet')))
     drove = driven_by_human(EpisodeDataset(index).arrays(0))
     np.testing.assert_array_equal(table['intervention'].to_numpy(zero_copy_only=False), drove)
+
+
+def test_a_human_s_steps_come_back_from_a_lerobot_dataset(index: Index, toy: Contract, tmp_path: Path) -> None:
+    pytest.importorskip('pyarrow.parquet')
+    from training.lerobot.to_bags import from_lerobot
+    from training.lerobot.write import to_lerobot
+
+    to_lerobot(index, tmp_path / 'lerobot', 'copy')
+    contract, problems = from_lerobot(tmp_path / 'lerobot', tmp_path / 'again')
+    assert contract == toy
+    assert [str(each) for each in problems] == []
+    back = EpisodeDataset(index_bags(tmp_path / 'again', contract, tmp_path / 'index2'))
+    np.testing.assert_array_equal(driven_by_human(back.arrays(0)), driven_by_human(EpisodeDataset(index).arrays(0)))
