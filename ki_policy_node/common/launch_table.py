@@ -33,6 +33,10 @@ def derived_tables() -> dict[str, list[LaunchArgument]]:
             *(_parameter(name, 'recorder') for name in ('folder', 'prefix', 'task')),
             policy['namespace'],
             replace(policy['use_sim_time'], nodes=('recorder',)),
+            LaunchArgument('topics', str, '', 'Topics to record besides those of the namespace, separated by spaces.'),
+            LaunchArgument(
+                'params_file', str, '', 'Further parameters of the recorder; without it config/node/recorder.yaml.'
+            ),
         ],
         'sim': [
             _SIM_CHANGES.get(name, lambda argument: argument)(policy[name]) for name in (*passed, 'console', *restart)

@@ -151,12 +151,14 @@ class Recorder(Node):
     # -- listening
 
     def wants(self, name: str) -> bool:
-        """Whether a topic is to be recorded: listed; where none is listed, the robot's own, if it is not hidden.
+        """Whether a topic is to be recorded: listed as extra; listed, or where none is, the robot's own, if not hidden.
 
         The robot's are those below the namespace of the recorder, and those that all robots share.
         """
         if name == self._markers.topic_name:
             return False
+        if name in {self.resolve_topic_name(topic) for topic in self.settings.extra_topics}:
+            return True
         if self.settings.topics:
             return name in {self.resolve_topic_name(topic) for topic in self.settings.topics}
         if '/_' in name or name in {'/rosout', '/parameter_events'}:

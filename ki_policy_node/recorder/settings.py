@@ -23,6 +23,8 @@ class RecorderSettings(NodeSettings):
     topics: tuple[str, ...] = setting(())
     """Topics to record; empty records every one of the recorder's namespace that is not hidden, and /tf, /tf_static,
     /clock and /diagnostics."""
+    extra_topics: tuple[str, ...] = setting(())
+    """Topics to record besides: of another namespace, or hidden."""
     compression: Compression = setting('none')
     """Compression of the chunks of a bag."""
     cache_mib: int = setting(256, unit='MiB', ge=1, le=1 << 20)

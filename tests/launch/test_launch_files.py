@@ -62,7 +62,7 @@ def test_an_executable_is_a_module_with_a_main(name: str) -> None:
 
 
 def test_the_parameter_files_fit_the_nodes_that_they_are_for() -> None:
-    for name, nodes in (('policy', STACK), ('sim_robot', ('sim_robot',))):
+    for name, nodes in (('policy', STACK), ('sim_robot', ('sim_robot',)), ('recorder', ('recorder',))):
         file = ROOT / 'config' / 'node' / f'{name}.yaml'
         check_parameter_file(file, yaml.safe_load(file.read_text()), '', nodes)
 
@@ -208,10 +208,21 @@ def test_every_node_gets_the_same_from_the_launch_file_and_from_ki_up(launched: 
 
 
 def test_the_recorder_gets_the_same_from_the_launch_file_and_from_ki_up(launched: Any) -> None:
-    started = launched('record', folder='bags', task='wave', namespace='robot1')['recorder']
+    extra = '/scale/weight /room/image'
+    started = launched('record', folder='bags', task='wave', namespace='robot1', topics=extra)['recorder']
     program = PolicyStack('bags', robot='arm_single', instruction='wave', namespace='robot1').programs()[-1]
-    assert started.parameters == program.parameters
+    content = yaml.safe_load((ROOT / 'config' / 'node' / 'recorder.yaml').read_text())
+    usual_ones = content['/**/recorder']['ros__parameters']
+    assert started.parameters == usual_ones | program.parameters | {'extra_topics': ['/scale/weight', '/room/image']}
     assert started.namespace == '/robot1'
+
+
+def test_the_recorder_takes_a_file_of_parameters_below_its_arguments(launched: Any, tmp_path: Path) -> None:
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('recorder: {ros__parameters: {cache_mib: 64, folder: theirs}}\n')
+    parameters = launched('record', folder='bags', params_file=str(mine))['recorder'].parameters
+    assert (parameters['cache_mib'], parameters['folder']) == (64, 'bags')
+    assert 'extra_topics' not in parameters
 
 
 def test_the_simulator_is_driven_at_once_and_without_a_model(launched: Any) -> None:

@@ -16,7 +16,7 @@ from ki_common.configuration.yaml_reader import read_yaml
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = {'robots': 'contract.json', 'train': 'run.json', 'node': 'up.json'}
 SHIPPED = [path for folder in NAMED for path in sorted((ROOT / 'config' / folder).glob('*.yaml'))]
-PARAMETERS = {'policy.yaml', 'sim_robot.yaml'}  # ROS 2 files of parameters
+PARAMETERS = {'policy.yaml', 'recorder.yaml', 'sim_robot.yaml'}  # ROS 2 files of parameters
 
 
 @pytest.fixture(scope='module')

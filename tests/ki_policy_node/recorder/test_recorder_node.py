@@ -165,15 +165,20 @@ def test_what_waited_for_a_recorder_that_stalled_keeps_the_time_it_arrived_at(tm
 
 
 @pytest.mark.parametrize(
-    ('namespace', 'topics', 'recorded'),
+    ('namespace', 'given', 'recorded'),
     [
-        ('robot1', [], {'/robot1/words', '/robot1/arm/words', *SHARED}),
-        ('', [], {'/robot1/words', '/robot1/arm/words', '/robot10/words', '/robot2/words', '/words', *SHARED}),
-        ('robot1', ['words', '/words'], {'/robot1/words', '/words'}),
+        ('robot1', {}, {'/robot1/words', '/robot1/arm/words', *SHARED}),
+        ('', {}, {'/robot1/words', '/robot1/arm/words', '/robot10/words', '/robot2/words', '/words', *SHARED}),
+        ('robot1', {'topics': ['words', '/words']}, {'/robot1/words', '/words'}),
+        (
+            'robot1',
+            {'extra_topics': ['/robot2/words', '_hidden']},
+            {'/robot1/words', '/robot1/arm/words', '/robot1/_hidden', '/robot2/words', *SHARED},
+        ),
     ],
 )
 def test_a_recorder_in_a_namespace_records_its_robot_and_no_other(
-    namespace: str, topics: list[str], recorded: set[str]
+    namespace: str, given: dict[str, list[str]], recorded: set[str]
 ) -> None:
     from rclpy.parameter import Parameter
     from std_msgs.msg import String
@@ -185,8 +190,8 @@ def test_a_recorder_in_a_namespace_records_its_robot_and_no_other(
     with ros.node('talker', start_parameter_services=False, enable_rosout=False) as node:
         for name in (*spoken, '/tf', '/clock'):
             node.create_publisher(String, name, 10)
-        given = [Parameter('topics', value=topics)] if topics else []
-        recorder = Recorder(namespace=namespace, parameter_overrides=given)
+        overrides = [Parameter(name, value=topics) for name, topics in given.items()]
+        recorder = Recorder(namespace=namespace, parameter_overrides=overrides)
         own = f'/{namespace}/recorder/'.replace('//', '/')
         try:
             ros.spin_until(recorder, lambda: set(recorder.streams) >= recorded, 10.0)
