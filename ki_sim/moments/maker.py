@@ -273,7 +273,7 @@ def _rest_height(now: Situation, first: Duty, let_go: float) -> float:
     foot = 0.0
     if now.goal.other >= 0 and now.task == 'stack':
         foot = now.objects[now.goal.other].height
-    elif first.words.endswith(' bin') or now.task in ('put_in_bin', 'bus', 'bus_table'):
+    elif now.goal.places[0] in BIN_CENTRE:
         foot = 0.006
     return min(let_go, TABLE_TOP + foot + half)
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from ki_common.files import atomic_file, write_text
 from ki_sim.errors import SimError
-from ki_sim.tasks.tasks import DEMO_COLOURS, DEMO_KINDS
 from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
 from ki_sim.vqa.questions import Fact, lines_about, things
 from ki_sim.world.kinematics import Arms, pointing_down
@@ -34,7 +33,7 @@ SPLITS = ('train', 'heldout')
 PART = 50  # scenes of one file
 SIZE = 96  # rows and columns of an image, unless told otherwise
 AREA = ((0.34, 0.585), (-0.17, 0.17))
-HOME_SHARE = 0.5  # of the training scenes, those that look like the robot's own first task
+HOME_SHARE = 0.5  # of the training scenes, those that look like the robot's own tasks
 HOVERS = 0.25  # share of idle hands that are over the table, where they hide some of it
 
 # Pairs of the held-out split. Each has a colour or a kind that the robot never handles, so that no action data
@@ -96,8 +95,8 @@ def sample_still(seed: int, split: str) -> Still:
     known = vqa_pairs('train')
     rng = np.random.default_rng([seed, SPLITS.index(split) if split in SPLITS else 9, 11])
     if split == 'train' and rng.random() < HOME_SHARE:
-        known = pairs('train', DEMO_KINDS, DEMO_COLOURS) + pairs('heldout', DEMO_KINDS, DEMO_COLOURS)
-        chosen = [known[i] for i in rng.choice(len(known), int(rng.integers(1, 4)), replace=False)]
+        known = pairs('train') + pairs('heldout')
+        chosen = [known[i] for i in rng.choice(len(known), int(rng.integers(1, 5)), replace=False)]
         laid = place(rng, chosen, yaw_range=0.3)
         return Still(Scene(laid, sample_look(rng, plain=True)), ('table',) * len(laid), seed, split)
     count = int(rng.integers(1, 6))

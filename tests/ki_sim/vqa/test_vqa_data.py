@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ki_sim.errors import SimError
-from ki_sim.tasks.tasks import DEMO_KINDS
 from ki_sim.vqa.boxes import CELLS, SHARP, cells_of
 from ki_sim.vqa.questions import (
     Fact,
@@ -189,10 +188,11 @@ def test_arrangements_move_the_objects_of_a_scene_and_keep_what_they_are(photogr
     assert len({(round(shot.facts[0].x, 3), round(shot.facts[0].y, 3)) for shot in shots}) == len(shots)
 
 
-def test_half_of_the_training_scenes_look_like_the_robots_first_task():
+def test_half_of_the_training_scenes_look_like_the_robots_own_tasks_with_held_out_pairs_too():
     scenes = [sample_still(seed, 'train').scene for seed in range(60)]
-    home = [scene for scene in scenes if all(obj.kind in DEMO_KINDS for obj in scene.objects)]
+    home = [s for s in scenes if all(obj.kind in KINDS and obj.colour in COLOURS for obj in s.objects)]
     assert 20 < len(home) < 45
+    assert {(obj.colour, obj.kind) for scene in home for obj in scene.objects} & HELD_OUT
 
 
 def test_files_are_complete_and_a_second_call_goes_on(tmp_path):
