@@ -269,7 +269,7 @@ class Engine:
 
         def choose(logits_W: np.ndarray) -> int | None:
             nonlocal said
-            ids = stream.allowed()
+            ids = stream.allowed(self.config.max_targets - said)
             stream.push(int(ids[np.argmax(logits_W[ids])]))
             if stream.complete:
                 return None

@@ -52,6 +52,7 @@ class ActionTokens:
     # Row p: what token t does to a stream with p bytes of a character still missing. starts < 0: not allowed there.
     _starts: np.ndarray = field(init=False, repr=False, compare=False)
     _after: np.ndarray = field(init=False, repr=False, compare=False)
+    _longest: int = field(init=False, repr=False, compare=False)  # values that one whole token holds at most
 
     def __post_init__(self) -> None:
         """Check that the codec fits and work out what each token does to a stream."""
@@ -63,6 +64,7 @@ class ActionTokens:
         table = np.array([[_scan(piece, pending) for piece in pieces] for pending in (0, 1)], dtype=np.int64)
         object.__setattr__(self, '_starts', table[:, :, 0])
         object.__setattr__(self, '_after', table[:, :, 1])
+        object.__setattr__(self, '_longest', int(max(table[0, :, 0][table[0, :, 1] == 0], default=1)))
 
     def encode(self, actions_HD: np.ndarray, *, clip: bool = False) -> list[int]:
         """A normalised chunk -> ids of the vocabulary, '|' at the end."""
@@ -98,15 +100,26 @@ class ActionStream:
         self._ids: list[int] = []
         self.complete = False
 
-    def allowed(self) -> np.ndarray:
-        """Ids that may come next, int64; empty once the closing '|' has come."""
+    def allowed(self, left: int | None = None) -> np.ndarray:
+        """Ids that may come next, int64; empty once the closing '|' has come.
+
+        Args:
+            left: how many tokens there is room for, this one among them: those that would not let the chunk end within
+                them are left out. As many as it takes unless given.
+        """
         vocabulary = self._tokens.vocabulary
         if self.complete:
             return np.zeros(0, dtype=np.int64)
         if self._remaining == 0 and self._pending == 0:
             return np.array([vocabulary.bar], dtype=np.int64)
         starts = self._tokens._starts[self._pending]
-        tokens = np.flatnonzero((starts >= 0) & (starts <= self._remaining))
+        fits = (starts >= 0) & (starts <= self._remaining)
+        if left is not None:
+            # The longest tokens, then one for each value: so many always lead to the end.
+            after, longest = self._remaining - starts, max(1, self._tokens._longest)
+            needed = after // longest + after % longest + self._tokens._after[self._pending]
+            fits = fits & (needed < left) if (fits & (needed < left)).any() else fits
+        tokens = np.flatnonzero(fits)
         if tokens.size == 0:
             raise VlaError('the action codec has no token that continues this stream.')
         return vocabulary.action_ids(tokens)

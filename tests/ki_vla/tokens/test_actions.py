@@ -57,6 +57,21 @@ def test_any_walk_through_the_allowed_ids_ends_in_a_chunk(tokens, seed):
     assert np.isfinite(stream.chunk()).all()
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_any_walk_with_room_for_so_many_ids_ends_within_them(tokens, seed):
+    rng, stream = np.random.default_rng(seed), tokens.stream()
+    longest = max(1, tokens._longest)
+    room = tokens.codec.values // longest + tokens.codec.values % longest + int(rng.integers(1, 20))
+    said = 0
+    while not stream.complete:
+        allowed = stream.allowed(room - said)
+        stream.push(int(rng.choice(allowed)))
+        said += not stream.complete
+    assert said <= room
+    assert stream.chunk().shape == (tokens.codec.horizon, tokens.codec.columns)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_stream_with_one_id_dropped_added_or_replaced_is_refused_or_complete(tokens, chunks, data):

@@ -70,7 +70,7 @@ def as_the_model_is_defined(bundle: Bundle) -> np.ndarray:
             if ids_1T.shape[1]:
                 stream.push(int(ids_1T[0, -1]))
             found = torch.zeros(1, bundle.config.vocab_size, dtype=torch.bool)
-            found[0, stream.allowed()] = True
+            found[0, stream.allowed(bundle.config.max_targets - ids_1T.shape[1])] = True
             return found
 
         said = generate(model, prefix, bundle.config.max_targets + 1, [bar], allowed)
