@@ -372,7 +372,7 @@ class Follower:
         if self._estop:
             return 'The e-stop is still pressed; release it first.'
         at_ns, why = self._disbelieved
-        if steady_ns - at_ns < IMPLAUSIBLE_NS:
+        if self._latched and steady_ns - at_ns < IMPLAUSIBLE_NS:
             return f'A measured state is still not believed: {why}'
         self._latched = ''
         if self.state is State.FAULT:

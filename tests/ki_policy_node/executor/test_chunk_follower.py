@@ -692,3 +692,13 @@ def test_a_run_that_was_ended_on_purpose_is_no_intervention(bench):
     bench.running, bench.ended, bench.words = False, True, 'stopped'
     bench.tick(5)
     assert not bench.told(Kind.HOLD)
+
+
+def test_where_nothing_is_in_fault_a_reset_is_never_refused(bench):
+    """A simulated robot that is set elsewhere between two runs, and reset with everything else."""
+    bench.go()
+    bench.follower.enable(False, bench.now)
+    bench.tick(3)
+    values = dict(zip(NAMES, (bench.pose + 1.0).tolist(), strict=False))
+    bench.follower.on_state('joint_states', values, bench.now + 1, bench.now + 1)
+    assert bench.follower.reset_fault(bench.now + 2) == ''
