@@ -134,7 +134,9 @@ def work(pipe: Connection, settings: RolloutSettings) -> None:
                 raise
             except Exception as error:  # whatever robosuite raises ends this evaluation, not in silence
                 pipe.send(('failed', f'{type(error).__name__}: {error}'))
-                return
+                break
+    if environment is not None:
+        environment.close()
 
 
 def _numbers(raw: dict[str, Any]) -> dict[str, Any]:

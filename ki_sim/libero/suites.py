@@ -58,17 +58,32 @@ def perturbations(suite: str) -> tuple[str, ...]:
 
 
 def tasks_of(name: str) -> tuple[LiberoTask, ...]:
-    """The tasks of a suite, by LIBERO's name."""
+    """The tasks of a suite, by LIBERO's name.
+
+    Words are those of the file's name, which policies were trained on and openpi's client says. A perturbation may have
+    changed them in the file alone: where a file has other words than its original, those are said.
+    """
     suite, found = _suite(name), []
+    plain = next(f'libero_{each}' for each in MAX_STEPS if f'{name}_'.startswith(f'libero_{each}_'))
     for number in range(suite.n_tasks):
         task = suite.get_task(number)
-        found.append(LiberoTask(number, task.language, _path('bddl_files') / task.problem_folder / task.bddl_file))
+        file = _path('bddl_files') / task.problem_folder / task.bddl_file
+        original = _path('bddl_files') / plain / task.bddl_file
+        said = _words_in(file)
+        unchanged = original.is_file() and said == _words_in(original)
+        found.append(LiberoTask(number, task.language if unchanged else said, file))
     return tuple(found)
 
 
 def initial_states(name: str, number: int) -> Any:
     """The states, a row each, that the episodes of a task begin from."""
     return _suite(name).get_task_init_states(number)
+
+
+def _words_in(file: Path) -> str:
+    from libero.libero.envs.bddl_utils import get_problem_info
+
+    return str(get_problem_info(str(file))['language_instruction'])
 
 
 @cache

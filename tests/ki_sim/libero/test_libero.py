@@ -150,6 +150,8 @@ def test_a_policy_sees_two_pictures_the_right_way_up_and_perturbed_words(tmp_pat
     assert {'lan', 'object', 'swap', 'task'} <= set(perturbations('goal'))
     plain, other = tasks_of('libero_goal'), tasks_of(suite_name('goal', 'lan'))
     assert len(plain) == len(other) == 10
+    assert (plain[1].language, other[1].language) == ('put the bowl on the stove', 'place the bowl on the stove')
+    assert tasks_of(suite_name('goal', 'swap'))[0].language == plain[0].language
     environment = LiberoEnvironment(plain[0], image_size=64)
     seen = environment.reset(initial_states('libero_goal', 0)[0])
     assert seen.scene is not None
