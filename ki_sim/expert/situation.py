@@ -15,7 +15,6 @@ from ki_sim.expert.laws import (
     Move,
     Place,
     Push,
-    Rest,
     Touch,
     Xyz,
     easy_yaw,
@@ -277,11 +276,6 @@ def _push_duty(now: Situation) -> Duty:
     line = way * (SIDE_LINE + PUSH_BEYOND)
     law = Push((x, y - way * (obj.reach + FINGERS + 0.018), low), y, reach, way, line, above)
     return Duty(side, law, f'push the {obj.label} to the {to}', target, way * y > SIDE_LINE + ENOUGH)
-
-
-def resting(side: str) -> Rest:
-    """What a hand without a duty does."""
-    return Rest(side)
 
 
 _DUTIES: dict[str, Callable[[Situation], Duty]] = {
