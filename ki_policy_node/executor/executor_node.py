@@ -324,10 +324,9 @@ class ChunkExecutor(LifecycleNode):
         def take(message: Any) -> None:
             try:
                 command = read_command(message, spec.columns)
+                self._teleoperate(topic, setpoint_of(spec.columns, command.values[-1]))
             except RobotError as error:
                 self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=1.0)
-                return
-            self._teleoperate(topic, setpoint_of(spec.columns, command.values[-1]))
 
         return take
 

@@ -74,11 +74,13 @@ class HumanCommands:
             steady_ns: Steady time.
 
         Raises:
-            RobotError: a column that the contract does not command.
+            RobotError: a column that the contract does not command, a value that is not finite, or a way that is not.
         """
         strange = sorted(set(values) - set(self._names))
         if strange:
             raise RobotError(f'{source} commands {strange[0]!r}, which is no action of the contract.')
+        if not np.isfinite(list(values.values())).all():
+            raise RobotError(f'{source} commands a value that is not finite.')
         index = np.array([self._names.index(name) for name in values], np.int64)
         if self._targets and now_ns < self._targets[-1][0]:
             self._targets.clear()  # the clock went back

@@ -201,6 +201,8 @@ def test_commands_are_interpolated_and_an_unknown_column_is_refused(contract):
     here = np.array([0.1, 0.2, 0.3, 0.0])
     with pytest.raises(RobotError, match="'joint9/position', which is no action"):
         human.take('joystick', {'joint9/position': 0.0}, here, 10**12, 0)
+    with pytest.raises(RobotError, match='not finite'):
+        human.take('joystick', {'joint1/position': np.nan}, here, 10**12, 0)
     first = human.take('joystick', {'joint1/position': 0.5}, here, 10**12, 0)
     assert first.data_HN[-1].tolist() == [0.5, 0.2, 0.3, 0.0]
     assert human.take('joystick', {'joint1/position': 0.6}, here, 10**12 + 20 * MS, 20 * MS) is None, 'too soon'
@@ -221,3 +223,13 @@ def test_a_velocity_that_is_not_sent_any_more_is_zero_while_other_commands_go_on
             assert made.data_HN[-1, 3] == 0.4
     assert made is None, 'and one of two sources that falls silent ends both'
     assert 'teleop/base has fallen silent' in human.silent(500 * MS)
+
+
+def test_a_wild_value_is_refused_and_a_clock_that_goes_back_starts_over(contract):
+    human = HumanCommands(contract, 250 * MS)
+    here = np.zeros(4)
+    human.take('joystick', {'joint1/position': 1e308}, here, 10**12, 0)
+    with pytest.raises(RobotError, match='values are finite'):
+        human.take('joystick', {'joint1/position': -1e308}, here, 10**12 + 60 * MS, 60 * MS)
+    made = human.take('joystick', {'joint1/position': 0.1}, here, 10**12 - 3600 * 10**9, 100 * MS)
+    np.testing.assert_array_equal(made.data_HN[:, 0], 0.1)
