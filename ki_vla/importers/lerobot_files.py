@@ -37,6 +37,14 @@ MODES: dict[str, tuple[Normalisation, tuple[str, str]]] = {
 DEFAULT_MODES = {'pi0': 'MEAN_STD', 'pi05': 'QUANTILES'}
 MEMORY = ('use_visual_memory', 'use_proprioceptive_memory')
 PADDED_TEXT = 32
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(('input_features', 'output_features', 'normalization_mapping'), dict),
+    **dict.fromkeys(('relative_exclude_joints', 'action_feature_names', 'image_resolution'), list),
+    **dict.fromkeys(('tokenizer_max_length', 'num_inference_steps', 'rtc_training_max_delay'), int),
+    **dict.fromkeys(('max_state_dim', 'max_action_dim'), int),
+    'use_relative_actions': bool,
+}
+WORDS: dict[type, str] = {dict: 'a table', list: 'a list', int: 'a whole number', bool: 'true or false'}
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,14 @@ def read_lerobot(metadata: CheckpointMetadata) -> LerobotPolicy:
     if metadata.said is None:
         raise VlaError(f'{metadata.path}: is missing; lerobot writes it beside model.safetensors: bring it, too.')
     said, folder = metadata.said, metadata.path.parent
+    for name, kind in FIELDS.items():
+        value = said.get(name)
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise VlaError(f'{metadata.path}: {name} is {shown(value)}; {WORDS[kind]} is needed.')
     for name in MEMORY:
         if said.get(name):
             raise VlaError(f'{metadata.path}: {name} is true; a policy that remembers older observations is not read.')
-    if tuple(said.get('image_resolution', (224, 224))) != (224, 224):
+    if (said.get('image_resolution') or [224, 224]) != [224, 224]:
         raise VlaError(f'{metadata.path}: image_resolution is {said["image_resolution"]}; only [224, 224] is read.')
     before, after = _steps(folder / PREPROCESSOR), _steps(folder / POSTPROCESSOR)
     normalizer = before.get('normalizer_processor', {})
@@ -102,9 +114,11 @@ def read_lerobot(metadata: CheckpointMetadata) -> LerobotPolicy:
             raise VlaError(f'{folder}: {PREPROCESSOR} and {POSTPROCESSOR} hold other statistics of {feature}.')
         numbers.setdefault(feature, values)
     norm_map = normalizer.get('config', {}).get('norm_map') or said.get('normalization_mapping') or {}
+    if not isinstance(norm_map, dict):
+        raise VlaError(f'{folder / PREPROCESSOR}: norm_map is {shown(norm_map)}; a table is needed.')
     default = DEFAULT_MODES.get(metadata.kind or '', 'QUANTILES')
     modes = {STATE: norm_map.get('STATE', default), ACTION: norm_map.get('ACTION', default)}
-    unknown = [mode for mode in modes.values() if mode not in MODES]
+    unknown = [mode for mode in modes.values() if not isinstance(mode, str) or mode not in MODES]
     if unknown:
         raise VlaError(f'{metadata.path}: normalises by {shown(unknown[0])}; {", ".join(MODES)} are known.')
     names = tuple(str(name) for name in said.get('action_feature_names') or ())
@@ -148,8 +162,10 @@ def _steps(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     steps = read_json(path, VlaError).get('steps')
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise VlaError(f'{path}: has no list of steps; it is no processor of lerobot.')
+    if not isinstance(steps, list) or not all(
+        isinstance(step, dict) and isinstance(step.get('config', {}), dict) for step in steps
+    ):
+        raise VlaError(f'{path}: has no list of steps with their config; it is no processor of lerobot.')
     return {str(step.get('registry_name') or step.get('class')): step for step in steps}
 
 

@@ -153,6 +153,10 @@ def test_a_base_model_has_no_statistics_and_asks_for_them(bring_in, tmp_path):
         ({'use_visual_memory': True}, 'use_visual_memory is true'),
         ({'image_resolution': [448, 448]}, r'only \[224, 224\]'),
         ({'type': 'smolvla'}, 'this is SmolVLA'),
+        ({'input_features': ['observation.state']}, r"input_features is \['observation.state'\]; a table is needed"),
+        ({'num_inference_steps': '8'}, "num_inference_steps is '8'; a whole number is needed"),
+        ({'use_relative_actions': 'no'}, "use_relative_actions is 'no'; true or false is needed"),
+        ({'num_inference_steps': 0}, 'denoise_steps'),
     ],
 )  # fmt: skip
 def test_a_policy_of_another_robot_or_family_is_refused_by_field(bring_in, tmp_path, change, message):
