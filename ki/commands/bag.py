@@ -121,6 +121,16 @@ def info(path: Path) -> None:
     raise typer.Exit(code=1 if problems else 0)
 
 
+@app.command()
+def repair(paths: list[Path] = typer.Argument(help='Folders whose names end in .partial.')) -> None:
+    """Finishes recordings whose recorder was killed: what can be read of NAME.partial becomes NAME."""
+    from ki_bags.repair import finish
+
+    for partial in paths:
+        path, count = finish(partial)
+        print(f'{path}: {count} messages')
+
+
 def summary(path: Path, opened: Any, first: list[int], last: list[int], counts: dict[str, tuple[int, int]]) -> str:
     """The lines above the table."""
     total = sum(count for count, _ in counts.values())

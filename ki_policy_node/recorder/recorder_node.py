@@ -20,6 +20,7 @@ import functools
 import re
 import shutil
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import Trigger
 
 from ki_bags.errors import BagError
+from ki_bags.repair import abandoned, finish
 from ki_common.errors import KiError
 from ki_policy_node.common import process, ros
 from ki_policy_node.common.parameters import Parameters
@@ -145,8 +147,19 @@ class Recorder(Node):
         self.create_timer(FEEDBACK_S, self._watch, clock=process.STEADY)
         self.create_timer(1.0, self._diagnose, clock=process.STEADY)
         self.discover()
+        # Beside the recording: what a killed recorder left may be large.
+        threading.Thread(target=self._finish_abandoned, name='repair', daemon=True).start()
         if self.settings.task:
             self.start(self.settings.task)
+
+    def _finish_abandoned(self) -> None:
+        """Finishes the episodes of a recorder that was killed."""
+        for partial in abandoned(self.folder, self.settings.prefix):
+            try:
+                path, count = finish(partial)
+                self.get_logger().warning(f'{path} is finished, {count} messages: its recorder was killed.')
+            except (BagError, OSError) as error:
+                self.get_logger().error(f'{partial} is not finished: {error}')
 
     # -- listening
 

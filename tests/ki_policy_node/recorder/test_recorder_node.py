@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def start_recorder(tmp_path: Path, ros_domain: int) -> Iterator[Callable[..., su
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+            assert process.wait(10) == 0
+        assert process.returncode in (0, -signal.SIGKILL), 'it has ended by itself, or the test has killed it'
 
 
 @pytest.fixture
@@ -217,6 +219,29 @@ def test_an_episode_that_is_open_when_the_recorder_is_stopped_is_finished(
     assert [path.name for path in (tmp_path / 'bags').iterdir()] == ['episode_0000']
     last = deserialize_message(read(started.uri)['/episode'][-1].data, EpisodeMarker)
     assert (last.phase, last.outcome) == (EpisodeMarker.PHASE_END, EpisodeMarker.OUTCOME_UNLABELED)
+
+
+def test_an_episode_that_a_killed_recorder_left_is_finished_by_the_next(
+    node: Any, start_recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    from ki_msgs.srv import StartRecording
+
+    recorder = start_recorder()
+    started = call(node, StartRecording, 'start_recording', task='t')
+    assert started.success, started.message
+    time.sleep(1.5)  # it writes every second
+    recorder.kill()
+    recorder.wait(10)
+    partial = tmp_path / 'bags' / 'episode_0000.partial'
+    for path in (*partial.iterdir(), partial):
+        os.utime(path, (1.0, 1.0))  # nobody writes there any more
+    start_recorder()
+    end = time.monotonic() + 20.0
+    while not Path(started.uri).exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(read(started.uri)['/episode']) == 1
+    assert (Path(started.uri) / 'metadata.yaml').is_file()
 
 
 def test_another_reader_accepts_the_bag(node: Any, start_recorder: Callable[..., Any]) -> None:
