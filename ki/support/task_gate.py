@@ -1,4 +1,4 @@
-"""Whether a policy in a smaller precision still does its task: what `ki export` asks before it writes int8 or fp8.
+"""Whether a policy in a smaller precision still does its task: what `ki export` asks before it writes int8.
 
 Closeness of numbers is not enough: quantised policies with a cosine of 0.99 and better have lost half of their
 successes. A policy of the simulated robot plays the same scenes twice, as it was trained and as it was exported; any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ki_vla.engine.interface import Engine
     from ki_vla.policy.bundle import Bundle
 
-GATED = ('int8', 'fp8')
+GATED = ('int8',)
 FIRST_SEED = 1_000_000  # of the scenes; no recording uses seeds this high
 CHANCE = 0.05  # scenes lost and won alike would look as bad as this less often
 MOST_LOST = 0.1  # share of the scenes by which successes may fall

@@ -14,6 +14,7 @@ Shape legend: V views, N tokens a view, S prefix tokens, Q queries (= H horizon)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -45,6 +46,128 @@ def why_not(config: ModelConfig) -> str:
     return '' if config.horizon <= kernels.SMALL_M else f'fused kernels are for at most {kernels.SMALL_M} actions'
 
 
+# Of the inputs of a layer's three quantised products, in the order of use.
+Scales = tuple[float, float, float]
+Observed = Sequence[Tensor]  # images, their mask, prompt, its mask, state
+
+
+def watch(layer: nn.Module, name: str, x: Tensor, norm: str = '') -> None:
+    """Keep the largest input of a product, behind its norm, while `calibrate` looks at a layer."""
+    seen: dict[str, Tensor] | None = getattr(layer, 'seen', None)
+    if seen is not None:
+        most = kernels.normed(x, norm).abs().amax()
+        seen[name] = most if name not in seen else torch.maximum(seen[name], most)
+
+
+@torch.no_grad()
+def quantise(vision: FusedVisionStage, prefix: FusedPrefixStage, observed: Sequence[Observed]) -> None:
+    """Turn two stages to FP8 in place: vision tower and backbone, but for attention and its output projections.
+
+    The scale of every input is the largest that occurs in the observations, so these must show what the policy will
+    see: its own recordings, not noise.
+
+    Args:
+        vision: one stage.
+        prefix: the other.
+        observed: at least one observation, as the stages read it.
+    """
+    layers = [*vision.layers, *prefix.layers]
+    for layer in layers:
+        layer.seen = {}
+    for images, *rest in observed:
+        prefix(vision(images), *rest)
+    for stage, made in ((vision, QuantisedVisionLayer), (prefix, QuantisedPrefixLayer)):
+        for index, layer in enumerate(stage.layers):
+            seen = {name: float(value) / kernels.FP8_MAX for name, value in vars(layer).pop('seen').items()}
+            if not getattr(layer, 'last', False):
+                stage.layers[index] = made(layer, tuple(seen.values()))  # type: ignore[arg-type]
+
+
+class Quantised(nn.Module):
+    """A projection in FP8 (E4M3): a scale for each output, and one for the inputs, which calibration has found.
+
+    Args:
+        weight: [N, C].
+        scale: of the inputs.
+    """
+
+    def __init__(self, weight: Tensor, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        rows = weight.float().abs().amax(1).clamp(min=1e-12) / kernels.FP8_MAX
+        self.weight = _kept(kernels.in_fp8(weight.float() / rows[:, None]))
+        self.factor = _kept(rows * scale)
+
+    def forward(
+        self,
+        x_fp8: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        gelu: bool = False,
+        out_scale: float = 0.0,
+    ) -> Tensor:
+        """[M, C] in FP8 -> [M, N]; see `kernels.linear_twin`."""
+        found: Tensor = kernels.linear(
+            x_fp8, self.weight, bias, residual=residual, gelu=gelu, factor=self.factor, out_scale=out_scale
+        )
+        return found
+
+
+class QuantisedVisionLayer(nn.Module):
+    """A vision layer whose products behind norms and the last one are in FP8, in seven launches.
+
+    Args:
+        layer: in full precision.
+        scales: of the inputs of qkv, fc1 and fc2.
+    """
+
+    def __init__(self, layer: FusedVisionLayer, scales: Scales) -> None:
+        super().__init__()
+        self.heads, self.out, self.out_bias = layer.heads, layer.out, layer.out_bias
+        self.qkv, self.fc1, self.fc2 = (
+            Quantised(getattr(layer, name), scale) for name, scale in zip(('qkv', 'fc1', 'fc2'), scales, strict=True)
+        )
+        self.qkv_bias, self.fc1_bias, self.fc2_bias = layer.qkv_bias, layer.fc1_bias, layer.fc2_bias
+
+    def forward(self, x_MD: Tensor, views: int) -> Tensor:
+        """See `FusedVisionLayer`."""
+        heads = self.qkv(kernels.quantise_rows(x_MD, self.qkv.scale, 'layer'), self.qkv_bias)
+        mixed = kernels.within_views(heads, views, self.heads)
+        x_MD = kernels.linear(mixed, self.out, self.out_bias, residual=x_MD)
+        hidden = kernels.quantise_rows(x_MD, self.fc1.scale, 'layer')
+        hidden = self.fc1(hidden, self.fc1_bias, gelu=True, out_scale=self.fc2.scale)
+        found: Tensor = self.fc2(hidden, self.fc2_bias, x_MD)
+        return found
+
+
+class QuantisedPrefixLayer(nn.Module):
+    """A backbone layer whose products behind norms and the last one are in FP8, in nine launches.
+
+    Args:
+        layer: in full precision; not the last one, of which keys and values alone are read.
+        scales: of the inputs of qkv, gate_up and down.
+    """
+
+    def __init__(self, layer: FusedPrefixLayer, scales: Scales) -> None:
+        super().__init__()
+        self.heads, self.o = layer.heads, layer.o
+        self.qkv, self.gate_up, self.down = (
+            Quantised(getattr(layer, name), scale)
+            for name, scale in zip(('qkv', 'gate_up', 'down'), scales, strict=True)
+        )
+
+    def forward(self, x_SD: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """See `FusedPrefixLayer`."""
+        rows = len(x_SD)
+        heads = self.qkv(kernels.quantise_rows(x_SD, self.qkv.scale, 'rms')).to(x_SD.dtype)
+        q = kernels.rotate_rows(x_SD, heads, cos, sin, k_cache, v_cache, False)
+        mixed = kernels.attend(q, k_cache[:rows], v_cache[:rows], bias, self.heads)
+        x_SD.addmm_(mixed, self.o.t())
+        hidden = self.gate_up(kernels.quantise_rows(x_SD, self.gate_up.scale, 'rms'))
+        found: Tensor = self.down(kernels.quantise_gated(hidden, self.down.scale), residual=x_SD)
+        return found
+
+
 def _kept(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach(), requires_grad=False)
 
@@ -64,10 +187,13 @@ class FusedVisionLayer(nn.Module):
 
     def forward(self, x_MD: Tensor, views: int) -> Tensor:
         """Tokens of all views in a row, [V N, D] -> [V N, D]."""
+        watch(self, 'qkv', x_MD, 'layer')
         heads = kernels.linear(x_MD, self.qkv, self.qkv_bias, self.qkv_sum)
         mixed = kernels.within_views(heads, views, self.heads)
         x_MD = kernels.linear(mixed, self.out, self.out_bias, residual=x_MD)
+        watch(self, 'fc1', x_MD, 'layer')
         hidden = kernels.linear(x_MD, self.fc1, self.fc1_bias, self.fc1_sum, gelu=True)
+        watch(self, 'fc2', hidden)
         found: Tensor = kernels.linear(hidden, self.fc2, self.fc2_bias, residual=x_MD)
         return found
 
@@ -116,16 +242,19 @@ class FusedPrefixLayer(nn.Module):
             self.o, self.down = _kept(layer.o.weight), _kept(layer.down.weight)
             self.gate_up = _scaled([layer.gate.weight, layer.up.weight], cast(RMSNorm, layer.mlp_norm))
 
-    def forward(self, x_SD: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-        """Changes `x_SD` in place, and writes rows 0 to S of a layer's cache."""
+    def forward(self, x_SD: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """[S, D] -> [S, D], in place; rows 0 to S of a layer's cache are written."""
         rows = len(x_SD)
+        watch(self, 'qkv', x_SD, 'rms')
         q = kernels.rotate_rows(x_SD, F.linear(x_SD, self.qkv), cos, sin, k_cache, v_cache)
         if self.last:
-            return
+            return x_SD
         mixed = kernels.attend(q, k_cache[:rows], v_cache[:rows], bias, self.heads)
         x_SD.addmm_(mixed, self.o.t())
+        watch(self, 'gate_up', x_SD, 'rms')
         hidden = kernels.gate_rows(x_SD, F.linear(x_SD, self.gate_up))
-        x_SD.addmm_(hidden, self.down.t())
+        watch(self, 'down', hidden)
+        return x_SD.addmm_(hidden, self.down.t())
 
 
 def _scaled(weights: list[Tensor], norm: RMSNorm) -> nn.Parameter:
@@ -160,7 +289,7 @@ class FusedPrefixStage(nn.Module):
         x_SD = prefix_inputs(self.embed, self.state_proj, tokens_VND.flatten(0, 1), prompt_L, state_S)
         k, v = (x_SD.new_empty(len(self.layers), S + H, 1, self.head_dim) for _ in range(2))
         for index, layer in enumerate(self.layers):
-            layer(x_SD, cos[:S], sin[:S], bias[:, :S], k[index, :, 0], v[index, :, 0])
+            x_SD = layer(x_SD, cos[:S], sin[:S], bias[:, :S], k[index, :, 0], v[index, :, 0])
         return Cached(k, v, cos[S:, None], sin[S:, None], bias)
 
 

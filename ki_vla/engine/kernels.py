@@ -11,6 +11,7 @@ captured like any other, on tensors without memory too.
     attend      one key/value head for all query heads, masked; split over keys or whole    expert, prefix
     combine     the parts of a split attention                                              expert
     rotate_rows RMS of a row, rotary positions, written to the cache; after a large product  prefix
+    quantise_*  what a product in FP8 reads: behind a norm, or GELU(gate) * up             vision, prefix
     gate_rows   RMS of a row, GELU(gate) * up; after a large product                         prefix
     within_views torch's own attention, as the one launch that it is                         vision
 
@@ -58,10 +59,11 @@ except ImportError:  # no wheel for this machine, or no place for it here: the t
 
 HAS_TRITON = triton is not None
 # One compiled kernel for all values of these: a new one for each Euler step would take seconds.
-NUMBERS = ('M', 'row', 'last', 'first', 'R', 'S', 'size')
+NUMBERS = ('M', 'row', 'last', 'first', 'R', 'S', 'size', 'out_scale', 'x_scale')
 jit: Callable[[Any], Any] = (
     (lambda function: function) if not HAS_TRITON else triton.jit(do_not_specialize=list(NUMBERS))
 )
+FP8, FP8_MAX = torch.float8_e4m3fn, 448.0
 LEAST = torch.finfo(torch.float32).min
 PARTS = 16  # of the keys that 50 queries see: 7 tiles of rows times 16 fill the 132 processors of an H100
 SMALL_M = 64  # up to so many rows weights are read once, by as many programs as there are
@@ -125,6 +127,12 @@ def _tanh_gelu(x):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _within_fp8(x):  # type: ignore[no-untyped-def]
+    """Cut to what E4M3 can hold."""
+    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+
+
+@jit
 def _scales(scale, given, row, last, k, m, M, C: tl.constexpr):  # type: ignore[no-untyped-def]
     """What x [m, k] is multiplied by: row `last` of a table [T, C] for given actions, row `row` for others."""
     now = tl.load(scale + row * C + k)
@@ -148,8 +156,9 @@ def _shifts(bias, given, row, last, n, m, M, N: tl.constexpr):  # type: ignore[n
 
 @jit
 def linear_kernel(  # type: ignore[no-untyped-def]
-    x, w, bias, column_sum, residual, gate, given, out, M, row, last,
+    x, w, bias, column_sum, factor, residual, gate, given, out, M, row, last, out_scale,
     C: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    FACTOR: tl.constexpr, QUANTISE: tl.constexpr,
     GATE: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, EPS: tl.constexpr,
     F32: tl.constexpr,
 ):  # fmt: skip
@@ -177,6 +186,8 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         mean = total / C
         deviation = 1.0 / tl.sqrt(squares / C - mean * mean + EPS)
         y = (y - mean[:, None] * tl.load(column_sum + n, mask=inside, other=0.0)[None, :]) * deviation[:, None]
+    if FACTOR:
+        y = y * tl.load(factor + n, mask=inside, other=0.0)[None, :]
     if BIAS:
         y += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
     if GELU:
@@ -187,6 +198,8 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         y = y * _shifts(gate, given, row, last, n, m, M, N).to(tl.float32)
     if RESIDUAL:
         y += tl.load(residual + where, mask=kept, other=0.0).to(tl.float32)
+    if QUANTISE:
+        y = _within_fp8(y * (1.0 / out_scale))
     tl.store(out + where, y.to(out.dtype.element_ty), mask=kept)
 
 
@@ -210,6 +223,8 @@ def linear_twin(
     given: Tensor | None = None,
     row: int = 0,
     gelu: bool = False,
+    factor: Tensor | None = None,
+    out_scale: float = 0.0,
 ) -> Tensor:
     """Rows through one projection, in float32 from start to end.
 
@@ -223,11 +238,15 @@ def linear_twin(
         given: int32 [M]; not 0 where an action is given. Needed with `gate`.
         row: see `gate`.
         gelu: with GELU behind.
+        factor: float32 [N], for x and weight in FP8: the scale of x times those of the rows of the weight.
+        out_scale: above 0, the result is written in FP8, divided by it.
 
     Returns:
-        [M, N] in the dtype of the weight.
+        [M, N] in FP8, or in the dtype of the bias or residual, else in that of the weight.
     """
     y = F.linear(x.to(weight.dtype).float(), weight.float())
+    if factor is not None:
+        y = y * factor
     if column_sum is not None:
         mean = x.float().mean(-1, keepdim=True)
         variance = x.float().square().mean(-1, keepdim=True) - mean.square()
@@ -240,7 +259,20 @@ def linear_twin(
         y = y * torch.where(given[:, None] != 0, gate[-1], gate[row]).float()
     if residual is not None:
         y = y + residual.float()
-    return y.to(weight.dtype)
+    if out_scale:
+        return in_fp8(y / out_scale)
+    return y.to(_linear_dtype(weight, bias, residual))
+
+
+def in_fp8(x: Tensor) -> Tensor:
+    """As E4M3, cut to what it can hold."""
+    return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def _linear_dtype(weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> torch.dtype:
+    if weight.dtype != FP8:
+        return weight.dtype
+    return next((each.dtype for each in (residual, bias) if each is not None), torch.bfloat16)
 
 
 def linear_on_device(
@@ -253,17 +285,21 @@ def linear_on_device(
     given: Tensor | None = None,
     row: int = 0,
     gelu: bool = False,
+    factor: Tensor | None = None,
+    out_scale: float = 0.0,
 ) -> Tensor:
     """See `linear_twin`."""
     (M, C), N = x.shape, len(weight)
-    out = torch.empty(M, N, dtype=weight.dtype, device=x.device)
+    dtype = FP8 if out_scale else _linear_dtype(weight, bias, residual)
+    out = torch.empty(M, N, dtype=dtype, device=x.device)
     launch = linear_launch(
         M, C, N, NORM=column_sum is not None, GELU=gelu, RESIDUAL=residual is not None, GATE=gate is not None,
         BIAS=bias is not None,
+        FACTOR=factor is not None, QUANTISE=out_scale > 0.0,
     )  # fmt: skip
     last = 0 if gate is None else len(gate) - 1
-    optional = [x if each is None else each for each in (bias, column_sum, residual, gate, given)]
-    run(linear_kernel, launch, x, weight, *optional, out, M, row, last)
+    optional = [x if each is None else each for each in (bias, column_sum, factor, residual, gate, given)]
+    run(linear_kernel, launch, x, weight, *optional, out, M, row, last, out_scale)
     return out
 
 
@@ -744,14 +780,17 @@ def combine_on_device(mixed: Tensor, most: Tensor, total: Tensor, like: Tensor) 
 @jit
 def rotate_rows_kernel(  # type: ignore[no-untyped-def]
     x, heads, cos, sin, q, k_cache, v_cache,
-    C: tl.constexpr, BC: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FACTOR: tl.constexpr, EPS: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FACTOR: tl.constexpr, NORM: tl.constexpr,
+    EPS: tl.constexpr,
     F32: tl.constexpr,
 ):  # fmt: skip
     """See `rotate_rows_twin`."""
     m = tl.program_id(0)
     k = tl.arange(0, BC)
     f = tl.load(x + m * C + k, mask=k < C, other=0.0).to(tl.float32)
-    r = 1.0 / tl.sqrt(tl.sum(f * f) / C + EPS)
+    r = 1.0
+    if NORM:
+        r = 1.0 / tl.sqrt(tl.sum(f * f) / C + EPS)
     j = tl.arange(0, K // 2)
     c = tl.load(cos + m * (K // 2) + j)
     s = tl.load(sin + m * (K // 2) + j)
@@ -777,13 +816,15 @@ def rotate_rows_kernel(  # type: ignore[no-untyped-def]
                 tl.store(q + to + K // 2, (two * FACTOR).to(type))
 
 
-def rotate_rows_launch(M: int, C: int, N: int, K: int) -> Launch:
+def rotate_rows_launch(M: int, C: int, N: int, K: int, norm: bool = True) -> Launch:
     """A program a row."""
-    constants = {'C': C, 'BC': 1 << (C - 1).bit_length(), 'N': N, 'K': K, 'FACTOR': K**-0.5, 'EPS': EPS}
+    constants = {'NORM': norm, 'C': C, 'BC': 1 << (C - 1).bit_length(), 'N': N, 'K': K, 'FACTOR': K**-0.5, 'EPS': EPS}
     return Launch((M,), constants, 4, 1)
 
 
-def rotate_rows_twin(x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+def rotate_rows_twin(
+    x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, norm: bool = True
+) -> Tensor:
     """What is left of `qkv_twin` behind a large product with an RMS norm in front, whose scale the weight has.
 
     Args:
@@ -793,12 +834,13 @@ def rotate_rows_twin(x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache
         sin: the same.
         k_cache: [at least M, K]; rows 0... are written.
         v_cache: the same.
+        norm: whether the norm is still to be taken.
 
     Returns:
         Queries [M, N K], N of which there may be none.
     """
     M, K = len(x), k_cache.shape[1]
-    r = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+    r = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS) if norm else 1.0
     y = (heads.float() * r).to(x.dtype).unflatten(-1, (-1, K))
     half_1, half_2 = y[:, :-1].float().chunk(2, -1)
     c, s = cos[:, None], sin[:, None]
@@ -810,13 +852,14 @@ def rotate_rows_twin(x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache
 
 
 def rotate_rows_on_device(
-    x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
+    x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, norm: bool = True
 ) -> Tensor:
     """See `rotate_rows_twin`."""
     (M, C), K = x.shape, k_cache.shape[1]
     N = heads.shape[1] // K - 2
     q = torch.empty(M, N * K, dtype=x.dtype, device=x.device)
-    run(rotate_rows_kernel, rotate_rows_launch(M, C, N, K), x, heads, cos, sin, q if N else k_cache, k_cache, v_cache)
+    launch = rotate_rows_launch(M, C, N, K, norm)
+    run(rotate_rows_kernel, launch, x, heads, cos, sin, q if N else k_cache, k_cache, v_cache)
     return q
 
 
@@ -857,6 +900,89 @@ def gate_rows_on_device(x: Tensor, hidden: Tensor) -> Tensor:
     return out
 
 
+@jit
+def quantise_rows_kernel(  # type: ignore[no-untyped-def]
+    x, out, x_scale,
+    C: tl.constexpr, BC: tl.constexpr, RMS: tl.constexpr, LAYER: tl.constexpr, EPS: tl.constexpr, F32: tl.constexpr,
+):  # fmt: skip
+    """See `quantise_rows_twin`."""
+    m = tl.program_id(0)
+    k = tl.arange(0, BC)
+    f = tl.load(x + m * C + k, mask=k < C, other=0.0).to(tl.float32)
+    if LAYER:
+        f = tl.where(k < C, f - tl.sum(f) / C, 0.0)
+    if LAYER or RMS:
+        f = f / tl.sqrt(tl.sum(f * f) / C + EPS)
+    tl.store(out + m * C + k, _within_fp8(f / x_scale).to(out.dtype.element_ty), mask=k < C)
+
+
+def quantise_rows_launch(M: int, C: int, norm: str) -> Launch:
+    """A program a row."""
+    constants = {'C': C, 'BC': 1 << (C - 1).bit_length(), 'RMS': norm == 'rms', 'LAYER': norm == 'layer', 'EPS': EPS}
+    return Launch((M,), constants, 4, 1)
+
+
+def quantise_rows_twin(x: Tensor, scale: float, norm: str) -> Tensor:
+    """Rows [M, C] in FP8, divided by a scale that calibration found, behind a norm without weights.
+
+    Args:
+        x: the rows.
+        scale: the largest value there was, over the largest of FP8.
+        norm: 'rms', 'layer' or ''.
+    """
+    return in_fp8(normed(x, norm) / scale)
+
+
+def normed(x: Tensor, norm: str) -> Tensor:
+    """Rows in float32 behind a norm without weights: 'rms', 'layer' or ''."""
+    x = x.float()
+    if norm == 'layer':
+        x = x - x.mean(-1, keepdim=True)
+    return x if not norm else x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+
+
+def quantise_rows_on_device(x: Tensor, scale: float, norm: str) -> Tensor:
+    """See `quantise_rows_twin`."""
+    M, C = x.shape
+    out = torch.empty(M, C, dtype=FP8, device=x.device)
+    run(quantise_rows_kernel, quantise_rows_launch(M, C, norm), x, out, scale)
+    return out
+
+
+@jit
+def quantise_gated_kernel(  # type: ignore[no-untyped-def]
+    hidden, out, x_scale,
+    N: tl.constexpr, BN: tl.constexpr, F32: tl.constexpr,
+):  # fmt: skip
+    """See `quantise_gated_twin`."""
+    m = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    gate = tl.load(hidden + m * (2 * N) + n, mask=n < N, other=0.0).to(tl.float32)
+    up = tl.load(hidden + m * (2 * N) + N + n, mask=n < N, other=0.0).to(tl.float32)
+    y = _within_fp8(_tanh_gelu(gate) * up / x_scale)
+    tl.store(out + m * N + n, y.to(out.dtype.element_ty), mask=n < N)
+
+
+def quantise_gated_launch(M: int, N: int) -> Launch:
+    """Up to 4096 columns of a row a program."""
+    BN = min(4096, 1 << (N - 1).bit_length())
+    return Launch((_blocks(N, BN), M), {'N': N, 'BN': BN}, 8, 1)
+
+
+def quantise_gated_twin(hidden: Tensor, scale: float) -> Tensor:
+    """GELU(gate) * up of [M, 2 N], in FP8 and divided by a scale: [M, N]."""
+    gate, up = hidden.float().chunk(2, -1)
+    return in_fp8(_gelu(gate) * up / scale)
+
+
+def quantise_gated_on_device(hidden: Tensor, scale: float) -> Tensor:
+    """See `quantise_gated_twin`."""
+    M, N = hidden.shape[0], hidden.shape[1] // 2
+    out = torch.empty(M, N, dtype=FP8, device=hidden.device)
+    run(quantise_gated_kernel, quantise_gated_launch(M, N), hidden, out, scale)
+    return out
+
+
 def attend_views(heads: Tensor, views: int, count: int) -> Tensor:
     """Full attention within each view: torch's own kernel (flash attention on a GPU, one launch) on packed heads.
 
@@ -876,8 +1002,29 @@ def attend_views(heads: Tensor, views: int, count: int) -> Tensor:
 # The operations -------------------------------------------------------------------------------------------------------
 
 
-def _rows_of_weight(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
-    return weight.new_empty(len(x), len(weight))
+def _rows_of_weight(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    column_sum: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    given: Tensor | None = None,
+    row: int = 0,
+    gelu: bool = False,
+    factor: Tensor | None = None,
+    out_scale: float = 0.0,
+) -> Tensor:
+    dtype = FP8 if out_scale else _linear_dtype(weight, bias, residual)
+    return weight.new_empty(len(x), len(weight), dtype=dtype)
+
+
+def _rows_in_fp8(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, dtype=FP8)
+
+
+def _half_in_fp8(hidden: Tensor, *_: Any) -> Tensor:
+    return hidden.new_empty(len(hidden), hidden.shape[1] // 2, dtype=FP8)
 
 
 def _queries_alone(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -907,7 +1054,7 @@ def _like_last(mixed: Tensor, most: Tensor, total: Tensor, like: Tensor) -> Tens
     return torch.empty_like(like)
 
 
-def _queries_of_rows(x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+def _queries_of_rows(x: Tensor, heads: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, *_: Any) -> Tensor:
     return x.new_empty(len(x), heads.shape[1] - 2 * k_cache.shape[1])
 
 
@@ -929,4 +1076,6 @@ attend_parts = operation('attend_parts', attend_parts_twin, attend_parts_on_devi
 combine = operation('combine', combine_twin, combine_on_device, _like_last)
 rotate_rows = operation('rotate_rows', rotate_rows_twin, rotate_rows_on_device, _queries_of_rows, CACHES)
 gate_rows = operation('gate_rows', gate_rows_twin, gate_rows_on_device, _half_of_rows)
+quantise_rows = operation('quantise_rows', quantise_rows_twin, quantise_rows_on_device, _rows_in_fp8)
+quantise_gated = operation('quantise_gated', quantise_gated_twin, quantise_gated_on_device, _half_in_fp8)
 within_views = operation('within_views', attend_views, attend_views, _third_of_rows)

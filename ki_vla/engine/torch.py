@@ -13,6 +13,7 @@ Shape legend: H horizon, A action dims.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ki_vla.engine import kernels
-from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, why_not
+from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, quantise, why_not
 from ki_vla.engine.graphs import Capture, CapturedFunction, Function, capture_cuda
 from ki_vla.engine.heads import TokenPrefixStage, TokenStage, action_stage
 from ki_vla.engine.interface import Carried, Choose, Shape
@@ -49,6 +50,7 @@ class TorchMode:
         graphs: as CUDA graphs.
         attend_prefix, attend_action: how these packed stages attend, see `stages.ATTENTIONS`.
         fused: the stages of `fused.py` in place of packed ones.
+        fp8: vision tower and backbone of these in FP8 (`fused.quantise`); measured by benchmarks/gpu, not served.
     """
 
     fusions: Fusions | None = field(default_factory=Fusions)
@@ -57,6 +59,7 @@ class TorchMode:
     attend_prefix: str = 'matmul'
     attend_action: str = 'matmul'
     fused: bool = False
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         """Graphs and compiling are for stages."""
@@ -116,6 +119,7 @@ class TorchRunner:
         capture: how graphs are recorded.
         decode: 'actions', or 'tokens' for a runner that only says tokens; these are said one stage call after the
             other, in whatever mode.
+        observed: what FP8 is calibrated on.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class TorchRunner:
         dtype: torch.dtype | None = None,
         capture: Capture = capture_cuda,
         decode: Decode = 'actions',
+        observed: Sequence[ModelInputs] = (),
     ) -> None:
         self.device, self.mode = torch.device(device), mode
         self.shares_buffers = mode.graphs and decode == 'actions'
@@ -148,6 +153,8 @@ class TorchRunner:
             self._eager = _EagerModel(model, steps)
             return
         self._stages = _stages_of(model, steps, mode, self.device)
+        if mode.fp8:
+            self._quantise(self._stages, observed)
         self.steps = self._stages.action.steps
 
     @torch.no_grad()
@@ -251,6 +258,14 @@ class TorchRunner:
         if key not in self._graphs:
             self._graphs[key] = CapturedFunction(function, examples, tuple(shared), self._capture, self.device)
         return self._graphs[key]
+
+    def _quantise(self, stages: _Stages, observed: Sequence[ModelInputs]) -> None:
+        if not (isinstance(stages.vision, FusedVisionStage) and isinstance(stages.prefix, FusedPrefixStage)):
+            raise VlaError('mode: FP8 is for fused stages; add fused.')
+        if not observed:
+            raise VlaError('mode: FP8 is calibrated on observations; give at least one.')
+        rows = [tuple(torch.from_numpy(getattr(each, name)).to(self.device) for name in INPUTS) for each in observed]
+        quantise(stages.vision, stages.prefix, rows)
 
     def _read_by(self, kind: str, cached: list[Tensor]) -> list[Tensor]:
         """What a kind of denoising reads: guided is never fused, and wants keys and values of the prefix alone."""

@@ -51,6 +51,7 @@ TOLERANCES = {
     'fp16': Tolerance(float('inf'), 0.999),
     'bf16': Tolerance(float('inf'), 0.999),
     'int8': Tolerance(float('inf'), 0.99),
+    'fp8': Tolerance(float('inf'), 0.99),
 }
 
 

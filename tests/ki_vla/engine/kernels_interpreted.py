@@ -98,6 +98,24 @@ def test_kernels_compute_what_their_twins_compute(dtype: torch.dtype) -> None:
     both(c, k.gate_rows_twin, k.gate_rows_on_device, c.x, F.linear(c.x, c.gate_up))
 
 
+def test_products_in_fp8_stay_close_to_float32() -> None:
+    c, k, cut = Case(torch.float32), kernels, 0.09  # the interpreter cuts to three bits where hardware rounds
+    for norm in ('', 'rms', 'layer'):
+        scale = float(k.normed(c.x, norm).abs().amax()) / k.FP8_MAX
+        twin = k.quantise_rows_twin(c.x, scale, norm)
+        assert relative(k.quantise_rows_on_device(c.x, scale, norm).float(), twin.float()) < cut
+        assert relative(twin.float() * scale, k.normed(c.x, norm)) < 0.04
+    rows = c.weight.float().abs().amax(1) / k.FP8_MAX
+    weight, factor = k.in_fp8(c.weight / rows[:, None]), rows * scale
+    found = k.linear_on_device(twin, weight, c.bias, residual=c.residual, factor=factor)
+    assert relative(found, k.linear_twin(twin, weight, c.bias, residual=c.residual, factor=factor)) < 2e-6
+    exact = k.normed(c.x, 'layer') @ c.weight.t() + c.bias + c.residual
+    assert relative(found, exact) < 0.04
+    hidden = F.linear(c.x, c.gate_up)
+    twin = k.quantise_gated_twin(hidden, 0.05)
+    assert relative(k.quantise_gated_on_device(hidden, 0.05).float(), twin.float()) < cut
+
+
 def in_float64(c: Case) -> SimpleNamespace:
     """Some of the operations written down once more, as formulas."""
     x, given = c.x.double(), c.given[:, None] != 0

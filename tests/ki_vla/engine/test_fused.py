@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ki_vla.engine import kernels
-from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, why_not
+from ki_vla.engine.fused import (
+    FusedActionStage,
+    FusedPrefixStage,
+    FusedVisionStage,
+    QuantisedPrefixLayer,
+    QuantisedVisionLayer,
+    quantise,
+    why_not,
+)
 from ki_vla.engine.graphs import capture_eagerly
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
 from ki_vla.engine.packing import Fusions
 from ki_vla.engine.stages import ActionStage, Loop, PrefixStage, VisionStage
-from ki_vla.engine.torch import MODES, TorchRunner, check_fused
+from ki_vla.engine.torch import MODES, TorchMode, TorchRunner, check_fused
 from ki_vla.errors import VlaError
 from ki_vla.model.config import ModelConfig, preset
 from ki_vla.model.kivla import KiVla
@@ -97,6 +106,32 @@ def test_a_gpu_without_triton_or_bfloat16_is_told_what_to_take(monkeypatch: pyte
     monkeypatch.setattr(kernels, 'HAS_TRITON', True)
     with pytest.raises(VlaError, match='compute in bf16'):
         check_fused(model, torch.device('cuda'))
+
+
+def test_stages_in_fp8_stay_close_to_those_in_full_precision(make_model: Any) -> None:
+    model = make_model(config=small()).requires_grad_(False)
+    observed = []
+    for seed in range(3):
+        inputs = example_inputs(model.config, Shape(3, 20), seed=seed)
+        observed.append(tuple(torch.from_numpy(getattr(inputs, name)) for name in inputs.__dataclass_fields__))
+    images, *rest = observed[0]
+    with torch.no_grad():
+        vision, prefix = FusedVisionStage(model), FusedPrefixStage(model)
+        tokens = vision(images)
+        keys = prefix(tokens, *rest).k[:, :-8]
+        quantise(vision, prefix, observed)
+        found = vision(images)
+        assert all(isinstance(layer, QuantisedVisionLayer) for layer in vision.layers)
+        assert [isinstance(layer, QuantisedPrefixLayer) for layer in prefix.layers] == [True, True, False]
+        assert 0.99 < F.cosine_similarity(found.flatten(), tokens.flatten(), 0) < 0.999999
+        assert F.cosine_similarity(prefix(found, *rest).k[:, :-8].flatten(), keys.flatten(), 0) > 0.99
+
+
+def test_fp8_is_refused_without_fused_stages_or_observations(make_model: Any) -> None:
+    with pytest.raises(VlaError, match='FP8 is for fused stages'):
+        TorchRunner(make_model(config=small()), STEPS, TorchMode(fp8=True))
+    with pytest.raises(VlaError, match='calibrated on observations'):
+        TorchRunner(make_model(config=small()), STEPS, TorchMode(fused=True, fp8=True))
 
 
 @pytest.fixture

@@ -32,8 +32,10 @@ def test_kernels_are_right_in_the_interpreter(root: Path) -> None:
     assert 'skipped' not in done.stdout
 
 
-INTEGERS = {*kernels.NUMBERS} - {'size'}
-NONE = {'NORM': False, 'GELU': False, 'RESIDUAL': False, 'GATE': False, 'BIAS': False}
+INTEGERS = {*kernels.NUMBERS} - {'size', 'out_scale', 'x_scale'}
+SWITCHES = ('NORM', 'GELU', 'RESIDUAL', 'GATE', 'BIAS', 'FACTOR', 'QUANTISE')
+NONE = dict.fromkeys(SWITCHES, False)
+SCALES = {'size', 'out_scale', 'x_scale'}
 slow = pytest.mark.slow
 
 
@@ -54,6 +56,14 @@ FULL = [
     ('attend', kernels.attend_launch(7744, 968, 8, 256, 1)[0], 'bias', True),
     ('combine', kernels.combine_launch(400, 16, 256), 'mixed most total', False),
     ('rotate_rows', kernels.rotate_rows_launch(968, 2048, 8, 256), 'cos sin', False),
+    (
+        'linear',
+        linear(768, 1152, 4304, BIAS=True, GELU=True, FACTOR=True, QUANTISE=True),
+        'factor x:fp8 w:fp8 out:fp8',
+        True,
+    ),
+    ('quantise_rows', kernels.quantise_rows_launch(968, 2048, 'rms'), 'out:fp8', False),
+    pytest.param('quantise_gated', kernels.quantise_gated_launch(968, 16384), 'out:fp8', False, marks=slow),
     ('gate_rows', kernels.gate_rows_launch(968, 2048, 16384), '', False),
 ]
 
@@ -72,9 +82,11 @@ def compiled(name: str, launch: Launch, floats: str) -> Any:
         elif each in INTEGERS:
             types[each] = 'i32'
         else:
-            types[each] = 'fp32' if each == 'size' else '*i32' if each == 'given' else '*bf16'
+            types[each] = 'fp32' if each in SCALES else '*i32' if each == 'given' else '*bf16'
         if each in floats.split():
             types[each] = '*fp32'
+        if f'{each}:fp8' in floats.split():
+            types[each] = '*fp8e4nv'
     aligned = {(i,): [['tt.divisibility', 16]] for i, each in enumerate(types.values()) if each.startswith('*')}
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=aligned)
     options = {'num_warps': launch.warps, 'num_stages': launch.stages}
