@@ -92,7 +92,7 @@ def test_a_human_who_is_far_away_is_approached_slowly_and_then_followed(bench, c
     assert follower.source is Driver.HUMAN
     slow = contract.start_speed * contract.actions[0].limits.velocity
     assert np.abs(np.diff(np.array(bench.way)[:, 0])).max() / 0.01 <= slow * (1 + 1e-6)
-    drive(bench, follower, 1500, far)
+    drive(bench, follower, 600, far)
     np.testing.assert_allclose(bench.pose[:2], far, atol=1e-3)
     # A leader arm that is suddenly elsewhere is approached again.
     bench.way.clear()
@@ -122,7 +122,9 @@ def test_an_estop_and_a_limit_beat_a_human(bench, contract):
     follower = bench.follower
     follower.take_over(True, bench.now)
     upper = contract.actions[0].limits.upper
-    drive(bench, follower, 2500, [upper + 1.0, bench.pose[1]])
+    begin = bench.pose[:2].copy()
+    drive(bench, follower, 250, lambda tick: begin + np.array([0.015 * tick, 0.0]))
+    assert begin[0] + 0.015 * 250 > upper + 1.0
     assert bench.pose[0] <= upper
     assert bench.told(Kind.POSITION_LIMIT), 'the same guard, which says so'
     follower.on_estop(True, bench.now)
