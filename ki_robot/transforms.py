@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from ki_robot.messages.images import Image
 
 Array = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]
+Pixel = TypeVar('Pixel', bound=np.generic)
 
 EPSILON = 1e-6  # openpi adds it to every span
 MIN_SPAN = 1e-2  # rad, m or their rates: below this a column did not move, and its noise must not fill [-1, 1]
@@ -270,7 +271,7 @@ def unpad(values: Array, size: int) -> Array:
     return values[..., :size]
 
 
-def cropped(image: Image, crop: tuple[float, float, float, float] | None) -> Image:
+def cropped(image: NDArray[Pixel], crop: tuple[float, float, float, float] | None) -> NDArray[Pixel]:
     """The part of an image that a camera's `crop` leaves: (left, top, width, height), shares of the image."""
     if crop is None:
         return image

@@ -17,6 +17,13 @@ def load_triton_before_mesa() -> None:
         importlib.import_module('triton')
 
 
+def head_crop(run: Run) -> tuple[float, float, float, float] | None:
+    """What of the head camera's picture a run's policy is shown: its pictures with words show the same."""
+    from ki_robot.contract.contract import load_contract
+
+    return next((camera.crop for camera in load_contract(run.robot).cameras if camera.name == 'head'), None)
+
+
 def moment_settings(run: Run) -> MomentSettings:
     """What the moments of a run are made of: its robot's columns and cameras, and chunks as long as its model's."""
     from ki_robot.contract.contract import load_contract

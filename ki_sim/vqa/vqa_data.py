@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ki_common.files import atomic_file, write_text
+from ki_robot.transforms import cropped
 from ki_sim.errors import SimError
 from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
 from ki_sim.vqa.questions import Fact, lines_about, things
@@ -31,6 +32,7 @@ from ki_sim.world.world import HOME_ARM, HOME_OPENING
 
 SPLITS = ('train', 'heldout')
 PART = 50  # scenes of one file
+Crop = tuple[float, float, float, float]
 SIZE = 96  # rows and columns of an image, unless told otherwise
 AREA = ((0.34, 0.585), (-0.17, 0.17))
 HOME_SHARE = 0.5  # of the training scenes, those that look like the robot's own tasks
@@ -148,10 +150,15 @@ def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> S
 
 
 class Photographer:
-    """Poses scenes and takes their pictures; holds kinematics, so one per process."""
+    """Poses scenes and takes their pictures; holds kinematics, so one per process.
 
-    def __init__(self, image_size: int = SIZE) -> None:
-        self.image_size, self.arms = image_size, Arms()
+    Args:
+        image_size: rows and columns of the whole picture.
+        crop: what of it is kept, as `Camera.crop` of a contract says it.
+    """
+
+    def __init__(self, image_size: int = SIZE, crop: Crop | None = None) -> None:
+        self.image_size, self.crop, self.arms = image_size, crop, Arms()
 
     def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
         """Pictures of one scene, its objects and arms elsewhere in each; None where something is hidden.
@@ -172,10 +179,11 @@ class Photographer:
                 self._pose_arms(data, still.places, rng)
                 self._pose_objects(data, objects, still.places, rng)
                 mujoco.mj_forward(model, data)
-                segments = sharp.segments(data, 'head')
+                segments = _enlarged(cropped(sharp.segments(data, 'head'), self.crop))
                 facts = [self._fact(data, still, i, box_of(segments, body)) for i, body in enumerate(bodies)]
                 seen = all(fact.box is not None for fact in facts)
-                yield Shot(cameras.image(data, 'head'), facts, cells_of(segments, bodies)) if seen else None
+                image = cropped(cameras.image(data, 'head'), self.crop)
+                yield Shot(image, facts, cells_of(segments, bodies)) if seen else None
 
     def _pose_arms(self, data: mujoco.MjData, places: tuple[str, ...], rng: np.random.Generator) -> None:
         for side in SIDES:
@@ -229,6 +237,13 @@ class Photographer:
         return Fact(obj.colour, obj.kind, 'on' if on else where, on, float(x), float(y), box)
 
 
+def _enlarged(segments: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Segments of a part of a picture as large as those of a whole one, which boxes and cells are measured on."""
+    rows, columns = (np.arange(SHARP) * size // SHARP for size in segments.shape)
+    enlarged: npt.NDArray[np.int32] = segments[rows[:, None], columns]
+    return enlarged
+
+
 def _moved(still: Still, rng: np.random.Generator) -> tuple[SceneObject, ...]:
     """The same objects, those on the table elsewhere; where they were if there is no room."""
     objects = still.scene.objects
@@ -250,7 +265,7 @@ def scene_lines(seed: int, split: str, photographer: Photographer, arrangements:
         still = sample_still(seed, split)
     except SimError:  # the objects drawn do not fit on the table
         return
-    folder = _sized(split, photographer.image_size)
+    folder = _sized(split, photographer.image_size, photographer.crop)
     for number, shot in enumerate(photographer.album(still, arrangements)):
         if shot is None:
             continue
@@ -269,12 +284,14 @@ def write(
     workers: int = 0,
     progress: Callable[[], None] | None = None,
     arrangements: int = 1,
+    crop: Crop | None = None,
 ) -> int:
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
     Each scene gives `arrangements` pictures, with its objects elsewhere in each. A line holds `image`, `kind` (caption,
-    colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE` are in a folder of
-    their own, so that no size is taken for another.
+    colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE`, or of a part of the
+    picture (`crop`), are in a folder of their own, so that none is taken for another; with a crop, only scenes are kept
+    that lie within it.
     """
     from ki_sim.record.batch import parallel
 
@@ -288,7 +305,7 @@ def write(
     out = Path(out)
     end = first_seed + scenes
     work = [
-        (str(out), first, min(first + PART, end), split, image_size, arrangements)
+        (str(out), first, min(first + PART, end), split, image_size, arrangements, crop)
         for first in range(first_seed, end, PART)
     ]
     for count in parallel(_write_part, work, workers):
@@ -298,30 +315,31 @@ def write(
     lines = 0
     with atomic_file(out / f'{split}.jsonl') as file:
         for _, first, last, *_ in work:
-            part = _part(out, split, first, last, image_size, arrangements).read_bytes()
+            part = _part(out, split, first, last, image_size, arrangements, crop).read_bytes()
             lines += part.count(b'\n')
             file.write(part)
     return lines
 
 
-def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int) -> Path:
-    return out / 'parts' / f'{_sized(split, image_size)}-{first:07d}-{last:07d}-{arrangements}.part'
+def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int, crop: Crop | None) -> Path:
+    return out / 'parts' / f'{_sized(split, image_size, crop)}-{first:07d}-{last:07d}-{arrangements}.part'
 
 
-def _sized(split: str, image_size: int) -> str:
-    """What files of a split are named after: the split, and the size of its images unless it is the usual one."""
-    return split if image_size == SIZE else f'{split}-{image_size}px'
+def _sized(split: str, image_size: int, crop: Crop | None) -> str:
+    """What files of a split are named after: the split, and size and part of its images unless they are the usual."""
+    name = split if image_size == SIZE else f'{split}-{image_size}px'
+    return name if crop is None else f'{name}-{"_".join(f"{round(1000 * each):04d}" for each in crop)}'
 
 
-def _write_part(work: tuple[str, int, int, str, int, int]) -> int:
+def _write_part(work: tuple[str, int, int, str, int, int, Crop | None]) -> int:
     from ki_sim.record.record import jpeg
 
-    out, first, last, split, image_size, arrangements = Path(work[0]), *work[1:]
-    part = _part(out, split, first, last, image_size, arrangements)
+    out, first, last, split, image_size, arrangements, crop = Path(work[0]), *work[1:]
+    part = _part(out, split, first, last, image_size, arrangements, crop)
     if part.exists():
         return last - first
-    photographer = Photographer(image_size)
-    (out / 'images' / _sized(split, image_size)).mkdir(parents=True, exist_ok=True)
+    photographer = Photographer(image_size, crop)
+    (out / 'images' / _sized(split, image_size, crop)).mkdir(parents=True, exist_ok=True)
     text = []
     for seed in range(first, last):
         for image, lines in scene_lines(seed, split, photographer, arrangements):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ki_robot.transforms import cropped
 from ki_sim.errors import SimError
 from ki_sim.vqa.boxes import CELLS, SHARP, cells_of
 from ki_sim.vqa.questions import (
@@ -162,6 +163,26 @@ def test_boxes_enclose_the_colour_of_the_object(photographer):
         if seen == 3:
             break
     assert seen >= 2
+
+
+def test_a_part_of_the_picture_has_the_boxes_of_that_part_and_no_scene_beyond_it():
+    crop = (0.29, 0.3, 0.42, 0.42)
+    whole, part = Photographer(192), Photographer(192, crop)
+    compared = 0
+    for seed in range(12):
+        still = sample_still(seed, 'train')
+        one, other = next(whole.album(still)), next(part.album(still))
+        if other is None:
+            continue
+        assert one is not None
+        assert np.array_equal(other.image, cropped(one.image, crop))
+        for there, here in zip(one.facts, other.facts, strict=True):
+            assert all(0 <= edge <= 1 for edge in here.box)
+            top, left = (there.box[0] - crop[1]) / crop[3], (there.box[1] - crop[0]) / crop[2]
+            if min(top, left) > 0.02:
+                assert here.box[:2] == pytest.approx((top, left), abs=0.01)
+                compared += 1
+    assert compared > 4
 
 
 def test_a_held_object_is_in_the_hand(photographer):

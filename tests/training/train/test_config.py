@@ -177,7 +177,7 @@ def test_a_misspelt_key_is_never_ignored(path: Path, chance: random.Random, how:
         'swap': swapped,
         'case': key.upper(),
     }
-    if wrong[how] in target:
+    if wrong[how] in target or way[-1:] == ['labels']:  # these are names in the data, which the run compares
         return
     target[wrong[how]] = target.pop(key)
     run, message = parsed(data)
