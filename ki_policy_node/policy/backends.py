@@ -163,7 +163,12 @@ def open_policy(wanted: Wanted, robot: Contract | None, timing: Timing) -> Polic
             raise NodeError('No robot is named; the commissioning backend needs its contract.')
         return CommissioningPolicy(robot, wanted.commissioning)
     if backend == REMOTE:
-        from ki_policy_node.policy.remote_policy import RemoteNodePolicy
+        try:
+            from ki_policy_node.policy.remote_policy import RemoteNodePolicy
+        except ModuleNotFoundError as error:
+            raise NodeError(
+                f"Backend remote needs the Python module {error.name}; run pip install 'websockets>=14' msgpack."
+            ) from error
 
         return RemoteNodePolicy(wanted.remote, robot, timing)
     if not bundle:

@@ -1,6 +1,7 @@
 """A policy on another machine gives the chunks it gives here; a server that goes away is a hold, and comes back."""
 
 import socket
+import sys
 import threading
 import time
 
@@ -110,6 +111,14 @@ def test_what_is_wrong_with_a_server_is_one_sentence(start, tmp_path, seen):
 def test_a_policy_for_another_robot_is_refused_by_field(start):
     with pytest.raises(NodeError, match=r'does not fit robot bimanual_static: rate_hz: .*cameras'):
         open_policy(Wanted('remote', remote=settings(start())), load_contract('bimanual_static'), Timing())
+
+
+def test_without_its_packages_the_backend_says_which(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'websockets.exceptions', None)
+    for name in ('ki_policy_node.policy.remote_policy', 'ki_vla.remote.client'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(NodeError, match=r'needs the Python module websockets\.exceptions; run pip install'):
+        open_policy(Wanted('remote'), load_contract('arm_single'), Timing())
 
 
 def test_a_refusal_of_the_server_is_its_sentence(start, seen):
