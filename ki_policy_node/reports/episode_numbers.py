@@ -44,6 +44,7 @@ class RecordedEpisode:
         events: Interventions of the executor by kind.
         holds: (seconds, reason) of what stopped the robot after it had begun to move.
         lateness_ms: p99 of the executor's ticks, as it told last.
+        unread: Messages that do not decode, of another version of ki_msgs, say.
     """
 
     begin_ns: int = 0
@@ -59,6 +60,7 @@ class RecordedEpisode:
     events: Counter[str] = field(default_factory=Counter)
     holds: list[tuple[float, str]] = field(default_factory=list)
     lateness_ms: float | None = None
+    unread: int = 0
 
 
 def read_episode(path: str | Path, contract: Contract) -> RecordedEpisode:
@@ -102,7 +104,9 @@ class _Reader:
         self._times[message.topic].append(message.log_ns)
         for topic, use in self._use.items():
             if message.topic.endswith('/' + topic):
-                use(self.bag.decode(message), message.log_ns)
+                decoded = self._decoded(message)
+                if decoded is not None:
+                    use(decoded, message.log_ns)
                 return
         camera = next((each for topic, each in self._cameras.items() if message.topic.endswith(topic)), None)
         if camera is not None:
@@ -120,6 +124,13 @@ class _Reader:
             setattr(made, kind, {name: np.array(rows) for name, rows in series.items()})
         return made
 
+    def _decoded(self, message: Any) -> Any:
+        try:
+            return self.bag.decode(message)
+        except Exception:  # damaged CDR raises nearly anything
+            self.made.unread += 1
+            return None
+
     def _since(self, log_ns: int) -> float:
         return (log_ns - self.made.begin_ns) / 1e9
 
@@ -134,7 +145,9 @@ class _Reader:
             frames.append((message.log_ns, {}))
         if not frames or camera.name in frames[-1][1]:
             return
-        decoded = self.bag.decode(message)
+        decoded = self._decoded(message)
+        if decoded is None:
+            return
         decode = decode_compressed if camera.transport == 'compressed' else decode_image
         try:
             frames[-1][1][camera.name] = decode(decoded)

@@ -234,6 +234,8 @@ class EpisodeReport:
         facts = [f'{outcome.seconds:.1f} s', outcome.task, outcome.bag.name, outcome.error]
         facts += [f'{count} x {kind}' for kind, count in episode.events.items()]
         facts += [f'held at {at:.1f} s: {reason}' for at, reason in episode.holds]
+        if episode.unread:
+            facts.append(f'messages that do not decode: {episode.unread}')
         if episode.inference_ms:
             facts.append(f'inference p50 {_percentile(episode.inference_ms, 50):.0f} ms')
         chart = self._joints(episode)

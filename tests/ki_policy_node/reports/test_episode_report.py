@@ -87,6 +87,20 @@ def test_what_the_bag_holds_is_what_is_counted(bag: Path, contract: Contract) ->
     assert np.array_equal(episode.commanded['left_joint1/position'][:, 1], values)
 
 
+def test_messages_that_do_not_decode_are_counted_and_cost_no_report(tmp_path: Path, contract: Contract) -> None:
+    with BagWriter(tmp_path / 'bag') as writer:
+        for at in (0.0, 1.0):
+            camera = contract.cameras[0]
+            pixels = np.full((48, 48, 3), 90, np.uint8)
+            message_builders.put(writer, f'/{camera.topic}', ns(at), message_builders.picture(ns(at), pixels, 'head'))
+        writer.add_topic('/policy_node/status', 'ki_msgs/msg/PolicyStatus')
+        writer.write('/policy_node/status', ns(0.5), b'\x00\x01\x00\x00\x07')
+    outcome = EpisodeOutcome('look', tmp_path / 'bag', True, 1.0)
+    report = EpisodeReport(contract, [outcome], {'k': 1, 'n': 1, 'rate': 1.0, 'low': 0.2, 'high': 1.0}, 'nobody')
+    assert report.episodes[0].unread == 1
+    assert 'messages that do not decode: 1' in report.html(b'GIF89a')
+
+
 def test_a_hold_counts_once_the_robot_has_moved(bag: Path, contract: Contract) -> None:
     ((at, reason),) = read_episode(bag, contract).holds
     assert at == pytest.approx(2.5, abs=0.01)
