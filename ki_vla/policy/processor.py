@@ -201,7 +201,8 @@ class Processor:
         needed = actions if self.processing.pad_steps == 'keep' else actions[steps]
         self._checked('actions', needed, self.contract.action_names)
         actions = np.where(np.isfinite(actions), actions, 0.0)
-        normal_HN, flow_HN = self._to_model(actions, state), self._to_model(actions, state, self._flow)
+        said_HN = self._said_actions(actions, state)
+        normal_HN, flow_HN = self._actions.apply(said_HN), self._flow.apply(said_HN)
         if self.processing.pad_steps == 'mask':
             normal_HN = np.where(steps[:, None], normal_HN, 0.0)
         padded_HA, real_A = pad(flow_HN.astype(np.float32), self.config.action_dim)
@@ -272,7 +273,7 @@ class Processor:
     def normalised_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Absolute SI chunk [H, N] -> model space [H, N], unpadded: what a FAST codec is fitted on."""
         self._checked('actions', actions, self.contract.action_names)
-        return self._to_model(np.asarray(actions, dtype=np.float64), state)
+        return self._actions.apply(self._said_actions(np.asarray(actions, dtype=np.float64), state))
 
     # Out ---------------------------------------------------------------------------------------------------------
 
@@ -316,7 +317,8 @@ class Processor:
             state: the state (SI) of the observation of the *new* chunk.
         """
         data = self._checked('carried chunk', data_PN, self.contract.action_names)
-        return pad(self._to_model(data, state, self._flow).astype(np.float32), self.config.action_dim)[0]
+        flow_PN = self._flow.apply(self._said_actions(data, state))
+        return pad(flow_PN.astype(np.float32), self.config.action_dim)[0]
 
     # Details -----------------------------------------------------------------------------------------------------
 
@@ -419,10 +421,10 @@ class Processor:
         views[mask] = np.stack([resize_with_pad(image, size) for image in ordered])
         return views, mask
 
-    def _to_model(self, actions_HN: np.ndarray, state: np.ndarray, scaling: Scaling | None = None) -> np.ndarray:
-        """Absolute SI -> what the policy says, normalised as the action tokens are unless another scaling is given."""
+    def _said_actions(self, actions_HN: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Absolute SI -> what the policy says, in its own units, not normalised."""
         state = self._checked('state', state, self.contract.state_names)
-        return (scaling or self._actions).apply(policy_actions(self.contract, actions_HN, state))
+        return policy_actions(self.contract, actions_HN, state)
 
     def _to_robot(self, said_HN: np.ndarray, state: np.ndarray) -> np.ndarray:
         """What the policy says, in its own units -> absolute SI."""
