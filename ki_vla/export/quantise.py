@@ -34,6 +34,7 @@ def quantise(folder: Path, metadata: Mapping[str, str]) -> None:
         if not path.exists():
             continue
         small = path.with_suffix('.int8')
+        _forget_shapes(path)
         with silence_exporter():  # it advises a pre-processing that the exporter has done already
             quantize_dynamic(
                 str(path),
@@ -48,3 +49,12 @@ def quantise(folder: Path, metadata: Mapping[str, str]) -> None:
         onnx.save(model, path)
         small.unlink()
     weights.unlink()
+
+
+def _forget_shapes(path: Path) -> None:
+    """Drop what the exporter noted of shapes in between: it is inferred anew, and where both differ nothing is done."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    del model.graph.value_info[:]
+    onnx.save(model, path)

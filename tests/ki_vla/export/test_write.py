@@ -14,6 +14,7 @@ from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.onnx import available_providers
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
+from ki_vla.export.quantise import quantise
 from ki_vla.export.source import of_noise
 from ki_vla.export.write import _on_observations, export_onnx
 from ki_vla.policy.bundle import Bundle
@@ -92,6 +93,18 @@ def test_bf16_cannot_be_checked_on_a_cpu_and_is_not_written(bundle: Bundle, tmp_
 def test_unknown_choices_are_named(bundle: Bundle, precision: str, kinds: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(VlaError, match=sentence):
         export_onnx(bundle, precision, kinds=kinds)
+
+
+def test_quantising_does_not_rely_on_what_an_exporter_noted_of_shapes(exported: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(exported.folder / 'onnx' / 'fp32', tmp_path / 'fp32')
+    path = tmp_path / 'fp32' / 'plain.onnx'
+    model = onnx.load(path, load_external_data=False)
+    for noted in model.graph.value_info:
+        for size in noted.type.tensor_type.shape.dim:
+            size.dim_value += 1
+    onnx.save(model, path)
+    quantise(tmp_path / 'fp32', {})
+    assert 'MatMulInteger' in {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_the_command_exports_and_shows_the_figures(exported: Bundle, tmp_path: Path) -> None:
