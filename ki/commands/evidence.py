@@ -72,13 +72,14 @@ def modes(
     """Success, seam and time of every way in which chunks may follow each other, against the delay of an inference."""
     from ki.evidence.modes import DELAYS, MODES, measure, save
     from ki.evidence.page import write_page
-    from ki.support.sim_evaluation import Plays
+    from ki.support.sim_evaluation import Plays, camera_size
     from ki_sim.tasks.tasks import task_names
 
     names, delays = task_names(task or ['suite']), delay_steps or list(DELAYS)
     count = seeds * len(names) * len(delays) * (len(MODES) + (rtc is not None))
+    plays = Plays(bundle, seeds, backend='torch', image_size=camera_size(bundle))
     with progress('episodes', count) as line:
-        rows = measure(Plays(bundle, seeds, backend='torch'), rtc, names, delays, execute_steps, out, line.advance)
+        rows = measure(plays, rtc, names, delays, execute_steps, out, line.advance)
     path = save(rows, matrix.parent)
     write_page(matrix, page)
     for row in rows:

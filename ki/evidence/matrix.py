@@ -56,8 +56,8 @@ class EvidenceMatrix(Config):
     """Steps of a chunk after which the next is planned."""
     delay_steps: int = Field(default=0, ge=0)
     """Steps that an inference is thought to take."""
-    image_size: int = Field(default=96, ge=8)
-    """Rows and columns of the cameras."""
+    image_size: int | None = Field(default=None, ge=8)
+    """Rows and columns of the cameras. Left out: as many as fill the view of a policy after its crop."""
 
     @model_validator(mode='after')
     def _points_ascend(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ki.evidence.cells import START, EvidenceCell, PlayedEpisode, episodes_of, load_cell, load_cells
 from ki.evidence.matrix import EvidenceError, MatrixPlan, load_plan
-from ki.support.sim_evaluation import EvaluationCell, Plays, evaluate_cells
+from ki.support.sim_evaluation import EvaluationCell, Plays, camera_size, evaluate_cells
 from ki.support.simulated_data import load_triton_before_mesa
 from ki_common.errors import KiError
 from ki_common.files import read_json, write_text
@@ -143,11 +143,12 @@ def _judged(plan: MatrixPlan, cell: EvidenceCell, bundle: Path, out: Path) -> Ev
 
 def _played(plan: MatrixPlan, bundle: Path, out: Path, count: int, paired: bool, split: str) -> Iterator[PlayedEpisode]:
     matrix = plan.matrix
+    size = matrix.image_size or camera_size(bundle)
     for task in matrix.task_names:
         scenes = matrix.scenes_of(task, count)
         if not scenes:
             continue
-        plays = Plays(bundle, len(scenes), scenes.start, paired, split, 'torch', 0, matrix.image_size)
+        plays = Plays(bundle, len(scenes), scenes.start, paired, split, 'torch', 0, size)
         way = EvaluationCell(task, 'latest', matrix.execute_steps, matrix.delay_steps)
         for _, report in evaluate_cells(plays, [way], out):
             yield from episodes_of(task, report.outcomes)
