@@ -13,8 +13,8 @@ from ki.support.progress import progress
 if TYPE_CHECKING:
     from ki_robot.contract.contract import Contract
     from ki_robot.transforms import Stats
+    from training.doctor.findings import Finding
     from training.evaluate.train_deploy_drift import Difference
-    from training.fit.stats import Finding
     from training.index.index import Index
 
 COLOURS = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
@@ -78,8 +78,9 @@ def report(
         VlaError: the bundle is damaged.
         NodeError: ROS cannot be had.
     """
+    from training.doctor.diagnose import diagnose
+    from training.doctor.findings import by_weight
     from training.errors import TrainingError
-    from training.fit.stats import by_weight, diagnose
     from training.index.recordings import open_recordings
 
     if data is None and bundle is None:
@@ -138,9 +139,9 @@ def _trained(index: Index | None, bundle: Path | None) -> _Trained:
 
 def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], list[Finding]]:
     from ki_robot.policy_values import policy_state
+    from training.doctor.findings import ERROR, Finding
     from training.errors import TrainingError
     from training.evaluate import train_deploy_drift
-    from training.fit.stats import ERROR, Finding
 
     found = train_deploy_drift.mismatch_findings(trained.contract, index.contract)
     rows: Sequence[Difference] = ()
@@ -159,8 +160,8 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
 def _live(trained: _Trained, live: LiveSource) -> tuple[Sequence[Difference], list[Finding], str]:
     from ki_policy_node.common.live_probe import listen
     from ki_robot.policy_values import policy_state
+    from training.doctor.pictures import dark_findings
     from training.evaluate import train_deploy_drift
-    from training.fit.stats import dark_findings
 
     with progress(f'listening for {live.seconds:g} s'):
         heard = listen(trained.contract, live.seconds, live.wait_s, live.namespace, live.sim_time)

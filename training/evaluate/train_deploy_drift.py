@@ -15,7 +15,8 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import StateColumn
 from ki_robot.observation.observation import StreamReport, StreamState
 from ki_robot.transforms import MIN_SPAN, Stats
-from training.fit.stats import ERROR, NOTE, SLOWEST_CAMERA, WARNING, Finding, unit_findings
+from training.doctor.diagnose import SLOWEST_CAMERA, unit_findings
+from training.doctor.findings import ERROR, NOTE, WARNING, Finding
 from training.index.index import Index
 from training.samples.dataset import EpisodeDataset
 

@@ -1,0 +1,1 @@
+"""Looks for data that a model would learn wrong things from."""
