@@ -139,6 +139,7 @@ def _trained(index: Index | None, bundle: Path | None) -> _Trained:
 
 def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], list[Finding]]:
     from ki_robot.policy_values import policy_state
+    from training.doctor.diagnose import known_limits
     from training.doctor.findings import ERROR, Finding
     from training.errors import TrainingError
     from training.evaluate import train_deploy_drift
@@ -151,7 +152,10 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
         except TrainingError as error:
             return rows, [*found, Finding(ERROR, '', 'no_data', str(error))]
         rows = train_deploy_drift.differences(
-            trained.contract.state, trained.state, policy_state(trained.contract, states_TS)
+            trained.contract.state,
+            trained.state,
+            policy_state(trained.contract, states_TS),
+            known_limits(trained.contract),
         )
     found += train_deploy_drift.difference_findings(rows)
     return rows, found + train_deploy_drift.rate_findings(trained.rates_hz, train_deploy_drift.recorded_rates(index))
@@ -160,13 +164,17 @@ def _recorded(trained: _Trained, index: Index) -> tuple[Sequence[Difference], li
 def _live(trained: _Trained, live: LiveSource) -> tuple[Sequence[Difference], list[Finding], str]:
     from ki_policy_node.common.live_probe import listen
     from ki_robot.policy_values import policy_state
+    from training.doctor.diagnose import known_limits
     from training.doctor.pictures import dark_findings
     from training.evaluate import train_deploy_drift
 
     with progress(f'listening for {live.seconds:g} s'):
         heard = listen(trained.contract, live.seconds, live.wait_s, live.namespace, live.sim_time)
     rows = train_deploy_drift.differences(
-        trained.contract.state, trained.state, policy_state(trained.contract, heard.states_TS)
+        trained.contract.state,
+        trained.state,
+        policy_state(trained.contract, heard.states_TS),
+        known_limits(trained.contract),
     )
     found = train_deploy_drift.difference_findings(rows)
     found += train_deploy_drift.stream_findings(

@@ -9,7 +9,7 @@ ERROR, WARNING, NOTE = 'error', 'warning', 'note'
 
 
 @dataclass(frozen=True)
-class Place:
+class StepRange:
     """Steps of one episode that a finding is about: `first` up to, not including, `end`; `episode` counts in the index.
 
     `recording` is the path of its recording.
@@ -32,7 +32,7 @@ class Finding:
     field: str
     kind: str
     text: str
-    places: tuple[Place, ...] = ()
+    places: tuple[StepRange, ...] = ()
 
 
 def by_weight(findings: Iterable[Finding]) -> list[Finding]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import ActionColumn
-from training.doctor.findings import NOTE, WARNING, Finding, Place
+from training.doctor.findings import NOTE, WARNING, Finding, StepRange
 from training.samples.dataset import EpisodeDataset
 
 MOST_EPISODES = 256  # looked at, evenly spread: beyond that a figure does not become truer
@@ -34,7 +34,7 @@ MOST_PLACES = 5
 class Segment:
     """Usable steps of an episode in a row."""
 
-    place: Place
+    place: StepRange
     state_TS: NDArray[np.float64]
     actions_TN: NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def segments_of(dataset: EpisodeDataset) -> Iterator[Segment]:
         usable = np.concatenate([[False], arrays['valid'] & arrays['action_valid'], [False]])
         edges = np.flatnonzero(np.diff(usable.astype(np.int8)))
         for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            place = Place(dataset.index.episodes[number][0].path, number, first, end)
+            place = StepRange(dataset.index.episodes[number][0].path, number, first, end)
             yield Segment(place, arrays['state'][first:end], arrays['actions'][first:end])
 
 
@@ -110,7 +110,7 @@ def response(
     return Response(best, correlations[best], min(correlations.values()), _span(told), _span(measured))
 
 
-def _judged(column: ActionColumn, made: Response, rate_hz: float, places: tuple[Place, ...]) -> Iterator[Finding]:
+def _judged(column: ActionColumn, made: Response, rate_hz: float, places: tuple[StepRange, ...]) -> Iterator[Finding]:
     name, unit = column.name, column.unit
     told, moved = made.action_span > MOVES[unit], made.state_span > MOVES[unit]
     lag_s = made.lag_steps / rate_hz
@@ -170,7 +170,7 @@ def _span(values: Sequence[NDArray[np.float64]]) -> float:
     return float(high - low)
 
 
-def _most_moved(segments: Sequence[Segment], measured: Sequence[NDArray[np.float64]]) -> tuple[Place, ...]:
+def _most_moved(segments: Sequence[Segment], measured: Sequence[NDArray[np.float64]]) -> tuple[StepRange, ...]:
     order = sorted(range(len(segments)), key=lambda each: -float(np.ptp(measured[each])))
     return tuple(segments[each].place for each in order[:MOST_PLACES])
 
@@ -201,10 +201,10 @@ def jump_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> list[
     return found
 
 
-def _around(place: Place, step: int, steps: int = 20) -> Place:
+def _around(place: StepRange, step: int, steps: int = 20) -> StepRange:
     """Some steps before and after one of a place."""
     at = place.first + step
-    return Place(place.recording, place.episode, max(place.first, at - steps), min(place.end, at + steps))
+    return StepRange(place.recording, place.episode, max(place.first, at - steps), min(place.end, at + steps))
 
 
 def roughness_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> list[Finding]:
@@ -237,7 +237,7 @@ def _roughness(values_TN: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(np.minimum(third, np.quantile(third, 0.95)) ** 2)))
 
 
-def idle_spans(dataset: EpisodeDataset, segment: Segment) -> list[Place]:
+def idle_spans(dataset: EpisodeDataset, segment: Segment) -> list[StepRange]:
     """Parts of a segment of at least IDLE_S in which neither state nor actions move."""
     rate, contract = dataset.contract.rate_hz, dataset.contract
     least = round(IDLE_S * rate)
@@ -259,7 +259,7 @@ def idle_spans(dataset: EpisodeDataset, segment: Segment) -> list[Place]:
     edges = np.flatnonzero(np.diff(np.concatenate([[False], ~moving, [False]]).astype(np.int8)))
     where = segment.place
     return [
-        Place(where.recording, where.episode, where.first + first, where.first + end)
+        StepRange(where.recording, where.episode, where.first + first, where.first + end)
         for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
         if end - first >= least
     ]

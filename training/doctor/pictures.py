@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ki_robot.contract.names import interface_of
 from ki_robot.errors import Rejected
-from training.doctor.findings import ERROR, NOTE, WARNING, Finding, Place
+from training.doctor.findings import ERROR, NOTE, WARNING, Finding, StepRange
 from training.doctor.motion import MOST_PLACES, MOVES, Segment
 from training.index.stored_images import decode_stored
 from training.samples.dataset import EpisodeDataset
@@ -32,7 +32,7 @@ SKEW_REACH_S, SKEW_S, SKEW_CORRELATION, SKEW_CLEARER = 1.0, 0.15, 0.5, 0.1
 class Probe:
     """A picture of one camera at one step."""
 
-    place: Place
+    place: StepRange
     image: NDArray[np.uint8]
 
 
@@ -80,7 +80,7 @@ def _probes(dataset: EpisodeDataset, camera: str) -> tuple[list[list[Probe]], li
         recording = dataset.index.episodes[number][0].path
         made.append([])
         for step in (int(steps[each]) for each in _spread(len(steps), PROBES if len(numbers) > 2 else 3 * PROBES)):
-            place = Place(recording, number, step, step + 1)
+            place = StepRange(recording, number, step, step + 1)
             try:
                 image = picture_at(dataset, camera, number, step)
             except (Rejected, OSError) as error:
@@ -113,7 +113,9 @@ def _frozen(dataset: EpisodeDataset, camera: str, by_episode: Sequence[Sequence[
     still = [each for each in still if _moves(dataset, each)]
     if not still:
         return []
-    places = tuple(Place(p[0].place.recording, p[0].place.episode, p[0].place.first, p[-1].place.end) for p in still)
+    places = tuple(
+        StepRange(p[0].place.recording, p[0].place.episode, p[0].place.first, p[-1].place.end) for p in still
+    )
     text = (
         f'camera {camera} shows the same picture throughout {len(still)} of the {len(by_episode)} episodes looked at, '
         'while the robot moves; record them again, or leave them out (--trim)'

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_robot.errors import Rejected
-from training.doctor.findings import NOTE, WARNING, Finding, Place
+from training.doctor.findings import NOTE, WARNING, Finding, StepRange
 from training.doctor.motion import MOVES, Segment
 from training.doctor.pictures import picture_at, thumbnail
 from training.samples.dataset import EpisodeDataset
@@ -119,7 +119,7 @@ def _moves(dataset: EpisodeDataset, state_TS: NDArray[np.float64]) -> bool:
     return any(span > MOVES[column.unit] for span, column in columns if column.unit in MOVES)
 
 
-def _look_alike(dataset: EpisodeDataset, one: Place, other: Place) -> bool:
+def _look_alike(dataset: EpisodeDataset, one: StepRange, other: StepRange) -> bool:
     """Whether every camera shows the same at the first steps of two places; without pictures they do."""
     for camera in dataset.contract.camera_names:
         try:
@@ -134,12 +134,12 @@ def _look_alike(dataset: EpisodeDataset, one: Place, other: Place) -> bool:
     return True
 
 
-def _are_copies(dataset: EpisodeDataset, one: Place, other: Place) -> bool:
+def _are_copies(dataset: EpisodeDataset, one: StepRange, other: StepRange) -> bool:
     episodes = dataset.index.episodes
     said = episodes[one.episode][1].texts[:1] == episodes[other.episode][1].texts[:1]
     return one.episode != other.episode and said and _look_alike(dataset, one, other)
 
 
-def _place(dataset: EpisodeDataset, start: NDArray[np.int32]) -> Place:
+def _place(dataset: EpisodeDataset, start: NDArray[np.int32]) -> StepRange:
     number, step = int(start[0]), int(start[1])
-    return Place(dataset.index.episodes[number][0].path, number, step, step + 1)
+    return StepRange(dataset.index.episodes[number][0].path, number, step, step + 1)

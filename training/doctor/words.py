@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import defaultdict
 
-from training.doctor.findings import ERROR, NOTE, WARNING, Finding, Place
+from training.doctor.findings import ERROR, NOTE, WARNING, Finding, StepRange
 from training.samples.dataset import EpisodeDataset
 
 MOST_TEXTS = 500
@@ -17,11 +17,11 @@ NO_WORDS = {'', 'task', 'none', 'null', 'n a', 'na', 'todo', 'test', 'default', 
 
 def word_findings(dataset: EpisodeDataset) -> list[Finding]:
     """All checks of this file."""
-    places: defaultdict[str, list[Place]] = defaultdict(list)
+    places: defaultdict[str, list[StepRange]] = defaultdict(list)
     for number in dataset.episode_numbers:
         entry, about = dataset.index.episodes[number]
         text = about.texts[0] if about.texts else ''
-        places[text].append(Place(entry.path, number, 0, about.steps))
+        places[text].append(StepRange(entry.path, number, 0, about.steps))
     if not any(places):
         text = 'no episode has an instruction; give one with --task'
         return [Finding(ERROR, 'instruction', 'no_language', text)]
@@ -29,7 +29,7 @@ def word_findings(dataset: EpisodeDataset) -> list[Finding]:
     return [*_missing(places), *_one(places), *_variants(said)]
 
 
-def _missing(places: dict[str, list[Place]]) -> list[Finding]:
+def _missing(places: dict[str, list[StepRange]]) -> list[Finding]:
     bare = [place for text, where in places.items() if _plain(text) in NO_WORDS for place in where]
     if not bare:
         return []
@@ -40,14 +40,14 @@ def _missing(places: dict[str, list[Place]]) -> list[Finding]:
     return [Finding(WARNING, 'instruction', 'some_language', text, tuple(bare))]
 
 
-def _one(places: dict[str, list[Place]]) -> list[Finding]:
+def _one(places: dict[str, list[StepRange]]) -> list[Finding]:
     if len(places) != 1:
         return []
     text = f'every episode has the instruction {next(iter(places))!r}: the policy will learn to ignore language'
     return [Finding(NOTE, 'instruction', 'one_instruction', text)]
 
 
-def _variants(said: dict[str, list[Place]]) -> list[Finding]:
+def _variants(said: dict[str, list[StepRange]]) -> list[Finding]:
     """Instructions that are one task in two spellings: the policy takes them for two."""
     alike = []
     for one, other in itertools.combinations(sorted(said)[:MOST_TEXTS], 2):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_robot.contract.contract import Contract
-from ki_robot.contract.parts import StateColumn
+from ki_robot.contract.parts import Limits, StateColumn
 from ki_robot.observation.observation import StreamReport, StreamState
 from ki_robot.transforms import MIN_SPAN, Stats
 from training.doctor.diagnose import SLOWEST_CAMERA, unit_findings
@@ -68,13 +68,19 @@ def recorded_states(index: Index) -> NDArray[np.float64]:
     return np.concatenate([dataset.arrays(number)['state'] for number in dataset.episode_numbers])
 
 
-def differences(columns: Sequence[StateColumn], trained: Stats, states_TS: NDArray[np.float64]) -> list[Difference]:
+def differences(
+    columns: Sequence[StateColumn],
+    trained: Stats,
+    states_TS: NDArray[np.float64],
+    limits: Mapping[str, Limits] | None = None,
+) -> list[Difference]:
     """Each state column against training.
 
     Args:
         columns: The state of the robot.
         trained: Statistics of the same columns.
         states_TS: What the robot measured, as the policy sees it (`policy_state`).
+        limits: Of the columns, by name, where the contract knows them (`known_limits`).
 
     Raises:
         RobotError: the statistics are of other columns.
@@ -84,11 +90,13 @@ def differences(columns: Sequence[StateColumn], trained: Stats, states_TS: NDArr
     for place, column in enumerate(columns):
         values_T = states_TS[np.isfinite(states_TS[:, place]), place]
         if len(values_T):
-            found.append(_difference(column, place, trained, values_T))
+            found.append(_difference(column, place, trained, values_T, (limits or {}).get(column.name)))
     return found
 
 
-def _difference(column: StateColumn, place: int, trained: Stats, values_T: NDArray[np.float64]) -> Difference:
+def _difference(
+    column: StateColumn, place: int, trained: Stats, values_T: NDArray[np.float64], limits: Limits | None
+) -> Difference:
     mean, low = float(trained.mean[place]), float(trained.q01[place])
     high = max(float(trained.q99[place]), low + MIN_SPAN)
     here = float(values_T.mean())
@@ -110,7 +118,7 @@ def _difference(column: StateColumn, place: int, trained: Stats, values_T: NDArr
         outside=float(out_T.mean()),
         beyond=float(np.median(distance_T) / (high - low)) if len(distance_T) else 0.0,
     )
-    units = unit_findings(f'state {column.name}', column, row.low, row.high)
+    units = unit_findings(f'state {column.name}', column, row.low, row.high, limits)
     if units:
         return replace(row, level=ERROR, text=units[0].text)
     if row.outside > 0.5 and row.beyond > FAR_SPANS:
