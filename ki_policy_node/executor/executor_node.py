@@ -23,6 +23,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from ki_policy_node.common import diagnostics, process
+from ki_policy_node.common.clock_offset import ShortestLag, ahead_ns, in_words
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.ros import message_class
 from ki_policy_node.common.streams import (
@@ -52,7 +53,7 @@ from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.contract.parts import StateStream
 from ki_robot.errors import Reason, Rejected, RobotError
-from ki_robot.messages.arrays import fill_joint_state, set_time, to_chunk
+from ki_robot.messages.arrays import fill_joint_state, set_time, stamp_ns, time_ns, to_chunk
 from ki_robot.messages.commands import read_command
 from ki_robot.messages.states import StateReader, measured_columns, static_topic
 from ki_robot.space.checker import SpaceChecker
@@ -94,6 +95,8 @@ class ChunkExecutor(LifecycleNode):
         self._hands: HandChunks | None = None
         self._measured: dict[str, float] = {}  # newest values by column of the robot
         self._estop: EstopListener | None = None
+        self._policy_lag = ShortestLag()
+        self._policy_ahead_ns: int | None = None
         self.parameters = Parameters(self, ChunkExecutorSettings, lambda: self._follower is not None)
         self._state_pub = self.create_publisher(String, '~/state', LATCHED)
         self._status_pub = self.create_publisher(ExecutorStatus, '~/status', LATCHED)
@@ -360,12 +363,16 @@ class ChunkExecutor(LifecycleNode):
             message=message.message or 'not running',
             steady_ns=time.monotonic_ns(),
         )
+        self._policy_lag.add(stamp_ns(message.header), self._now_ns(), policy.steady_ns)
+        there_ns = time_ns(message.executor_lag) if message.executor_heard else None
+        self._policy_ahead_ns = ahead_ns(self._policy_lag.shortest(policy.steady_ns), there_ns)
         self._follow(lambda follower: follower.on_policy_health(policy))
 
     def _on_estop(self, pressed: bool) -> None:
         self._follow(lambda follower: follower.on_estop(pressed, time.monotonic_ns()))
 
     def _on_clock_jump(self, seconds: float) -> None:
+        self._policy_lag = ShortestLag()
         self._follow(lambda follower: follower.on_clock_jump(seconds, time.monotonic_ns()))
 
     def _on_enable(self, request: Any, response: Any) -> Any:
@@ -484,6 +491,7 @@ class ChunkExecutor(LifecycleNode):
         """Says what it follows and who drives, where that is news or was said a while ago."""
         steady_ns = time.monotonic_ns()
         if (status := self._report.status_due(now_ns, steady_ns)) is not None:
+            set_time(status.policy_clock_ahead, self._policy_ahead_ns or 0)
             self._status_pub.publish(status)
         if (source := self._report.source_due(now_ns, steady_ns)) is not None:
             self._source_pub.publish(source)
@@ -537,8 +545,14 @@ class ChunkExecutor(LifecycleNode):
             'lateness p99 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(99)),
             'lateness max [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(100)),
         }
+        if self._policy_ahead_ns is not None:
+            values["policy's clock ahead [ms]"] = diagnostics.milliseconds(self._policy_ahead_ns)
+        if apart := in_words(self._policy_ahead_ns):
+            level = max(level, diagnostics.WARN)
+            self.get_logger().warning(apart, throttle_duration_sec=30.0)
         name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
-        line = diagnostics.status(level, name, self._blocked or self._said, self.parameters.values.robot, values)
+        said = ' '.join(filter(None, (self._blocked or self._said, apart)))
+        line = diagnostics.status(level, name, said, self.parameters.values.robot, values)
         self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
 
 

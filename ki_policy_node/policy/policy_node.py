@@ -217,6 +217,7 @@ class PolicyNode(LifecycleNode):
     def _on_executor(self, message: Any) -> None:
         """What the executor follows: the next chunk goes on from that, and from nothing else."""
         told = Followed(stamp_ns(message.header))
+        self._report.executor_lag.add(told.at_ns, self.now_ns(), time.monotonic_ns())
         if message.source == ExecutorStatus.SOURCE_POLICY:
             told = Followed(told.at_ns, message.driver, message.chunk_id, time_ns(message.chunk_stamp))
         self._runner.on_followed(told)

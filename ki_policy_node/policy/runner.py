@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ki_msgs.action import RunPolicy
 from ki_msgs.msg import PolicyStatus
 
+from ki_policy_node.common.clock_offset import ShortestLag
 from ki_policy_node.cycle.continuation import Planned, Planner
 from ki_policy_node.cycle.executed import Followed
 from ki_policy_node.cycle.hold_reasons import HoldReason
@@ -149,6 +150,7 @@ class PolicyRunner:
         with self.lock:
             if self.cycle is not None:
                 self.cycle.on_clock_jump(self._host.now_ns())
+            self._report.executor_lag = ShortestLag()
             self._report.say(f'ROS time jumped by {seconds:.3f} s')
 
     def take_instruction(self, text: str, instruction_id: str) -> str:

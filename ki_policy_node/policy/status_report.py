@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ki_msgs.msg import PolicyStatus, StreamHealth
 
 from ki_policy_node.common import diagnostics
+from ki_policy_node.common.clock_offset import ShortestLag
 from ki_policy_node.cycle.continuation import Planned, Planner
 from ki_policy_node.cycle.hold_reasons import HoldReason
 from ki_policy_node.cycle.policy_types import Policy
@@ -54,6 +56,7 @@ class StatusReport:
         self._planned: Planned | None = None
         self._cycle = diagnostics.Durations()
         self._age = diagnostics.Durations()
+        self.executor_lag = ShortestLag()
 
     def say(self, message: str) -> None:
         """Sets the sentence of the status."""
@@ -124,6 +127,10 @@ class StatusReport:
             set_time(made.inference_time, inferred.inference_ns)
             set_time(made.postprocess_time, inferred.postprocess_ns)
             set_time(made.observation_to_action, max(0, chunk.start_ns - chunk.observation_ns))
+        lag_ns = self.executor_lag.shortest(time.monotonic_ns())
+        if lag_ns is not None:
+            made.executor_heard = True
+            set_time(made.executor_lag, lag_ns)
         if buffer is not None:
             made.streams = [self._stream(each) for each in buffer.health(now_ns)]
         return made
