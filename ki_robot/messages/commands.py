@@ -107,25 +107,27 @@ def values_in_force(
         values (T, n), and whether a command was in force (T,): False before the first, unless there is a time-out.
     """
     row_T = np.searchsorted(starts_M, times_T, side='right') - 1
-    safe_T = np.maximum(row_T, 0)
-    if all(len(command.times_ns) == 1 for command in commands):
-        values = np.concatenate([command.values for command in commands])[safe_T]
+    # Only the commands of these times are looked at: a recording asks once for each of its many episodes.
+    rows_R, place_T = np.unique(np.maximum(row_T, 0), return_inverse=True)
+    meant, starts_T = [commands[row] for row in rows_R.tolist()], starts_M[rows_R][place_T]
+    columns = commands[0].values.shape[1]
+    if all(len(command.times_ns) == 1 for command in meant):
+        values = np.array([command.values[0] for command in meant]).reshape(-1, columns)[place_T]
     else:
-        values = np.empty((len(times_T), commands[0].values.shape[1]))
-        for row in np.unique(safe_T):
-            steps = safe_T == row
-            command = commands[row]
-            after = (times_T[steps] - starts_M[row]).astype(np.float64)
+        values = np.empty((len(times_T), columns))
+        order = np.argsort(place_T, kind='stable')
+        for command, steps in zip(meant, np.split(order, np.flatnonzero(np.diff(place_T[order])) + 1), strict=True):
+            after = (times_T[steps] - starts_T[steps]).astype(np.float64)
             times = command.times_ns.astype(np.float64)
             values[steps] = np.stack([np.interp(after, times, column) for column in command.values.T], axis=1)
     known_T = row_T >= 0
     if timeout_ns is not None:
-        old_T = (times_T - starts_M[safe_T] > timeout_ns) | ~known_T
+        old_T = (times_T - starts_T > timeout_ns) | ~known_T
         values = np.where(old_T[:, None], 0.0, values)
         known_T = np.ones(len(times_T), dtype=bool)
     if max_age_ns is not None:
-        ends_M = starts_M + np.array([int(command.times_ns[-1]) for command in commands], dtype=np.int64)
-        known_T &= times_T - ends_M[safe_T] <= max_age_ns
+        lasts_R = np.array([int(command.times_ns[-1]) for command in meant], dtype=np.int64)
+        known_T &= times_T - (starts_T + lasts_R[place_T]) <= max_age_ns
     return values, known_T
 
 

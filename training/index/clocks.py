@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,12 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import NS
+from ki_robot.messages.commands import command_age_ns
 from ki_robot.observation.stamps import FUTURE_TOLERANCE_NS, check_stamp, is_too_old
 from training.index.resample import rising
 from training.index.stream_clocks import SMOOTH, StreamClock, measure_clock, smoothed
 from training.index.streams import Collected, Track
+from training.index.timeline import Epoch, Timeline
 
 JUMP_NS = 1_000_000_000  # stamps and arrivals that part by more than this between two messages: the clock was set
 SAME_CLOCK_NS = 50_000_000  # stamps and arrivals that differ by less, all the time, are of one clock
@@ -45,7 +48,7 @@ def clock_epochs(found: Collected, contract: Contract, path: Path, problems: Pro
 
 def within(
     found: Collected, contract: Contract, first_log: int, last_log: int, path: Path, problems: Problems
-) -> Collected:
+) -> Epoch:
     """The messages of one clock epoch, dated, in the order of their stamps; their `logs` are on the clock of those.
 
     Images and states that the live node would refuse for their stamps are dropped, and counted by its reasons; so are
@@ -55,10 +58,8 @@ def within(
     arrivals = _arrivals(found, contract, first_log, last_log, clock)
     clocks: dict[str, StreamClock] = {}
 
-    def part(track: Track, spec: Camera | StateStream | Output | None = None) -> Track:
-        chosen = [index for index, log in enumerate(track.logs) if first_log <= log < last_log]
-        stamps = np.asarray([track.stamps[index] for index in chosen], dtype=np.int64)
-        logs = np.asarray([track.logs[index] for index in chosen], dtype=np.int64)
+    def part(track: Track, spec: Camera | StateStream | Output | None = None, dtype: Any = None) -> Timeline:
+        stamps, logs, chosen = _between(track, first_log, last_log)
         dated = np.where(stamps < 0, clock(logs), stamps) if (stamps < 0).any() else stamps
         arrived = arrivals(logs)
         if spec is None:
@@ -69,24 +70,34 @@ def within(
                 order = _of_one_clock(spec, dated, arrived, path, problems)
             else:
                 order = _believed(spec, dated, arrived, path, problems)
-        rows = [track.rows[chosen[index]] for index in order]
-        return Track(dated[order].tolist(), arrived[order].tolist(), rows)
+        rows = [track.rows[index] for index in chosen[order].tolist()]
+        return Timeline(dated[order], arrived[order], rows if dtype is None else np.asarray(rows, dtype=dtype))
 
     cameras = {camera.name: camera for camera in contract.cameras}
     streams = {stream.name: stream for stream in contract.state_streams}
     outputs = {output.name: output for output in contract.outputs}
-    return Collected(
-        cameras={name: part(track, cameras[name]) for name, track in found.cameras.items()},
-        states={name: part(track, streams[name]) for name, track in found.states.items()},
+    commands = {name: part(track, outputs[name]) for name, track in found.commands.items()}
+    return Epoch(
+        cameras={name: part(track, cameras[name], np.int64) for name, track in found.cameras.items()},
+        states={name: part(track, streams[name], np.float64) for name, track in found.states.items()},
         state_columns=found.state_columns,
-        commands={name: part(track, outputs[name]) for name, track in found.commands.items()},
+        commands=commands,
+        command_ages={
+            name: command_age_ns(outputs[name], each.stamps, contract.step_ns) for name, each in commands.items()
+        },
         markers=part(found.markers),
         instructions=part(found.instructions),
         subtasks=part(found.subtasks),
-        drivers=part(found.drivers),
-        missing_outputs=found.missing_outputs,
+        drivers=part(found.drivers, dtype=np.uint8),
         clocks=clocks,
     )
+
+
+def _between(track: Track, first_log: int, last_log: int) -> tuple[Times, Times, NDArray[np.intp]]:
+    """Stamps and logs of the messages that were written in a stretch of time, and their places in the track."""
+    stamps, logs = np.asarray(track.stamps, dtype=np.int64), np.asarray(track.logs, dtype=np.int64)
+    chosen = np.flatnonzero((logs >= first_log) & (logs < last_log))
+    return stamps[chosen], logs[chosen], chosen
 
 
 def _measure(
@@ -151,12 +162,9 @@ def _arrivals(
     """
     for stream in contract.state_streams:
         track = found.states.get(stream.name) or Track()
-        ages = [
-            log - stamp
-            for log, stamp in zip(track.logs, track.stamps, strict=True)
-            if stamp > 0 and first_log <= log < last_log
-        ]
-        if ages:
+        stamps, logs, _ = _between(track, first_log, last_log)
+        ages = (logs - stamps)[stamps > 0]
+        if len(ages):
             age_ns = int(np.median(ages))
             same = age_ns >= -FUTURE_TOLERANCE_NS and not is_too_old(age_ns, stream.max_age_s)
             return (lambda times: times) if same else clock
@@ -166,13 +174,9 @@ def _arrivals(
 def _clock(found: Collected, first_log: int, last_log: int) -> Callable[[Times], Times]:
     """Log time -> the robot's clock, for messages without a stamp: through a stream that has both."""
     for track in found.states.values():
-        pairs = [
-            (log, stamp)
-            for log, stamp in zip(track.logs, track.stamps, strict=True)
-            if stamp > 0 and first_log <= log < last_log
-        ]
-        if pairs:
-            logs, stamps = (np.asarray(each, dtype=np.int64) for each in zip(*pairs, strict=True))
+        stamps, logs, _ = _between(track, first_log, last_log)
+        stamps, logs = stamps[stamps > 0], logs[stamps > 0]
+        if len(stamps):
             offsets = stamps - logs
             # The smallest delay of a stretch is the clock difference; a simulated clock may also run slower or faster.
             if np.abs(offsets - np.median(offsets)).max() < SAME_CLOCK_NS:

@@ -5,6 +5,7 @@ Letters: T steps, S state columns, N action columns. Times are integer nanosecon
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,15 @@ from numpy.typing import NDArray
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera, Output, StateStream
-from ki_robot.messages.commands import command_age_ns, values_in_force
+from ki_robot.messages.commands import values_in_force
 from ki_robot.observation.stamps import is_out_of_step, is_too_old
 from ki_robot.space.robot_space import RobotSpace
 from training.errors import TrainingError
 from training.index.clocks import clock_epochs, within
 from training.index.resample import hold, interpolate, newest_before
 from training.index.stream_clocks import StreamClock
-from training.index.streams import Collected, Track
+from training.index.streams import Collected
+from training.index.timeline import EMPTY, Epoch, Timeline
 
 UNKNOWN_DRIVER = 255
 OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
@@ -34,7 +36,7 @@ COMMANDED_SHARE = 0.5  # of the steps of an episode; with fewer, commands are no
 LONGER = 'where they count for longer, say so in the contract: max_command_age_s, or commands: goals'
 LONG_GAP_NS = 60_000_000_000  # without an input for longer, what lies before and after are two episodes
 STATE_KEEP = 2  # an episode needs a step, and a step after it
-RULES = ('hold', 'linear')
+RULES = {'hold': hold, 'linear': interpolate}
 ACTIONS_FROM = ('auto', 'commands', 'state')
 
 
@@ -183,25 +185,25 @@ def _keep_worst(clocks: dict[str, StreamClock], more: Mapping[str, StreamClock])
             clocks[name] = clock
 
 
-def _lost(part: Collected, contract: Contract) -> str:
+def _lost(part: Epoch, contract: Contract) -> str:
     """Names the cameras of which nothing is left."""
     names = [each.name for each in contract.cameras if each.required and not len(part.cameras.get(each.name, ()))]
     return f': every picture of {", ".join(names)} was refused' if names else ''
 
 
-def _reach(part: Collected, contract: Contract) -> tuple[int, int] | None:
+def _reach(part: Epoch, contract: Contract) -> tuple[int, int] | None:
     """From when to when every required input was there."""
     tracks = [part.states[stream.name] for stream in contract.state_streams]
     tracks += [part.cameras[camera.name] for camera in contract.cameras if camera.required]
     if any(not len(track) for track in tracks):
         return None
-    start = max(track.stamps[0] for track in tracks)
-    end = min(track.stamps[-1] for track in tracks)
+    start = max(int(track.stamps[0]) for track in tracks)
+    end = min(int(track.stamps[-1]) for track in tracks)
     return (start, end) if end > start else None
 
 
 def _pieces(
-    part: Collected, contract: Contract, reach: tuple[int, int], path: Path, problems: Problems
+    part: Epoch, contract: Contract, reach: tuple[int, int], path: Path, problems: Problems
 ) -> list[tuple[int, int]]:
     """The reach of the inputs, cut where one of them was silent for long: nothing between is worth a step."""
     cuts: list[tuple[int, int]] = []
@@ -209,9 +211,8 @@ def _pieces(
     required += [camera for camera in contract.cameras if camera.required]
     for spec in required:
         track = part.states.get(spec.name) or part.cameras[spec.name]
-        stamps = np.asarray(track.stamps, dtype=np.int64)
-        for place in np.flatnonzero(np.diff(stamps) > LONG_GAP_NS).tolist():
-            begin, end = int(stamps[place]), int(stamps[place + 1])
+        for place in np.flatnonzero(np.diff(track.stamps) > LONG_GAP_NS).tolist():
+            begin, end = track.stamps[place : place + 2].tolist()
             text = f'it is silent for {(end - begin) / 1e9:.0f} s; the episode is cut there'
             problems.add(path, spec.topic, 'long_gap', text)
             cuts.append((begin, end))
@@ -223,7 +224,7 @@ def _pieces(
 
 
 def _spans(
-    part: Collected,
+    part: Epoch,
     pieces: Sequence[tuple[int, int]],
     custom: Mapping[str, str],
     options: IndexOptions,
@@ -239,12 +240,13 @@ def _spans(
     else:
         outcome = custom.get('outcome', 'unlabeled')
         spans = [_Span(*reach, custom.get('task', ''), outcome if outcome in OUTCOMES else 'unlabeled')]
-    kept = []
+    kept, ends = [], [end for _, end in pieces]
     for span in spans:
         if span.outcome == 'discard':
             problems.add(path, '', 'discarded', 'an episode was marked to be discarded')
             continue
-        bounds = [(max(span.start_ns, start), min(span.end_ns, end)) for start, end in pieces]
+        near = pieces[bisect.bisect_right(ends, span.start_ns) : bisect.bisect_left(ends, span.end_ns) + 1]
+        bounds = [(max(span.start_ns, start), min(span.end_ns, end)) for start, end in near]
         inside = [(start, end) for start, end in bounds if end > start]
         kept += [_Span(start, end, span.task or options.task, span.outcome) for start, end in inside]
         if not inside:
@@ -252,10 +254,10 @@ def _spans(
     return kept
 
 
-def _marked(markers: Track, reach: tuple[int, int], path: Path, problems: Problems) -> list[_Span]:
+def _marked(markers: Timeline, reach: tuple[int, int], path: Path, problems: Problems) -> list[_Span]:
     spans: list[_Span] = []
     begun: tuple[int, str] | None = None
-    for stamp, marker in zip(markers.stamps, markers.rows, strict=True):
+    for stamp, marker in zip(markers.stamps.tolist(), markers.rows, strict=True):
         if marker.begins:
             if begun is not None:
                 problems.add(path, 'markers', 'open_episode', 'an episode has no end; the next one ends it')
@@ -290,7 +292,7 @@ def _told(text: str, path: Path, problems: Problems) -> list[_Span]:
 
 
 def _episode(
-    part: Collected, contract: Contract, options: IndexOptions, span: _Span, path: Path, problems: Problems
+    part: Epoch, contract: Contract, options: IndexOptions, span: _Span, path: Path, problems: Problems
 ) -> Episode | None:
     count = (span.end_ns - span.start_ns) // contract.step_ns + 1
     grid = span.start_ns + np.arange(count, dtype=np.int64) * contract.step_ns
@@ -323,7 +325,7 @@ def _episode(
 
 
 def _states(
-    part: Collected,
+    part: Epoch,
     contract: Contract,
     options: IndexOptions,
     grid: NDArray[np.int64],
@@ -334,19 +336,19 @@ def _states(
     state = np.empty((len(grid), len(contract.state)))
     names = contract.state_names
     for stream in contract.state_streams:
-        track = part.states[stream.name]
-        stamps = np.asarray(track.stamps, dtype=np.int64)
-        values = np.asarray(track.rows, dtype=np.float64)
-        held, linear = hold(stamps, values, grid), interpolate(stamps, values, grid)
-        for index, column in enumerate(part.state_columns[stream.name]):
-            rule = options.columns.get(column, options.state)
-            state[:, names.index(column)] = (linear if rule == 'linear' else held)[:, index]
+        track, columns = part.states[stream.name], part.state_columns[stream.name]
+        near = track.around(grid)
+        stamps, values = track.stamps[near], track.rows[near]
+        rules = [options.columns.get(column, options.state) for column in columns]
+        by_rule = {rule: RULES[rule](stamps, values, grid) for rule in set(rules)}
+        for index, (column, rule) in enumerate(zip(columns, rules, strict=True)):
+            state[:, names.index(column)] = by_rule[rule][:, index]
         _expire(track, grid, stream, valid, path, problems)
     return state
 
 
 def _images(
-    part: Collected,
+    part: Epoch,
     camera: Camera,
     grid: NDArray[np.int64],
     arrays: dict[str, NDArray[Any]],
@@ -354,19 +356,18 @@ def _images(
     path: Path,
     problems: Problems,
 ) -> None:
-    track = part.cameras.get(camera.name) or Track()
+    track = part.cameras.get(camera.name) or EMPTY
     if not len(track):
         for name in ('stamp', 'offset', 'length'):
             arrays[f'{camera.name}.{name}'] = np.full(len(grid), -1, dtype=np.int64)
         return
-    stamps = np.asarray(track.stamps, dtype=np.int64)
-    rows = np.asarray(track.rows, dtype=np.int64)
-    row = newest_before(stamps, grid)
+    stamps, rows = track.stamps, track.rows
+    row = track.stamped_before(grid)
     there = row >= 0
     row = np.maximum(row, 0)
     there &= ~is_too_old(grid - stamps[row], camera.max_age_s)
-    arrived, _ = _newest(track.logs, track, grid)
-    frozen = there & ((rows[row, 2] > 0) | (rows[np.maximum(arrived, 0), 2] > 0))
+    arrived = np.maximum(track.arrived_before(grid), 0)
+    frozen = there & ((rows[row, 2] > 0) | (rows[arrived, 2] > 0))
     there &= ~frozen
     arrays[f'{camera.name}.stamp'] = np.where(there, stamps[row], -1)
     arrays[f'{camera.name}.offset'] = np.where(there, rows[row, 0], -1)
@@ -380,7 +381,7 @@ def _images(
 
 
 def _expire(
-    track: Track,
+    track: Timeline,
     grid: NDArray[np.int64],
     spec: Camera | StateStream,
     valid: NDArray[np.bool_],
@@ -389,22 +390,16 @@ def _expire(
 ) -> None:
     """Marks steps at which the live node would have refused this input as too old: the newest that had arrived."""
     stale = np.zeros(len(grid), dtype=bool)
-    for row, stamps in (_newest(track.stamps, track, grid), _newest(track.logs, track, grid)):
-        stale |= (row < 0) | is_too_old(grid - stamps, spec.max_age_s)
+    for row in (track.stamped_before(grid), track.arrived_before(grid)):
+        stale |= (row < 0) | is_too_old(grid - track.stamps[np.maximum(row, 0)], spec.max_age_s)
     if stale.any():
         valid &= ~stale
         text = f'a step has no message younger than {spec.max_age_s} s; the live node would not act on it'
         problems.add(path, spec.topic, 'stale', text, int(stale.sum()))
 
 
-def _newest(times: Sequence[int], track: Track, grid: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row and the stamp of the newest message at each step by some time of theirs; row -1 where there is none."""
-    row = newest_before(np.maximum.accumulate(np.asarray(times, dtype=np.int64)), grid)
-    return row, np.asarray(track.stamps, dtype=np.int64)[np.maximum(row, 0)]
-
-
 def _keep_step(
-    part: Collected,
+    part: Epoch,
     contract: Contract,
     grid: NDArray[np.int64],
     valid: NDArray[np.bool_],
@@ -414,10 +409,11 @@ def _keep_step(
     """Marks steps at which what had arrived lay too far apart for the live node."""
     oldest, newest = np.full(len(grid), 2**62), np.full(len(grid), -(2**62))
     for spec in contract.streams:
-        track = part.cameras.get(spec.name) or part.states.get(spec.name) or Track()
+        track = part.cameras.get(spec.name) or part.states.get(spec.name) or EMPTY
         if not len(track):
             continue
-        row, stamps = _newest(track.logs, track, grid)
+        row = track.arrived_before(grid)
+        stamps = track.stamps[np.maximum(row, 0)]
         used = (row >= 0) & ~is_too_old(grid - stamps, spec.max_age_s)
         oldest = np.where(used, np.minimum(oldest, stamps), oldest)
         newest = np.where(used, np.maximum(newest, stamps), newest)
@@ -432,7 +428,7 @@ def _keep_step(
 
 
 def _actions(
-    part: Collected,
+    part: Epoch,
     contract: Contract,
     options: IndexOptions,
     state: NDArray[np.float64],
@@ -446,8 +442,8 @@ def _actions(
     known = np.ones(len(grid), dtype=bool)
     names = contract.action_names
     for output in contract.outputs if options.actions != 'state' else ():
-        track = part.commands.get(output.name) or Track()
-        told = _told_by(output, track, grid, contract.step_ns)
+        track = part.commands.get(output.name) or EMPTY
+        told = _told_by(output, track, grid, part.command_ages.get(output.name))
         if told is None or (options.actions == 'auto' and _is_silent(output, told[1], path, problems)):
             if options.actions == 'commands':
                 raise TrainingError(
@@ -466,15 +462,14 @@ def _actions(
 
 
 def _told_by(
-    output: Output, track: Track, grid: NDArray[np.int64], step_ns: int
+    output: Output, track: Timeline, grid: NDArray[np.int64], max_age_ns: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
     """What one controller was told at each step, and whether that still counted; None where it was told nothing."""
     if not len(track) or track.stamps[0] > grid[-1]:
         return None
-    starts = np.asarray(track.stamps, dtype=np.int64)
     if output.kind.startswith('twist'):
-        return values_in_force(starts, track.rows, grid, TWIST_TIMEOUT_NS)
-    return values_in_force(starts, track.rows, grid, max_age_ns=command_age_ns(output, starts, step_ns))
+        return values_in_force(track.stamps, track.rows, grid, TWIST_TIMEOUT_NS)
+    return values_in_force(track.stamps, track.rows, grid, max_age_ns=max_age_ns)
 
 
 def _is_silent(output: Output, in_force: NDArray[np.bool_], path: Path, problems: Problems) -> bool:
@@ -518,21 +513,25 @@ def _from_state(
             problems.add(path, column, 'action_from_state', text)
 
 
-def _drivers(track: Track, grid: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _drivers(track: Timeline, grid: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Per step who drives."""
-    row = newest_before(np.asarray(track.stamps, dtype=np.int64), grid) + 1
-    return np.asarray([UNKNOWN_DRIVER, *track.rows], dtype=np.uint8)[row]
+    row = track.stamped_before(grid)
+    found = np.full(len(grid), UNKNOWN_DRIVER, dtype=np.uint8)
+    found[row >= 0] = track.rows[row[row >= 0]]
+    return found
 
 
-def _said(track: Track, grid: NDArray[np.int64], first: str, texts: list[str]) -> NDArray[np.int32]:
+def _said(track: Timeline, grid: NDArray[np.int64], first: str, texts: list[str]) -> NDArray[np.int32]:
     """Per step the index of the newest text into `texts`, which grows; `first` until something was said."""
     # What a marker says at the start counts more than what was said before it.
-    said = [(stamp, text) for stamp, text in zip(track.stamps, track.rows, strict=True) if not first or stamp > grid[0]]
+    begun, last = track.stamped_before(grid[[0, -1]]).tolist()
+    near = slice(begun + 1 if first else max(begun, 0), last + 1)
+    said = track.rows[near]
     places = {text: index for index, text in enumerate(texts)}
-    every = [first, *(text for _, text in said)]
+    every = [first, *said]
     for text in every:
         if text not in places:
             places[text] = len(texts)
             texts.append(text)
-    row = newest_before(np.asarray([stamp for stamp, _ in said], dtype=np.int64), grid) + 1
+    row = newest_before(track.stamps[near], grid) + 1
     return np.asarray([places[text] for text in every], dtype=np.int32)[row]

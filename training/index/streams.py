@@ -6,6 +6,7 @@ that the live node would refuse is refused here for the same reason, and counted
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,25 +45,38 @@ Timed = TypeVar('Timed', Camera, StateStream)
 __all__ = ['Collected', 'Marker', 'Track', 'collect', 'stream_rates']
 
 
+def _times() -> array[int]:
+    return array('q')
+
+
 @dataclass
 class Track:
-    """One stream in the order of the recording: when it was stamped, when it was written, and its rows."""
+    """One stream in the order of the recording: when it was stamped, when it was written, and its rows.
 
-    stamps: list[int] = field(default_factory=list)
-    logs: list[int] = field(default_factory=list)
+    Times are 64-bit integers in a row, so that numpy looks at them without a copy.
+    """
+
+    stamps: array[int] = field(default_factory=_times)
+    logs: array[int] = field(default_factory=_times)
     rows: list[Any] = field(default_factory=list)
 
     def add(self, stamp: int | None, log_ns: int, row: Any) -> None:
-        """`stamp` None: the message carries no clock; it is dated by its log time later."""
-        self.stamps.append(-1 if stamp is None else stamp)
-        self.logs.append(log_ns)
+        """`stamp` None: the message carries no clock; it is dated by its log time later.
+
+        Raises:
+            OverflowError: A time that no clock tells; nothing was added.
+        """
+        times = array('q', (-1 if stamp is None else stamp, log_ns))
+        self.stamps.append(times[0])
+        self.logs.append(times[1])
         self.rows.append(row)
 
     def drop(self, places: Iterable[int]) -> None:
         """Takes some messages out again."""
-        gone = set(places)
-        for values in (self.stamps, self.logs, self.rows):
-            values[:] = [value for place, value in enumerate(values) if place not in gone]
+        kept = sorted(set(range(len(self))).difference(places))
+        self.stamps = array('q', (self.stamps[place] for place in kept))
+        self.logs = array('q', (self.logs[place] for place in kept))
+        self.rows = [self.rows[place] for place in kept]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +117,7 @@ class Collected:
         drivers: Who drove from then on; rows are the numbers of ki_msgs/ControlSource.
         missing_outputs: Outputs whose topic was not recorded.
         other_joints: By stream; of each message on its topic that held none of its joints, what it held.
-        clocks: By camera, stream or output; what its stamps showed against arrival. Filled for one clock epoch.
+        clocks: By camera, stream or output; what its stamps showed against arrival. Filled by `episodes_of`.
     """
 
     cameras: dict[str, Track] = field(default_factory=dict)

@@ -136,3 +136,26 @@ def test_the_command_in_force_is_the_newest_one_begun(starts: list[int], times: 
         assert is_known == bool(begun)
         if begun:
             assert value == begun[-1]
+
+
+def test_a_short_look_at_a_long_recording_reads_only_the_commands_of_its_time() -> None:
+    class Watched(list[Command]):
+        looked = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.looked += 1
+            return super().__getitem__(place)
+
+        def __iter__(self) -> Any:
+            raise AssertionError('every command was read')
+
+    commands = Watched(command([0, 5], [row, row + 1]) for row in range(10_000))
+    values, known = values_in_force(np.arange(10_000) * 10, commands, np.array([5002, 5009, 5010]), max_age_ns=4)
+    np.testing.assert_allclose(values[:, 0], [500.4, 501.0, 501.0])
+    assert known.all()
+    assert commands.looked < 5
+
+
+def test_no_times_ask_for_no_values() -> None:
+    values, known = values_in_force(np.array([10]), [command([0], [1.0])], np.zeros(0, dtype=np.int64), max_age_ns=5)
+    assert (values.shape, known.shape) == ((0, 1), (0,))
