@@ -75,17 +75,22 @@ def data_command(
         str, typer.Option(help='Contract of arrays of the simulator, without a bundle.')
     ] = 'bimanual_mobile',
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
+    html: Annotated[Path | None, typer.Option(help='Write a report with a picture of each finding.')] = None,
+    sarif: Annotated[Path | None, typer.Option(help='Write SARIF 2.1.0, for CI.')] = None,
+    trim: Annotated[Path | None, typer.Option(help='Write a list of what to train on (data.trim of a run).')] = None,
 ) -> None:
     """Would a model learn wrong things from DATA, and will the robot show it what it has learned from?
 
-    Units, spans, outliers, stuck columns, grippers, gaps and rates, dark or frozen cameras, missing language. With
+    Do the actions move the robot, do the pictures show it when it moves; units, spans, grippers, jumps, shaking, idle
+    parts, gaps and rates, dark or frozen cameras, copies, contradictions, missing language. With
     --against or --live, states and rates where the policy will run are compared with DATA, or with the statistics of
     --bundle; with --bundle alone, DATA is. Exit status 1 when something is seriously wrong.
     """
-    from ki.support.doctor_data import LiveSource, report, show
+    from ki.support.doctor_data import LiveSource, report, show, write_files
 
     made = report(data, bundle, against, LiveSource(seconds, wait, namespace, sim_time) if live else None, robot)
     print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
+    write_files(made, html, sarif, trim)
     raise typer.Exit(code=1 if made.is_serious else 0)
 
 

@@ -32,11 +32,15 @@ class LiveSource:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found: about the data alone, and where the policy will run; `compared` says what with what."""
+    """What was found: about the data alone, and where the policy will run; `compared` says what with what.
+
+    `index` is what the places of findings are of; None without data.
+    """
 
     findings: tuple[Finding, ...]
     differences: tuple[Difference, ...] = ()
     compared: str = ''
+    index: Index | None = None
 
     @property
     def is_serious(self) -> bool:
@@ -92,10 +96,11 @@ def report(
     index = None if data is None else _index(data, bundle, robot)
     findings: list[Finding] = [] if index is None else diagnose(index)
     if any(finding.kind == 'no_data' for finding in findings) and bundle is None:
-        return DataReport(tuple(findings))
+        return DataReport(tuple(findings), index=index)
     trained = None if bundle is None and against is None and live is None else _trained(index, bundle)
     if trained is None:
-        return DataReport(tuple(findings))
+        return DataReport(tuple(findings), index=index)
+    looked_at = index
     if live is not None:
         rows, found, here = _live(trained, live)
     else:
@@ -106,7 +111,9 @@ def report(
         assert index is not None
         rows, found = _recorded(trained, index)
         here = str(data)
-    return DataReport(tuple(by_weight([*findings, *found])), tuple(rows), f'{here} compared with {trained.name}')
+    return DataReport(
+        tuple(by_weight([*findings, *found])), tuple(rows), f'{here} compared with {trained.name}', looked_at
+    )
 
 
 def _index(data: Path, bundle: Path | None, robot: str) -> Index:
@@ -214,6 +221,27 @@ def show(made: DataReport) -> None:
         console.print(f'{finding.level:>8}  ', style=COLOURS[finding.level], end='')
         console.print(finding.text, markup=False)
     print(verdict(made))
+
+
+def write_files(made: DataReport, html: Path | None, sarif: Path | None, trim: Path | None) -> None:
+    """The files that were asked for.
+
+    Raises:
+        TrainingError: a list without data, or one that would leave nothing.
+    """
+    from ki.support import doctor_page, doctor_sarif
+    from ki_common.files import write_text
+    from training.doctor.trim import trimmed, write_list
+    from training.errors import TrainingError
+
+    if html is not None:
+        write_text(html, doctor_page.page(made.findings, made.index, verdict(made), not made.is_serious))
+    if sarif is not None:
+        write_text(sarif, doctor_sarif.document(made.findings, made.index))
+    if trim is not None:
+        if made.index is None:
+            raise TrainingError('--trim writes a list of recordings; name some.')
+        write_list(trim, trimmed(made.index, made.findings))
 
 
 def verdict(made: DataReport) -> str:

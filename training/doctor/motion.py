@@ -67,10 +67,11 @@ def motion_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> lis
     ]
 
 
-def segments_of(dataset: EpisodeDataset) -> Iterator[Segment]:
-    """The usable parts of the episodes, of at most MOST_EPISODES."""
+def segments_of(dataset: EpisodeDataset, every: bool = False) -> Iterator[Segment]:
+    """The usable parts of the episodes, of at most MOST_EPISODES or of `every` one."""
     numbers = dataset.episode_numbers
-    chosen = np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_EPISODES)).round().astype(int))
+    most = len(numbers) if every else min(len(numbers), MOST_EPISODES)
+    chosen = np.unique(np.linspace(0, len(numbers) - 1, most).round().astype(int))
     for number in (numbers[each] for each in chosen):
         arrays = dataset.arrays(number)
         if 'chunks' in arrays:  # moments: no row follows another

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ class EpisodeDataset:
         first: Only so many steps from the start of each episode; all by default.
         human: Only steps that a human drove, and of their chunks what a human did; a correction ends where the policy
             goes on.
+        kept: Position in `index.episodes` -> (first step, step after the last) that take part; all by default.
         resize: Give images as squares of the model's size, by `resize_with_pad`.
 
     Raises:
@@ -92,11 +93,12 @@ class EpisodeDataset:
         resize: bool = True,
         first: int | None = None,
         human: bool = False,
+        kept: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         self.index = index
         self.contract = index.contract
         self.horizon = horizon or index.contract.horizon
-        self.resize, self.human = resize, human
+        self.resize, self.human, self._kept = resize, human, kept
         self.problems = Problems()
         self._lock = threading.Lock()
         self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
@@ -106,8 +108,9 @@ class EpisodeDataset:
         for number, (_, about) in enumerate(self._episodes):
             if number in wanted and about.outcome in outcomes:
                 arrays = self.arrays(number)
-                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'] & self._wanted(arrays))
-                steps = steps[(steps % stride == 0) & (steps < (first or len(arrays['valid'])))]
+                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'] & self._wanted(number, arrays))
+                begin = 0 if kept is None else kept.get(number, (0, 0))[0]
+                steps = steps[(steps % stride == 0) & (steps < begin + (first or len(arrays['valid'])))]
                 where.append(np.stack([np.full(len(steps), number), steps], axis=1).astype(np.int32))
         self._where = np.concatenate(where) if where else np.zeros((0, 2), dtype=np.int32)
         if not len(self._where) and human:
@@ -182,15 +185,18 @@ class EpisodeDataset:
         if 'chunks' in arrays:
             found = arrays['chunks'][steps, : self.horizon].astype(np.float64)
             return found, np.ones(found.shape[:2], dtype=bool)
-        actions, known = arrays['actions'], arrays['action_valid'] & self._wanted(arrays)
+        actions, known = arrays['actions'], arrays['action_valid'] & self._wanted(number, arrays)
         rows = steps[:, None] + np.arange(self.horizon)[None, :]
         inside = rows < len(actions)
         rows = np.minimum(rows, len(actions) - 1)
         return actions[rows], inside & known[rows]
 
-    def _wanted(self, arrays: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-        """Which steps (T,) are by a driver that is wanted."""
-        return driven_by_human(arrays) if self.human else np.ones(len(arrays['stamps']), dtype=bool)
+    def _wanted(self, number: int, arrays: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Which steps (T,) are kept, and by a driver that is wanted."""
+        steps = np.arange(len(arrays['stamps']))
+        first, end = (0, len(steps)) if self._kept is None else self._kept.get(number, (0, 0))
+        inside = (steps >= first) & (steps < end)
+        return inside & driven_by_human(arrays) if self.human else inside
 
     @property
     def thing_words(self) -> dict[str, set[str]]:

@@ -68,6 +68,8 @@ class Data(TrainingConfig):
     that say it and do not act, while the others act on it."""
     task: str = ''
     """Instruction of recordings that carry none (when bags are indexed here)."""
+    trim: str | None = None
+    """A list of episodes and steps by `ki doctor data --trim`: nothing else of the recordings takes part."""
     interventions: Interventions = Interventions()
     """How steps count that a human drove."""
     start_steps: int = Field(default=20, ge=1)

@@ -24,6 +24,7 @@ from ki_vla.model.kivla import KiVla
 from ki_vla.objective.recipes import recipe
 from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.processor import Processor
+from training.doctor.trim import kept_steps
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import ARTIFACTS, FittedArtifacts, load_artifacts, save_artifacts
 from training.fit.initial_policy import Beginning, begin
@@ -148,7 +149,10 @@ def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
     wait_for_all(world)
     index, *further = indexes or _indexes(run)  # the first process has made them, the others find them made
     numbers, held = split_episodes(index, run.data.validation, run.data.split_seed, run.data.outcomes)
+    kept = kept_steps(Path(run.data.trim), index) if run.data.trim else None
+    numbers, held = ([each for each in side if kept is None or each in kept] for side in (numbers, held))
     common: dict[str, Any] = {'outcomes': run.data.outcomes, 'resize': False}
+    ours = {**common, 'kept': kept}
     horizon = dict(run.model).get('horizon')
     if not numbers:
         raise TrainingError(
@@ -157,15 +161,15 @@ def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
         )
     corrections, asked = None, run.data.interventions
     if asked.only or asked.weight > 1:
-        corrections = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, human=True, **common)
+        corrections = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, human=True, **ours)
     if asked.only and corrections is not None:
         train_data, corrections = corrections, None
     else:
-        train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **common)
-    held_data = EpisodeDataset(index, horizon, episodes=held, **common) if held else None
+        train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **ours)
+    held_data = EpisodeDataset(index, horizon, episodes=held, **ours) if held else None
     starts = None
     if any(stage.starts for stage in run.stages):
-        starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **common)
+        starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **ours)
     others = [EpisodeDataset(each, horizon, stride=run.data.stride, **common) for each in further]
     vlm = VlmDataset(run.data.vlm) if run.data.vlm else None
     vlm_held = VlmDataset(run.data.vlm_held) if run.data.vlm_held else None

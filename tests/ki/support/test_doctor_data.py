@@ -153,3 +153,27 @@ def test_a_robot_that_is_not_there_is_serious(ki: Ki, trained: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert 'joint_states: nothing came on joint_states; is its driver running' in done.stdout
     assert done.stdout.splitlines()[-1].startswith('Seriously wrong')
+
+
+def test_findings_are_written_for_people_for_ci_and_for_training(
+    record: Callable[..., Path], small: Contract, tmp_path: Path
+) -> None:
+    """Joint 1 in degrees: a page with its curve, SARIF with its recording, a list that a run takes."""
+    record(tmp_path / 'bags' / '<b>lift', lambda s: [57.3 * swing(s)[0], *swing(s)[1:]], 5.0)
+    small = small.replace(state=tuple(column.replace(limits={}) for column in small.state))
+    index_bags(tmp_path / 'bags', small, tmp_path / 'bags' / 'index')
+    files = {name: tmp_path / f'out.{name}' for name in ('html', 'sarif', 'trim')}
+    result = run(tmp_path / 'bags', *(part for name, file in files.items() for part in (f'--{name}', file)))
+    assert result.exit_code == 1, result.output
+    page = files['html'].read_text()
+    assert 'degrees' in page
+    assert 'data:image/png;base64,' in page
+    assert '<b>lift' not in page, 'a name is text'
+    sarif = json.loads(files['sarif'].read_text())
+    assert sarif['version'] == '2.1.0'
+    [made] = sarif['runs']
+    rules = [rule['id'] for rule in made['tool']['driver']['rules']]
+    assert {rules[each['ruleIndex']] for each in made['results']} == {each['ruleId'] for each in made['results']}
+    assert {each['level'] for each in made['results']} <= {'error', 'warning', 'note'}
+    assert all(each['locations'] for each in made['results'])
+    assert 'sha256' in files['trim'].read_text()

@@ -16,6 +16,7 @@ import pytest
 from ki_common.errors import KiError
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import save_stats
+from training.doctor.trim import trimmed, write_list
 from training.errors import TrainingError
 from training.fit.stats import compute_stats
 from training.index.index import index_bags
@@ -46,6 +47,26 @@ def test_no_side_of_the_split_may_be_empty(run_of: MakeRun, arrays_folder: Path)
         path.unlink()
     sources = open_sources(run)
     assert sources.held is None, 'one episode cannot be split: all of it is trained on'
+
+
+def test_a_trimmed_run_takes_the_steps_of_its_list_on_both_sides(run_of: MakeRun, tmp_path: Path) -> None:
+    run = run_of()
+    whole = open_sources(run)
+    assert whole.held is not None
+    made = trimmed(whole.index, ())
+    short = made.replace(episodes=tuple(each.replace(first=2, end=7) for each in made.episodes))
+    write_list(tmp_path / 'kept.yaml', short)
+    sources = open_sources(run.replace(data=run.data.replace(trim=str(tmp_path / 'kept.yaml'))))
+    for side in (sources.train, sources.held):
+        assert side is not None
+        assert set(side.starts()[:, 1].tolist()) <= set(range(2, 7))
+    one = short.replace(episodes=[each for each in short.episodes if each.recording == _recording_of(whole.train)])
+    write_list(tmp_path / 'kept.yaml', one)
+    assert open_sources(run.replace(data=run.data.replace(trim=str(tmp_path / 'kept.yaml')))).held is None
+
+
+def _recording_of(data: EpisodeDataset) -> str:
+    return data.index.episodes[data.episode_numbers[0]][0].path
 
 
 def test_failures_that_do_not_take_part_are_no_side_of_the_split(run_of: MakeRun, arrays_folder: Path) -> None:
