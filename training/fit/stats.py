@@ -41,9 +41,7 @@ def summarise(dataset: EpisodeDataset) -> Summary:
     contract = dataset.contract
     states, actions = Running(len(contract.state)), Running(len(contract.actions))
     by_step = RunningSteps(dataset.horizon, len(contract.actions))
-    starts = dataset.starts()
-    for number in dataset.episode_numbers:
-        steps = starts[starts[:, 0] == number, 1]
+    for number, steps in dataset.starts_by_episode():
         arrays = dataset.arrays(number)
         states.update(policy_state(contract, arrays['state'][steps]))
         for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB

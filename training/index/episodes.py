@@ -30,6 +30,7 @@ from training.index.streams import Collected
 from training.index.timeline import EMPTY, Epoch, Timeline
 
 UNKNOWN_DRIVER = 255
+HUMAN = 2  # of ki_msgs/ControlSource
 OUTCOMES = ('unlabeled', 'success', 'failure', 'discard')
 TWIST_TIMEOUT_NS = 500_000_000  # what diff_drive_controller and its kin stop after by default
 COMMANDED_SHARE = 0.5  # of the steps of an episode; with fewer, commands are not what moved the robot
@@ -38,6 +39,7 @@ LONG_GAP_NS = 60_000_000_000  # without an input for longer, what lies before an
 STATE_KEEP = 2  # an episode needs a step, and a step after it
 RULES = {'hold': hold, 'linear': interpolate}
 ACTIONS_FROM = ('auto', 'commands', 'state')
+Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,23 @@ class Episode:
     def steps(self) -> int:
         """T."""
         return len(self.arrays['stamps'])
+
+    @property
+    def runs(self) -> Runs:
+        """Stretches of steps that can be learned from."""
+        return runs_of(self.arrays['valid'] & self.arrays['action_valid'])
+
+    @property
+    def human(self) -> Runs:
+        """Stretches of steps that a human drove; none where it was not recorded who did."""
+        return runs_of(self.arrays['driver'] == HUMAN) if 'driver' in self.arrays else ()
+
+
+def runs_of(flags_T: NDArray[np.bool_]) -> Runs:
+    """Stretches of steps at which something holds, each as the first step and the one after the last."""
+    padded = np.concatenate([[False], flags_T, [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass(frozen=True)

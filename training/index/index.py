@@ -18,6 +18,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_te
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
-from training.index.episodes import IndexOptions, episodes_of
+from training.index.episodes import IndexOptions, Runs, episodes_of
 from training.index.parallel import run_all
 from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
-FORMAT = 3  # another one also where the same recording is read otherwise: then nothing old may stay
+FORMAT = 4  # another one also where the same recording is read otherwise: then nothing old may stay
 INDEX = 'index.json'
 ENTRY = 'entry.json'
 READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
@@ -45,14 +46,35 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """One episode of an index."""
+    """One episode of an index: enough to choose steps from it without a look at its arrays.
+
+    Attributes:
+        runs: Stretches of steps that can be learned from, as (first, one after the last).
+        human: Stretches of steps that a human drove.
+    """
 
     file: str
     steps: int
-    usable: int
     start_ns: int
     outcome: str
     texts: tuple[str, ...]
+    runs: Runs
+    human: Runs = ()
+
+    @property
+    def usable(self) -> int:
+        """How many steps can be learned from."""
+        return sum(last - first for first, last in self.runs)
+
+    @staticmethod
+    def parse(data: dict[str, Any]) -> EpisodeInfo:
+        """What an entry holds of it.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is none.
+        """
+        runs, human = (tuple((int(first), int(last)) for first, last in data[name]) for name in ('runs', 'human'))
+        return EpisodeInfo(**{**data, 'texts': tuple(data['texts']), 'runs': runs, 'human': human})
 
 
 @dataclass(frozen=True)
@@ -90,10 +112,10 @@ class Index:
         """Everything that is wrong with any recording."""
         return Problems(problem for entry in self.entries for problem in entry.problems)
 
-    @property
-    def episodes(self) -> list[tuple[Entry, EpisodeInfo]]:
+    @cached_property
+    def episodes(self) -> tuple[tuple[Entry, EpisodeInfo], ...]:
         """All episodes, in the order of recordings."""
-        return [(entry, episode) for entry in self.entries for episode in entry.episodes]
+        return tuple((entry, episode) for entry in self.entries for episode in entry.episodes)
 
 
 def index_bags(
@@ -189,9 +211,8 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
             name = f'episode_{number:03d}.npz'
             # numpy's stubs take any keyword for its option `allow_pickle`
             np.savez(folder / name, **episode.arrays)  # type: ignore[arg-type]
-            usable = int((episode.arrays['valid'] & episode.arrays['action_valid']).sum())
-            about = EpisodeInfo(name, episode.steps, usable, episode.start_ns, episode.outcome, episode.texts)
-            episodes.append(about)
+            told = episode.start_ns, episode.outcome, episode.texts, episode.runs, episode.human
+            episodes.append(EpisodeInfo(name, episode.steps, *told))
         for name, clock in found.clocks.items():
             streams.setdefault(name if name not in found.commands else f'command {name}', {}).update(clock.to_dict())
     except KiError as error:
@@ -255,7 +276,7 @@ def _load_entry(folder: Path, row: dict[str, Any]) -> Entry:
     if sha256_of(path) != row['entry']:
         raise TrainingError(f'{path} was changed after it was written; remove its folder and run `ki data index`.')
     data = json.loads(path.read_text(encoding='utf-8'))
-    episodes = tuple(EpisodeInfo(**{**each, 'texts': tuple(each['texts'])}) for each in data['episodes'])
+    episodes = tuple(EpisodeInfo.parse(each) for each in data['episodes'])
     problems = tuple(Problem(**each) for each in data['problems'])
     return Entry(
         row['path'],

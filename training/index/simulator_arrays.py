@@ -54,9 +54,8 @@ def _entry(path: Path, contract: Contract, out: Path) -> Entry:
     except TrainingError as error:
         problem = Problem(str(path), '', 'refused', str(error))
         return Entry(str(path), key, digest, folder, (), {}, (problem,), {}, 0)
-    episode = EpisodeInfo(
-        EPISODE, about['steps'], about['steps'], about['start_ns'], about['outcome'], tuple(about['texts'])
-    )
+    steps, texts = about['steps'], tuple(about['texts'])
+    episode = EpisodeInfo(EPISODE, steps, about['start_ns'], about['outcome'], texts, runs=((0, steps),))
     return Entry(str(path), key, digest, folder, (episode,), {}, (), about['files'], about['steps'])
 
 

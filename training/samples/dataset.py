@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import threading
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,13 @@ from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
-from training.index.index import Entry, EpisodeInfo, Index
+from training.index.episodes import HUMAN, Runs
+from training.index.index import EpisodeInfo, Index
 from training.index.stored_images import decode_stored
 from training.samples.things import ShownThing, point_at, things_at
 
-HUMAN = 2  # of ki_msgs/ControlSource
 KEPT_OUTCOMES = ('unlabeled', 'success')
+MEMORY = 256 * 2**20  # bytes of arrays that are kept, so that a data set of any size fits a machine
 MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
 
 
@@ -101,18 +104,19 @@ class EpisodeDataset:
         self.resize, self.human, self._kept = resize, human, kept
         self.problems = Problems()
         self._lock = threading.Lock()
-        self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
-        self._episodes: list[tuple[Entry, EpisodeInfo]] = index.episodes
-        wanted = set(range(len(self._episodes)) if episodes is None else episodes)
-        where: list[NDArray[np.int32]] = []
-        for number, (_, about) in enumerate(self._episodes):
-            if number in wanted and about.outcome in outcomes:
-                arrays = self.arrays(number)
-                steps = np.flatnonzero(arrays['valid'] & arrays['action_valid'] & self._wanted(number, arrays))
-                begin = 0 if kept is None else kept.get(number, (0, 0))[0]
-                steps = steps[(steps % stride == 0) & (steps < begin + (first or len(arrays['valid'])))]
-                where.append(np.stack([np.full(len(steps), number), steps], axis=1).astype(np.int32))
-        self._where = np.concatenate(where) if where else np.zeros((0, 2), dtype=np.int32)
+        self._arrays: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
+        self._bytes = 0
+        self._whole: set[int] = set()  # episodes whose files were compared with their hashes
+        self._episodes = index.episodes
+        wanted = range(len(self._episodes)) if episodes is None else set(episodes)
+        taking_part = [
+            (number, about)
+            for number, (_, about) in enumerate(self._episodes)
+            if number in wanted and about.outcome in outcomes
+        ]
+        self._where = starts_of(taking_part, stride, first, human, kept)
+        bounds = np.flatnonzero(np.diff(self._where[:, 0])) + 1
+        self._bounds = np.concatenate([[0], bounds, [len(self._where)]]) if len(self._where) else np.zeros(1, int)
         if not len(self._where) and human:
             raise TrainingError(
                 f'{index.folder} holds no usable step that a human drove; record them with the topic control_source, '
@@ -123,6 +127,7 @@ class EpisodeDataset:
                 f'{index.folder} holds no usable step of an episode with outcome {" or ".join(outcomes)}; '
                 'see what `ki data show` says about it.'
             )
+        self.arrays(self.episode_numbers[0])  # what is wrong with all of them is said before the first step
 
     def __len__(self) -> int:
         return len(self._where)
@@ -146,31 +151,48 @@ class EpisodeDataset:
         )
 
     def arrays(self, number: int) -> dict[str, NDArray[Any]]:
-        """All arrays of one episode (see `training.index.episodes.Episode`), kept in memory once read."""
-        known = self._arrays.get(number)
-        if known is None:
-            entry, about = self._episodes[number]
-            path = entry.folder / about.file
-            try:
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest() != entry.files.get(about.file):
-                    raise TrainingError(f'{path} was changed after it was written; remove its folder and index again.')
-                with np.load(io.BytesIO(data)) as stored:
-                    known = {name: stored[name] for name in stored.files}
-            except (OSError, ValueError, KeyError) as error:
-                raise TrainingError(f'{path} cannot be read ({error}); index again.') from error
-            if 'chunks' in known and known['chunks'].shape[1] < self.horizon:
-                raise TrainingError(
-                    f'{entry.path} holds chunks of {known["chunks"].shape[1]} steps, and {self.horizon} are asked for; '
-                    'make moments with that horizon (simulate), or train with a shorter one (model.horizon).'
-                )
+        """All arrays of one episode (see `training.index.episodes.Episode`); the last `MEMORY` bytes read are kept.
+
+        Raises:
+            TrainingError: Its file was changed, cannot be read, or holds chunks shorter than the horizon.
+        """
+        with self._lock:
+            known = self._arrays.get(number)
+            if known is not None:
+                self._arrays.move_to_end(number)
+                return known
+        known = self._read(number)
+        with self._lock:
+            if number not in self._arrays:  # else another thread was first
+                self._bytes += _size(known)
             self._arrays[number] = known
+            while self._bytes > MEMORY and len(self._arrays) > 1:
+                self._bytes -= _size(self._arrays.popitem(last=False)[1])
         return known
+
+    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+        entry, about = self._episodes[number]
+        path = entry.folder / about.file
+        try:
+            data = path.read_bytes()
+            if number not in self._whole and hashlib.sha256(data).hexdigest() != entry.files.get(about.file):
+                raise TrainingError(f'{path} was changed after it was written; remove its folder and index again.')
+            self._whole.add(number)
+            with np.load(io.BytesIO(data)) as stored:
+                found = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, KeyError) as error:
+            raise TrainingError(f'{path} cannot be read ({error}); index again.') from error
+        if 'chunks' in found and found['chunks'].shape[1] < self.horizon:
+            raise TrainingError(
+                f'{entry.path} holds chunks of {found["chunks"].shape[1]} steps, and {self.horizon} are asked for; '
+                'make moments with that horizon (simulate), or train with a shorter one (model.horizon).'
+            )
+        return found
 
     @property
     def episode_numbers(self) -> list[int]:
         """The episodes that take part, by position in `index.episodes`."""
-        return sorted({int(number) for number in self._where[:, 0]})
+        return [int(number) for number in self._where[self._bounds[:-1], 0]]
 
     def chunk(self, number: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Actions (H, N) from one step on, and which of them are known (H,)."""
@@ -212,6 +234,11 @@ class EpisodeDataset:
         """(number of episode, step) of every sample, (len, 2)."""
         return self._where
 
+    def starts_by_episode(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """Each episode that takes part, and the steps of it at which a sample begins."""
+        for first, last in itertools.pairwise(self._bounds.tolist()):
+            yield int(self._where[first, 0]), self._where[first:last, 1]
+
     def _sample(self, number: int, step: int) -> Sample:
         entry, about = self._episodes[number]
         arrays = self.arrays(number)
@@ -240,11 +267,50 @@ class EpisodeDataset:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_lock': None, '_arrays': {}}
+        return {**self.__dict__, '_lock': None, '_arrays': OrderedDict(), '_bytes': 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def starts_of(
+    episodes: Sequence[tuple[int, EpisodeInfo]],
+    stride: int = 1,
+    most: int | None = None,
+    human: bool = False,
+    kept: Mapping[int, tuple[int, int]] | None = None,
+) -> NDArray[np.int32]:
+    """(number of episode, step) of every sample, (n, 2), in order; see `EpisodeDataset` for the choice."""
+    runs = []
+    for number, about in episodes:
+        begin, end = (0, about.steps) if kept is None else kept.get(number, (0, 0))
+        window = ((begin, min(end, begin + (most or about.steps))),)
+        usable = _common(about.runs, about.human) if human else about.runs
+        runs += [(number, first, last) for first, last in _common(tuple(usable), window)]
+    number_R, first_R, last_R = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+    length_R = last_R - first_R
+    skip_R = first_R - np.concatenate([[0], np.cumsum(length_R)[:-1]])
+    steps = np.arange(int(length_R.sum()), dtype=np.int32) + np.repeat(skip_R.astype(np.int32), length_R)
+    where = np.stack([np.repeat(number_R.astype(np.int32), length_R), steps], axis=1)
+    return where if stride == 1 else where[steps % stride == 0]
+
+
+def _common(some: Runs, others: Runs) -> Iterator[tuple[int, int]]:
+    """The stretches that lie in both; each of them in order."""
+    mine, theirs = 0, 0
+    while mine < len(some) and theirs < len(others):
+        first, last = max(some[mine][0], others[theirs][0]), min(some[mine][1], others[theirs][1])
+        if last > first:
+            yield first, last
+        if some[mine][1] <= others[theirs][1]:
+            mine += 1
+        else:
+            theirs += 1
+
+
+def _size(arrays: dict[str, NDArray[Any]]) -> int:
+    return sum(each.nbytes for each in arrays.values())
 
 
 def driven_by_human(arrays: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:

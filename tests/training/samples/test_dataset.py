@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ki_bags.reader import open_bag
 from ki_robot.contract.contract import Contract
@@ -16,8 +19,9 @@ from ki_robot.messages.arrays import joint_values, odometry_values, stamp_ns
 from ki_robot.observation.observation import build_observation, decode_camera
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
-from training.index.index import index_bags
-from training.samples.dataset import EpisodeDataset, split_episodes
+from training.index.episodes import runs_of
+from training.index.index import EpisodeInfo, index_bags
+from training.samples.dataset import EpisodeDataset, split_episodes, starts_of
 
 MakeBag = Callable[..., Path]
 START_NS = 1_700_000_000_000_000_000
@@ -113,3 +117,49 @@ def test_data_that_cannot_be_decoded_at_all_stops_with_a_sentence(
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(TrainingError, match='ki data check --deep'):
         EpisodeDataset(index)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(bool, st.integers(0, 40)), st.integers(1, 4), st.none() | st.integers(1, 40), st.booleans(), st.data()
+)
+def test_starts_chosen_from_stretches_are_those_of_a_look_at_every_step(
+    usable: np.ndarray, stride: int, most: int | None, human: bool, data: st.DataObject
+) -> None:
+    drove = data.draw(hnp.arrays(bool, len(usable)))
+    about = EpisodeInfo('', len(usable), 0, 'success', (), runs_of(usable), runs_of(drove))
+    assert about.usable == usable.sum()
+    chosen = [
+        [number, step]
+        for number in (3, 7)
+        for step in range(len(usable))
+        if usable[step] and (drove[step] or not human) and step % stride == 0 and step < (most or len(usable))
+    ]
+    episodes = [(3, about), (7, about)]
+    assert starts_of(episodes, stride, most, human).tolist() == chosen
+    begin, end = sorted(data.draw(st.tuples(st.integers(0, 41), st.integers(0, 41))))
+    expected = [
+        [7, step]
+        for step in range(begin, min(end, len(usable)))
+        if usable[step] and (drove[step] or not human) and step % stride == 0 and step < begin + (most or len(usable))
+    ]
+    assert starts_of(episodes, stride, most, human, {7: (begin, end)}).tolist() == expected
+
+
+def test_a_data_set_larger_than_its_memory_gives_the_same_samples(
+    make_bag: MakeBag, toy: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('a', 'b', 'c'):
+        make_bag(name, seconds=0.5, task=name)
+    index = index_bags(tmp_path / 'bags', toy, tmp_path / 'index')
+    roomy, tight = EpisodeDataset(index), EpisodeDataset(index)
+    one = sum(each.nbytes for each in roomy.arrays(0).values())
+    monkeypatch.setattr('training.samples.dataset.MEMORY', one)
+    for position in (*range(len(roomy)), 0):
+        a, b = roomy[position], tight[position]
+        assert (a.instruction, a.episode, a.step) == (b.instruction, b.episode, b.step)
+        np.testing.assert_array_equal(a.actions_HN, b.actions_HN)
+        assert sum(array.nbytes for arrays in tight._arrays.values() for array in arrays.values()) <= one
+    assert [(number, steps.tolist()) for number, steps in tight.starts_by_episode()] == [
+        (number, [step for other, step in tight.starts().tolist() if other == number]) for number in (0, 1, 2)
+    ]
