@@ -23,6 +23,7 @@ from ki_policy_node.common import ros
 from ki_policy_node.common.process import make_executor
 from ki_policy_node.common.streams import subscribe
 from ki_robot.contract.contract import Contract
+from ki_robot.contract.parts import Output
 from ki_robot.messages.images import Image
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
 from ki_robot.observation.observation import Observation, StreamReport
@@ -42,6 +43,7 @@ class ProbeResult:
         health: Every stream at the end, as the node's status shows it.
         rates_hz: Mean rate of every stream that sent something.
         seconds: How long it was listened to.
+        listeners: Output of the contract -> how many nodes take its commands.
     """
 
     states_TS: NDArray[np.float64]
@@ -51,6 +53,7 @@ class ProbeResult:
     health: tuple[StreamReport, ...]
     rates_hz: Mapping[str, float]
     seconds: float
+    listeners: Mapping[str, int]
 
 
 def listen(
@@ -140,7 +143,13 @@ class _Ear:
             health=health,
             rates_hz={name: rate for name, rate in rates.items() if self._seconds and rate},
             seconds=self._seconds,
+            listeners={each.name: self._listeners(each) for each in self._contract.outputs},
         )
+
+    def _listeners(self, output: Output) -> int:
+        if output.options.interface in ('gripper_command', 'parallel_gripper_command'):
+            return int(self._node.count_publishers(f'{output.topic}/_action/status'))
+        return int(self._node.count_subscribers(output.topic))
 
     def _take(self, look: bool) -> None:
         now_ns = self._now_ns()

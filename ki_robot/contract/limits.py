@@ -32,30 +32,24 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
     """Position, velocity bounds of every joint with a `limit`, from URDF text (rad or m, and per second).
 
     A continuous joint has no position bounds; fixed joints and mimics are left out (they take no commands). A velocity
-    of 0, which exporters write for "unknown", counts as not given. A joint that cannot move matters only to a contract
-    that commands it.
+    of 0, which exporters write for "unknown", counts as not given. Soft limits of a `safety_controller` tighten the
+    bounds. A joint that cannot move matters only to a contract that commands it.
 
     Raises:
         RobotError: Not XML, with a document type (entities can blow up), or a limit that is no number.
     """
-    if '<!DOCTYPE' in text or '<!ENTITY' in text:
-        raise RobotError(f'{where} has a document type or entities; a URDF needs none, expand it with xacro.')
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RobotError(f'{where} is not XML: {error}.') from error
-    if root.tag != 'robot':
-        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
+    root = _robot_element(text, where)
     found: dict[str, Limits | Locked] = {}
-    for joint in root.findall('joint'):
+    for joint in _moved(root):
         name, kind, limit = joint.get('name', ''), joint.get('type', ''), joint.find('limit')
-        if limit is None or kind == 'fixed' or joint.find('mimic') is not None:
+        if limit is None:
             continue
         bounds = {} if kind == 'continuous' else {'lower': 0.0, 'upper': 0.0}  # the URDF's defaults
         for key in ('lower', 'upper', 'velocity'):
             value = limit.get(key)
             if value is not None and not (kind == 'continuous' and key != 'velocity'):
                 bounds[key] = _number(value, f'{where}: joint {name!r} limit {key}')
+        bounds = _softened(joint, bounds, where) if kind != 'continuous' else bounds
         if bounds.get('velocity') == 0.0:
             del bounds['velocity']
         here = f'{where}: joint {name!r}'
@@ -64,6 +58,45 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
         else:
             found[name] = Limits.parse(bounds, here)
     return found
+
+
+def joint_kinds(text: str, where: str = 'URDF') -> dict[str, str]:
+    """The type of every joint that takes commands, in the order of the URDF: neither fixed nor a mimic.
+
+    Raises:
+        RobotError: As `limits_from_urdf`.
+    """
+    return {joint.get('name', ''): joint.get('type', '') for joint in _moved(_robot_element(text, where))}
+
+
+def _moved(root: ElementTree.Element) -> list[ElementTree.Element]:
+    joints = root.findall('joint')
+    return [each for each in joints if each.get('type', '') != 'fixed' and each.find('mimic') is None]
+
+
+def _robot_element(text: str, where: str) -> ElementTree.Element:
+    if '<!DOCTYPE' in text or '<!ENTITY' in text:
+        raise RobotError(f'{where} has a document type or entities; a URDF needs none, expand it with xacro.')
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise RobotError(f'{where} is not XML: {error}.') from error
+    if root.tag != 'robot':
+        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
+    return root
+
+
+def _softened(joint: ElementTree.Element, bounds: dict[str, float], where: str) -> dict[str, float]:
+    """Bounds within the soft limits of a `safety_controller`, where it has both; some have gains alone."""
+    safety = joint.find('safety_controller')
+    soft = {} if safety is None else {key: safety.get(f'soft_{key}_limit') for key in ('lower', 'upper')}
+    if safety is None or None in soft.values():
+        return bounds
+    here = f'{where}: joint {joint.get("name", "")!r} safety_controller'
+    lower, upper = (_number(str(soft[key]), f'{here} soft_{key}_limit') for key in ('lower', 'upper'))
+    if not lower < upper:
+        return bounds
+    return {**bounds, 'lower': max(bounds['lower'], lower), 'upper': min(bounds['upper'], upper)}
 
 
 def limits_from_yaml(data: object, where: str = 'joint_limits') -> JointLimits:
@@ -95,6 +128,12 @@ class _JointEntry(ContractPart):
     """rad or m."""
     max_position: float | None = None
     """rad or m."""
+    has_soft_limits: bool = False
+    """Whether the next two count: the bounds within which ros2_control brakes."""
+    soft_lower_limit: float | None = None
+    """rad or m."""
+    soft_upper_limit: float | None = None
+    """rad or m."""
     has_velocity_limits: bool = False
     """Whether the bound counts."""
     max_velocity: float | None = None
@@ -110,8 +149,8 @@ class _JointEntry(ContractPart):
 
     @model_validator(mode='after')
     def _has_what_it_says(self) -> Self:
-        bounds = {'position': ('min_position', 'max_position')}
-        for what in ('position', 'velocity', 'acceleration', 'jerk'):
+        bounds = {'position': ('min_position', 'max_position'), 'soft': ('soft_lower_limit', 'soft_upper_limit')}
+        for what in ('position', 'soft', 'velocity', 'acceleration', 'jerk'):
             for name in bounds.get(what, (f'max_{what}',)):
                 if getattr(self, f'has_{what}_limits') and getattr(self, name) is None:
                     raise ValueError(f'has_{what}_limits is True, but there is no field {name!r}; add it as a number')
@@ -120,12 +159,17 @@ class _JointEntry(ContractPart):
     def counted(self) -> dict[str, float | None]:
         """The fields of `Limits`; a bound that does not count is None."""
         return {
-            'lower': self.min_position if self.has_position_limits else None,
-            'upper': self.max_position if self.has_position_limits else None,
+            'lower': self._bound(max, self.min_position, self.soft_lower_limit),
+            'upper': self._bound(min, self.max_position, self.soft_upper_limit),
             'velocity': self.max_velocity if self.has_velocity_limits else None,
             'acceleration': self.max_acceleration if self.has_acceleration_limits else None,
             'jerk': self.max_jerk if self.has_jerk_limits else None,
         }
+
+    def _bound(self, tighter: Callable[[list[float]], float], hard: float | None, soft: float | None) -> float | None:
+        told = [(self.has_position_limits, hard), (self.has_soft_limits, soft)]
+        values = [value for counts, value in told if counts and value is not None]
+        return tighter(values) if values else None
 
 
 def read_limits(path: Path) -> JointLimits:

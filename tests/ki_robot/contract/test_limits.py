@@ -46,6 +46,26 @@ def test_a_urdf_gives_the_limits_of_its_moving_joints() -> None:
     }
 
 
+def test_soft_limits_tighten_where_there_are_any() -> None:
+    def softened(safety: str) -> object:
+        joint = '<joint name="a" type="revolute"><limit lower="-2" upper="2" velocity="1"/>'
+        return limits_from_urdf(f'<robot name="r">{joint}<safety_controller {safety}/></joint></robot>')['a']
+
+    assert softened('k_velocity="9" soft_lower_limit="-1" soft_upper_limit="3"') == Limits(
+        lower=-1, upper=2, velocity=1
+    )
+    for gains in ('k_velocity="9"', 'k_velocity="9" soft_lower_limit="0" soft_upper_limit="0"'):
+        assert softened(gains) == Limits(lower=-2, upper=2, velocity=1)
+    with pytest.raises(RobotError, match='safety_controller soft_upper_limit'):
+        softened('soft_lower_limit="-1" soft_upper_limit="x"')
+    entry = {'has_position_limits': True, 'min_position': -2.0, 'max_position': 2.0, 'soft_lower_limit': -1.0}
+    assert limits_from_yaml({'joint_limits': {'a': entry}})['a'] == Limits(lower=-2.0, upper=2.0)
+    soft = {**entry, 'has_soft_limits': True, 'soft_upper_limit': 3.0}
+    assert limits_from_yaml({'joint_limits': {'a': soft}})['a'] == Limits(lower=-1.0, upper=2.0)
+    with pytest.raises(RobotError, match='soft_upper_limit'):
+        limits_from_yaml({'joint_limits': {'a': {**entry, 'has_soft_limits': True}}})
+
+
 def test_a_joint_limits_file_counts_only_what_it_says_it_has(tmp_path: Path) -> None:
     file = tmp_path / 'joint_limits.yaml'
     file.write_text(YAML)

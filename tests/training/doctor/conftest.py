@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -67,6 +68,12 @@ def take(seed: int, steps: int = 160, words: str = 'lift the cup') -> Take:
     action = wanted(seed, steps)
     state = followed(action)
     return Take(state, action, {camera: seen(state, seed + place) for place, camera in enumerate(CAMERAS)}, words)
+
+
+@pytest.fixture
+def kit() -> SimpleNamespace:
+    """What a test makes its own episodes with."""
+    return SimpleNamespace(Take=Take, CAMERAS=CAMERAS, followed=followed, seen=seen, wanted=wanted)
 
 
 @pytest.fixture

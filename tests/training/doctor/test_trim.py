@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.training.doctor.conftest import Take
 from training.doctor.diagnose import diagnose
 from training.doctor.trim import kept_steps, trimmed, write_list
 from training.errors import TrainingError
@@ -19,7 +19,7 @@ WAIT = 60
 
 
 @pytest.fixture
-def index(sound: list[Take], index_of: Callable[..., Index]) -> Index:
+def index(sound: list[Any], index_of: Callable[..., Index]) -> Index:
     """Four episodes, the first of which ends in waiting, and a copy of the second."""
     first = sound[0]
     first.state[-2:, 3], first.action[-2:, 3] = 0.0, 0.0
