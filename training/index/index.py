@@ -124,7 +124,7 @@ def index_bags(
     out: Path,
     options: IndexOptions | None = None,
     workers: int = 1,
-    ray: bool = False,
+    ray: str = '',
     progress: Progress | None = None,
 ) -> Index:
     """Indexes every recording at or below `source` into the folder `out`, reading only what has changed.

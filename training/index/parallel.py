@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +15,26 @@ from training.samples.memory import keep_freed_memory
 
 Job = dict[str, Any]
 Work = Callable[[Job], Any]
+AHEAD = 4  # jobs that a Ray cluster holds for each of its cores
+RAY_EXTRA = "run `pip install 'ki_policy_node[ray]'`"
+RAY_START = 'start one with `ray start --head`, or write --ray local'
 
 
-def run_all(work: Work, jobs: Sequence[Job], workers: int = 1, ray: bool = False) -> Iterator[tuple[int, Any]]:
+def run_all(work: Work, jobs: Sequence[Job], workers: int = 1, ray: str = '') -> Iterator[tuple[int, Any]]:
     """Yields (number of the job, result) as results come; a result that is an Exception is what the job died of.
 
     Args:
         work: A module-level function from plain data to plain data; it must not raise for what is wrong with data.
         jobs: Plain data, as JSON holds it.
         workers: Processes; 1 works in this one.
-        ray: Over the Ray cluster that RAY_ADDRESS names, or a local one.
+        ray: Address of a Ray cluster: HOST:PORT, `auto` for the one that this machine is part of, `local` for one that
+            lives as long as this process. Its machines need the same paths and the same packages. Empty: none.
 
     Raises:
-        TrainingError: Ray is asked for and not installed.
+        TrainingError: Ray is asked for and not installed, or no cluster is there.
     """
     if ray:
-        yield from _over_ray(work, jobs)
+        yield from _over_ray(work, jobs, ray)
     elif workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs):
             yield number, work(job)
@@ -42,12 +46,16 @@ def _begin() -> None:
     """A worker is one core, and if a forged size makes it allocate without end, it gets MemoryError."""
     import resource
 
+    _use_one_core()
+    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    resource.setrlimit(resource.RLIMIT_AS, (total, total))
+
+
+def _use_one_core() -> None:
     import cv2
 
     cv2.setNumThreads(1)  # as many threads as cores in each of as many processes wait for each other
     keep_freed_memory()
-    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    resource.setrlimit(resource.RLIMIT_AS, (total, total))
 
 
 def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Any]]:
@@ -78,19 +86,38 @@ def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[t
                 yield number, error
 
 
-def _over_ray(work: Work, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
+def _over_ray(work: Work, jobs: Sequence[Job], address: str) -> Iterator[tuple[int, Any]]:
     try:
         import ray
-        import ray.data
     except ImportError as error:
-        raise TrainingError("ray is not installed; run `pip install 'ray[data]'`, or leave --ray away.") from error
+        raise TrainingError(f'ray is not installed; {RAY_EXTRA}, or leave --ray out.') from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise TrainingError(f'--ray {address}: no cluster answers there ({error}); {RAY_START}.') from error
+    task = ray.remote(max_retries=1)(_on_one_core)  # a machine may be lost, and its jobs begin again on another
+    waiting = iter(enumerate(jobs))
+    ahead = AHEAD * max(1, int(ray.cluster_resources().get('CPU', 1)))
+    numbers = {task.remote(work, job): number for number, job in itertools.islice(waiting, ahead)}
+    try:
+        while numbers:
+            [done], _ = ray.wait(list(numbers), num_returns=1)
+            number = numbers.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                result = error.cause
+            except ray.exceptions.RayError as error:
+                result = error
+            for following, job in itertools.islice(waiting, 1):
+                numbers[task.remote(work, job)] = following
+            yield number, result
+    finally:
+        for left in numbers:  # who stops does not leave a cluster at work
+            ray.cancel(left)
 
-    def row(numbered: dict[str, Any]) -> dict[str, Any]:
-        return {'number': numbered['number'], 'result': json.dumps(work(json.loads(numbered['job'])))}
 
-    # As text: what travels between machines is made of columns, and a job is a tree.
-    table = ray.data.from_items([{'number': number, 'job': json.dumps(job)} for number, job in enumerate(jobs)])
-    for found in table.repartition(len(jobs)).map(row).iter_rows():
-        yield found['number'], json.loads(found['result'])
+def _on_one_core(work: Work, job: Job) -> Any:
+    _use_one_core()
+    return work(job)

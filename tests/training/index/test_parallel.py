@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
+from training.index.index import index_bags
 from training.index.parallel import run_all
 
 
@@ -39,17 +42,40 @@ def test_a_job_that_kills_its_process_costs_only_itself() -> None:
     assert isinstance(found[4], MemoryError)
 
 
-@pytest.mark.skipif(importlib.util.find_spec('ray') is not None, reason='ray is installed')
-def test_a_missing_ray_is_told_with_the_fix() -> None:
-    with pytest.raises(TrainingError, match=r"pip install 'ray\[data\]'"):
-        list(run_all(double, [{'number': 0}], ray=True))
+def test_a_missing_ray_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(TrainingError, match=r"pip install 'ki_policy_node\[ray\]'"):
+        list(run_all(double, [{'number': 0}], ray='auto'))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='ray is not installed: pip install "ray[data]"')
-def test_ray_gives_the_same() -> None:
-    jobs = [{'number': number} for number in range(3)]
-    assert dict(run_all(double, jobs, ray=True)) == {number: {'twice': 2 * number} for number in range(3)}
+def test_two_workers_of_ray_give_what_one_process_gives(
+    make_bag: Callable[..., Path], toy: Contract, tmp_path: Path
+) -> None:
+    """Also where a recording is no recording, and where a job fails or kills its worker."""
+    ray = pytest.importorskip('ray')
+    for name in ('a', 'b', 'c'):
+        make_bag(name, seconds=0.5, task=name)
+    (tmp_path / 'bags' / 'broken.mcap').write_bytes(b'no recording')
+    one = index_bags(tmp_path / 'bags', toy, tmp_path / 'one')
+    ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        other = index_bags(tmp_path / 'bags', toy, tmp_path / 'other', ray='local')
+        assert (other.hash, [each.files for each in other.entries]) == (one.hash, [each.files for each in one.entries])
+        jobs = [{'number': 0}, {'number': 1, 'die': True}, {'number': 2}, {'number': 3, 'fail': True}]
+        found = dict(run_all(double, jobs, ray='local'))
+    finally:
+        ray.shutdown()
+    assert (found[0], found[2]) == ({'twice': 0}, {'twice': 4})
+    assert isinstance(found[1], ray.exceptions.WorkerCrashedError)
+    assert isinstance(found[3], ValueError)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told_by_its_address() -> None:
+    pytest.importorskip('ray')
+    with pytest.raises(TrainingError, match='no cluster answers there'):
+        list(run_all(double, [{'number': 0}], ray='auto'))
 
 
 def slow(job: dict[str, Any]) -> dict[str, Any]:

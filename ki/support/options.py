@@ -1,0 +1,16 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        '--ray',
+        metavar='ADDRESS',
+        help='Over a Ray cluster instead of processes here: HOST:PORT, auto (the one this machine is in), or local.',
+    ),
+]
