@@ -19,6 +19,7 @@ from training.samples.dataset import EpisodeDataset
 MOST_EPISODES = 256  # looked at, evenly spread: beyond that a figure does not become truer
 MOVES = {'rad': 0.05, 'm': 0.01, '1': 0.05, 'rad/s': 0.05, 'm/s': 0.02}  # a smaller span is rest; efforts do not move
 LEAD_S, LAG_S = 1.0, 1.5  # how far actions may run behind and ahead of the state that they are compared with
+LEAST_S = 2.0 * max(LEAD_S, LAG_S)
 LEAST_CORRELATION = 0.3
 LATE_S = 0.6  # behind its command: no controller that is to be learned from
 BEHIND_S = 0.1  # actions this far behind the state are no commands of it
@@ -86,15 +87,17 @@ def segments_of(dataset: EpisodeDataset, every: bool = False) -> Iterator[Segmen
 def response_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> list[Finding]:
     """Whether each action column moves the state column of its name, and when."""
     found: list[Finding] = []
-    names = dataset.contract.state_names
+    names, rate_hz = dataset.contract.state_names, dataset.contract.rate_hz
+    # Shorter ones hold too little at the largest lags to tell chance from cause.
+    long = [each for each in segments if len(each.state_TS) >= LEAST_S * rate_hz]
     for place, column in enumerate(dataset.contract.actions):
         if column.name not in names or column.unit not in MOVES:
             continue
-        told = [each.actions_TN[:, place] for each in segments]
-        measured = [each.state_TS[:, names.index(column.name)] for each in segments]
+        told = [each.actions_TN[:, place] for each in long]
+        measured = [each.state_TS[:, names.index(column.name)] for each in long]
         if told:
-            made = response(told, measured, dataset.contract.rate_hz, column.unit)
-            found += _judged(column, made, dataset.contract.rate_hz, _most_moved(segments, measured))
+            made = response(told, measured, rate_hz, column.unit)
+            found += _judged(column, made, rate_hz, _most_moved(long, measured))
     return found
 
 
@@ -221,7 +224,7 @@ def roughness_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> 
     if not shaky:
         return []
     text = (
-        f'{len(shaky)} of {len(long)} episodes shake: the jerk of their actions is up to '
+        f'{len(shaky)} of the {len(long)} episodes looked at shake: the jerk of their actions is up to '
         f'{rough[shaky[0]] / max(usual, 1e-9):.0f} times the usual; look at them, and leave them out (--trim)'
     )
     return [Finding(WARNING, 'episodes', 'jerk', text, tuple(long[each].place for each in shaky))]

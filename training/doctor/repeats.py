@@ -53,8 +53,9 @@ def duplicate_findings(dataset: EpisodeDataset, segments: Sequence[Segment]) -> 
         return []
     later, earlier = next(iter(copies.items()))
     text = (
-        f'{len(copies)} of {len(long)} episodes are copies of another one (episode {long[later].place.episode} of '
-        f'{long[earlier].place.episode}, first): they weigh double, and are in training and validation at once; '
+        f'{len(copies)} of the {len(long)} episodes looked at are copies of another one (first, episode '
+        f'{long[later].place.episode} of {long[earlier].place.episode}): they weigh double, and are in training and '
+        'validation at once; '
         'leave them out (--trim)'
     )
     return [Finding(WARNING, 'episodes', 'duplicate', text, tuple(long[each].place for each in copies))]

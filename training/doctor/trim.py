@@ -96,7 +96,8 @@ def trimmed(index: Index, findings: Sequence[Finding]) -> StepList:
     for number, (first, end) in moved.items():
         entry, about = index.episodes[number]
         name = about.file.removesuffix('.npz')
-        why = out.get(number, 'idle' if end - first <= 2 * margin else '')
+        rests = end - first < about.steps and end - first <= 2 * margin
+        why = out.get(number, 'idle' if rests else '')
         if why:
             left.append(LeftOut(recording=entry.path, episode=name, why=why))
         else:

@@ -22,10 +22,10 @@ def word_findings(dataset: EpisodeDataset) -> list[Finding]:
         entry, about = dataset.index.episodes[number]
         text = about.texts[0] if about.texts else ''
         places[text].append(StepRange(entry.path, number, 0, about.steps))
-    if not any(places):
+    said = {text: where for text, where in places.items() if _plain(text) not in NO_WORDS}
+    if not said:
         text = 'no episode has an instruction; give one with --task'
         return [Finding(ERROR, 'instruction', 'no_language', text)]
-    said = {text: where for text, where in places.items() if _plain(text) not in NO_WORDS}
     return [*_missing(places), *_one(places), *_variants(said)]
 
 

@@ -163,6 +163,19 @@ def test_an_episode_without_words_is_counted(words: str, sound: list[Any], exami
     assert [place.episode for place in missing.places] == [3]
 
 
+def test_words_that_say_nothing_are_none(sound: list[Any], examined: Examined) -> None:
+    findings = examined([each.with_(words=words) for each, words in zip(sound, ['', '  ', 'N/A', 'task'], strict=True)])
+    assert [finding.level for finding in named(findings, 'no_language')] == ['error']
+
+
+def test_recordings_too_short_to_tell_are_not_accused_of_their_motion(sound: list[Any], examined: Examined) -> None:
+    def cut(each: Any) -> Any:
+        pictures = {camera: shown[:40] for camera, shown in each.pictures.items()}
+        return each.with_(state=each.state[:40], action=np.roll(each.action, 20, axis=0)[:40], pictures=pictures)
+
+    assert not {'unrelated', 'opposite', 'lag'} & {finding.kind for finding in examined([cut(each) for each in sound])}
+
+
 @pytest.mark.parametrize(
     ('words', 'is_one'),
     [

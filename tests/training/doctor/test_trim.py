@@ -64,3 +64,16 @@ def test_a_list_of_other_recordings_is_refused(index: Index, tmp_path: Path) -> 
     (tmp_path / 'kept.yaml').write_text('episodes: [{recording: a, first: -1}]\n')
     with pytest.raises(TrainingError, match=r'kept\.yaml'):
         kept_steps(tmp_path / 'kept.yaml', index)
+
+
+def test_short_episodes_stay_and_nothing_is_no_list(sound: list[Any], index_of: Callable[..., Index]) -> None:
+    def cut(each: Any, steps: int, still: bool = False) -> Any:
+        rest = np.zeros((steps, 4))
+        pictures = {camera: shown[:steps] for camera, shown in each.pictures.items()}
+        state, action = (rest, rest) if still else (each.state[:steps], each.action[:steps])
+        return each.with_(state=state, action=action, pictures=pictures)
+
+    short = trimmed(index_of([cut(each, 5) for each in sound]), ())
+    assert [(each.first, each.end) for each in short.episodes] == [(0, 5)] * 4
+    with pytest.raises(TrainingError, match='would leave nothing'):
+        trimmed(index_of([cut(sound[0], 100, still=True)]), ())
