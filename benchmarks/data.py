@@ -28,13 +28,13 @@ import numpy as np
 
 from ki_bags import message_builders
 from ki_bags.writer import BagWriter
+from ki_common.memory import keep_freed_memory
 from ki_robot.contract.contract import Contract, load_contract
 from training.index.episodes import IndexOptions
 from training.index.index import Index, index_bags
 from training.lerobot.to_bags import from_lerobot
 from training.lerobot.write import to_lerobot
 from training.samples.dataset import EpisodeDataset
-from training.samples.memory import keep_freed_memory
 from training.samples.mixture import Draw, Loader, Mixture, Part, Sampler
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import cv2
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.action import RunPolicy
 from ki_msgs.msg import ActionChunk as ActionChunkMessage
@@ -21,6 +22,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from ki_common.errors import KiError
+from ki_common.memory import keep_freed_memory
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import LATCHED, NEWEST, hear_everybody, subscribe
@@ -389,6 +391,9 @@ def timing_of(settings: PolicyNodeSettings) -> Timing:
 
 def main(arguments: list[str] | None = None) -> int:
     """The process `policy_node`."""
+    # Pictures come one at a time: a pool of threads costs each more than it brings, and so does fresh memory.
+    cv2.setNumThreads(1)
+    keep_freed_memory()
     return process.run(PolicyNode, arguments)
 
 

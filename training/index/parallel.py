@@ -10,8 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from ki_common.memory import keep_freed_memory
 from training.errors import TrainingError
-from training.samples.memory import keep_freed_memory
 
 Job = dict[str, Any]
 Work = Callable[[Job], Any]

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problem, Problems
+from ki_common.memory import keep_freed_memory
 from training.errors import TrainingError
-from training.samples.memory import keep_freed_memory
 
 BLOCK = 4096  # draws whose sources are decided at once
 GRACE_S = 60  # of a worker process, after the first SIGTERM
