@@ -34,12 +34,20 @@ GRIPPER, BASE, BROADCASTER = (
 
 @dataclass(frozen=True)
 class DeclaredController:
-    """One controller of a parameter file: its name, its type without the package, the package, and its parameters."""
+    """One controller of a parameter file: its name, its type without the package, the package, and its parameters.
+
+    `remaps` are those of its node_options_args: a name below the controller -> the topic.
+    """
 
     name: str
     kind: str
     package: str
     parameters: Mapping[str, Any]
+    remaps: Mapping[str, str] = field(default_factory=dict)
+
+    def topic(self, name: str) -> str:
+        """Where a topic or action of the controller is, by its name below the controller."""
+        return self.remaps.get(name, f'{self.name}/{name}')
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,17 @@ def controllers_of(data: object, where: str = 'controllers') -> tuple[list[Decla
         told = entry.get('type') if isinstance(entry, Mapping) else None
         if isinstance(told, str):
             package, _, kind = told.rpartition('/')
-            found.append(DeclaredController(str(name), kind, package, nodes.get(str(name), {})))
+            remaps = _remaps(entry.get('node_options_args'))
+            found.append(DeclaredController(str(name), kind, package, nodes.get(str(name), {}), remaps))
     rate = manager.get('update_rate')
     return found, float(rate) if isinstance(rate, (int, float)) and rate > 0 else None
+
+
+def _remaps(arguments: object) -> dict[str, str]:
+    """What `-r ~/NAME:=TOPIC` in the arguments of a controller's node says."""
+    told = [str(each) for each in arguments] if isinstance(arguments, list) else []
+    pairs = (each.removeprefix('~/').split(':=', 1) for each in told if each.startswith('~/') and ':=' in each)
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 def _nodes(data: object, name: str = '') -> list[tuple[str, Mapping[str, Any]]]:
@@ -178,7 +194,7 @@ def _add(made: _Draft, controller: DeclaredController) -> None:
     made.outputs += [
         f'  - name: {_slug(controller.name)}',
         f'    kind: {output.kind}',
-        f'    topic: {controller.name}/{output.topic}',
+        f'    topic: {controller.topic(output.topic)}',
         f'    columns: [{columns}]',
     ]
     if output.options:
@@ -215,7 +231,9 @@ def _why_not(made: _Draft, joints: Sequence[str]) -> str:
 
 def _base(made: _Draft, controller: DeclaredController) -> None:
     axes = {'base/linear/x/velocity': 'm/s', 'base/angular/z/velocity': 'rad/s'}
-    if controller.kind != 'DiffDriveController':
+    command, odometry = 'cmd_vel', 'odom'
+    if controller.kind == 'MecanumDriveController':
+        command, odometry = 'reference', 'odometry'
         axes = {'base/linear/x/velocity': 'm/s', 'base/linear/y/velocity': 'm/s', 'base/angular/z/velocity': 'rad/s'}
     name, stream = controller.name, f'{_slug(controller.name)}_odom'
     for column, unit in axes.items():
@@ -230,11 +248,11 @@ def _base(made: _Draft, controller: DeclaredController) -> None:
             f'  - {{name: {column}, unit: {unit}, representation: absolute, limits: {{lower: {-bound!r}, '
             f'upper: {bound!r}, velocity: {bound!r}}}}}' + ('' if known else f'  # {ASK}no speed limit was given')
         )
-    made.streams.append(f'  - {{name: {stream}, topic: {name}/odom, type: odometry, max_age_s: 0.2}}')
+    made.streams.append(f'  - {{name: {stream}, topic: {controller.topic(odometry)}, type: odometry, max_age_s: 0.2}}')
     made.outputs += [
         f'  - name: {_slug(name)}',
         '    kind: twist_stamped',
-        f'    topic: {name}/cmd_vel',
+        f'    topic: {controller.topic(command)}',
         f'    columns: [{", ".join(axes)}]',
         f'    frame_id: {controller.parameters.get("base_frame_id", "base_link")}',
     ]
@@ -268,6 +286,9 @@ def _column(made: _Draft, joint: str, gripper: bool) -> str:
 
 def _text(made: _Draft, name: str, where: str, has_controllers: bool, update_hz: float | None) -> str:
     age_s = 0.1 if update_hz is None else max(0.1, round(5.0 / update_hz, 3))
+    joints = (
+        f'  - {{name: joint_states, topic: joint_states, type: joint_state, max_age_s: {age_s}, extra_joints: allow}}'
+    )
     lines = [
         f'# Drafted from {where}. Every line with {ASK.strip()} is a guess: look at it before the robot moves.',
         '# `ki robot check FILE` says whether it holds, `ki robot check FILE --live` compares it with the robot.',
@@ -286,7 +307,7 @@ def _text(made: _Draft, name: str, where: str, has_controllers: bool, update_hz:
         '  - {name: scene, topic: camera/image_raw/compressed, transport: compressed, kind: scene, max_age_s: 0.2}',
         '',
         'state_streams:',
-        f'  - {{name: joint_states, topic: joint_states, type: joint_state, max_age_s: {age_s}, extra_joints: allow}}',
+        *([joints] if made.commanded else []),
         *made.streams,
         '',
         'state:',

@@ -74,6 +74,16 @@ def test_joints_limits_controllers_and_rates_are_taken_from_the_files() -> None:
     assert 'world' not in text
 
 
+def test_a_mecanum_base_has_topics_of_its_own_and_a_remapped_one_those_it_is_told() -> None:
+    base = 'controller_manager: {ros__parameters: {base: {type: mecanum_drive_controller/MecanumDriveController%s}}}'
+    _, made = drafted(base % '')
+    assert (made.outputs[0].topic, made.state_streams[0].topic) == ('base/reference', 'base/odometry')
+    assert 'base/linear/y/velocity' in made.action_names
+    remaps = ', node_options_args: ["-r", "~/reference:=base/cmd_vel", "-r", "~/odometry:=odom"]'
+    _, made = drafted(base % remaps)
+    assert (made.outputs[0].topic, made.state_streams[0].topic) == ('base/cmd_vel', 'odom')
+
+
 def test_without_controllers_it_is_for_training_and_replay() -> None:
     _, made = drafted(controllers='')
     assert made.outputs == ()
