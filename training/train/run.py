@@ -202,7 +202,7 @@ def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[Episo
         note += '; nothing says whether it was trained on some of them'
     elif ours:
         seen, held = split_episodes(index, data.validation, data.split_seed, outcomes, ours)
-        fresh = [number for number in numbers if number not in set(seen)]
+        fresh = sorted(set(numbers).difference(seen))
         if every:
             note += f', {len(seen)} of which it was trained on'
         elif fresh:
@@ -218,7 +218,8 @@ def _trained_on(bundle: Bundle, index: Index) -> tuple[Data | None, set[str]]:
     about = bundle.provenance
     ours = {entry.sha256 for entry in index.entries}
     if 'recordings' in about:
-        ours = {digest for digest in ours if digest[:DIGITS] in set(about['recordings'])}
+        trained_on = set(about['recordings'])
+        ours = {digest for digest in ours if digest[:DIGITS] in trained_on}
     elif about.get('data_hash') != index.hash:
         return None, set()
     return Run.parse(about['run']).data, ours
