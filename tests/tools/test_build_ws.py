@@ -31,6 +31,7 @@ def test_links_of_the_workspace_are_relative_and_resolve(root: Path) -> None:
     assert links == {'ki_msgs': '../../ki_msgs', 'ki_policy_node': '../..'}
 
 
+@pytest.mark.slow  # a minute of two cores; set-up builds ki_msgs from the same files, and the links are held above
 @pytest.mark.timeout(300)
 def test_both_packages_build_and_can_be_sourced(root: Path, tmp_path: Path) -> None:
     build = [sys.executable, str(root / 'tools' / 'build_ws.py'), '--base', str(tmp_path)]

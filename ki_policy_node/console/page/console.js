@@ -48,8 +48,8 @@ setInterval(() => {
 
 function showLink() {
   const late = performance.now() - heardAt > SILENT_MS;
-  const text = !socket ? 'connection lost' : late ? 'nothing heard' : `connected, ${state.watching} watching`;
-  put($('link'), text, late || !socket ? 'bad' : 'good');
+  const text = !socket ? 'connection lost' : late || !state ? 'nothing heard' : `connected, ${state.watching} watching`;
+  put($('link'), text, late || !socket || !state ? 'bad' : 'good');
   if (late && heardAt) alertOf('The connection to the console is lost: what is shown is old.');
 }
 

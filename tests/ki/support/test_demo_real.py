@@ -141,7 +141,7 @@ def test_a_dataset_becomes_recordings_a_bundle_and_a_report_that_the_first_one_l
             lambda make, path: str(make(path / 'd', joints=['elbow', 'wrist'], episodes=1)),
             'has no state column kLeftShoulderPitch/position',
         ),
-        (lambda make, path: str(make(path / 'd', camera='cam_low', episodes=1)), 'has no camera cam_high'),
+        (lambda make, path: str(make(path / 'd', camera='cam_low', episodes=1)), 'cam_high is missing'),
         (lambda make, path: str(make(path / 'd', episodes=2)), 'has 2 episodes on disk, 5 are needed'),
     ],
 )
