@@ -100,6 +100,8 @@ print(*(argument.name for argument in description.get_launch_arguments()))
 NOTE = """#!{python}
 import json, os, pathlib, sys, time, yaml
 name, words = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+# launch_ros writes a list of words as a tuple of Python; rcl reads a sequence and no tag.
+yaml.SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', yaml.SafeLoader.construct_yaml_seq)
 while name == 'ros2' and len(list(pathlib.Path({notes!r}).iterdir())) < 2:
     time.sleep(0.05)
 files = [yaml.safe_load(pathlib.Path(words[i + 1]).read_text()) for i, w in enumerate(words) if w == '--params-file']
@@ -181,7 +183,7 @@ def noted(path: Path) -> Program:
 def usual(node: str) -> dict[str, Any]:
     """The parameters of a node in config/node/policy.yaml."""
     content = yaml.safe_load((ROOT / 'config' / 'node' / 'policy.yaml').read_text())
-    return dict(content[f'/**/{node}']['ros__parameters'])
+    return dict(content.get(f'/**/{node}', {'ros__parameters': {}})['ros__parameters'])
 
 
 @pytest.mark.parametrize('turned', [False, True])
