@@ -120,8 +120,13 @@ def test_an_expert_policy_says_its_tokens_when_asked_to_and_they_have_a_scale_of
         load_policy(noise_bundle('pi0_fast', tmp_path / 'fast').folder, 'torch', strict=True, decode='actions')
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', RECIPES)
+# One recipe of each form of graphs; the others differ in how they train, and are exported by the same code.
+FORMS = ('ours', 'pi0', 'pi0_fast', 'oft', 'transfusion', 'ours_both_states', 'ours_special_state')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow if name in FORMS else pytest.mark.nightly) for name in RECIPES]
+)
 def test_from_training_to_the_chunk_of_its_graphs(name: str, run_of: MakeRun) -> None:
     run = run_of({'recipe': name, 'steps': 1, 'vlm': 0.5, 'draws': 1}, save_every=10, validate_every=10)
     bundle = load_bundle(train(run))
