@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ki_common.errors import shown
 from ki_robot.contract.names import Frame, Name, duplicates
 from ki_robot.contract.parts import ContractPart
+from ki_robot.contract.robot_xml import robot_element
 from ki_robot.errors import RobotError
 
 MAX_CHAIN = 200_000  # characters
@@ -72,7 +73,7 @@ class Kinematics(ContractPart):
         """The movable joints between base and tip of a hand, from the base on; empty before the chain is known."""
         if not self.chain:
             return ()
-        joints = _joints(_parsed(self.chain, 'chain'), 'chain')
+        joints = _joints(robot_element(self.chain, 'chain'), 'chain')
         return tuple(name for name in _between(joints, hand, 'chain') if _kind(joints[name]) != 'fixed')
 
 
@@ -84,7 +85,7 @@ def chain_of(text: str, hands: Iterable[HandFrame], where: str) -> str:
     Raises:
         RobotError: No URDF, a link that it lacks, or a joint on the way that no command moves alone.
     """
-    root = _parsed(text, where)
+    root = robot_element(text, where)
     joints = _joints(root, where)
     needed: dict[str, None] = {}
     carrying: set[str] = set()
@@ -106,18 +107,6 @@ def chain_of(text: str, hands: Iterable[HandFrame], where: str) -> str:
     for name in sorted(needed):
         made.append(_bare(joints[name], name in carrying))
     return ElementTree.tostring(made, encoding='unicode')
-
-
-def _parsed(text: str, where: str) -> ElementTree.Element:
-    if '<!DOCTYPE' in text or '<!ENTITY' in text:
-        raise RobotError(f'{where} has a document type or entities; a URDF needs none, expand it with xacro.')
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RobotError(f'{where} is not XML: {error}.') from error
-    if root.tag != 'robot':
-        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
-    return root
 
 
 def _joints(root: ElementTree.Element, where: str) -> Mapping[str, ElementTree.Element]:

@@ -15,6 +15,7 @@ from ki_common.configuration.yaml_reader import read_text, read_yaml
 from ki_common.errors import shown
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import ContractPart, Limits
+from ki_robot.contract.robot_xml import robot_element
 from ki_robot.errors import RobotError
 
 
@@ -38,7 +39,7 @@ def limits_from_urdf(text: str, where: str = 'URDF') -> JointLimits:
     Raises:
         RobotError: Not XML, with a document type (entities can blow up), or a limit that is no number.
     """
-    root = _robot_element(text, where)
+    root = robot_element(text, where)
     found: dict[str, Limits | Locked] = {}
     for joint in _moved(root):
         name, kind, limit = joint.get('name', ''), joint.get('type', ''), joint.find('limit')
@@ -66,24 +67,12 @@ def joint_kinds(text: str, where: str = 'URDF') -> dict[str, str]:
     Raises:
         RobotError: As `limits_from_urdf`.
     """
-    return {joint.get('name', ''): joint.get('type', '') for joint in _moved(_robot_element(text, where))}
+    return {joint.get('name', ''): joint.get('type', '') for joint in _moved(robot_element(text, where))}
 
 
 def _moved(root: ElementTree.Element) -> list[ElementTree.Element]:
     joints = root.findall('joint')
     return [each for each in joints if each.get('type', '') != 'fixed' and each.find('mimic') is None]
-
-
-def _robot_element(text: str, where: str) -> ElementTree.Element:
-    if '<!DOCTYPE' in text or '<!ENTITY' in text:
-        raise RobotError(f'{where} has a document type or entities; a URDF needs none, expand it with xacro.')
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RobotError(f'{where} is not XML: {error}.') from error
-    if root.tag != 'robot':
-        raise RobotError(f'{where} begins with the element {shown(root.tag)}; a URDF begins with <robot>.')
-    return root
 
 
 def _softened(joint: ElementTree.Element, bounds: dict[str, float], where: str) -> dict[str, float]:

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ki_common.configuration.yaml_reader import read_text
 from ki_common.errors import shown
+from ki_robot.contract.robot_xml import robot_element
 from ki_robot.contract.space import Space
 from ki_robot.errors import RobotError
 
@@ -243,12 +243,7 @@ def allowed_by_srdf(text: str, where: str) -> set[frozenset[str]]:
     Raises:
         RobotError: it is not an SRDF.
     """
-    if '<!DOCTYPE' in text or '<!ENTITY' in text:
-        raise RobotError(f'{where} has a document type or entities; an SRDF needs none, expand it with xacro.')
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RobotError(f'{where} is not XML: {error}.') from error
+    root = robot_element(text, where, 'SRDF')
     pairs = root.findall('disable_collisions')
     return {frozenset((pair.get('link1', ''), pair.get('link2', ''))) for pair in pairs}
 
