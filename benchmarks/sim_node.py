@@ -60,7 +60,7 @@ def main() -> int:
 
 def case(size: int, rate: float, driven: bool, speed: float, seconds: float) -> dict[str, Any]:
     """One configuration, measured from outside."""
-    from ki.support.sim_stack import Stack, program, running
+    from ki.stack.sim_stack import Stack, program, running
 
     clock = speed != 1.0
     sim = {'width': size, 'height': size, 'camera_rate': rate, 'speed': speed, 'clock': clock, 'task': 'bus_table'}

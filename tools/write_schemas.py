@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent.parent / 'config' / 'schema'
 SCHEMAS = {
     'contract.json': ('ki_robot.contract.contract', 'Contract'),
     'run.json': ('training.train.config', 'Run'),
-    'up.json': ('ki.support.up_file', 'UpFile'),
+    'up.json': ('ki.stack.up_file', 'UpFile'),
 }
 
 

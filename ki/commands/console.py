@@ -24,7 +24,7 @@ def console(
     namespace: Annotated[str, typer.Option(help='Namespace of the robot.')] = '',
 ) -> None:
     """Runs the console of a robot whose nodes run already, until Ctrl-C."""
-    from ki.support.node_parameters import check_parameters
+    from ki.stack.node_parameters import check_parameters
     from ki_policy_node.common.ros import use_dds_profile
 
     values = {'robot': robot, 'host': host, 'port': port, 'token_file': token_file}

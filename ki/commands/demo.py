@@ -145,8 +145,8 @@ Lines = list[tuple[Shown, Any]]  # each with what is seen of it
 
 
 def _stack(bundle: Path | None, backend: str, image_size: int, seed: int, pace: Pace) -> Any:
-    from ki.support.pace import SPEEDS
-    from ki.support.sim_stack import Stack
+    from ki.stack.pace import SPEEDS
+    from ki.stack.sim_stack import Stack
 
     # 96 is what the simulator's recordings have; without a policy the pictures are for people alone.
     size = image_size or (96 if bundle else 160)
@@ -187,7 +187,7 @@ def _play(stack: Any, choices: list[Any], out: Path, console: Any, lines: Lines,
     Where real time is too fast for this machine and `may_step`, what failed for it is played again, and all else goes
     on, by the clock of a slower simulator.
     """
-    from ki.support.sim_stack import private_domain
+    from ki.stack.sim_stack import private_domain
     from ki_sim.world.gl import candidates
 
     candidates()  # where nothing can be drawn, say so before anything starts
@@ -231,8 +231,8 @@ class _Show:
         from rclpy.parameter import Parameter
         from rich.live import Live
 
-        from ki.support.pace import LoadMeter
-        from ki.support.sim_stack import program, running
+        from ki.stack.pace import LoadMeter
+        from ki.stack.sim_stack import program, running
         from ki_policy_node.reports.watch import Watch
 
         timed = {'use_sim_time': self._stack.clocked}

@@ -86,7 +86,7 @@ def data_command(
     --against or --live, states and rates where the policy will run are compared with DATA, or with the statistics of
     --bundle; with --bundle alone, DATA is. Exit status 1 when something is seriously wrong.
     """
-    from ki.support.doctor_data import LiveSource, report, show, write_files
+    from ki.doctor.doctor_data import LiveSource, report, show, write_files
 
     made = report(data, bundle, against, LiveSource(seconds, wait, namespace, sim_time) if live else None, robot)
     print(json.dumps(made.to_dict(), indent=1)) if as_json else show(made)
@@ -257,7 +257,7 @@ def dds() -> Iterator[CheckResult]:
 
 def round_trip() -> Iterator[CheckResult]:
     """Thirty images to a second process and back."""
-    result = importlib.import_module('ki.support.roundtrip').measure()
+    result = importlib.import_module('ki.stack.roundtrip').measure()
     text = f'{result.received} of {result.sent} images answered'
     if result.received:
         text += f', median {1e3 * result.median_s:.1f} ms there and back, found in {result.discovery_s:.1f} s'

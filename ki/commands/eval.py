@@ -11,7 +11,7 @@ import typer
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
-    from ki.support.sim_evaluation import EvaluationCell, Plays
+    from ki.simulation.sim_evaluation import EvaluationCell, Plays
     from ki_sim.evaluate.closed_loop import EvaluationReport
 
 app = typer.Typer(help='Evaluate a trained bundle: on recordings, and in closed loop in the simulator.')
@@ -65,7 +65,7 @@ def libero(
 
     Needs the extra `libero`. Two pictures turned by 180 degrees, eight numbers of state, seven of action.
     """
-    from ki.support.libero_policy import evaluate_bundle
+    from ki.simulation.libero_policy import evaluate_bundle
 
     report = evaluate_bundle(
         bundle, suite, perturb, task or [], episodes, execute_steps, workers, films, backend, seed, out
@@ -131,9 +131,9 @@ def sim(
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot. A second call goes on where the first one stopped.
     """
-    from ki.support.sim_evaluation import Plays, camera_size, cells_of, run_bundle
-    from ki.support.sim_policy import MEASURED
-    from ki.support.sim_stack import Stack, evaluate_live
+    from ki.simulation.sim_evaluation import Plays, camera_size, cells_of, run_bundle
+    from ki.simulation.sim_policy import MEASURED
+    from ki.stack.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
     from ki_sim.tasks.tasks import task_names
     from ki_vla.policy.serving import Decode
@@ -190,7 +190,7 @@ def _curve(plays: Plays, cells: Sequence[EvaluationCell], out: Path, every: int,
 
 def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool) -> list[EvaluationReport]:
     """Plays the cells with a bar, and prints a line for each, and for each way one for its tasks together."""
-    from ki.support.sim_evaluation import evaluate_cells, together, told_delay
+    from ki.simulation.sim_evaluation import evaluate_cells, together, told_delay
 
     ways = {cell: (cell.mode, cell.execute_steps, cell.delay_steps) for cell in cells}
     played: dict[tuple[str, int, int], list[EvaluationReport]] = {}

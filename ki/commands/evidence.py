@@ -71,7 +71,7 @@ def modes(
     """Success, seam and time of every way in which chunks may follow each other, against the delay of an inference."""
     from ki.evidence.modes import DELAYS, MODES, measure, save
     from ki.evidence.page import write_page
-    from ki.support.sim_evaluation import Plays, camera_size
+    from ki.simulation.sim_evaluation import Plays, camera_size
     from ki_sim.tasks.tasks import task_names
 
     names, delays = task_names(task or ['suite']), delay_steps or list(DELAYS)

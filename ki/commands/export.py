@@ -54,7 +54,7 @@ def export(
         machine = this_machine()
         print(build_engine(loaded, find_export(bundle, loaded.digest, precision), progress=tell, machine=machine))
         return
-    from ki.support.task_gate import GATED, Trial, compared
+    from ki.simulation.task_gate import GATED, Trial, compared
     from ki_vla.export.write import export_onnx, kinds_of
 
     steps = steps or loaded.serving.denoise_steps

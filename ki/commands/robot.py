@@ -49,7 +49,7 @@ def check(
 
     Exit status 1 where it does not.
     """
-    from ki.support.doctor_data import COLOURS, LiveSource
+    from ki.doctor.doctor_data import COLOURS, LiveSource
     from ki.support.robot_files import findings_of, summary_of
     from ki_robot.contract.contract import load_contract
 

@@ -68,7 +68,7 @@ def record(
     """
     from collections import Counter
 
-    from ki.support.sim_stack import record_live
+    from ki.stack.sim_stack import record_live
     from ki_sim.record.batch import jobs, record
     from ki_sim.record.existing_recordings import check
     from ki_sim.record.job import RecordingResult
@@ -110,7 +110,7 @@ def correct(
     Every step says who drove. `ki train` weighs or selects corrections by data.interventions. A second call goes on
     where the first one stopped.
     """
-    from ki.support.sim_corrections import correct as run
+    from ki.simulation.sim_corrections import correct as run
 
     result = run(bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, backend, seed, print)
     print(result)

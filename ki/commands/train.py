@@ -81,7 +81,7 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
 
 def simulate(run: Run) -> None:
     """Recordings and moments of the expert and pictures with words, as files and without ROS; what is there stays."""
-    from ki.support.simulated_data import load_triton_before_mesa, moment_settings
+    from ki.simulation.simulated_data import load_triton_before_mesa, moment_settings
     from ki_sim.moments.shards import write as write_moments
     from ki_sim.record.batch import jobs, record
     from ki_sim.tasks.tasks import task_names

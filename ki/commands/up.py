@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import typer
 
-from ki.support.policy_stack import PolicyStack
-from ki.support.processes import LaunchPlan, Processes
+from ki.stack.policy_stack import PolicyStack
+from ki.stack.processes import LaunchPlan, Processes
 from ki_common.errors import KiError
 
 app = typer.Typer(help='Start the nodes of a robot, or of a YAML file, with one log; all end together.')
@@ -114,7 +114,7 @@ def plan_of(file: Path | None, stack: PolicyStack, options: list[str]) -> Launch
     Raises:
         KiError: both forms at once, or a mistake in either.
     """
-    from ki.support.up_file import read_plan
+    from ki.stack.up_file import read_plan
 
     if file is None:
         stack.check()

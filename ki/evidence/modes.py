@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ki.support.sim_evaluation import EvaluationCell, Plays, cells_of, evaluate_cells, together
+from ki.simulation.sim_evaluation import EvaluationCell, Plays, cells_of, evaluate_cells, together
 from ki_common.files import read_json, write_text
 
 MODES = ('latest', 'queue', 'temporal_ensemble', 'guided')

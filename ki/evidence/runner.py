@@ -14,8 +14,8 @@ from typing import Any
 
 from ki.evidence.cells import START, EvidenceCell, PlayedEpisode, episodes_of, load_cell, load_cells
 from ki.evidence.matrix import EvidenceError, MatrixPlan, load_plan
-from ki.support.sim_evaluation import EvaluationCell, Plays, camera_size, evaluate_cells
-from ki.support.simulated_data import load_triton_before_mesa
+from ki.simulation.sim_evaluation import EvaluationCell, Plays, camera_size, evaluate_cells
+from ki.simulation.simulated_data import load_triton_before_mesa
 from ki_common.errors import KiError
 from ki_common.files import read_json, write_text
 

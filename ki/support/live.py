@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ki.support.processes import Processes, Program
-from ki.support.sim_stack import last_words, private_domain
+from ki.stack.processes import Processes, Program
+from ki.stack.sim_stack import last_words, private_domain
 from ki_common.nodes import NODES
 
 NODE, NAMESPACE = 'policy_node', 'ki_replay'  # apart from a robot's topics even in the robot's own domain

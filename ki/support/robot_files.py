@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ki_common.errors import KiError
 
 if TYPE_CHECKING:
-    from ki.support.doctor_data import LiveSource
+    from ki.doctor.doctor_data import LiveSource
     from ki_robot.contract.contract import Contract
     from training.doctor.findings import Finding
 

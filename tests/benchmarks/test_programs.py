@@ -29,7 +29,7 @@ def imports(program: str) -> Iterator[tuple[str, str]]:
 def test_a_program_finds_every_name_that_it_imports(program: str) -> None:
     missing = []
     for module, name in imports(program):
-        if module.startswith('ki_msgs') or module == 'ki.support.sim_stack':
+        if module.startswith('ki_msgs') or module == 'ki.stack.sim_stack':
             pytest.importorskip('rclpy', reason=f'benchmarks/{program} needs ROS')
         if not hasattr(importlib.import_module(module), name):
             try:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ki.support.node_parameters import settings_models
+from ki.stack.node_parameters import settings_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +64,7 @@ def test_every_field_of_a_contract_is_listed_with_its_bounds(pages: dict[str, Mo
 
 
 def test_every_field_of_a_run_and_of_a_file_of_ki_up_is_listed(pages: dict[str, ModuleType]) -> None:
-    from ki.support.up_file import UpFile, UpNode
+    from ki.stack.up_file import UpFile, UpNode
     from training.train.config import Augment, Data, Embodiment, Run, Simulate, Stage, Tokens
 
     for text, models in (

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ki.support.node_parameters import check_parameter_file, check_parameters, settings_models
-from ki.support.policy_stack import PolicyStack
-from ki.support.processes import Program
+from ki.stack.node_parameters import check_parameter_file, check_parameters, settings_models
+from ki.stack.policy_stack import PolicyStack
+from ki.stack.processes import Program
 from ki_common.nodes import NODES
 from ki_policy_node.common.launch_arguments import FILE, STACK, launch_arguments, up_arguments
 from ki_policy_node.common.launch_table import table_text
@@ -69,7 +69,7 @@ def test_the_parameter_files_fit_the_nodes_that_they_are_for() -> None:
 
 @pytest.mark.parametrize('name', ['commissioning', 'synthetic'])
 def test_the_files_of_ki_up_are_taken(name: str) -> None:
-    from ki.support.up_file import read_plan
+    from ki.stack.up_file import read_plan
 
     assert {program.name for program in read_plan(ROOT / 'config' / 'node' / f'{name}.yaml').programs} >= set(STACK)
 

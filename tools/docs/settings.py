@@ -7,8 +7,8 @@ from typing import Any
 
 from tables import code, table
 
-from ki.support.node_parameters import settings_models
-from ki.support.up_file import UpFile
+from ki.stack.node_parameters import settings_models
+from ki.stack.up_file import UpFile
 from ki_common.configuration.model import Config
 from ki_common.configuration.schema import json_schema
 from ki_common.node_settings import Change

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ki.commands import demo
-from ki.support import pace
+from ki.stack import pace
 from ki_bags.reader import open_bag
 from ki_common.errors import KiError
 
@@ -199,7 +199,7 @@ def test_a_bundle_or_task_that_is_not_there_is_named(ki: Ki, tmp_path: Path) -> 
 
 
 def test_the_last_words_of_a_program_are_found_in_the_common_log(tmp_path: Path) -> None:
-    from ki.support.sim_stack import last_words
+    from ki.stack.sim_stack import last_words
 
     log = tmp_path / 'nodes.log'
     log.write_text(

@@ -78,7 +78,7 @@ def test_a_xacro_needs_xacro(files: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.ros
 def test_a_live_robot_is_held_to_its_contract(rig: Any) -> None:
-    from ki.support.doctor_data import LiveSource
+    from ki.doctor.doctor_data import LiveSource
     from ki.support.robot_files import findings_of
 
     rig.robot.positions['joint1/position'] = 57.3

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ki.support.processes import Processes, Program
-from ki.support.up_file import UpFile, read_plan
+from ki.stack.processes import Processes, Program
+from ki.stack.up_file import UpFile, read_plan
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
 
@@ -79,7 +79,7 @@ def test_when_one_dies_all_end_and_its_status_is_ours(ki_process: Ki, tmp_path: 
 
 def test_a_program_that_ignores_signals_is_killed_and_its_children_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        'ki.support.processes.PATIENCE_S', ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0))
+        'ki.stack.processes.PATIENCE_S', ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0))
     )
     shell = 'trap "" INT TERM; sleep 60 & echo $!; wait; wait'
     processes = Processes([Program('deaf', ('bash', '-c', shell))], dict(os.environ))

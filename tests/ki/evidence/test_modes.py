@@ -10,7 +10,7 @@ import pytest
 
 from ki.evidence import modes
 from ki.evidence.modes import DELAYS, MODES, RTC, measure, modes_section, save
-from ki.support.sim_evaluation import EvaluationCell, Plays
+from ki.simulation.sim_evaluation import EvaluationCell, Plays
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
 from ki_vla.policy.serving import ASKED_MODES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ki.support.libero_policy import acting, check_fits_libero
+from ki.simulation.libero_policy import acting, check_fits_libero
 from ki_common.errors import KiError
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError

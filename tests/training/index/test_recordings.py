@@ -33,7 +33,7 @@ def test_an_index_keeps_its_own_contract(make_bag: MakeBag, toy: Contract, tmp_p
 
 
 def test_arrays_of_the_simulator_are_opened_and_examined(arrays_folder: Path, toy: Contract, tmp_path: Path) -> None:
-    from ki.support.doctor_data import report
+    from ki.doctor.doctor_data import report
 
     assert len(open_recordings(arrays_folder, toy).episodes) == 3
     (tmp_path / 'toy.yaml').write_text(yaml.safe_dump(toy.to_dict()), encoding='utf-8')

@@ -23,8 +23,8 @@ def correct(
     Raises:
         KiError: the bundle cannot be opened, or no such task.
     """
-    from ki.support.sim_evaluation import camera_size
-    from ki.support.sim_policy import open_sim_policy, simulated_robot
+    from ki.simulation.sim_evaluation import camera_size
+    from ki.simulation.sim_policy import open_sim_policy, simulated_robot
     from ki_robot.contract.contract import load_contract
     from ki_sim.record.sim_bags import write_bag
     from ki_sim.record.takeover import Patience, human_steps, record_takeover

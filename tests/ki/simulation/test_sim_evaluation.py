@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki.support import sim_policy
-from ki.support.sim_evaluation import EvaluationCell, Plays, camera_size, cells_of, evaluate_cells, file_of, together
+from ki.simulation import sim_policy
+from ki.simulation.sim_evaluation import EvaluationCell, Plays, camera_size, cells_of, evaluate_cells, file_of, together
 from ki_policy_node.cycle.continuation import Timing
 from ki_robot.contract.contract import load_contract
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome

@@ -1,6 +1,6 @@
 """Sends one image to another process and its stamp back: does ROS 2 carry camera images on this machine?
 
-`python -m ki.support.roundtrip` is the far end; `measure` starts it, and is the near end.
+`python -m ki.stack.roundtrip` is the far end; `measure` starts it, and is the near end.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measure(count: int = 30, timeout_s: float = 15.0) -> DdsRoundTrip:
         image = Image(height=HEIGHT, width=WIDTH, step=3 * WIDTH, encoding='rgb8')
         image.data = array.array('B', bytes(3 * WIDTH * HEIGHT))
         start = time.perf_counter()
-        far = subprocess.Popen([sys.executable, '-m', 'ki.support.roundtrip'], stdout=subprocess.DEVNULL)
+        far = subprocess.Popen([sys.executable, '-m', 'ki.stack.roundtrip'], stdout=subprocess.DEVNULL)
         try:
             # Both directions must be matched, or the first answers are lost.
             found = ros.spin_until(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ki.support import task_gate
-from ki.support.task_gate import Trial, chance, check_does_it, compared, in_scenes, on_recording
+from ki.simulation import task_gate
+from ki.simulation.task_gate import Trial, chance, check_does_it, compared, in_scenes, on_recording
 from ki_common.errors import KiError
 from ki_vla.policy.bundle import load_bundle
 

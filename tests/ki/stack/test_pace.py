@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from ki.commands import demo
-from ki.support.pace import SPEEDS, Load, LoadMeter
-from ki.support.sim_stack import Stack
+from ki.stack.pace import SPEEDS, Load, LoadMeter
+from ki.stack.sim_stack import Stack
 from ki_sim.evaluate.demo_episodes import DemoEpisode
 from ki_sim.evaluate.episode_runner import EpisodeOptions
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ki.support.node_parameters import check_parameters
-from ki.support.processes import LaunchPlan, Program
+from ki.stack.node_parameters import check_parameters
+from ki.stack.processes import LaunchPlan, Program
 from ki_common.configuration.model import Config
 from ki_common.configuration.refusal import nearest
 from ki_common.errors import KiError

@@ -107,7 +107,7 @@ def evaluate_cells(
     Raises:
         KiError: the bundle cannot be opened, or a cell does not fit it.
     """
-    from ki.support.sim_policy import open_sim_policy
+    from ki.simulation.sim_policy import open_sim_policy
     from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate, load_report
 
     settings = EvaluationSettings(plays.image_size, plays.split)
@@ -165,7 +165,7 @@ def file_of(cell: EvaluationCell, cells: Sequence[EvaluationCell], split: str = 
 
 def told_delay(steps: int) -> int | str:
     """Steps of delay for people and files."""
-    from ki.support.sim_policy import MEASURED
+    from ki.simulation.sim_policy import MEASURED
 
     return 'measured' if steps == MEASURED else steps
 

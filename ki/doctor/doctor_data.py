@@ -229,7 +229,7 @@ def write_files(made: DataReport, html: Path | None, sarif: Path | None, trim: P
     Raises:
         TrainingError: a list without data, or one that would leave nothing.
     """
-    from ki.support import doctor_page, doctor_sarif
+    from ki.doctor import doctor_page, doctor_sarif
     from ki_common.files import write_text
     from training.doctor.trim import trimmed, write_list
     from training.errors import TrainingError

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ki.support.processes import Processes, Program
+from ki.stack.processes import Processes, Program
 from ki.support.progress import progress
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
@@ -106,7 +106,7 @@ class Stack:
 
     def programs(self) -> list[Program]:
         """The processes."""
-        from ki.support.sim_policy import simulated_robot
+        from ki.simulation.sim_policy import simulated_robot
 
         robot = simulated_robot(self.bundle)
         timed = {'use_sim_time': self.clocked}

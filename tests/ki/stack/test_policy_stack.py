@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ki.support.policy_stack import PolicyStack
+from ki.stack.policy_stack import PolicyStack
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
 from ki_policy_node.common.launch_arguments import STACK, arguments_for, launch_arguments, up_arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ki.support.node_parameters import check_parameters, settings_models
+from ki.stack.node_parameters import check_parameters, settings_models
 from ki_common.errors import KiError
 from ki_common.node_settings import ParameterSpec
 from ki_common.nodes import NODES

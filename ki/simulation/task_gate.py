@@ -129,7 +129,7 @@ def on_recording(before: float, after: float, bag: Path) -> dict[str, Any]:
 
 def is_simulated(bundle: Bundle) -> bool:
     """Whether a bundle fits the simulated robot."""
-    from ki.support.sim_policy import simulated_robot
+    from ki.simulation.sim_policy import simulated_robot
     from ki_robot.contract.contract import load_contract
 
     return not bundle.contract.mismatches(load_contract(simulated_robot(bundle.folder)))
@@ -137,7 +137,7 @@ def is_simulated(bundle: Bundle) -> bool:
 
 def play(bundle: Bundle, engine: Engine, task: str, seeds: Sequence[int]) -> list[bool]:
     """Whether each scene succeeds, in closed loop; the noise is the same for every engine."""
-    from ki.support.sim_policy import ClosedLoopPolicy
+    from ki.simulation.sim_policy import ClosedLoopPolicy
     from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.policy.bundle_policy import BundlePolicy
     from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate

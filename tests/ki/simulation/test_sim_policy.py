@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ki.support.sim_policy import MEASURED, ClosedLoopPolicy, open_sim_policy
+from ki.simulation.sim_policy import MEASURED, ClosedLoopPolicy, open_sim_policy
 from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
 from ki_robot.contract.contract import Contract, load_contract

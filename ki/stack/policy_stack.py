@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ki.support.processes import Program
+from ki.stack.processes import Program
 from ki_common.configuration.yaml_reader import read_yaml
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
@@ -39,7 +39,7 @@ class PolicyStack:
             KiError: no robot, no such robot, backend, log level, bundle or parameter file, or an instruction that is
                 no text.
         """
-        from ki.support.node_parameters import check_parameter_file
+        from ki.stack.node_parameters import check_parameter_file
         from ki_policy_node.common.launch_arguments import STACK
         from ki_policy_node.cycle.instruction import checked_instruction
         from ki_policy_node.policy.backends import COMMISSIONING

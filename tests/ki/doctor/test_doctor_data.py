@@ -126,7 +126,7 @@ def test_without_anything_to_look_at_it_says_so(trained: Path) -> None:
 
 @pytest.mark.ros
 def test_a_live_robot_is_compared_with_its_recordings(rig: Any, trained: Path) -> None:
-    from ki.support.doctor_data import LiveSource, report
+    from ki.doctor.doctor_data import LiveSource, report
 
     live = LiveSource(seconds=2.0, wait_s=20.0, namespace='', sim_time=False)
     made = report(trained, None, None, live)

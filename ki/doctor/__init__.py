@@ -1,0 +1,1 @@
+"""Checks of data and of a live robot: findings, their page, their form for CI."""

@@ -1,0 +1,1 @@
+"""Policies in the simulator: driven, judged, corrected; and the data that it makes."""
