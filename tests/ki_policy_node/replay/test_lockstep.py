@@ -43,6 +43,11 @@ from ki_policy_node.policy.backends import Commissioning, CommissioningPolicy, W
 from ki_policy_node.replay.replay import Replay, ReplayOptions, ReplayRun, replay
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.arrays import stamp_ns, to_chunk
+from ki_robot.observation.observation import Observation
+from ki_vla.engine.interface import Carry
+from ki_vla.policy.inference import LoadedPolicy, load_policy
+from ki_vla.remote.observation_keys import ObservationKeys
+from ki_vla.remote.server import PolicyServer
 
 pytestmark = pytest.mark.ros
 MS = 1_000_000
@@ -233,24 +238,59 @@ def live(
         yield Live(node, process, contract)
 
 
-def step_together(live: Live, bags: list[Path], run: ReplayRun, thinks_s: float = 0.0) -> Replay:
+class GatedPolicy:
+    """A served policy whose inferences take as long as the test says, not as long as this machine needs.
+
+    Args:
+        policy: What is served in truth.
+    """
+
+    def __init__(self, policy: LoadedPolicy) -> None:
+        self._policy, self._begun, self._may_end = policy, threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def infer(self, observation: Observation, carry: Carry | None = None) -> Any:
+        """The chunk, once it may be done."""
+        self._begun.set()
+        assert self._may_end.wait(60.0), 'nobody let the inference end'
+        self._may_end.clear()
+        return self._policy.infer(observation, carry)
+
+    def await_begin(self) -> None:
+        """An inference has begun, by what the node knows now."""
+        assert self._begun.wait(30.0), 'no inference was begun'
+        self._begun.clear()
+
+    def end(self) -> None:
+        """The inference that is on is done, or will be as soon as it begins."""
+        self._may_end.set()
+
+
+def step_together(live: Live, bags: list[Path], run: ReplayRun, gate: GatedPolicy | None = None) -> Replay:
     """Plays bags to the node and through the replay, one message after the other.
 
     Args:
         live: Configured for the same policy.
         bags: One after the other; the clock jumps between them.
         run: The replay.
-        thinks_s: Wall time until an inference of the node has begun for sure, where it takes long.
+        gate: The policy of the node, where an inference takes time: it begins and ends with the replay's.
     """
     started = False
 
+    def ended() -> int:
+        return len(run.found.chunks) + sum(run.found.dropped.values())
+
     def together(act: Callable[[], object]) -> None:
         """The replay acts, and the node has done the same."""
-        begun, thought = sum(run.found.holds.values()), run.thinks
+        begun, thought, before = sum(run.found.holds.values()), run.thinks, ended()
         act()
+        if gate is not None and ended() > before:
+            gate.end()
         live.agrees(run.found, begun)
-        if run.thinks and not thought:
-            time.sleep(thinks_s)
+        if gate is not None and run.thinks and (not thought or ended() > before):
+            gate.await_begin()
 
     for path in bags:
         bag = open_bag(path)
@@ -303,9 +343,7 @@ def test_a_change_of_words_and_a_gap_give_the_same_chunks_live_and_replayed_in_e
     bag = write_bag(tmp_path / 'bag', contract, gap=(1.8, 2.7))
     timing = Timing(mode, EXECUTE)
     policy = open_policy(Wanted('torch', str(bundles[continues]), allow_untrained=True), contract, timing)
-    live.configure(
-        BEGIN - 100 * MS, backend='torch', bundle=str(bundles[continues]), mode=mode, execute_steps=EXECUTE, latency=0.0
-    )
+    live.configure(BEGIN - 100 * MS, backend='torch', bundle=str(bundles[continues]), mode=mode, execute_steps=EXECUTE)
     options = ReplayOptions(timing, latency_ns=0)
     found = step_together(live, [bag], ReplayRun(open_bag(bag), contract, policy, options))
     same(live, found)
@@ -324,27 +362,42 @@ def test_a_change_of_words_and_a_gap_give_the_same_chunks_live_and_replayed_in_e
     policy.close()
 
 
-def commissioned(contract: Contract) -> Policy:
-    """The replay of the commissioning policy takes its latency from the options, and wastes no time."""
-    return CommissioningPolicy(contract, Commissioning('sine', 0.4))
-
-
 @pytest.mark.parametrize('mode', ['latest', 'queue'])
 def test_a_slow_inference_delivers_at_the_same_time_and_drops_what_new_words_overtake(
-    live: Live, contract: Contract, tmp_path: Path, mode: str
+    live: Live, contract: Contract, bundles: dict[str, Path], tmp_path: Path, mode: str
 ) -> None:
-    bag = write_bag(tmp_path / 'bag', contract, seconds=1.9)
-    latency_ns, timing = 310 * MS, Timing(mode, 4)
-    live.configure(
-        BEGIN - 100 * MS, backend='commissioning', motion='sine', amplitude=0.4, latency=2.0, mode=mode, execute_steps=4
-    )
-    run = ReplayRun(open_bag(bag), contract, commissioned(contract), ReplayOptions(timing, latency_ns))
-    found = step_together(live, [bag], run, thinks_s=0.3)
+    bag, bundle = write_bag(tmp_path / 'bag', contract, seconds=1.9), bundles['guided']
+    timing = Timing(mode, 4)
+    policy = open_policy(Wanted('torch', str(bundle), allow_untrained=True), contract, timing)
+    run = ReplayRun(open_bag(bag), contract, policy, ReplayOptions(timing, 310 * MS))
+    served = load_policy(bundle, 'torch', robot=contract, allow_untrained=True)
+    gate = GatedPolicy(served)
+    with PolicyServer(gate, ObservationKeys(contract), port=0) as server:
+        server.warm_up()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        live.configure(
+            BEGIN - 100 * MS,
+            backend='remote',
+            remote_url=f'ws://127.0.0.1:{server.port}',
+            remote_timeout=60.0,
+            remote_jpeg_quality=0,
+            mode=mode,
+            execute_steps=4,
+        )
+        found = step_together(live, [bag], run, gate)
+        gate.end()  # what was begun since, so that the server can close
     same(live, found)
     assert sum(found.dropped.values()) >= 1, 'the words came while a chunk for the old ones was made'
     assert {chunk.instruction_id for chunk in live.chunks} == {'words-0', 'words-113'}
     seen = [each.planned.delay for each in found.chunks]
     assert set(seen) <= {7, 8}, '310 ms and the age of the state, in steps of 50 ms'
+    served.close()
+    policy.close()
+
+
+def commissioned(contract: Contract) -> Policy:
+    """The replay of the commissioning policy takes its latency from the options, and wastes no time."""
+    return CommissioningPolicy(contract, Commissioning('sine', 0.4))
 
 
 def test_a_clock_that_jumps_back_voids_everything_live_and_replayed(
@@ -353,7 +406,7 @@ def test_a_clock_that_jumps_back_voids_everything_live_and_replayed(
     earlier = BEGIN - 20 * NS
     bags = [write_bag(tmp_path / 'one', contract, seconds=1.7)]
     bags.append(write_bag(tmp_path / 'other', contract, earlier, seconds=1.0))
-    live.configure(BEGIN - 100 * MS, backend='commissioning', motion='sine', latency=0.0, mode='rtc', execute_steps=4)
+    live.configure(BEGIN - 100 * MS, backend='commissioning', motion='sine', amplitude=0.4, mode='rtc', execute_steps=4)
     run = ReplayRun(open_bag(bags[0]), contract, commissioned(contract), ReplayOptions(Timing('rtc', 4), latency_ns=0))
     found = step_together(live, bags, run)
     same(live, found)
