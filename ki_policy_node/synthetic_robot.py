@@ -1,7 +1,7 @@
 """A robot made of topics alone: it shows moving pictures, measures joints, and goes where its controllers are sent.
 
-For trying the wiring of a contract, for benchmarks and for tests, where no robot and no simulator is at hand. Every
-command that arrives is kept with its time; faults are made by changing the public attributes while it runs.
+For trying the wiring of a contract, for benchmarks and for tests, where no robot and no simulator is at hand. Faults
+are made while it runs: by the parameter `silent`, or from Python by the public attributes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
@@ -50,20 +52,26 @@ class SyntheticRobot(Node):
     """The topics of a contract, from the robot's side.
 
     Attributes:
-        silent: Streams that send nothing. frozen: cameras that repeat one picture under new stamps.
+        silent: Streams that send nothing, besides those of the parameter. frozen: cameras that repeat one picture under
+            new stamps.
         spoil: Called with every outgoing state message, may change it.
-        commands: (steady ns, message) by output name, in order of arrival.
+        heard: Called with every command: name of the output, steady time of its arrival [ns], message. None is kept.
         positions: Where the joints are, by column name.
     """
 
     def __init__(self, contract: Contract | None = None, **options: Any) -> None:
         super().__init__('synthetic_robot', automatically_declare_parameters_from_overrides=True, **options)
-        settings = Parameters(self, SyntheticRobotSettings).values
+        parameters = Parameters(self, SyntheticRobotSettings)
+        settings = parameters.values
         self.contract = (contract or load_contract(settings.robot)).robot  # it has joints, and knows no hands
+        self._streams = {stream.name for stream in self.contract.streams}
+        if why := self._unknown(settings.silent):
+            raise NodeError(why)
+        self.add_on_set_parameters_callback(self._on_parameters)
         self.silent: set[str] = set()
         self.frozen: set[str] = set()
         self.spoil: Callable[[Any], Any] = lambda message: message
-        self.commands: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        self.heard: Callable[[str, int, Any], None] = lambda output, steady_ns, message: None
         self.positions = {
             c.name: 0.5 * ((c.limits.lower or 0.0) + (c.limits.upper or 0.0)) for c in self.contract.actions
         }
@@ -114,8 +122,9 @@ class SyntheticRobot(Node):
         """One frame of every camera, all with one stamp."""
         self._count += 1
         now_ns = self._now_ns()
+        silent = self._silent()
         for camera in self.contract.cameras:
-            if camera.name in self.silent:
+            if camera.name in silent:
                 continue
             message = self._messages[camera.name][0 if camera.name in self.frozen else self._count % FRAMES]
             set_time(message.header.stamp, now_ns)
@@ -124,11 +133,25 @@ class SyntheticRobot(Node):
     def send_states(self) -> None:
         """Moves the joints to where they are sent, and measures them."""
         self._move(time.monotonic_ns())
+        silent = self._silent()
         for stream in self.contract.state_streams:
-            if stream.name not in self.silent:
+            if stream.name not in silent:
                 message = self.spoil(self._measure(stream, self._now_ns()))
                 if message is not None:
                     self._sensors[stream.name].publish(message)
+
+    def _silent(self) -> set[str]:
+        return self.silent | set(self.get_parameter('silent').value or ())
+
+    def _unknown(self, names: Iterable[str]) -> str:
+        """Why these cannot be silent; empty when they can."""
+        wrong = sorted(set(names) - self._streams)
+        known = ', '.join(sorted(self._streams))
+        return f'silent: {self.contract.name} has no stream {wrong[0]!r}; write some of {known}.' if wrong else ''
+
+    def _on_parameters(self, changes: Iterable[Parameter]) -> SetParametersResult:
+        why = next((self._unknown(each.value) for each in changes if each.name == 'silent'), '')
+        return SetParametersResult(successful=not why, reason=why)
 
     def _frames(self, camera: Camera) -> list[Any]:
         if camera.transport in VIDEO_MESSAGES:
@@ -150,7 +173,7 @@ class SyntheticRobot(Node):
     def _receive(self, output: Output) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
             steady_ns = time.monotonic_ns()
-            self.commands[output.name].append((steady_ns, message))
+            self.heard(output.name, steady_ns, message)
             if hasattr(message, 'points'):
                 self._follow(message, steady_ns)
                 return

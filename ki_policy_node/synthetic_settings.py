@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ki_common.errors import KiError
-from ki_common.node_settings import NodeSettings, setting
+from ki_common.node_settings import Change, NodeSettings, setting
 from ki_policy_node.errors import NodeError
 
 
@@ -24,3 +24,5 @@ class SyntheticRobotSettings(NodeSettings):
     """Width of the pictures."""
     height: int = setting(480, unit='pixels', ge=16, le=4096)
     """Height of the pictures."""
+    silent: tuple[str, ...] = setting((), change=Change.LIVE)
+    """Cameras and state streams, by their names in the contract, that send nothing: as if they had died."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,8 @@ class Rig:
         overrides = [Parameter('width', value=64), Parameter('height', value=48)]
         overrides += [Parameter('use_sim_time', value=True)] if sim_time else []
         self.robot = SyntheticRobot(self.contract, context=self.context, parameter_overrides=overrides)
+        self.commands: dict[str, list[tuple[int, Any]]] = defaultdict(list)  # (steady ns, message) by output
+        self.robot.heard = lambda output, steady_ns, message: self.commands[output].append((steady_ns, message))
         self.node = rclpy.create_node('observer', context=self.context)
         self.statuses: list[tuple[int, PolicyStatus]] = []
         self.chunks: list[tuple[int, ActionChunk]] = []
@@ -217,7 +220,7 @@ class Rig:
     def running(self) -> None:
         """Waits until commands flow."""
         self.until('the executor runs', lambda: self.state == 'run')
-        self.until('the arm moves', lambda: len(self.robot.commands['arm']) > 5)
+        self.until('the arm moves', lambda: len(self.commands['arm']) > 5)
 
     def holds(self, after_ns: int, seconds: float = 5.0) -> int:
         """Waits for the first hold of the arm after a time; its own time."""
@@ -225,7 +228,7 @@ class Rig:
 
     def hold_points(self, after_ns: int) -> list[tuple[int, Any]]:
         """Trajectories after a time that only brake; those of a run follow a chunk for 150 ms before they do."""
-        sent = [(t, m) for t, m in list(self.robot.commands['arm']) if t >= after_ns]
+        sent = [(t, m) for t, m in list(self.commands['arm']) if t >= after_ns]
         return [(t, m) for t, m in sent if time_ns(m.points[-1].time_from_start) < FOLLOWED_NS]
 
     def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:

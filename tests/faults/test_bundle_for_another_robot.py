@@ -27,7 +27,7 @@ def test_another_robots_bundle_is_refused_and_the_robot_stays_still(rig, rigs):
     rig.until('a diagnostic', lambda: any('does not fit' in s.message for _, m in rig.diagnostics for s in m.status))
     assert 'does not fit' in process.text()
     assert 'Traceback' not in process.text()
-    assert not rig.robot.commands['arm']
+    assert not rig.commands['arm']
 
     request = LoadPolicy.Request(path=str(rig.folder / 'fits'), validate_only=True)
     answer = rig.call(LoadPolicy, 'policy_node/load_policy', request, 30.0)

@@ -52,7 +52,7 @@ def test_a_chunk_of_another_time_or_form_is_refused_by_name(rig):
         assert rig.state != 'run', fields
     rig.until('idle again', lambda: send() and rig.state == 'run')
     assert all(
-        abs(value) < 0.3 for _, m in list(rig.robot.commands['arm']) for point in m.points for value in point.positions
+        abs(value) < 0.3 for _, m in list(rig.commands['arm']) for point in m.points for value in point.positions
     )
 
 

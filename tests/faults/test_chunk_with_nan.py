@@ -52,5 +52,5 @@ def test_a_chunk_with_nan_is_dropped_and_the_one_before_goes_on(rig):
         count = policy.count
         rig.until('it has arrived', lambda count=count: rig.chunks and rig.chunks[-1][1].chunk_id == count)
     rig.until('fault', lambda: rig.state.startswith('fault'))
-    for _, message in rig.robot.commands['arm']:
+    for _, message in rig.commands['arm']:
         assert all(math.isfinite(value) for point in message.points for value in point.positions)

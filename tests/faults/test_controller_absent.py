@@ -22,7 +22,7 @@ def test_a_missing_controller_keeps_the_robot_still(rig):
     rig.until('a chunk', lambda: rig.chunks)
     rig.until('a sentence', lambda: 'The controller /hand_controller does not listen' in rig.state)
     assert '/hand_controller/commands' in rig.state
-    assert not rig.robot.commands['arm']
+    assert not rig.commands['arm']
 
 
 def test_somebody_who_listens_is_no_controller(rig):
@@ -34,7 +34,7 @@ def test_somebody_who_listens_is_no_controller(rig):
     rig.start_executor()
     rig.start_policy()
     rig.until('a sentence', lambda: 'only /observer listens there' in rig.state)
-    assert not rig.robot.commands['arm']
+    assert not rig.commands['arm']
 
 
 def test_a_controller_that_ends_in_mid_run_holds_the_robot_within_0_3_s(rig):

@@ -17,8 +17,8 @@ def test_a_restarted_controller_is_named_and_the_next_motion_begins_where_the_ar
     rig.until('an event', lambda: [e for _, e in rig.events if 'The controller /arm_controller' in e.message])
     [event] = [e for _, e in rig.events if 'The controller /arm_controller' in e.message]
     assert event.kind == SafetyEvent.KIND_HOLD
-    again = len(rig.robot.commands['arm'])
+    again = len(rig.commands['arm'])
     rig.until('running again', lambda: rig.state == 'run', 20.0)
-    rig.until('commands', lambda: len(rig.robot.commands['arm']) > again + 3)
-    first = rig.robot.commands['arm'][again][1]
+    rig.until('commands', lambda: len(rig.commands['arm']) > again + 3)
+    first = rig.commands['arm'][again][1]
     np.testing.assert_allclose(first.points[0].positions, [0.25, -0.25], atol=0.02)

@@ -18,10 +18,10 @@ def test_the_last_window_ends_at_rest_within_300_ms(rig):
     rig.running()
     executor.send(signal.SIGKILL)
     executor.popen.wait(5.0)
-    rig.until('the last command has arrived', lambda: rig.robot.commands['arm'])
-    count = len(rig.robot.commands['arm'])
+    rig.until('the last command has arrived', lambda: rig.commands['arm'])
+    count = len(rig.commands['arm'])
     time.sleep(0.5)
-    assert len(rig.robot.commands['arm']) - count <= 1
-    for _, message in rig.robot.commands['arm']:
+    assert len(rig.commands['arm']) - count <= 1
+    for _, message in rig.commands['arm']:
         assert time_ns(message.points[-1].time_from_start) <= 300_000_000
         assert list(message.points[-1].velocities) == [0.0, 0.0]

@@ -25,7 +25,7 @@ def test_nan_from_the_joints_is_a_fault_until_reset(rig):
     assert 'nan in joint1/position' in rig.state
     event = rig.until('an event', lambda: [e for _, e in rig.events if e.severity == SafetyEvent.SEVERITY_FAULT])[0]
     assert event.kind == SafetyEvent.KIND_NON_FINITE
-    for _, message in rig.robot.commands['arm']:
+    for _, message in rig.commands['arm']:
         assert all(math.isfinite(value) for point in message.points for value in point.positions)
 
     rig.robot.spoil = lambda message: message

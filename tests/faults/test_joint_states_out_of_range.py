@@ -21,7 +21,7 @@ def test_a_joint_beyond_its_limits_is_not_believed_and_named(rig):
     rig.robot.spoil = far
     rig.until('a fault', lambda: rig.state.startswith('fault: ') and 'joint2/position' in rig.state)
     assert not rig.call(Trigger, 'chunk_executor/reset_fault').success, 'the cause is still there'
-    sent = np.array([point.positions for _, m in list(rig.robot.commands['arm']) for point in m.points])
+    sent = np.array([point.positions for _, m in list(rig.commands['arm']) for point in m.points])
     assert np.abs(sent).max() < 0.5, 'no command follows the measured value'
     rig.robot.spoil = lambda message: message
     rig.until('reset', lambda: rig.call(Trigger, 'chunk_executor/reset_fault').success)

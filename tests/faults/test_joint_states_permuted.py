@@ -17,8 +17,8 @@ def test_joints_are_matched_by_name(rig):
     rig.robot.spoil = reverse
     rig.start_executor()
     rig.start_policy(motion='hold')
-    rig.until('commands', lambda: len(rig.robot.commands['arm']) > 3)
-    message = rig.robot.commands['arm'][-1][1]
+    rig.until('commands', lambda: len(rig.commands['arm']) > 3)
+    message = rig.commands['arm'][-1][1]
     assert message.joint_names == ['joint1', 'joint2']
     assert list(message.points[-1].positions) == pytest.approx([0.6, -0.9], abs=1e-6)
-    assert rig.robot.commands['hand'][-1][1].data[0] == pytest.approx(0.2, abs=1e-6)
+    assert rig.commands['hand'][-1][1].data[0] == pytest.approx(0.2, abs=1e-6)

@@ -34,7 +34,7 @@ def test_a_chunk_into_the_own_post_is_refused_by_name(rigs, ros_domain, tmp_path
         assert event.severity == SafetyEvent.SEVERITY_REJECTED
         assert 'forearm' in event.message
         assert 'base' in event.message
-        way = [point.positions for _, m in rig.robot.commands['arm'] for point in m.points]
+        way = [point.positions for _, m in rig.commands['arm'] for point in m.points]
         assert way
         checker = SpaceChecker(Space(urdf='small.urdf'), rig.contract.action_names, tmp_path)
         assert min(checker.nearest([*positions, 0.0, 0.0]) for positions in way) > 0.0, 'nothing that was sent touches'

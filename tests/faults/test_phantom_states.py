@@ -26,9 +26,9 @@ def test_zeros_of_a_second_publisher_are_not_believed_and_it_is_named(rig):
         phantom.publish(fill_joint_state(JointState(), JOINTS, [0.0, 0.0, 0.0], now_ns))
         return '/observer, /synthetic_robot' in rig.state
 
-    before = len(rig.robot.commands['arm'])
+    before = len(rig.commands['arm'])
     rig.until('a sentence', says_zeros)
-    sent = np.array([point.positions for _, m in rig.robot.commands['arm'][before:] for point in m.points])
+    sent = np.array([point.positions for _, m in rig.commands['arm'][before:] for point in m.points])
     assert np.abs(sent - 1.2).max() < 0.3, 'no command towards zero'
     rig.node.destroy_publisher(phantom)
     rig.until('reset', lambda: rig.call(Trigger, 'chunk_executor/reset_fault').success)

@@ -18,7 +18,7 @@ def test_the_robot_holds_within_300_ms_of_a_sigkill(rig):
     assert (held_ns - killed_ns) / 1e6 < 300.0
     point = rig.hold_points(killed_ns)[0][1].points[-1]
     assert list(point.velocities) == [0.0, 0.0]
-    assert rig.robot.commands['base'][-1][1].twist.linear.x == 0.0
+    assert rig.commands['base'][-1][1].twist.linear.x == 0.0
     assert 'silent' in rig.until('a reason', lambda: rig.state.startswith('hold') and rig.state)
     assert rig.events[-1][1].message == rig.state.removeprefix('hold: ')
 

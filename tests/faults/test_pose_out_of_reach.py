@@ -55,7 +55,7 @@ def test_the_arm_holds_where_its_hand_cannot_go_on(rigs, ros_domain, tmp_path):
         assert event.interface_name in ('hand/x/position', 'hand/y/position')
         assert event.value > 0.005
         assert rig.state.startswith('run'), 'no reason to stop'
-        way = np.array([point.positions for _, m in rig.robot.commands['arm'] for point in m.points])
+        way = np.array([point.positions for _, m in rig.commands['arm'] for point in m.points])
         contract = load_contract(rig.contract_file)
         names = list(contract.robot.action_names)
         rows = np.zeros((len(way), len(names)))

@@ -48,9 +48,9 @@ def test_no_order_of_calls_moves_a_robot_that_is_not_enabled_and_active(rig):
         if label('chunk_executor') != 'active' or rig.state.startswith('disabled'):
             # What moved has braked by now; from here on there is silence.
             time.sleep(0.15)
-            count = len(rig.robot.commands['arm'])
+            count = len(rig.commands['arm'])
             time.sleep(0.05)
-            assert len(rig.robot.commands['arm']) == count, rig.state
+            assert len(rig.commands['arm']) == count, rig.state
     assert all(process.popen.poll() is None for process in rig.processes)
 
     # After all that, the right order works as ever.

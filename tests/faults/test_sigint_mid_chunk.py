@@ -18,10 +18,10 @@ def test_the_executor_says_hold_before_it_ends(rig):
     assert executor.popen.wait(5.0) == 0
     assert time.monotonic_ns() - asked_ns < 2_000_000_000
     held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
-    assert rig.robot.commands['arm'][-1] == held[-1]
+    assert rig.commands['arm'][-1] == held[-1]
     assert list(held[-1][1].points[-1].velocities) == [0.0, 0.0]
-    assert rig.robot.commands['base'][-1][1].twist.linear.x == 0.0
-    assert rig.robot.commands['hand'][-1][0] >= asked_ns
+    assert rig.commands['base'][-1][1].twist.linear.x == 0.0
+    assert rig.commands['hand'][-1][0] >= asked_ns
 
 
 def test_the_robot_holds_when_the_policy_is_interrupted(rig):
@@ -43,4 +43,4 @@ def test_a_second_signal_does_not_cut_the_stop_short(rig):
     executor.send(signal.SIGINT)
     assert executor.popen.wait(5.0) == 0
     held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
-    assert rig.robot.commands['arm'][-1] == held[-1]
+    assert rig.commands['arm'][-1] == held[-1]

@@ -19,7 +19,7 @@ def test_the_late_part_of_a_chunk_is_skipped(rig):
     rig.start_policy(latency=0.6, mode='latest', execute_steps=5, period=3.0)
     rig.running()
     # On a busy machine chunks arrive before anything follows them, or two of them at once.
-    rig.until('four chunks', lambda: len(rig.chunks) >= 4 and len(rig.robot.commands['hand']) > 100, 15.0)
+    rig.until('four chunks', lambda: len(rig.chunks) >= 4 and len(rig.commands['hand']) > 100, 15.0)
     ros_minus_steady = rig.node.get_clock().now().nanoseconds - time.monotonic_ns()
     arrivals = [arrived + ros_minus_steady for arrived, _ in rig.chunks]
     chunks = [to_chunk(message) for _, message in rig.chunks]
@@ -29,7 +29,7 @@ def test_the_late_part_of_a_chunk_is_skipped(rig):
         assert (arrived - chunk.start_ns) / 1e9 >= 0.6
     # While a chunk is followed, the hand is commanded what the chunk says for that very moment.
     column = rig.contract.action_names.index('gripper/position')
-    sent = [(t + ros_minus_steady, message.data[0]) for t, message in list(rig.robot.commands['hand'])]
+    sent = [(t + ros_minus_steady, message.data[0]) for t, message in list(rig.commands['hand'])]
     windows = [
         [(t, value) for t, value in sent if since + 200_000_000 < t < until]
         for since, until in itertools.pairwise(arrivals)
