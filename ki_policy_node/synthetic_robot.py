@@ -79,7 +79,7 @@ class SyntheticRobot(Node):
         self._targets: dict[str, tuple[list[str], Profile]] = {}
         self._count = 0
         size = (settings.height, settings.width)
-        self._pictures = [picture(size, index) for index in range(FRAMES)]
+        self._pictures = [picture(size, index, settings.noise) for index in range(FRAMES)]
         self._messages = {camera.name: self._frames(camera) for camera in self.contract.cameras}
         self._sensors = {
             stream.name: self.create_publisher(message_type(stream), stream.topic, SENSOR_QOS)
@@ -205,13 +205,15 @@ class SyntheticRobot(Node):
         return int(self.get_clock().now().nanoseconds)
 
 
-def picture(size: tuple[int, int], index: int) -> np.ndarray:
-    """A smooth picture with a bright spot that moves with `index`: uint8 RGB (height, width, 3)."""
+def picture(size: tuple[int, int], index: int, noise: float = 0.0) -> np.ndarray:
+    """A smooth picture with a bright spot that moves with `index`, uint8 RGB (height, width, 3), and with noise."""
     height, width = size
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     spot = np.exp(-(((columns / width - (index + 0.5) / FRAMES) ** 2) + (rows / height - 0.5) ** 2) / 0.01)
     image = np.stack([columns * (200.0 / width), rows * (200.0 / height), 200.0 * spot], axis=-1) + 20.0
-    return image.astype(np.uint8)
+    if noise:
+        image += np.random.default_rng(index).normal(0.0, noise, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def main(arguments: list[str] | None = None) -> int:

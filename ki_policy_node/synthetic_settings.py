@@ -24,5 +24,7 @@ class SyntheticRobotSettings(NodeSettings):
     """Width of the pictures."""
     height: int = setting(480, unit='pixels', ge=16, le=4096)
     """Height of the pictures."""
+    noise: float = setting(0.0, unit='grey levels', ge=0.0, le=64.0)
+    """Standard deviation of the noise in the pictures; 10 makes a JPEG as large as one of a real scene."""
     silent: tuple[str, ...] = setting((), change=Change.LIVE)
     """Cameras and state streams, by their names in the contract, that send nothing: as if they had died."""

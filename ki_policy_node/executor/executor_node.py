@@ -43,8 +43,10 @@ from ki_policy_node.executor.hand_chunks import HandChunks
 from ki_policy_node.executor.outputs import ControllerOutput, make_output
 from ki_policy_node.executor.playback import Setpoints
 from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Severity, State, rules_of
+from ki_policy_node.executor.scheduling import Granted, QuietCollector, lead, lower_priority, raise_priority
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_policy_node.executor.teleop import setpoint_of
+from ki_policy_node.executor.tick_lateness import TickLateness
 from ki_robot.actions.chunk import ActionChunk, first_step_due
 from ki_robot.contract.contract import contract_file, load_contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
@@ -83,7 +85,10 @@ class ChunkExecutor(LifecycleNode):
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._dispatch: threading.Thread | None = None
-        self._lateness = diagnostics.Durations()
+        self._rate = 100.0  # of the ticks [Hz], as configured
+        self._lateness = TickLateness(self._rate, 0)
+        self._granted = Granted('default')
+        self._collector: QuietCollector | None = None
         self._blocked = ''
         self._begin_s = 0.0
         self._ticked_ns = 0
@@ -151,6 +156,7 @@ class ChunkExecutor(LifecycleNode):
         self._controllers = ControllerWatch(
             self, contract, self._outputs, settings.exclusive, settings.require_controllers
         )
+        self._rate = settings.rate
         self._follower = Follower(contract, limits, rules, round(1e9 / settings.rate))
         for stream in contract.state_streams:
             columns = measured_columns(contract, stream)
@@ -182,6 +188,12 @@ class ChunkExecutor(LifecycleNode):
         self._stopping.clear()
         # Nothing is commanded before the first look has found every controller.
         self._blocked, self._begin_s = LOOKING, time.monotonic()
+        self._lateness = TickLateness(self._rate, self._follower.rules.late_ns)
+        self._granted = raise_priority(self.parameters.values.priority)
+        if self._granted.advice:
+            self.get_logger().warning(self._granted.advice)
+        self._collector = QuietCollector(round(1e9 / self._rate))
+        self._collector.begin()
         self._dispatch = threading.Thread(target=self._run, name='dispatch', daemon=True)
         self._dispatch.start()
 
@@ -235,6 +247,10 @@ class ChunkExecutor(LifecycleNode):
         if self._dispatch is not None:
             self._dispatch.join(1.0)
             self._dispatch = None
+            lower_priority(self._granted)
+        if self._collector is not None:
+            self._collector.end()
+            self._collector = None
         for output in self._outputs:
             output.flush()
         process.flush([output.publisher for output in self._outputs if output.publisher is not None])
@@ -414,9 +430,10 @@ class ChunkExecutor(LifecycleNode):
 
     def _run(self) -> None:
         """The dispatch thread: one tick a period on the steady clock, a missed one is not made up for."""
-        rate = self.parameters.values.rate
-        period_ns = round(1e9 / rate)
-        applied_every = max(1, round(rate / 20.0))
+        collector, period_ns = self._collector, round(1e9 / self._rate)
+        assert collector is not None
+        lead(self.parameters.values.priority, self._granted)
+        applied_every = max(1, round(self._rate / 20.0))
         due_ns, count = time.monotonic_ns(), 0
         while not self._stopping.is_set():
             due_ns += period_ns
@@ -432,6 +449,7 @@ class ChunkExecutor(LifecycleNode):
                 self._tick(steady_ns, count % applied_every == 0)
             except Exception as error:
                 self._fail(error)
+            collector.collect(due_ns + period_ns)
 
     def _tick(self, steady_ns: int, show: bool) -> None:
         assert self._follower is not None
@@ -463,7 +481,7 @@ class ChunkExecutor(LifecycleNode):
     def _due(self, now_ns: int) -> list[int]:
         """The ROS times to tick for."""
         before_ns, self._ticked_ns = self._ticked_ns, now_ns
-        return due_ticks(before_ns, now_ns, self.parameters.values.rate) if self._simulated else [now_ns]
+        return due_ticks(before_ns, now_ns, self._rate) if self._simulated else [now_ns]
 
     def _fail(self, error: Exception) -> None:
         """A fault of our own: brake, as far as that still works."""
@@ -539,19 +557,25 @@ class ChunkExecutor(LifecycleNode):
         level = {State.HOLD: diagnostics.WARN, State.FAULT: diagnostics.ERROR}.get(state, diagnostics.OK)
         if self._blocked not in ('', LOOKING):
             level = diagnostics.ERROR
-        values = {
+        late, slow = self._lateness.figures(), self._lateness.complaint(self._granted.advice)
+        values: dict[str, object] = {
             'state': state.value,
-            'lateness p50 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(50)),
-            'lateness p99 [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(99)),
-            'lateness max [ms]': diagnostics.milliseconds(self._lateness.percentile_ns(100)),
+            'lateness p50 [ms]': diagnostics.milliseconds(late.p50_ns),
+            'lateness p99 [ms]': diagnostics.milliseconds(late.p99_ns),
+            'lateness max [ms]': diagnostics.milliseconds(late.worst_ns),
+            'late ticks [%]': 100.0 * late.late_share,
+            'scheduling': self._granted.policy,
         }
         if self._policy_ahead_ns is not None:
             values["policy's clock ahead [ms]"] = diagnostics.milliseconds(self._policy_ahead_ns)
         if apart := in_words(self._policy_ahead_ns):
             level = max(level, diagnostics.WARN)
             self.get_logger().warning(apart, throttle_duration_sec=30.0)
+        if slow:
+            level = max(level, diagnostics.WARN)
+            self.get_logger().warning(slow, throttle_duration_sec=30.0)
         name = f'{self.get_fully_qualified_name().lstrip("/")}: commands'
-        said = ' '.join(filter(None, (self._blocked or self._said, apart)))
+        said = ' '.join(filter(None, (self._blocked or self._said, apart, slow)))
         line = diagnostics.status(level, name, said, self.parameters.values.robot, values)
         self._diagnostics_pub.publish(diagnostics.array(self.get_clock().now().to_msg(), [line]))
 

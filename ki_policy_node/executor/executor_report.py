@@ -43,6 +43,7 @@ class ExecutorReport:
 
     def __init__(self) -> None:
         self._now = _Said()
+        self._seen: tuple[object, ...] = ()  # what `_now` was made of
         self._step = 0
         self._told: tuple[_Said, int] | None = None
         self._source_told: tuple[tuple[int, str], int] | None = None
@@ -51,6 +52,12 @@ class ExecutorReport:
         """As the follower is, while it ticks; callers hold its lock."""
         chunk = follower.followed
         self._step = 0 if chunk is None else min(max(chunk.index_at(now_ns), 0), chunk.horizon - 1)
+        alive, operator = follower.teleop_alive(steady_ns), follower.operator(steady_ns)
+        key = (follower.state, follower.reason, follower.source, follower.selected, follower.estop, alive, operator)
+        seen = (*key, None if chunk is None else (chunk.policy_id, chunk.chunk_id, chunk.start_ns))
+        if seen == self._seen:
+            return
+        self._seen = seen
         self._now = _Said(
             state=_STATES[follower.state],
             reason=follower.reason,
@@ -60,15 +67,15 @@ class ExecutorReport:
             chunk_id=0 if chunk is None else chunk.chunk_id,
             chunk_ns=0 if chunk is None else chunk.start_ns,
             estop=follower.estop,
-            teleop_alive=follower.teleop_alive(steady_ns),
+            teleop_alive=alive,
             operator_required=follower.rules.operator_ns > 0,
-            operator_name=follower.operator(steady_ns),
+            operator_name=operator,
         )
 
     def rest(self, reason: str, configured: bool) -> None:
         """Nothing ticks: the node is inactive, or not even configured."""
         state = ExecutorStatus.STATE_INACTIVE if configured else ExecutorStatus.STATE_UNCONFIGURED
-        self._now, self._step = replace(_Said(), state=state, reason=reason), 0
+        self._now, self._seen, self._step = replace(_Said(), state=state, reason=reason), (), 0
 
     def status_due(self, now_ns: int, steady_ns: int) -> ExecutorStatus | None:
         """The status, where it is news or is to be said again."""

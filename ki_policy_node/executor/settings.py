@@ -20,6 +20,9 @@ class ChunkExecutorSettings(LifecycleSettings):
     """Robot contract: a name of config/robots, or the path of a YAML file."""
     rate: float = setting(100.0, unit='Hz', ge=20.0, le=1000.0)
     """Control rate: the controller_manager's update_rate, or a divisor of it."""
+    priority: int = setting(40, ge=0, le=98)
+    """SCHED_FIFO priority of the thread that ticks, where the system permits one (ros2_control has 50), else nice -10;
+    0 leaves the executor to the scheduling of every process."""
     enabled: bool = setting(False)
     """Command the robot as soon as the node is active; else call ~/enable."""
     autostart: bool = setting(True, change=Change.READ_ONLY)
