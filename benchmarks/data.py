@@ -61,9 +61,9 @@ def pictures(count: int) -> list[np.ndarray]:
 def write_bag(path: Path, contract: Contract, seconds: float, quality: int = 90) -> Path:
     """A recording of `contract` with pictures at its rate, states at 100 Hz, commands at its rate."""
     shown = pictures(64)
-    rng = np.random.default_rng(0)
     with BagWriter(path) as bag:
         message_builders.put(bag, 'episode', START_NS, message_builders.marker(START_NS, 0, 0, 'lift the cup'))
+        number = 0
         for tick in range(int(seconds * JOINT_HZ)):
             time_ns = START_NS + tick * 10**9 // JOINT_HZ
             values = {name: float(np.sin(tick / 100 + place)) for place, name in enumerate(contract.state_names)}
@@ -72,16 +72,23 @@ def write_bag(path: Path, contract: Contract, seconds: float, quality: int = 90)
                     bag, stream.topic, time_ns, message_builders.state(contract, stream, time_ns, values)
                 )
             if tick % round(JOINT_HZ / contract.rate_hz) == 0:
-                for camera in contract.cameras:
-                    picture = shown[int(rng.integers(len(shown)))]
+                for place, camera in enumerate(contract.cameras):
+                    picture = shown[_played(len(shown), number + 20 * place)]
                     message_builders.put(
                         bag, camera.topic, time_ns, message_builders.picture(time_ns, picture, quality=quality)
                     )
                 for output in contract.outputs:
                     command = message_builders.command(output, time_ns, np.full(len(output.columns), 0.05))
                     message_builders.put(bag, output.topic, time_ns, command)
+                number += 1
         message_builders.put(bag, 'episode', time_ns, message_builders.marker(time_ns, 1, 0, 'lift the cup', 1))
     return path
+
+
+def _played(count: int, number: int) -> int:
+    """The picture of a film that is played forth and back: a camera's pictures resemble the ones before."""
+    place = number % (2 * count - 2)
+    return place if place < count else 2 * count - 2 - place
 
 
 def again(path: Path, contract: Contract, out: Path) -> Index:

@@ -23,7 +23,7 @@ MIN_FILE_BYTES = 1 << 28  # that a compressed storage file may always become
 KEEP_FREE_BYTES = 1 << 30  # on the disk of the temporary copy
 _PIECE = 1 << 20
 _RECORD_HEAD = 9  # an opcode and a length
-_DENSE = 1 << 20  # a chunk below this holds few records in any case
+_DENSE = MAX_RECORDS * _RECORD_HEAD  # a chunk below this cannot hold more
 _MAGIC_BYTES, _CHUNK, _CHUNK_FIELDS = 8, 6, 32  # of MCAP; the fields up to the name of the compression
 _ZSTD_HEAD = 18  # bytes of the longest frame header
 _LZ4_MAGIC = b'\x04\x22\x4d\x18'
@@ -146,7 +146,7 @@ def check_chunk(compression: str, size: int, claimed: int, read: Callable[[int],
     elif compression == 'lz4':
         if is_dense or _LZ4_GROWTH * size > MAX_CHUNK_BYTES:
             _count_records(_lz4(read(size)))
-    elif claimed > _DENSE:
+    elif max(claimed, size) > _DENSE:  # a chunk may lie about what it holds
         _count_records(read(size))
 
 

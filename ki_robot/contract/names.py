@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from ki_common.configuration.types import Matches
@@ -60,6 +61,7 @@ def interface_of(column: str) -> str:
     return column.rpartition('/')[2]
 
 
+@lru_cache(maxsize=1024)  # every message of a base asks
 def twist_axis_of(column: str) -> str | None:
     """`linear/x/velocity` of `base/linear/x/velocity`; None when the column is not part of a twist."""
     return next((axis for axis in TWIST_AXES if column.endswith(f'/{axis}')), None)

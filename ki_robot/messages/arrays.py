@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -92,7 +93,7 @@ def joint_values(msg: Any, columns: Sequence[str], prefix: str = '', extra_joint
     if len(row) != len(msg.name):
         twice = next(name for index, name in enumerate(msg.name) if row[prefix + name] != index)
         raise Rejected(Reason.DUPLICATE_NAME, f'joint state names {shown(prefix + twice)} twice.')
-    wanted = [joint_of(column) for column in columns]
+    wanted, places = _joints_of(tuple(columns))
     missing = [joint for joint in wanted if joint not in row]
     if missing:
         other = bool(row) and len(missing) == len(wanted)
@@ -107,7 +108,7 @@ def joint_values(msg: Any, columns: Sequence[str], prefix: str = '', extra_joint
             Reason.EXTRA_NAME,
             f'joint state has {shown(stranger)}, which no column names; add it, or set extra_joints: allow.',
         )
-    return _picked(msg, columns, [row[joint] for joint in wanted])
+    return _picked(msg, columns, places, np.array([row[joint] for joint in wanted], dtype=np.intp))
 
 
 def joint_positions(msg: Any, joints: Sequence[str], prefix: str = '') -> Vector:
@@ -302,21 +303,34 @@ def fill_twist(twist: Any, columns: Sequence[str], values: ArrayLike) -> Any:
     return twist
 
 
-def _picked(msg: Any, columns: Sequence[str], rows: Sequence[int]) -> Vector:
-    values = np.empty(len(columns))
-    sources: dict[str, Any] = {}
-    for index, (column, row) in enumerate(zip(columns, rows, strict=True)):
+@lru_cache(maxsize=256)
+def _joints_of(columns: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, NDArray[np.intp]]]:
+    """The joint of each column, and which columns are of which interface.
+
+    Raises:
+        RobotError: A column is no joint interface.
+    """
+    places: dict[str, list[int]] = {}
+    for index, column in enumerate(columns):
         interface = interface_of(column)
-        if interface not in sources:
-            if interface not in INTERFACE_UNITS:
-                raise RobotError(f'column {column!r} is no joint interface; end it in {", ".join(INTERFACE_UNITS)}.')
-            sources[interface] = getattr(msg, interface)
-            if len(sources[interface]) != len(msg.name):
-                raise Rejected(
-                    Reason.BAD_LAYOUT,
-                    f'joint state has {len(sources[interface])} values of {interface} for {len(msg.name)} names.',
-                )
-        values[index] = sources[interface][row]
+        if interface not in INTERFACE_UNITS:
+            raise RobotError(f'column {column!r} is no joint interface; end it in {", ".join(INTERFACE_UNITS)}.')
+        places.setdefault(interface, []).append(index)
+    joints = tuple(joint_of(column) for column in columns)
+    return joints, {interface: np.array(each, dtype=np.intp) for interface, each in places.items()}
+
+
+def _picked(msg: Any, columns: Sequence[str], places: dict[str, NDArray[np.intp]], rows: NDArray[np.intp]) -> Vector:
+    """The values of `columns`, each from its row of the message; `places` says which are of which interface."""
+    values = np.empty(len(columns))
+    for interface, chosen in places.items():
+        source = getattr(msg, interface)
+        if len(source) != len(msg.name):
+            raise Rejected(
+                Reason.BAD_LAYOUT,
+                f'joint state has {len(source)} values of {interface} for {len(msg.name)} names.',
+            )
+        values[chosen] = np.asarray(source, dtype=np.float64)[rows[chosen]]
     _finite(values, columns, 'joint state')
     return values
 

@@ -63,6 +63,7 @@ RECORDS = struct.pack('<BQ', 0, 0) * 600_000  # 5 MB of records that hold nothin
         ('lz4', lz4.frame.compress(RECORDS), len(RECORDS), 'holds more than 500000 records'),
         ('lz4', lz4.frame.compress(bytes(MAX_CHUNK_BYTES + 1)), 100, 'larger than'),
         ('zstd', b'nothing of the kind', 100, 'damaged'),
+        ('', RECORDS, 100, 'holds more than 500000 records'),  # what it claims to hold is a lie
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )

@@ -67,7 +67,7 @@ def _frames(clip: Clip, fps: float) -> Iterator[tuple[float, Any]]:
     try:
         with av.open(str(clip.file)) as container:
             stream = container.streams.video[0]
-            stream.thread_type = 'AUTO'
+            stream.codec_context.thread_count = 1  # more cost a core more than they save; datasets have many episodes
             if clip.start_s > 0:
                 container.seek(int((clip.start_s - 0.5 / fps) / (stream.time_base or 1)), stream=stream, backward=True)
             for frame in container.decode(stream):

@@ -13,8 +13,9 @@ from ki_robot.messages.images import compressed_size
 from training.errors import TrainingError
 
 GROUP = 2  # frames from one keyframe to the next: a random frame costs at most two decodings
+LUMA, CHROMA = (219, 16.0), (224, 128 - 128 * 224 / 255)  # spans of the limited range, and what is added to them
 CODECS = {
-    'h264': ('libx264', {'preset': 'ultrafast', 'crf': '20', 'tune': 'fastdecode'}),
+    'h264': ('libx264', {'preset': 'ultrafast', 'crf': '23', 'tune': 'fastdecode'}),
     'copy': ('mjpeg', {}),
 }
 
@@ -86,7 +87,10 @@ class VideoWriter:
             self._open(frame, 'yuv444p' if frame.width % 2 or frame.height % 2 else 'yuv420p')
         self._check_size(frame.width, frame.height)
         # Video is in the limited range; a camera's JPEG is in the full one.
-        frame = frame.reformat(format=self._stream.pix_fmt, src_color_range=2, dst_color_range=1)
+        if (frame.format.name, self._stream.pix_fmt) == ('yuvj420p', 'yuv420p'):
+            frame = _in_limited_range(frame)
+        else:
+            frame = frame.reformat(format=self._stream.pix_fmt, src_color_range=2, dst_color_range=1)
         frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
@@ -135,6 +139,23 @@ class VideoWriter:
                 self._container.mux(packet)
         self._container.close()
         return self.path.stat().st_size
+
+
+def _in_limited_range(frame: Any) -> Any:
+    """A frame of a JPEG as video of the same layout: 0..255 to 16..235, colours to 16..240. Quicker than swscale."""
+    import av
+    import cv2
+
+    limited = av.VideoFrame(frame.width, frame.height, 'yuv420p')
+    for place, (source, target) in enumerate(zip(frame.planes, limited.planes, strict=True)):
+        span, rest = (LUMA, CHROMA)[place > 0]
+        cv2.convertScaleAbs(_pixels(source), dst=_pixels(target), alpha=span / 255, beta=rest)
+    return limited
+
+
+def _pixels(plane: Any) -> NDArray[np.uint8]:
+    """A plane of a frame, in place: (height, width), without what fills its lines up."""
+    return np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 def about(path: Path, codec: str) -> dict[str, Any]:

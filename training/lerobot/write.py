@@ -229,15 +229,38 @@ def _pictures(
 
 def _image_stats(file: Path, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Any]:
     """Per channel, of some pictures at a quarter of their size, 0..1; shaped (3, 1, 1) as lerobot keeps them."""
-    values = []
+    counts = np.zeros((3, 256), dtype=np.int64)
     for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
         try:
-            values.append(decode_stored(file, offset, length)[::4, ::4].reshape(-1, 3))
+            pixels = decode_stored(file, offset, length)[::4, ::4].reshape(-1, 3)
         except Rejected as error:
             raise TrainingError(f'{file}: a picture does not decode ({error}); run `ki data check --deep`.') from error
-    found = _column_stats(np.concatenate(values) / 255.0)
-    shaped = {name: [[[each]] for each in value] for name, value in found.items() if name != 'count'}
+        for channel in range(3):
+            counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+    found = [_level_stats(each) for each in counts]
+    shaped = {name: [[[each[name]]] for each in found] for name in found[0]}
     return {**shaped, 'count': [len(offsets)]}
+
+
+def _level_stats(counts: NDArray[np.int64]) -> dict[str, float]:
+    """What `_column_stats` finds of the values 0, 1/255 ... 1, of which each is there so many times."""
+    levels, ends = np.arange(256) / 255.0, np.cumsum(counts)
+    total = int(ends[-1])
+    mean = float(counts @ levels) / total
+    there = levels[counts > 0]
+
+    def quantile(share: float) -> float:
+        place = share * (total - 1)
+        low, high = levels[np.searchsorted(ends, [int(place), min(int(place) + 1, total - 1)], side='right')].tolist()
+        return float(low + (high - low) * (place - int(place)))
+
+    return {
+        'min': float(there[0]),
+        'max': float(there[-1]),
+        'mean': mean,
+        'std': float(np.sqrt(counts @ (levels - mean) ** 2 / total)),
+        **{name: quantile(share) for name, share in QUANTILES.items()},
+    }
 
 
 def _column_stats(values: NDArray[np.floating]) -> dict[str, Any]:
