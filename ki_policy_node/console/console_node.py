@@ -9,6 +9,7 @@ import contextlib
 import time
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk, EpisodeMarker, ExecutorStatus, Instruction, PolicyStatus, SafetyEvent
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -51,6 +52,8 @@ class ConsoleNode(Node):
         self.create_subscription(String, 'policy_node/subtask', self._on_subtask, LATCHED)
         self.create_subscription(SafetyEvent, 'chunk_executor/safety_event', view.on_event, 10)
         self.create_subscription(EpisodeMarker, 'episode', view.on_episode, LATCHED)
+        recorder = f'{self.get_namespace()}/recorder'.lstrip('/')
+        self.create_subscription(DiagnosticArray, '/diagnostics', lambda m: view.on_diagnostics(m, recorder), 10)
         self.create_subscription(ActionChunk, 'policy_node/action_chunk', lambda m: view.on_chunk(m, False), NEWEST)
         self.create_subscription(ActionChunk, 'policy_node/dry_run_chunk', lambda m: view.on_chunk(m, True), NEWEST)
         hear_everybody(self, Instruction, 'instruction', lambda m: view.on_instruction(m.text))

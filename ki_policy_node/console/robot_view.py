@@ -6,8 +6,10 @@ import threading
 from collections import deque
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from ki_msgs.msg import ControlSource, EpisodeMarker, ExecutorStatus, PolicyStatus, SafetyEvent, StreamHealth
 
+from ki_policy_node.common.diagnostics import RECORDING
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.arrays import stamp_ns, time_ns
 
@@ -86,6 +88,7 @@ class RobotView:
         self._events: deque[Plain] = deque(maxlen=EVENTS)
         self._said: deque[str] = deque(maxlen=INSTRUCTIONS)
         self._episode: Any = None
+        self._ended = ''  # why the recorder ended the last episode by itself
         self._chunk: tuple[int, Any, bool] | None = None  # number, message, dry
 
     # What comes in.
@@ -126,6 +129,13 @@ class RobotView:
         """A recording begins or ends."""
         with self._lock:
             self._episode = message
+
+    def on_diagnostics(self, message: Any, recorder: str) -> None:
+        """What the recorder of that name says of itself: an episode that it ended, for lack of space for instance."""
+        for status in message.status:
+            if status.name == f'{recorder}: {RECORDING}':
+                with self._lock:
+                    self._ended = status.message if status.level == DiagnosticStatus.ERROR else ''
 
     def on_chunk(self, message: Any, dry: bool) -> None:
         """A chunk of the policy."""
@@ -243,6 +253,7 @@ class RobotView:
 
     def _of_episode(self) -> Plain:
         if self._episode is None:
-            return {'recording': False}
+            return {'recording': False, 'ended': self._ended}
         on = self._episode.phase == EpisodeMarker.PHASE_START
-        return {'recording': on, 'index': self._episode.episode_index, 'task': self._episode.task}
+        about = {'recording': on, 'index': self._episode.episode_index, 'task': self._episode.task}
+        return about | {'ended': '' if on else self._ended}

@@ -47,6 +47,7 @@ from ki_bags.errors import BagError
 from ki_bags.repair import abandoned, finish
 from ki_common.errors import KiError
 from ki_policy_node.common import process, ros
+from ki_policy_node.common.diagnostics import RECORDING
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.cycle.instruction import MAX_INSTRUCTION
 from ki_policy_node.errors import NodeError
@@ -387,7 +388,8 @@ class Recorder(Node):
     def _diagnose(self) -> None:
         episode = self.episode
         level = DiagnosticStatus.ERROR if self._ended else DiagnosticStatus.OK
-        status = DiagnosticStatus(level=level, name=f'{self.get_name()}: recording', message=self._ended or 'waits')
+        name = f'{self.get_fully_qualified_name().lstrip("/")}: {RECORDING}'
+        status = DiagnosticStatus(level=level, name=name, message=self._ended or 'waits')
         if episode is not None:
             status.message = f'records episode {episode.index}: {episode.task}'
             status.values.append(KeyValue(key='written [MiB]', value=f'{episode.writer.bytes / MIB:.1f}'))

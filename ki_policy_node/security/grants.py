@@ -143,7 +143,7 @@ def _console(contract: Contract) -> Grants:
             *_cameras(contract),
             *_states(contract),
             *('policy_node/status', 'policy_node/subtask', 'policy_node/action_chunk', 'policy_node/dry_run_chunk'),
-            *('chunk_executor/status', 'chunk_executor/safety_event', 'episode', 'instruction'),
+            *('chunk_executor/status', 'chunk_executor/safety_event', 'episode', 'instruction', '/diagnostics'),
         ),
         calls=(
             *('policy_node/start', 'policy_node/stop', 'policy_node/reset_fault', 'policy_node/set_instruction'),

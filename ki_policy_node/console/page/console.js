@@ -190,8 +190,9 @@ function show() {
     const free = ['stop', 'disable', 'dry_run'].includes(button.dataset.do);
     button.setAttribute('aria-disabled', String(!free && !control.mine));
   }
-  put($('episode'), state.episode.recording ? `recording ${state.episode.index}: ${state.episode.task}` : 'not recording',
-    state.episode.recording ? 'bad' : '');
+  const episode = state.episode;
+  put($('episode'), episode.recording ? `recording ${episode.index}: ${episode.task}` : episode.ended || 'not recording',
+    episode.recording || episode.ended ? 'bad' : '');
   fill($('said'), state.instructions, (option, text) => { option.value = text; }, 'option');
   rows($('streams'), policy.streams.map((each) => [each.name, each.state, `${each.age} of ${each.max_age}`,
     each.rate.toFixed(1), String(each.rejected)]), (cells) => cells[1] === 'ok' ? '' : 'bad');
