@@ -354,10 +354,9 @@ class Observer:
         self.wait(10.0, lambda: bool(self._calls.call(Trigger, RESET, Trigger.Request(), 10.0).success))
 
     def breaks(self, kind: str, policy: str) -> None:
-        """One fault: until it is a hold, two seconds more, and back."""
+        """One fault: until it is a hold, two seconds more, and back. One that is interrupted does not count."""
         self.wait(GIVE_UP_S['run'], self.runs)
         made = Hold(kind, policy, round(self.hours, 4))
-        self.holds.append(made)
         self._expected, self._hold_ns = True, 0
         self._since_ns = cause_ns = time.time_ns()
         if kind in self._streams:
@@ -376,6 +375,7 @@ class Observer:
         mended_s = time.monotonic()
         if self.wait(GIVE_UP_S['run'], self.runs):
             made.back_s = round(time.monotonic() - mended_s, 2)
+        self.holds.append(made)
         self._expected = False
 
     def _mend(self, kind: str, policy: str) -> None:
