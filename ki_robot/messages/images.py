@@ -177,8 +177,7 @@ def compressed_size(data: Image, label: str = '') -> tuple[int, int]:
     """
     head = data[:24].tobytes()
     if head[:8] == PNG_MAGIC and len(head) == 24:
-        if b'IEND' not in data[-64:].tobytes():
-            raise Rejected(Reason.UNDECODABLE, f'PNG of {data.size} bytes has no end: it was cut off.')
+        _check_png_chunks(data.tobytes())
         return int.from_bytes(head[16:20], 'big'), int.from_bytes(head[20:24], 'big')
     if head[:3] == b'\xff\xd8\xff':
         return _jpeg_size(data)
@@ -186,6 +185,21 @@ def compressed_size(data: Image, label: str = '') -> tuple[int, int]:
     raise Rejected(
         Reason.UNKNOWN_ENCODING, f'compressed image ({shown(label)}) {what} JPEG nor PNG; publish one of them.'
     )
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuses a PNG that does not end, or with a chunk longer than the file.
+
+    Decoders allocate what a chunk says of its length before they read it: one damaged byte would cost 2 GiB.
+    """
+    if b'IEND' not in data[-64:]:
+        raise Rejected(Reason.UNDECODABLE, f'PNG of {len(data)} bytes has no end: it was cut off.')
+    at, kind = len(PNG_MAGIC), b''
+    while kind != b'IEND':
+        length, kind = int.from_bytes(data[at : at + 4], 'big'), data[at + 4 : at + 8]
+        at += 12 + length  # length, kind and checksum take four bytes each
+        if at > len(data):
+            raise Rejected(Reason.UNDECODABLE, f'PNG of {len(data)} bytes has a chunk of {length}: it was damaged.')
 
 
 def as_bytes(data: Any) -> Image:

@@ -165,6 +165,16 @@ def test_a_forged_size_is_refused_before_decoding(scene: np.ndarray) -> None:
     assert caught.value.reason is Reason.TOO_LARGE
 
 
+@pytest.mark.parametrize('length', [2**31 - 1, 2**32 - 1, 1 << 28])
+def test_a_forged_chunk_takes_no_memory(scene: np.ndarray, length: int) -> None:
+    png = bytearray(cv2.imencode('.png', scene)[1].tobytes())
+    at = png.find(b'IDAT') - 4
+    png[at : at + 4] = length.to_bytes(4, 'big')
+    with pytest.raises(Rejected, match=f'has a chunk of {length}: it was damaged') as caught:
+        decode_compressed(compressed(bytes(png)))
+    assert caught.value.reason is Reason.UNDECODABLE
+
+
 def test_other_formats_are_refused_by_name() -> None:
     for data in (b'', b'GIF89a' + bytes(40), b'\x00' * 12 + b'\x89PNG\r\n\x1a\n'):
         with pytest.raises(Rejected, match='neither JPEG nor PNG'):
