@@ -132,12 +132,15 @@ def draw_curves(folder: Path) -> Path | None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         return None
     if not lines:
         return None
     names = [name for name in LOSSES if any(line.get(name) for line in lines)]
-    figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout='constrained')
+    width = 4.2 * max(1, len(names))
+    figure = Figure(figsize=(width, 3.2))
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, bottom=0.16, top=0.9, wspace=0.2)
     FigureCanvasAgg(figure)
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
@@ -146,6 +149,10 @@ def draw_curves(folder: Path) -> Path | None:
             if rows:
                 axes.plot(*zip(*rows, strict=True), style, label=kind, markersize=3, linewidth=1)
         axes.set(title=f'{name} loss', xlabel='step', yscale='log')
+        # 0.02, not a power of ten: those take matplotlib longer to set than all the rest.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False)
     figure.savefig(folder / CURVES, dpi=110)
     return folder / CURVES
