@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
 from ki_common.configuration.model import Config
@@ -94,6 +94,12 @@ class ChangesOf:
         )
 
 
+class _Changes(Config):
+    """The base of models made here, which have no source that descriptions could be searched in."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def _all_optional(model: type[Config]) -> type[Config]:
     fields: dict[str, Any] = {}
     for name, about in model.model_fields.items():
@@ -103,4 +109,4 @@ def _all_optional(model: type[Config]) -> type[Config]:
         for bound in about.metadata:
             kind = Annotated[kind, bound]
         fields[name] = (kind, Field(default_factory=lambda: None, description=about.description))
-    return create_model(f'{model.__name__}Changes', __base__=Config, __doc__=f'Fields of {model.__name__}.', **fields)
+    return create_model(f'{model.__name__}Changes', __base__=_Changes, __doc__=f'Fields of {model.__name__}.', **fields)
