@@ -83,11 +83,12 @@ def demo(
     if bundle is not None and not bundle.is_dir():
         raise KiError(f'There is no bundle {bundle}: give the folder of one, or leave --bundle out.')
     if bundle is not None:
+        from ki.simulation.sim_evaluation import trained_tasks
         from ki_vla.policy.bundle import load_bundle
 
         load_bundle(bundle, verify=False)  # before anything of an earlier demonstration is removed
-    # The bundles of this project were trained on one task; the expert knows them all.
-    names = task or (['demo'] if bundle else list(episodes_of.TASKS))
+    # The expert knows every task.
+    names = task or (trained_tasks(bundle) if bundle else list(episodes_of.TASKS))
     choices = episodes_of.choose(episodes, names, seed)
     stack = _stack(bundle, backend, image_size, seed, pace)
     _make_room(out)
@@ -145,11 +146,11 @@ Lines = list[tuple[Shown, Any]]  # each with what is seen of it
 
 
 def _stack(bundle: Path | None, backend: str, image_size: int, seed: int, pace: Pace) -> Any:
+    from ki.simulation.sim_evaluation import camera_size
     from ki.stack.pace import SPEEDS
     from ki.stack.sim_stack import Stack
 
-    # 96 is what the simulator's recordings have; without a policy the pictures are for people alone.
-    size = image_size or (96 if bundle else 160)
+    size = image_size or (camera_size(bundle) if bundle else 160)  # without a policy pictures are for people alone
     speed = SPEEDS[0] if pace == 'stepped' else 1.0
     return Stack(bundle, backend, bundle is None, speed=speed, image_size=size, seed=seed)
 
@@ -215,12 +216,12 @@ class _Show:
     """One stack of processes, and what a person sees of its episodes."""
 
     def __init__(self, stack: Any, out: Path, console: Any, domain: int, lines: Lines, total: int) -> None:
+        from ki.simulation.sim_policy import simulated_robot
         from ki_robot.contract.contract import load_contract
-        from ki_sim.record.sim_bags import ROBOT
 
         self._stack, self._out, self._console, self._domain = stack, out, console, domain
         self._lines, self._total = lines, total
-        self._contract = load_contract(ROBOT)
+        self._contract = load_contract(simulated_robot(stack.bundle))
         streams = [*self._contract.streams, *self._contract.outputs]
         self._topics = [each.topic for each in streams]
         self._topics += ['policy_node/action_chunk', 'chunk_executor/applied_command']
@@ -372,11 +373,11 @@ def _pace(speeds: list[float]) -> str:
 
 def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) -> None:
     """The report, the film and the numbers."""
+    from ki.simulation.sim_policy import simulated_robot
     from ki_policy_node.reports.episode_numbers import FILM_HZ
     from ki_policy_node.reports.episode_report import EpisodeOutcome, EpisodeReport
     from ki_robot.contract.contract import load_contract
     from ki_sim.evaluate.closed_loop import rate, write_gif
-    from ki_sim.record.sim_bags import ROBOT
 
     console.print('Reading the bags for the report ...')
     done = [each for each in shown if each.bag]
@@ -388,7 +389,8 @@ def _report(shown: list[Shown], bundle: Path | None, out: Path, console: Any) ->
     success = rate(sum(bool(each.success) for each in finished), len(finished))
     notes = [EXPERT_NOTE, TRAIN_NOTE] if bundle is None else []
     driver = 'the scripted expert' if bundle is None else f'the policy {bundle}'
-    report = EpisodeReport(load_contract(ROBOT), outcomes, success, driver, notes, _pace([each.speed for each in done]))
+    contract = load_contract(simulated_robot(bundle))
+    report = EpisodeReport(contract, outcomes, success, driver, notes, _pace([each.speed for each in done]))
     film = write_gif(report.film(), out / 'demo.gif', fps=FILM_HZ, colours=192)
     (out / 'report.html').write_text(report.html(film.read_bytes()), encoding='utf-8')
     numbers = report.numbers() | {'bundle': str(bundle or ''), 'outcomes': [asdict(each) for each in shown]}

@@ -80,7 +80,10 @@ def sim(
     bundle: Annotated[
         Path | None, typer.Argument(help='Folder of the policy bundle, or of a run of `ki train`.')
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`.')] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help='Task; several times for several; `suite`, `all`; else those that it was trained on.'),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 50,
     first_seed: Annotated[int, typer.Option(help='First scene; no recording uses seeds this high.')] = 1_000_000,
     paired: Annotated[bool, typer.Option(help='Every scene with two instructions: language following.')] = False,
@@ -131,14 +134,13 @@ def sim(
     In this process time stands still while the policy thinks (see --delay-steps). With --through-node the whole stack
     runs on its own clock, as on a robot. A second call goes on where the first one stopped.
     """
-    from ki.simulation.sim_evaluation import Plays, camera_size, cells_of, run_bundle
+    from ki.simulation.sim_evaluation import Plays, camera_size, cells_of, run_bundle, trained_tasks
     from ki.simulation.sim_policy import MEASURED
     from ki.stack.sim_stack import Stack, evaluate_live
     from ki_common.errors import KiError
     from ki_sim.tasks.tasks import task_names
     from ki_vla.policy.serving import Decode
 
-    names = task_names(task or ['demo'])
     split = 'heldout' if heldout else 'train'
     if bundle is None and not (through_node and (plan or backend == 'commissioning')):
         raise KiError('BUNDLE is missing: give the folder of a policy bundle.')
@@ -149,6 +151,7 @@ def sim(
     if bundle is not None and not (every or stage):
         bundle = run_bundle(bundle)
     image_size = image_size or camera_size(bundle)
+    names = task_names(task or trained_tasks(bundle))
     modes, steps, delays = mode or ['auto'], execute_steps or [0], delay_steps or [MEASURED if measured_delay else 0]
     if through_node:
         if len(modes) > 1 or len(steps) > 1 or delay_steps:

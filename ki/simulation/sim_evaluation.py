@@ -80,6 +80,22 @@ def camera_size(folder: Path | None) -> int:
     return max(DEFAULT_SIZE, *(round(view / share) for share in (*shares, 1.0)))
 
 
+def trained_tasks(folder: Path | None) -> list[str]:
+    """The tasks of the simulator that a bundle, or a run, was trained on; `demo` where it says none, and for None."""
+    from ki_sim.tasks.tasks import task_names
+    from ki_vla.policy.bundle import load_bundle
+    from training.train.config import load_run
+
+    wanted: Sequence[str] | None = None
+    if folder is not None and (folder / 'manifest.json').is_file():
+        run = load_bundle(folder, verify=False).provenance.get('run') or {}
+        wanted = (run.get('simulate') or {}).get('tasks')
+    elif folder is not None and (folder / 'config.yaml').is_file():
+        simulated = load_run(folder / 'config.yaml').simulate
+        wanted = simulated.tasks if simulated is not None else None
+    return task_names(wanted or ['demo'])
+
+
 def cells_of(
     tasks: Sequence[str], modes: Sequence[str], execute_steps: Sequence[int], delay_steps: Sequence[int]
 ) -> list[EvaluationCell]:

@@ -28,7 +28,7 @@ from training.index.stored_images import decode_stored
 from training.samples.things import ShownThing, point_at, things_at
 
 KEPT_OUTCOMES = ('unlabeled', 'success')
-MEMORY = 256 * 2**20  # bytes of arrays that are kept, so that a data set of any size fits a machine
+MEMORY = 2**30  # bytes of arrays that are kept: those of 400,000 moments, so that a data set of any size fits a machine
 MAX_SKIPS = 64  # undecodable samples in a row that say the store is broken, not one image
 
 

@@ -8,17 +8,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ki.simulation import sim_policy
-from ki.simulation.sim_evaluation import EvaluationCell, Plays, camera_size, cells_of, evaluate_cells, file_of, together
+from ki.simulation.sim_evaluation import (
+    EvaluationCell,
+    Plays,
+    camera_size,
+    cells_of,
+    evaluate_cells,
+    file_of,
+    together,
+    trained_tasks,
+)
 from ki_policy_node.cycle.continuation import Timing
 from ki_robot.contract.contract import load_contract
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
 from ki_sim.record.sim_bags import DEMO_ROBOT
+from ki_sim.tasks.tasks import SUITE
 from ki_sim.world.world import clipped
-from ki_vla.policy.bundle import write_parts
+from ki_vla.model.initial_weights import initialise
+from ki_vla.model.kivla import KiVla
+from ki_vla.policy.bundle import write_bundle, write_parts
 from ki_vla.policy.serving import Serving
 from ki_vla.policy.untrained import tiny_for, untrained_processor
+from training.train.config import load_run
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Still:
@@ -129,3 +145,21 @@ def test_cameras_have_the_pixels_that_a_cropped_view_needs(tmp_path: Path) -> No
     write_parts(tmp_path / 'policy', processor, Serving.for_horizon(contract.horizon), {})
     assert camera_size(tmp_path) == 114, '48 pixels are left by the crop of 0.42'
     assert camera_size(None) == 96
+
+
+def test_a_bundle_is_played_on_the_tasks_that_it_was_trained_on(tmp_path: Path) -> None:
+    contract = load_contract(DEMO_ROBOT)
+    config = tiny_for(contract).changed({'vision': {'image_size': 48, 'patch_size': 8}})
+    processor = untrained_processor(contract, config)
+    for name, run in (('suite', {'simulate': {'tasks': ['suite']}}), ('bags', {'simulate': None}), ('silent', {})):
+        write_bundle(
+            tmp_path / name, name=name, weights=initialise(KiVla(config)), processor=processor, provenance={'run': run}
+        )
+    assert trained_tasks(tmp_path / 'suite') == list(SUITE)
+    assert trained_tasks(tmp_path / 'bags') == trained_tasks(tmp_path / 'silent') == trained_tasks(None) == ['demo']
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'config.yaml').write_text(
+        yaml.safe_dump(load_run(ROOT / 'config/train/demo.yaml', out=str(folder)).to_dict(), sort_keys=False)
+    )
+    assert trained_tasks(folder) == list(SUITE)
