@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage
+from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, quantise
 from ki_vla.engine.packing import PLAIN, Fusions
 from ki_vla.engine.stages import ActionStage, Cached, PrefixStage, VisionStage
 from ki_vla.model.config import ModelConfig, preset
@@ -34,6 +34,7 @@ from ki_vla.model.summary import parameters_by_part
 
 RESULTS = Path(__file__).resolve().parent / 'results' / 'launches.json'
 STEPS = 10
+FUSED = ('fused', 'fp8')
 REACHED, RAMP_S = 0.7, 1.9e-6
 # The goal of a full-size model on three views and 200 prompt slots; of the expert for one step.
 GOAL = {'vision': 200, 'prefix': 200, 'expert step': 120}
@@ -68,7 +69,7 @@ def launches(function: Callable[[], Any]) -> tuple[Any, Counter[str]]:
 
 
 def stages(config: ModelConfig, mode: str) -> dict[str, Counter[str]]:
-    """Launches of a chunk by stage, for a mode: 'plain', 'packed', 'guided' (packed) or 'fused'."""
+    """Launches of a chunk by stage, for a mode: 'plain', 'packed', 'guided' (packed), 'fused' or 'fp8'."""
     V, L, pixels = config.views, config.max_prompt, config.vision.image_size
     with torch.device('meta'):
         model = KiVla(config).to(torch.bfloat16).eval().requires_grad_(False)
@@ -77,8 +78,11 @@ def stages(config: ModelConfig, mode: str) -> dict[str, Counter[str]]:
         noise = torch.empty(config.horizon, config.action_dim)
         vision: Any
         prefix: Any
-        if mode == 'fused':
+        if mode in FUSED:
             vision, prefix, fused = FusedVisionStage(model), FusedPrefixStage(model), FusedActionStage(model, STEPS)
+            if mode == 'fp8':
+                ones = {'vision': config.vision.depth, 'prefix': config.backbone.depth - 1}
+                quantise(vision, prefix, {stage: [(1.0, 1.0, 1.0)] * depth for stage, depth in ones.items()})
         else:
             fusions = PLAIN if mode == 'plain' else Fusions()
             vision, prefix = VisionStage(model, fusions), PrefixStage(model, fusions)
@@ -86,7 +90,7 @@ def stages(config: ModelConfig, mode: str) -> dict[str, Counter[str]]:
         tokens, in_vision = launches(lambda: vision(images))
         found, in_prefix = launches(lambda: prefix(tokens, torch.ones(V, dtype=torch.bool), *prompt))
         cached = Cached(*found)
-        if mode == 'fused':
+        if mode in FUSED:
             _, in_loop = launches(lambda: fused(cached, noise))
         elif mode == 'guided':
             weights, row = torch.empty(config.horizon), torch.zeros(1, dtype=torch.int64)
@@ -121,9 +125,10 @@ def main() -> None:
     result: dict[str, Any] = {
         'command': 'python benchmarks/launches.py', 'preset': given.preset, 'views': config.views,
         'prompt': config.max_prompt, 'steps': STEPS, 'goal': GOAL,
-        'modes': {mode: totals(config, mode) for mode in ('plain', 'packed', 'guided', 'fused')},
+        'modes': {mode: totals(config, mode) for mode in ('plain', 'packed', 'guided', *FUSED)},
     }  # fmt: skip
-    result['estimate_h100_ms'] = {mode: estimate_ms(config, found) for mode, found in result['modes'].items()}
+    estimated = {mode: found for mode, found in result['modes'].items() if mode != 'fp8'}  # whose floor is another
+    result['estimate_h100_ms'] = {mode: estimate_ms(config, found) for mode, found in estimated.items()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(json.dumps(result, indent=1))

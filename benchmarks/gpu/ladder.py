@@ -35,12 +35,13 @@ from latency import STEPS, exports, summary
 from roofline import floor, memory_bandwidth
 
 from ki_common.errors import KiError, first_line
+from ki_vla.engine.fused import Scales, calibrate
 from ki_vla.engine.graphs import capture_cuda, capture_eagerly
 from ki_vla.engine.interface import Carry, Choice, Engine, Shape, example_inputs
 from ki_vla.engine.kernels import HAS_TRITON
 from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, available_providers
 from ki_vla.engine.packing import PLAIN
-from ki_vla.engine.torch import TorchMode, TorchRunner
+from ki_vla.engine.torch import INPUTS, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
 from ki_vla.export.parity import compare, within
 from ki_vla.export.source import random_weight
@@ -99,13 +100,19 @@ def model_on(device: str, config: ModelConfig, dtype: torch.dtype) -> KiVla:
     return model.eval()
 
 
+def scales_of(model: KiVla) -> Scales:
+    """Calibrated on the noise that it is timed on: what FP8 costs a policy is asked of its task, not here."""
+    shown = [example_inputs(model.config, shape) for shape in shapes_of(model.config)]
+    device = model.embed.weight.device
+    rows = [tuple(torch.from_numpy(getattr(each, name)).to(device) for name in INPUTS) for each in shown]
+    return calibrate(model, rows)
+
+
 @contextmanager
 def engine_of(model: KiVla, mode: TorchMode, device: str) -> Iterator[Engine]:
     """An engine that leaves no memory behind."""
     capture = capture_cuda if device == 'cuda' else capture_eagerly
-    # Calibrated on the noise that it is timed on: what FP8 costs a policy is asked of its task, not here.
-    observed = [example_inputs(model.config, shape) for shape in shapes_of(model.config)] if mode.fp8 else []
-    runner = TorchRunner(model, STEPS, mode, device, capture=capture, observed=observed)
+    runner = TorchRunner(model, STEPS, mode, device, capture=capture, scales=scales_of(model) if mode.fp8 else None)
     engine = Engine(runner, model.config, Choice('torch', '', device, PRECISION, ''))
     try:
         yield engine

@@ -1,4 +1,4 @@
-"""Whether a policy in a smaller precision still does its task: what `ki export` asks before it writes int8.
+"""Whether a policy in a smaller precision still does its task: what `ki export` asks before it writes int8 or fp8.
 
 Closeness of numbers is not enough: quantised policies with a cosine of 0.99 and better have lost half of their
 successes. A policy of the simulated robot plays the same scenes twice, as it was trained and as it was exported; any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ki_vla.engine.interface import Engine
     from ki_vla.policy.bundle import Bundle
 
-GATED = ('int8',)
+GATED = ('int8', 'fp8')
 FIRST_SEED = 1_000_000  # of the scenes; no recording uses seeds this high
 CHANCE = 0.05  # scenes lost and won alike would look as bad as this less often
 MOST_LOST = 0.1  # share of the scenes by which successes may fall
@@ -31,13 +31,13 @@ class Trial:
     """What is asked for.
 
     Attributes:
-        scenes: how many are played; 0 leaves the comparison out, which is written down.
-        task: of the simulator.
+        scenes: how many are played, of all tasks together; 0 leaves the comparison out, which is written down.
+        tasks: of the simulator; none: those that the policy was trained on.
         bag: a recording, for a policy of another robot.
     """
 
     scenes: int = 50
-    task: str = 'demo'
+    tasks: tuple[str, ...] = ()
     bag: Path | None = None
 
 
@@ -53,6 +53,7 @@ def compared(bundle: Bundle, exported: Engine, trial: Trial, tell: Callable[[str
     Raises:
         KiError: the task suffers, nothing can be compared, or the policy never does its task.
     """
+    from ki.simulation.sim_evaluation import trained_tasks
     from ki_vla.engine.select import open_engine
 
     if trial.bag is None and trial.scenes == 0:
@@ -67,12 +68,13 @@ def compared(bundle: Bundle, exported: Engine, trial: Trial, tell: Callable[[str
                 f'{bundle.policy_id} is for robot {bundle.contract.name}, which the simulator does not have; name a '
                 'recording of it: --compare-on BAG.'
             )
-        seeds = range(FIRST_SEED, FIRST_SEED + trial.scenes)
-        tell(f'playing {trial.scenes} scenes of {trial.task} with the policy as it was trained')
-        before = play(bundle, trained, trial.task, seeds)
-        check_does_it(before, trial.task)
+        tasks = trial.tasks or tuple(trained_tasks(bundle.folder))
+        named = ', '.join(tasks)
+        tell(f'playing {trial.scenes} scenes of {named} with the policy as it was trained')
+        before = play(bundle, trained, tasks, trial.scenes)
+        check_does_it(before, named)
         tell(f'{sum(before)} of {len(before)}; the same scenes as it was exported')
-        return in_scenes(before, play(bundle, exported, trial.task, seeds), trial.task)
+        return in_scenes(before, play(bundle, exported, tasks, trial.scenes), named)
 
 
 def in_scenes(before: Sequence[bool], after: Sequence[bool], task: str) -> dict[str, Any]:
@@ -135,8 +137,9 @@ def is_simulated(bundle: Bundle) -> bool:
     return not bundle.contract.mismatches(load_contract(simulated_robot(bundle.folder)))
 
 
-def play(bundle: Bundle, engine: Engine, task: str, seeds: Sequence[int]) -> list[bool]:
-    """Whether each scene succeeds, in closed loop; the noise is the same for every engine."""
+def play(bundle: Bundle, engine: Engine, tasks: Sequence[str], scenes: int) -> list[bool]:
+    """Whether each scene succeeds, in closed loop, tasks in turn; the noise is the same for every engine."""
+    from ki.simulation.sim_evaluation import camera_size
     from ki.simulation.sim_policy import ClosedLoopPolicy
     from ki_policy_node.cycle.continuation import Timing
     from ki_policy_node.policy.bundle_policy import BundlePolicy
@@ -146,8 +149,12 @@ def play(bundle: Bundle, engine: Engine, task: str, seeds: Sequence[int]) -> lis
     timing = Timing('auto', 0)
     policy = BundlePolicy(LoadedPolicy(bundle, engine, seed=-1), timing)
     loop = ClosedLoopPolicy(policy, timing, begin_ns=SEED_STRIDE)
-    settings = EvaluationSettings(image_size=max(96, bundle.config.vision.image_size))
-    return [outcome.success for outcome in evaluate(loop, task, seeds, settings).outcomes]
+    settings = EvaluationSettings(image_size=camera_size(bundle.folder))
+    found: list[bool] = []
+    for place, task in enumerate(tasks):
+        seeds = range(FIRST_SEED + place, FIRST_SEED + scenes, len(tasks))
+        found += [outcome.success for outcome in evaluate(loop, task, seeds, settings).outcomes] if seeds else []
+    return found
 
 
 def error_on(bundle: Bundle, engine: Engine, bag: Path) -> float:

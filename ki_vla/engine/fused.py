@@ -14,7 +14,7 @@ Shape legend: V views, N tokens a view, S prefix tokens, Q queries (= H horizon)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ki_vla.engine import kernels
 from ki_vla.engine.packing import Fusions, Patches, TimeModulation
 from ki_vla.engine.stages import Cached, bias_of, expert_of
+from ki_vla.errors import VlaError
 from ki_vla.model import flow, masks
 from ki_vla.model.config import GemmaConfig, ModelConfig
 from ki_vla.model.gemma import GemmaLayer, RMSNorm, rope_table
@@ -47,7 +48,9 @@ def why_not(config: ModelConfig) -> str:
 
 
 # Of the inputs of a layer's three quantised products, in the order of use.
-Scales = tuple[float, float, float]
+LayerScales = tuple[float, float, float]
+# Of the layers of the vision tower, and of those of the backbone but the last.
+Scales = Mapping[str, Sequence[LayerScales]]
 Observed = Sequence[Tensor]  # images, their mask, prompt, its mask, state
 
 
@@ -60,27 +63,49 @@ def watch(layer: nn.Module, name: str, x: Tensor, norm: str = '') -> None:
 
 
 @torch.no_grad()
-def quantise(vision: FusedVisionStage, prefix: FusedPrefixStage, observed: Sequence[Observed]) -> None:
-    """Turn two stages to FP8 in place: vision tower and backbone, but for attention and its output projections.
+def calibrate(model: KiVla, observed: Sequence[Observed]) -> Scales:
+    """The FP8 scales of the inputs of vision tower and backbone: the largest value that occurs fills the range.
 
-    The scale of every input is the largest that occurs in the observations, so these must show what the policy will
-    see: its own recordings, not noise.
+    Args:
+        model: in full precision, of a structure that `why_not` has nothing against.
+        observed: at least one observation, as the stages read it; what the policy will see, not noise.
+
+    Returns:
+        Scales by stage, `vision` and `prefix`.
+    """
+    vision, prefix = FusedVisionStage(model), FusedPrefixStage(model)
+    stages = {'vision': vision.layers, 'prefix': prefix.layers[:-1]}
+    for layer in (*vision.layers, *prefix.layers):
+        layer.seen = {}
+    for images, *rest in observed:
+        prefix(vision(images), *rest)
+    return {stage: [_scales_of(layer) for layer in layers] for stage, layers in stages.items()}
+
+
+def _scales_of(layer: nn.Module) -> LayerScales:
+    first, second, third = (max(float(most), 1e-6) / kernels.FP8_MAX for most in vars(layer)['seen'].values())
+    return first, second, third
+
+
+@torch.no_grad()
+def quantise(vision: FusedVisionStage, prefix: FusedPrefixStage, scales: Scales) -> None:
+    """Turn two stages to FP8 in place: vision tower and backbone, but for attention and its output projections.
 
     Args:
         vision: one stage.
         prefix: the other.
-        observed: at least one observation, as the stages read it.
+        scales: from `calibrate`.
+
+    Raises:
+        VlaError: the scales are those of another structure.
     """
-    layers = [*vision.layers, *prefix.layers]
-    for layer in layers:
-        layer.seen = {}
-    for images, *rest in observed:
-        prefix(vision(images), *rest)
-    for stage, made in ((vision, QuantisedVisionLayer), (prefix, QuantisedPrefixLayer)):
-        for index, layer in enumerate(stage.layers):
-            seen = {name: float(value) / kernels.FP8_MAX for name, value in vars(layer).pop('seen').items()}
-            if not getattr(layer, 'last', False):
-                stage.layers[index] = made(layer, tuple(seen.values()))  # type: ignore[arg-type]
+    depths = {'vision': len(vision.layers), 'prefix': len(prefix.layers) - 1}
+    if {stage: len(of) for stage, of in scales.items()} != depths:
+        raise VlaError(f'FP8 scales are for other layers than {depths}; calibrate again.')
+    for index, of in enumerate(scales['vision']):
+        vision.layers[index] = QuantisedVisionLayer(cast(FusedVisionLayer, vision.layers[index]), of)
+    for index, of in enumerate(scales['prefix']):
+        prefix.layers[index] = QuantisedPrefixLayer(cast(FusedPrefixLayer, prefix.layers[index]), of)
 
 
 class Quantised(nn.Module):
@@ -121,7 +146,7 @@ class QuantisedVisionLayer(nn.Module):
         scales: of the inputs of qkv, fc1 and fc2.
     """
 
-    def __init__(self, layer: FusedVisionLayer, scales: Scales) -> None:
+    def __init__(self, layer: FusedVisionLayer, scales: LayerScales) -> None:
         super().__init__()
         self.heads, self.out, self.out_bias = layer.heads, layer.out, layer.out_bias
         self.qkv, self.fc1, self.fc2 = (
@@ -148,7 +173,7 @@ class QuantisedPrefixLayer(nn.Module):
         scales: of the inputs of qkv, gate_up and down.
     """
 
-    def __init__(self, layer: FusedPrefixLayer, scales: Scales) -> None:
+    def __init__(self, layer: FusedPrefixLayer, scales: LayerScales) -> None:
         super().__init__()
         self.heads, self.o = layer.heads, layer.o
         self.qkv, self.gate_up, self.down = (

@@ -12,16 +12,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ki_common.errors import first_line
 from ki_vla.engine.exported import PRECISIONS, SAID, find_export, read_parity
+from ki_vla.engine.fp8_scales import LEAST_CAPABILITY, has_scales, read_scales
 from ki_vla.engine.interface import Choice, Engine, example_inputs, one_line_when_out_of_memory
 from ki_vla.errors import VlaError
 from ki_vla.model.config import ModelConfig
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.serving import Decode
 from ki_vla.tokens.actions import ActionTokens
+
+if TYPE_CHECKING:
+    from ki_vla.engine.fused import Scales
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,8 @@ class EngineRequest:
         device: of `DEVICES`; 'auto' takes CUDA where it is.
         precision: 'fp32', 'fp16', 'bf16', 'int8' (ONNX on a CPU); None: bf16 for torch on CUDA, fp32 for torch on a
             CPU, the best exported one for ONNX.
-        mode: of `ki_vla.engine.torch.MODES`; None: on CUDA the first of fused, fast and graphs that starts, packed
-            stages on a CPU.
+        mode: of `ki_vla.engine.torch.MODES`; None: on CUDA the first of fp8 (if the bundle was exported for it), fused,
+            fast and graphs that starts, packed stages on a CPU.
         steps: Euler steps; None: what the bundle recommends, or what the graphs were exported for.
         threads: of ONNX Runtime on a CPU; 0: as many as there are cores.
         build: TensorRT may build a missing engine now, which takes many minutes.
@@ -98,7 +102,7 @@ def open_engine(
     reasons: list[str] = []
     exported, built = bool(read_parity(bundle.folder)), has_engine(bundle.folder)
     for kind, device, why in candidates(request, has_cuda(), exported, built):
-        tried = modes(request, kind, device, bundle.config)
+        tried = modes(request, kind, device, bundle.config, has_scales(bundle.folder))
         for mode in tried:
             wanted = replace(request, mode=mode)
             try:
@@ -122,11 +126,14 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def modes(request: EngineRequest, kind: str, device: str, config: ModelConfig) -> list[str | None]:
+def modes(
+    request: EngineRequest, kind: str, device: str, config: ModelConfig, calibrated: bool = False
+) -> list[str | None]:
     """The modes of a backend to try, best first; None: its own default.
 
     On a GPU torch's stages are fused where the kernels fit, else compiled, which takes minutes at the start, else as
-    they are; always inside CUDA graphs. Guided continuation is no mode: it costs 2100 launches a step in place of 110.
+    they are; always inside CUDA graphs. A bundle that was `calibrated` for FP8 runs so where the GPU can. Guided
+    continuation is no mode: it costs 2100 launches a step in place of 110.
     """
     if request.mode is not None or kind != 'torch' or device != 'cuda' or config.head != 'expert':
         return [request.mode]
@@ -136,7 +143,8 @@ def modes(request: EngineRequest, kind: str, device: str, config: ModelConfig) -
     if not HAS_TRITON:
         return ['graphs']
     fits = not why_not(config) and request.precision in (None, 'bf16')
-    return ['fused', 'fast', 'graphs'] if fits else ['fast', 'graphs']
+    quantised = ['fp8'] if calibrated and request.precision is None else []
+    return [*quantised, 'fused', 'fast', 'graphs'] if fits else ['fast', 'graphs']
 
 
 def candidates(request: EngineRequest, cuda: bool, exported: bool, built: bool) -> list[tuple[str, str, str]]:
@@ -257,10 +265,32 @@ def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, s
             raise VlaError(f'{said}; take mode {instead!r}, or device cuda.')
         log.warning('%s; mode %r is taken', said, instead)
         mode, why = instead, f'{why}; not mode {mode!r}, which needs a CUDA device'
+    scales = _fp8_scales(bundle, request, device) if MODES[mode].fp8 else None
     model = bundle.model(device, DTYPES[precision])
-    runner = TorchRunner(model, request.steps or bundle.serving.denoise_steps, MODES[mode], device, decode=decode)
+    steps = request.steps or bundle.serving.denoise_steps
+    runner = TorchRunner(model, steps, MODES[mode], device, decode=decode, scales=scales)
+    precision = 'fp8' if scales is not None else precision
     kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)
     return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds, tokens)
+
+
+def _fp8_scales(bundle: Bundle, request: EngineRequest, device: str) -> Scales:
+    """The scales of a bundle, for a GPU that has FP8.
+
+    Raises:
+        VlaError: another precision was asked for, the GPU has no FP8, or the bundle no scales.
+    """
+    import torch
+
+    if request.precision not in (None, 'bf16'):
+        raise VlaError(f'mode fp8 computes in FP8 and bf16; leave precision {request.precision} out.')
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        raise VlaError(
+            f'mode fp8: this GPU (compute capability {capability[0]}.{capability[1]}) has no FP8, which begins with '
+            f'{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}; take mode fused.'
+        )
+    return read_scales(bundle)
 
 
 def _decoding(bundle: Bundle, request: EngineRequest) -> tuple[Decode, ActionTokens | None]:

@@ -6,6 +6,7 @@
     graphs     packed stages, one CUDA graph for the prefix and one for the loop
     fast       compiled stages inside those graphs
     fused      the stages of `fused.py` inside those graphs; the default on a GPU where they fit the model
+    fp8        the same with vision tower and backbone in FP8, for a bundle that `ki export` found good enough for it
 
 Shape legend: H horizon, A action dims.
 """
@@ -13,7 +14,6 @@ Shape legend: H horizon, A action dims.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ki_vla.engine import kernels
-from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, quantise, why_not
+from ki_vla.engine.fused import FusedActionStage, FusedPrefixStage, FusedVisionStage, Scales, quantise, why_not
 from ki_vla.engine.graphs import Capture, CapturedFunction, Function, capture_cuda
 from ki_vla.engine.heads import TokenPrefixStage, TokenStage, action_stage
 from ki_vla.engine.interface import Carried, Choose, Shape
@@ -50,7 +50,7 @@ class TorchMode:
         graphs: as CUDA graphs.
         attend_prefix, attend_action: how these packed stages attend, see `stages.ATTENTIONS`.
         fused: the stages of `fused.py` in place of packed ones.
-        fp8: vision tower and backbone of these in FP8 (`fused.quantise`); measured by benchmarks/gpu, not served.
+        fp8: vision tower and backbone of these in FP8 (`fused.quantise`).
     """
 
     fusions: Fusions | None = field(default_factory=Fusions)
@@ -74,6 +74,7 @@ MODES = {
     'graphs': TorchMode(graphs=True),
     'fast': TorchMode(compiled=True, graphs=True),
     'fused': TorchMode(graphs=True, fused=True),
+    'fp8': TorchMode(graphs=True, fused=True, fp8=True),
 }
 
 
@@ -119,7 +120,7 @@ class TorchRunner:
         capture: how graphs are recorded.
         decode: 'actions', or 'tokens' for a runner that only says tokens; these are said one stage call after the
             other, in whatever mode.
-        observed: what FP8 is calibrated on.
+        scales: of FP8, see `fused.calibrate`.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class TorchRunner:
         dtype: torch.dtype | None = None,
         capture: Capture = capture_cuda,
         decode: Decode = 'actions',
-        observed: Sequence[ModelInputs] = (),
+        scales: Scales | None = None,
     ) -> None:
         self.device, self.mode = torch.device(device), mode
         self.shares_buffers = mode.graphs and decode == 'actions'
@@ -154,7 +155,7 @@ class TorchRunner:
             return
         self._stages = _stages_of(model, steps, mode, self.device)
         if mode.fp8:
-            self._quantise(self._stages, observed)
+            self._quantise(self._stages, scales)
         self.steps = self._stages.action.steps
 
     @torch.no_grad()
@@ -259,13 +260,12 @@ class TorchRunner:
             self._graphs[key] = CapturedFunction(function, examples, tuple(shared), self._capture, self.device)
         return self._graphs[key]
 
-    def _quantise(self, stages: _Stages, observed: Sequence[ModelInputs]) -> None:
+    def _quantise(self, stages: _Stages, scales: Scales | None) -> None:
         if not (isinstance(stages.vision, FusedVisionStage) and isinstance(stages.prefix, FusedPrefixStage)):
             raise VlaError('mode: FP8 is for fused stages; add fused.')
-        if not observed:
-            raise VlaError('mode: FP8 is calibrated on observations; give at least one.')
-        rows = [tuple(torch.from_numpy(getattr(each, name)).to(self.device) for name in INPUTS) for each in observed]
-        quantise(stages.vision, stages.prefix, rows)
+        if scales is None:
+            raise VlaError('mode: FP8 needs scales; find them with fused.calibrate.')
+        quantise(stages.vision, stages.prefix, scales)
 
     def _read_by(self, kind: str, cached: list[Tensor]) -> list[Tensor]:
         """What a kind of denoising reads: guided is never fused, and wants keys and values of the prefix alone."""

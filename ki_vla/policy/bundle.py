@@ -7,7 +7,7 @@
     fast.json           codec of the action tokens (absent for a policy without action tokens)
     tokenizer/          tokenizer.json, vocabulary.json
     manifest.json       name, format, sha256 of every file above
-    onnx/ engines/      exports, made later and not part of the policy's identity
+    onnx/ engines/ torch/  exports, made later and not part of the policy's identity
 
 Safetensors, JSON and YAML only: loading a bundle executes no code from it. A TensorRT engine in `engines/` is code,
 and only backend tensorrt opens it; see `ki_vla.export.tensorrt`.

@@ -16,6 +16,7 @@ from ki_vla.engine.fused import (
     FusedVisionStage,
     QuantisedPrefixLayer,
     QuantisedVisionLayer,
+    calibrate,
     quantise,
     why_not,
 )
@@ -119,7 +120,7 @@ def test_stages_in_fp8_stay_close_to_those_in_full_precision(make_model: Any) ->
         vision, prefix = FusedVisionStage(model), FusedPrefixStage(model)
         tokens = vision(images)
         keys = prefix(tokens, *rest).k[:, :-8]
-        quantise(vision, prefix, observed)
+        quantise(vision, prefix, calibrate(model, observed))
         found = vision(images)
         assert all(isinstance(layer, QuantisedVisionLayer) for layer in vision.layers)
         assert [isinstance(layer, QuantisedPrefixLayer) for layer in prefix.layers] == [True, True, False]
@@ -127,11 +128,14 @@ def test_stages_in_fp8_stay_close_to_those_in_full_precision(make_model: Any) ->
         assert F.cosine_similarity(prefix(found, *rest).k[:, :-8].flatten(), keys.flatten(), 0) > 0.99
 
 
-def test_fp8_is_refused_without_fused_stages_or_observations(make_model: Any) -> None:
+def test_fp8_is_refused_without_fused_stages_or_with_scales_that_do_not_fit(make_model: Any) -> None:
     with pytest.raises(VlaError, match='FP8 is for fused stages'):
         TorchRunner(make_model(config=small()), STEPS, TorchMode(fp8=True))
-    with pytest.raises(VlaError, match='calibrated on observations'):
+    with pytest.raises(VlaError, match='FP8 needs scales'):
         TorchRunner(make_model(config=small()), STEPS, TorchMode(fused=True, fp8=True))
+    shallow = {'vision': [(1.0, 1.0, 1.0)], 'prefix': [(1.0, 1.0, 1.0)]}
+    with pytest.raises(VlaError, match='are for other layers'):
+        TorchRunner(make_model(config=small()), STEPS, TorchMode(fused=True, fp8=True), scales=shallow)
 
 
 @pytest.fixture
