@@ -18,6 +18,7 @@ from ki.simulation.sim_evaluation import EvaluationCell, Plays, camera_size, eva
 from ki.simulation.simulated_data import load_triton_before_mesa
 from ki_common.errors import KiError
 from ki_common.files import read_json, write_text
+from ki_common.parallel import run_all
 
 Tell = Callable[[str], None]
 Job = dict[str, Any]
@@ -42,14 +43,12 @@ def run(matrix: Path, out: Path, workers: int, ray: str = '', tell: Tell = print
         matrix: YAML, with `cells/` beside it.
         out: Folder of the runs; may be removed when all cells are there.
         workers: Processes, a job each.
-        ray: Address of a Ray cluster, as `training.index.parallel.run_all` takes it; empty: processes here.
+        ray: Address of a Ray cluster, as `ki_common.parallel.run_all` takes it; empty: processes here.
         tell: Told of every job that ends.
 
     Raises:
         EvidenceError: the matrix, or data that its run makes first.
     """
-    from training.index.parallel import run_all
-
     plan = load_plan(matrix)
     jobs = jobs_of(plan, matrix.resolve(), out.resolve())
     for number, result in run_all(work, jobs, workers, ray):

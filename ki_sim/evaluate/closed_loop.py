@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ki_common.files import write_text
+from ki_common.parallel import results_of
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
 from ki_sim.world.robot import ARM_JOINTS, CAMERAS, COLUMNS, LIMITS, SIDES
@@ -347,13 +348,12 @@ def expert_table(
     progress: Callable[[SceneOutcome], None] | None = None,
 ) -> dict[str, EvaluationReport]:
     """The expert's reports by task over the same seeds."""
-    from ki_sim.record.batch import parallel
-
     for name in names:
         if name not in tasks.TASKS:
             raise SimError(f"task '{name}' is not known: use one of {', '.join(tasks.TASKS)}")
     reports = {name: EvaluationReport(name, {'policy': 'expert', 'split': split}) for name in names}
-    for outcome in parallel(expert_outcome, [(name, seed, split) for name in names for seed in seeds], workers):
+    work = [(name, seed, split) for name in names for seed in seeds]
+    for outcome in results_of(expert_outcome, work, workers):
         reports[outcome.task].outcomes.append(outcome)
         if progress is not None:
             progress(outcome)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ki_common.files import atomic_file
+from ki_common.parallel import results_of
 from ki_sim.errors import SimError
 from ki_sim.expert.situation import tasks_with_laws
 from ki_sim.moments.columns import MomentColumns
@@ -103,8 +104,6 @@ def write(
     Raises:
         SimError: settings that mean nothing, or a folder with moments of other settings.
     """
-    from ki_sim.record.batch import parallel
-
     if moments < 1:
         raise SimError(f'{moments} moments were asked for: ask for at least 1')
     out = Path(out)
@@ -114,7 +113,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     count = -(-moments // PART)
     work = [(str(out), number, min(PART, moments), settings) for number in range(count)]
-    for made in parallel(_write_part, work, workers):
+    for made in results_of(_write_part, work, workers):
         if progress is not None:
             progress(made)
     return [_path(out, number, settings) for number in range(count)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ki_common.parallel import results_of
 from ki_sim.errors import SimError
 from ki_sim.record.job import RecordingJob, RecordingResult
 from ki_sim.tasks.tasks import TASKS
@@ -75,7 +72,7 @@ def record(
 
     check(work)
     results = []
-    for result in parallel(record_one, work, workers):
+    for result in results_of(record_one, work, workers):
         results.append(result)
         if progress is not None:
             progress(result)
@@ -107,29 +104,6 @@ def record_one(job: RecordingJob) -> RecordingResult:
             shutil.rmtree(leftover)
         write_bag(recording, path, job.index)
     return RecordingResult(job.task, job.seed, 'written', len(recording.frames))
-
-
-def parallel(work: Callable[[Any], Any], items: Iterable[Any], workers: int = 0) -> Iterator[Any]:
-    """Results of `work(item)` as they come, over fresh processes (a GL context does not survive a fork)."""
-    todo = list(items)
-    workers = min(workers or os.cpu_count() or 1, len(todo))
-    if workers <= 1:
-        yield from map(work, todo)
-        return
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        waiting = iter(todo)
-        running = {pool.submit(work, item) for item in itertools.islice(waiting, 2 * workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                running |= {pool.submit(work, item) for item in itertools.islice(waiting, 1)}
-                yield future.result()
-
-
-def _one_thread() -> None:
-    """Keeps Mesa's software renderer to the worker's own thread: every core has a worker already."""
-    os.environ.setdefault('LP_NUM_THREADS', '0')
 
 
 _cache: list[Any] = []

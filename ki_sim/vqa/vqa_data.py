@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ki_common.files import atomic_file, write_text
+from ki_common.parallel import results_of
 from ki_robot.transforms import cropped
 from ki_sim.errors import SimError
 from ki_sim.vqa.boxes import SHARP, PictureBox, box_of, cells_of
@@ -293,8 +294,6 @@ def write(
     picture (`crop`), are in a folder of their own, so that none is taken for another; with a crop, only scenes are kept
     that lie within it.
     """
-    from ki_sim.record.batch import parallel
-
     if split not in SPLITS:
         raise SimError(f"split '{split}' is not known: use train or heldout")
     if scenes < 1:
@@ -308,7 +307,7 @@ def write(
         (str(out), first, min(first + PART, end), split, image_size, arrangements, crop)
         for first in range(first_seed, end, PART)
     ]
-    for count in parallel(_write_part, work, workers):
+    for count in results_of(_write_part, work, workers):
         if progress is not None:
             for _ in range(count):
                 progress()

@@ -29,11 +29,11 @@ from ki_bags.reader import find_bags, open_bag
 from ki_bags.storage import has_wal, wal_of
 from ki_common.errors import KiError
 from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
+from ki_common.parallel import run_all
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions, Runs, episodes_of
-from training.index.parallel import run_all
 from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
@@ -158,7 +158,7 @@ def index_bags(
         jobs.append(job)
         numbers.append((number, row))
     done = len(rows)
-    for position, result in run_all(index_one, jobs, workers, ray):
+    for position, result in run_all(index_one, jobs, workers, ray, capped=True):
         number, row = numbers[position]
         if isinstance(result, TrainingError):
             raise result

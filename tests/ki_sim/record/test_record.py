@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from ki_robot.contract.contract import load_contract
 from ki_robot.messages.arrays import joint_positions, odometry_values, stamp_ns
 from ki_robot.messages.images import decode_compressed
 from ki_sim.errors import SimError
-from ki_sim.record.batch import jobs, parallel, record, record_one
+from ki_sim.record.batch import jobs, record, record_one
 from ki_sim.record.job import RecordingJob
 from ki_sim.record.record import Recording, load, record_episode, save
 from ki_sim.record.sim_bags import EPOCH_NS, ROBOT, write_bag
@@ -176,8 +175,3 @@ def test_a_failed_episode_is_left_out_unless_asked_for(tmp_path, recording, monk
     kept = record_one(RecordingJob(**{**work.__dict__, 'keep_failures': True}))
     assert kept.status == 'written'
     assert load(work.path)['meta']['success'] is False
-
-
-def test_processes_share_out_every_item_once():
-    items = list(range(1, 12))
-    assert sorted(parallel(math.factorial, items, workers=2)) == [math.factorial(item) for item in items]

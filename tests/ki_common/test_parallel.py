@@ -1,19 +1,15 @@
-"""Many recordings at once: same results, and one that kills its process costs only itself."""
+"""Many jobs at once: same results, and one that kills its process costs only itself."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ki_robot.contract.contract import Contract
-from training.errors import TrainingError
-from training.index.index import index_bags
-from training.index.parallel import run_all
+from ki_common.parallel import ClusterError, results_of, run_all
 
 
 def double(job: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +30,7 @@ def test_results_carry_the_number_of_their_job(workers: int) -> None:
 
 def test_a_job_that_kills_its_process_costs_only_itself() -> None:
     jobs = [{'number': 0}, {'number': 1, 'die': True}, {'number': 2}, {'number': 3, 'fail': True}]
-    found = dict(run_all(double, [*jobs, {'number': 4, 'hog': True}], 2))
+    found = dict(run_all(double, [*jobs, {'number': 4, 'hog': True}], 2, capped=True))
     assert found[0] == {'twice': 0}
     assert found[2] == {'twice': 4}
     assert type(found[1]).__name__ == 'BrokenProcessPool'
@@ -42,26 +38,25 @@ def test_a_job_that_kills_its_process_costs_only_itself() -> None:
     assert isinstance(found[4], MemoryError)
 
 
+@pytest.mark.parametrize('workers', [1, 2])
+def test_where_every_result_is_needed_a_job_that_fails_ends_them(workers: int) -> None:
+    jobs = [{'number': 0}, {'number': 1, 'fail': True}, {'number': 2}]
+    with pytest.raises(ValueError, match='odd'):
+        list(results_of(double, jobs, workers))
+
+
 def test_a_missing_ray_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'ray', None)
-    with pytest.raises(TrainingError, match=r"pip install 'ki_policy_node\[ray\]'"):
+    with pytest.raises(ClusterError, match=r"pip install 'ki_policy_node\[ray\]'"):
         list(run_all(double, [{'number': 0}], ray='auto'))
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_give_what_one_process_gives(
-    make_bag: Callable[..., Path], toy: Contract, tmp_path: Path
-) -> None:
-    """Also where a recording is no recording, and where a job fails or kills its worker."""
+def test_two_workers_of_ray_give_what_one_process_gives() -> None:
+    """Also where a job fails or kills its worker."""
     ray = pytest.importorskip('ray')
-    for name in ('a', 'b', 'c'):
-        make_bag(name, seconds=0.5, task=name)
-    (tmp_path / 'bags' / 'broken.mcap').write_bytes(b'no recording')
-    one = index_bags(tmp_path / 'bags', toy, tmp_path / 'one')
     ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
-        other = index_bags(tmp_path / 'bags', toy, tmp_path / 'other', ray='local')
-        assert (other.hash, [each.files for each in other.entries]) == (one.hash, [each.files for each in one.entries])
         jobs = [{'number': 0}, {'number': 1, 'die': True}, {'number': 2}, {'number': 3, 'fail': True}]
         found = dict(run_all(double, jobs, ray='local'))
     finally:
@@ -74,7 +69,7 @@ def test_two_workers_of_ray_give_what_one_process_gives(
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_by_its_address() -> None:
     pytest.importorskip('ray')
-    with pytest.raises(TrainingError, match='no cluster answers there'):
+    with pytest.raises(ClusterError, match='no cluster answers there'):
         list(run_all(double, [{'number': 0}], ray='auto'))
 
 

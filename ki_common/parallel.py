@@ -1,67 +1,90 @@
-"""One function over many recordings: in this process, over processes, or over a Ray cluster."""
+"""One function over many jobs, such as recordings or scenes: here, over processes, or over a Ray cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
+from ki_common.errors import KiError
 from ki_common.memory import keep_freed_memory
-from training.errors import TrainingError
 
-Job = dict[str, Any]
-Work = Callable[[Job], Any]
+Work = Callable[[Any], Any]
 AHEAD = 4  # jobs that a Ray cluster holds for each of its cores
 RAY_EXTRA = "run `pip install 'ki_policy_node[ray]'`"
 RAY_START = 'start one with `ray start --head`, or write --ray local'
 
 
-def run_all(work: Work, jobs: Sequence[Job], workers: int = 1, ray: str = '') -> Iterator[tuple[int, Any]]:
+class ClusterError(KiError):
+    """Jobs cannot be sent to a Ray cluster."""
+
+
+def run_all(
+    work: Work, jobs: Sequence[Any], workers: int = 1, ray: str = '', capped: bool = False
+) -> Generator[tuple[int, Any], None, None]:
     """Yields (number of the job, result) as results come; a result that is an Exception is what the job died of.
 
     Args:
-        work: A module-level function from plain data to plain data; it must not raise for what is wrong with data.
-        jobs: Plain data, as JSON holds it.
-        workers: Processes; 1 works in this one.
+        work: A module-level function of one job. Jobs and results are pickled.
+        jobs: The jobs.
+        workers: Processes; 1 works in this one, where what a job raises is raised; 0: one per core.
         ray: Address of a Ray cluster: HOST:PORT, `auto` for the one that this machine is part of, `local` for one that
             lives as long as this process. Its machines need the same paths and the same packages. Empty: none.
+        capped: A process gets MemoryError where it asks for more memory than the machine has, because a forged file
+            wants it to. Not for work on a GPU, which maps more than that.
 
     Raises:
-        TrainingError: Ray is asked for and not installed, or no cluster is there.
+        ClusterError: Ray is asked for and not installed, or no cluster is there.
     """
+    workers = workers or os.cpu_count() or 1
     if ray:
         yield from _over_ray(work, jobs, ray)
     elif workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs):
             yield number, work(job)
     else:
-        yield from _over_processes(work, jobs, workers)
+        yield from _over_processes(work, jobs, workers, capped)
 
 
-def _begin() -> None:
-    """A worker is one core, and if a forged size makes it allocate without end, it gets MemoryError."""
-    import resource
+def results_of(work: Work, jobs: Sequence[Any], workers: int = 1, ray: str = '', capped: bool = False) -> Iterator[Any]:
+    """Yields the results as they come, see `run_all`; what a job died of is raised, and the jobs not begun are left."""
+    with contextlib.closing(run_all(work, jobs, workers, ray, capped)) as results:
+        for _, result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
 
+
+def _begin(capped: bool) -> None:
+    """A worker is one core."""
     _use_one_core()
-    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    resource.setrlimit(resource.RLIMIT_AS, (total, total))
+    if capped:
+        import resource
+
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        resource.setrlimit(resource.RLIMIT_AS, (total, total))
 
 
 def _use_one_core() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)  # as many threads as cores in each of as many processes wait for each other
+    """As many threads as cores in each of as many processes would wait for each other."""
+    os.environ.setdefault('LP_NUM_THREADS', '0')  # of Mesa's software renderer: none but the caller
+    with contextlib.suppress(ImportError):
+        importlib.import_module('cv2').setNumThreads(1)
     keep_freed_memory()
 
 
-def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Any]]:
+def _over_processes(work: Work, jobs: Sequence[Any], workers: int, capped: bool) -> Iterator[tuple[int, Any]]:
     left = dict(enumerate(jobs))
     context = multiprocessing.get_context('spawn')  # fork would copy locks that other threads hold
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin)
+    begin = partial(_begin, capped)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin)
     try:
         futures: dict[Future[Any], int] = {pool.submit(work, job): number for number, job in left.items()}
         for future in as_completed(futures):
@@ -77,7 +100,7 @@ def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[t
         pool.shutdown(cancel_futures=True)  # who stops, by Ctrl-C or otherwise, does not wait for jobs not yet begun
     # Who killed the pool is not known: each job that is left gets a process of its own.
     for number, job in left.items():
-        with ProcessPoolExecutor(1, context, initializer=_begin) as pool:
+        with ProcessPoolExecutor(1, context, initializer=begin) as pool:
             try:
                 yield number, pool.submit(work, job).result()
             except BrokenProcessPool as error:
@@ -86,16 +109,16 @@ def _over_processes(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[t
                 yield number, error
 
 
-def _over_ray(work: Work, jobs: Sequence[Job], address: str) -> Iterator[tuple[int, Any]]:
+def _over_ray(work: Work, jobs: Sequence[Any], address: str) -> Iterator[tuple[int, Any]]:
     try:
         import ray
     except ImportError as error:
-        raise TrainingError(f'ray is not installed; {RAY_EXTRA}, or leave --ray out.') from error
+        raise ClusterError(f'ray is not installed; {RAY_EXTRA}, or leave --ray out.') from error
     if not ray.is_initialized():
         try:
             ray.init(address=address, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise TrainingError(f'--ray {address}: no cluster answers there ({error}); {RAY_START}.') from error
+            raise ClusterError(f'--ray {address}: no cluster answers there ({error}); {RAY_START}.') from error
     task = ray.remote(max_retries=1)(_on_one_core)  # a machine may be lost, and its jobs begin again on another
     waiting = iter(enumerate(jobs))
     ahead = AHEAD * max(1, int(ray.cluster_resources().get('CPU', 1)))
@@ -118,6 +141,6 @@ def _over_ray(work: Work, jobs: Sequence[Job], address: str) -> Iterator[tuple[i
             ray.cancel(left)
 
 
-def _on_one_core(work: Work, job: Job) -> Any:
+def _on_one_core(work: Work, job: Any) -> Any:
     _use_one_core()
     return work(job)
