@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ki.support.options import RayAddress
+from ki.support.options import RayAddress, Workers
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
@@ -38,12 +38,10 @@ def index(
         list[str] | None,
         typer.Option(help='Camera, stream or output dated by its arrival, not by its stamps; may be repeated.'),
     ] = None,
-    workers: Annotated[int, typer.Option(help='Processes; 0: one per core.')] = 0,
+    workers: Workers = 0,
     ray: RayAddress = '',
 ) -> None:
     """Reads every recording once into an index; a second call reads only what has changed."""
-    import os
-
     from ki_robot.contract.contract import load_contract
     from training.index.episodes import IndexOptions
     from training.index.index import index_bags
@@ -60,9 +58,7 @@ def index(
     )
     with progress('indexing') as line:
         contract = load_contract(robot)
-        made = index_bags(
-            data, contract, out or index_folder(data), options, workers or os.cpu_count() or 1, ray, line.to
-        )
+        made = index_bags(data, contract, out or index_folder(data), options, workers, ray, line.to)
     summary(made)
     show_problems(made.problems)
     if not made.episodes:
@@ -130,7 +126,12 @@ def check(
 
 
 @app.command()
-def stats(data: DataOption, out: Annotated[Path, typer.Option(help='File to write.')] = Path('stats.json')) -> None:
+def stats(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help='File to write.')] = Path('stats.json'),
+    workers: Workers = 0,
+    ray: RayAddress = '',
+) -> None:
     """Normalisation statistics, after the delta transform, with where they come from."""
     from rich.console import Console
     from rich.table import Table
@@ -139,7 +140,7 @@ def stats(data: DataOption, out: Annotated[Path, typer.Option(help='File to writ
     from training.fit.stats import compute_stats
     from training.samples.dataset import EpisodeDataset
 
-    made = compute_stats(EpisodeDataset(open_index(data)))
+    made = compute_stats(EpisodeDataset(open_index(data)), workers, ray)
     save_stats(out, made)
     table = Table('', 'column', 'unit', 'mean', 'std', 'q01', 'q99', box=None)
     for what, each in made.items():
@@ -179,17 +180,16 @@ def to_lerobot_command(
     data: DataOption,
     out: Annotated[Path, typer.Option(help='Folder to make.')],
     codec: Annotated[str, typer.Option(help='h264, or copy: the JPEGs as they are, quick and large.')] = 'h264',
-    workers: Annotated[int, typer.Option(help='Cameras encoded side by side; 0: one per core.')] = 0,
+    workers: Workers = 0,
     fps: Annotated[int | None, typer.Option(help="Steps a second; left out: the contract's rate.")] = None,
+    ray: RayAddress = '',
 ) -> None:
     """Writes an index as a LeRobotDataset v3."""
-    import os
-
     from training.lerobot.write import to_lerobot
 
     with progress('writing') as line:
         found = open_index(data)
-        problems = to_lerobot(found, out, codec, workers=workers or os.cpu_count() or 1, progress=line.to, fps=fps)
+        problems = to_lerobot(found, out, codec, workers=workers, progress=line.to, fps=fps, ray=ray)
     show_problems(problems)
     print(f'{out}: written')
 
@@ -207,6 +207,8 @@ def from_lerobot_command(
     ] = None,
     episode: Annotated[list[int] | None, typer.Option(help='Only this one; may be repeated.')] = None,
     quality: Annotated[int, typer.Option(help='Of the JPEGs, 1..100.')] = 95,
+    workers: Workers = 0,
+    ray: RayAddress = '',
 ) -> None:
     """Writes a LeRobot dataset as recordings (rosbag2, MCAP) and a contract."""
     from training.lerobot.to_bags import from_lerobot, write_draft
@@ -220,7 +222,7 @@ def from_lerobot_command(
     if out is None:
         raise typer.BadParameter('give --out FOLDER, or --draft FILE')
     with progress('writing') as line:
-        contract, problems = from_lerobot(source, out, robot, episode, quality, line.to, map_file)
+        contract, problems = from_lerobot(source, out, robot, episode, quality, line.to, map_file, workers, ray)
     show_problems(problems)
     print(f'{out}: recordings of {contract.name}, and contract.yaml')
     if robot is None:

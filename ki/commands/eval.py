@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from ki.support.options import RayAddress
 from ki.support.progress import progress
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def sim(
         Path,
         typer.Option(help='Folder for a JSON a task and way, and films of failures; what is there is gone on with.'),
     ] = Path('out/eval'),
-    films: Annotated[bool, typer.Option(help='A GIF of every failure; in this process only.')] = True,
+    films: Annotated[bool, typer.Option(help='A GIF of every failure; not through the node.')] = True,
     through_node: Annotated[bool, typer.Option(help='Simulator, policy node and executor as processes.')] = False,
     plan: Annotated[bool, typer.Option(help="Through the node, the expert's rehearsed plan as the policy.")] = False,
     mode: Annotated[
@@ -128,6 +130,10 @@ def sim(
         int, typer.Option(min=0, help='Of a run: its checkpoints at multiples of so many steps, as a curve.')
     ] = 0,
     stage: Annotated[list[str] | None, typer.Option(help='Of a run: the last checkpoint of this stage.')] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help='Processes that share the scenes, one core each; 0: one per core.')
+    ] = 1,
+    ray: RayAddress = '',
 ) -> None:
     """Success, language following and time over many scenes, each rate with its 95 % interval.
 
@@ -153,7 +159,10 @@ def sim(
     image_size = image_size or camera_size(bundle)
     names = task_names(task or trained_tasks(bundle))
     modes, steps, delays = mode or ['auto'], execute_steps or [0], delay_steps or [MEASURED if measured_delay else 0]
+    how = PlayOptions(films, workers, ray)
     if through_node:
+        if workers != 1 or ray:
+            raise KiError('--through-node plays on one machine, by its clock: leave --workers and --ray out.')
         if len(modes) > 1 or len(steps) > 1 or delay_steps:
             raise KiError(
                 '--through-node has a clock and one way: give one --mode, one --execute-steps, no --delay-steps.'
@@ -167,15 +176,25 @@ def sim(
     plays = Plays(bundle, seeds, first_seed, paired, split, backend, seed, image_size, cast(Decode, decode))
     cells = cells_of(names, modes, steps, delays)
     if every or stage:
-        _curve(plays, cells, out, every, stage or [])
+        _curve(plays, cells, out, every, stage or [], replace(how, films=False))
         return
-    _play(plays, cells, out, films)
+    _play(plays, cells, out, how)
 
 
-def _curve(plays: Plays, cells: Sequence[EvaluationCell], out: Path, every: int, stages: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class PlayOptions:
+    """Whether failures are filmed, and who plays: processes here, or a Ray cluster."""
+
+    films: bool
+    workers: int
+    ray: str
+
+
+def _curve(
+    plays: Plays, cells: Sequence[EvaluationCell], out: Path, every: int, stages: Sequence[str], how: PlayOptions
+) -> None:
     """Plays the cells with each checkpoint of a run, and writes OUT/curve.json: success by samples of training."""
     import json
-    from dataclasses import replace
 
     from ki_common.files import write_text
     from training.train.ship import bundles_of
@@ -184,21 +203,22 @@ def _curve(plays: Plays, cells: Sequence[EvaluationCell], out: Path, every: int,
     for moment in bundles_of(plays.bundle, every, stages):
         print(f'{moment.stage}, step {moment.step}, {moment.samples} samples')
         folder = out / f'{moment.stage}-{moment.step:08d}'
-        for report in _play(replace(plays, bundle=moment.bundle), cells, folder, False):
+        for report in _play(replace(plays, bundle=moment.bundle), cells, folder, how):
             about = {'stage': moment.stage, 'step': moment.step, 'samples': moment.samples}
             rows.append(about | {'settings': report.settings, **report.summary()})
             write_text(out / 'curve.json', json.dumps(rows, indent=1) + '\n')
     print(f'{out / "curve.json"}: {len(rows)} rows')
 
 
-def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, films: bool) -> list[EvaluationReport]:
+def _play(plays: Plays, cells: Sequence[EvaluationCell], out: Path, how: PlayOptions) -> list[EvaluationReport]:
     """Plays the cells with a bar, and prints a line for each, and for each way one for its tasks together."""
     from ki.simulation.sim_evaluation import evaluate_cells, together, told_delay
 
     ways = {cell: (cell.mode, cell.execute_steps, cell.delay_steps) for cell in cells}
     played: dict[tuple[str, int, int], list[EvaluationReport]] = {}
     with progress('episodes', plays.episodes * len(cells)) as line:
-        for cell, report in evaluate_cells(plays, cells, out, films, lambda *_: line.advance()):
+        played_cells = evaluate_cells(plays, cells, out, how.films, lambda *_: line.advance(), how.workers, how.ray)
+        for cell, report in played_cells:
             group = played.setdefault(ways[cell], [])
             group.append(report)
             way = ''

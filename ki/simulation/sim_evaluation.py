@@ -5,19 +5,25 @@ A cell is a JSON file that is written after each episode; a second call plays wh
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ki_common.parallel import run_all
+
 if TYPE_CHECKING:
-    from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
+    from ki.simulation.sim_policy import ClosedLoopPolicy
+    from ki_sim.evaluate.closed_loop import EvaluationReport, EvaluationSettings, SceneOutcome
     from ki_vla.policy.serving import Decode
 
+Tell = Callable[['EvaluationCell', 'SceneOutcome'], None]
 TOGETHER = 'all of them'
 DEFAULT_SIZE = 96  # rows and columns of a camera
+SCENES_A_JOB = 4  # that a process plays before they are written
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,18 @@ class Plays:
     seed: int = 0
     image_size: int = 96
     decode: Decode | Literal[''] = ''
+
+    @property
+    def scenes(self) -> range:
+        """Of every cell."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """How episodes are played."""
+        from ki_sim.evaluate.closed_loop import EvaluationSettings
+
+        return EvaluationSettings(self.image_size, self.split)
 
     @property
     def episodes(self) -> int:
@@ -109,7 +127,9 @@ def evaluate_cells(
     cells: Sequence[EvaluationCell],
     out: Path,
     films: bool = False,
-    tell: Callable[[EvaluationCell, SceneOutcome], None] | None = None,
+    tell: Tell | None = None,
+    workers: int = 1,
+    ray: str = '',
 ) -> Iterator[tuple[EvaluationCell, EvaluationReport]]:
     """Plays cells one after the other; each is given when all of its episodes have been played.
 
@@ -119,46 +139,135 @@ def evaluate_cells(
         out: Folder of their files, see `file_of`.
         films: A GIF of every failure.
         tell: Told of each episode, also of those that had been played before.
+        workers: Processes that share the scenes of cells; 1 plays in this one, 0: one per core.
+        ray: Address of a Ray cluster in place of processes, see `ki_common.parallel.run_all`.
 
     Raises:
         KiError: the bundle cannot be opened, or a cell does not fit it.
     """
-    from ki.simulation.sim_policy import open_sim_policy
-    from ki_sim.evaluate.closed_loop import EvaluationSettings, evaluate, load_report
+    from ki_sim.evaluate.closed_loop import evaluate
 
-    settings = EvaluationSettings(plays.image_size, plays.split)
-    scenes = range(plays.first_seed, plays.first_seed + plays.seeds)
+    settings, scenes = plays.settings, plays.scenes
     for _, alike in itertools.groupby(cells, key=lambda cell: (cell.mode, cell.execute_steps, cell.delay_steps)):
         group = list(alike)
-        way = group[0]
-        timing = (way.mode, way.execute_steps, way.delay_steps)
-        policy = open_sim_policy(plays.bundle, plays.backend, plays.seed, *timing, decode=plays.decode)
+        policy = _opened(plays, group[0])
         try:
-            for cell in group:
-                path = out / file_of(cell, cells, plays.split)
-                about: dict[str, Any] = {
-                    **asdict(settings),
-                    'policy': policy.policy_id,
-                    'backend': plays.backend,
-                    'seed': plays.seed,
-                    'paired': plays.paired,
-                    'mode': policy.timing.mode,
-                    'execute_steps': policy.timing.execute_steps,
-                    'delay_steps': told_delay(cell.delay_steps),
-                    **({'decode': plays.decode} if plays.decode else {}),
-                }
-                report = load_report(path, cell.task, about)
-                report.outcomes = [each for each in report.outcomes if each.seed in scenes]
-                if tell is not None:
-                    for known in report.outcomes:
-                        tell(cell, known)
+            begun = [
+                (cell, out / file_of(cell, cells, plays.split), _begun(plays, cell, cells, out, policy))
+                for cell in group
+            ]
+            for cell, _, report in begun:
+                _tell(tell, cell, report.outcomes)
+            videos = out / 'films' if films else None
+            if workers != 1 or ray:
+                policy.close()
+                yield from _shared(plays, begun, videos, tell, workers, ray)
+                continue
+            for cell, path, report in begun:
                 played = partial(_played, report, path, None if tell is None else partial(tell, cell))
-                videos = out / 'films' if films else None
                 evaluate(policy, cell.task, scenes, settings, videos, played, plays.paired, report)
                 report.save(path)
                 yield cell, report
         finally:
             policy.close()
+
+
+def _tell(tell: Tell | None, cell: EvaluationCell, outcomes: Sequence[SceneOutcome]) -> None:
+    if tell is not None:
+        for outcome in outcomes:
+            tell(cell, outcome)
+
+
+def _opened(plays: Plays, way: EvaluationCell) -> ClosedLoopPolicy:
+    from ki.simulation.sim_policy import open_sim_policy
+
+    timing = (way.mode, way.execute_steps, way.delay_steps)
+    return open_sim_policy(plays.bundle, plays.backend, plays.seed, *timing, decode=plays.decode)
+
+
+def _begun(
+    plays: Plays, cell: EvaluationCell, cells: Sequence[EvaluationCell], out: Path, policy: ClosedLoopPolicy
+) -> EvaluationReport:
+    """What is there of a cell already, if it was played in the same way."""
+    from ki_sim.evaluate.closed_loop import load_report
+
+    about: dict[str, Any] = {
+        **asdict(plays.settings),
+        'policy': policy.policy_id,
+        'backend': plays.backend,
+        'seed': plays.seed,
+        'paired': plays.paired,
+        'mode': policy.timing.mode,
+        'execute_steps': policy.timing.execute_steps,
+        'delay_steps': told_delay(cell.delay_steps),
+        **({'decode': plays.decode} if plays.decode else {}),
+    }
+    report = load_report(out / file_of(cell, cells, plays.split), cell.task, about)
+    report.outcomes = [each for each in report.outcomes if each.seed in plays.scenes]
+    return report
+
+
+@dataclass(frozen=True)
+class SceneJob:
+    """Some scenes of a cell, for another process; what was played of them is `known`."""
+
+    plays: Plays
+    cell: EvaluationCell
+    scenes: range
+    known: tuple[SceneOutcome, ...]
+    videos: Path | None
+
+
+def play_scenes(job: SceneJob) -> list[SceneOutcome]:
+    """What came of the episodes that had not been played, in a process of its own."""
+    import torch
+
+    from ki.simulation.simulated_data import load_triton_before_mesa
+    from ki_sim.evaluate.closed_loop import EvaluationReport, evaluate
+
+    load_triton_before_mesa()
+    torch.set_num_threads(1)
+    policy = _opened_here(job.plays, replace(job.cell, task=''))
+    report = EvaluationReport(job.cell.task, {}, list(job.known))
+    evaluate(policy, job.cell.task, job.scenes, job.plays.settings, job.videos, None, job.plays.paired, report)
+    return report.outcomes[len(job.known) :]
+
+
+@lru_cache(maxsize=1)
+def _opened_here(plays: Plays, way: EvaluationCell) -> ClosedLoopPolicy:
+    """The policy of a process that plays for another, opened once for all of its scenes."""
+    return _opened(plays, way)
+
+
+def _shared(
+    plays: Plays,
+    begun: Sequence[tuple[EvaluationCell, Path, EvaluationReport]],
+    videos: Path | None,
+    tell: Tell | None,
+    workers: int,
+    ray: str,
+) -> Iterator[tuple[EvaluationCell, EvaluationReport]]:
+    """The cells of one way, their scenes shared out; each is written after some of its scenes."""
+    jobs, places = [], []
+    for place, (cell, _, report) in enumerate(begun):
+        for first in range(plays.scenes.start, plays.scenes.stop, SCENES_A_JOB):
+            scenes = range(first, min(first + SCENES_A_JOB, plays.scenes.stop))
+            known = tuple(each for each in report.outcomes if each.seed in scenes)
+            jobs.append(SceneJob(plays, cell, scenes, known, videos))
+            places.append(place)
+    left = [places.count(place) for place in range(len(begun))]
+    with contextlib.closing(run_all(play_scenes, jobs, workers, ray)) as results:
+        for number, result in results:
+            if isinstance(result, Exception):
+                raise result
+            cell, path, report = begun[places[number]]
+            report.outcomes += result
+            report.outcomes.sort(key=lambda outcome: outcome.seed)  # the two of a pair stay in order
+            report.save(path)
+            _tell(tell, cell, result)
+            left[places[number]] -= 1
+            if not left[places[number]]:
+                yield cell, report
 
 
 def _played(

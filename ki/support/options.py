@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+Workers = Annotated[int, typer.Option(min=0, help='Processes; 0: one per core.')]
 RayAddress = Annotated[
     str,
     typer.Option(

@@ -34,22 +34,16 @@ class Running:
         self._bins = np.zeros((columns, BINS), dtype=np.int64)
         self._first = np.zeros(columns)
         self._width = np.zeros(columns)
+        self._rough = np.zeros(columns)  # how far off values are that came as a histogram
 
     def update(self, rows_MN: NDArray[np.floating]) -> None:
         """Takes more rows; all must be finite."""
         rows = np.asarray(rows_MN, dtype=np.float64)
         if not len(rows):
             return
-        count = len(rows)
         mean = rows.mean(axis=0)
-        delta = mean - self.mean
-        total = self.count + count
-        # Chan's way of merging variances: no cancellation, whatever the order.
-        self._squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
-        self.low = np.minimum(self.low, rows.min(axis=0))
-        self.high = np.maximum(self.high, rows.max(axis=0))
+        squares = ((rows - mean) ** 2).sum(axis=0)
+        self._take_moments(len(rows), mean, squares, rows.min(axis=0), rows.max(axis=0))
         if self._kept is not None:
             self._kept.append(rows)
             if self.count > self._exact_rows:
@@ -60,6 +54,47 @@ class Running:
         else:
             self._fill(rows)
 
+    def _take_moments(self, count: int, mean: Values, squares: Values, low: Values, high: Values) -> None:
+        delta = mean - self.mean
+        total = self.count + count
+        # Chan's way of merging variances: no cancellation, whatever the order.
+        self._squares += squares + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+        self.low = np.minimum(self.low, low)
+        self.high = np.maximum(self.high, high)
+
+    def merge(self, other: Running) -> None:
+        """Takes what another one has taken, as rows that came after its own; that one must not be used any more.
+
+        Where one of the two has a histogram already, quantiles are off by half a bin of the other besides.
+        """
+        if not other.count:
+            return
+        self._take_moments(other.count, other.mean, other._squares, other.low, other.high)
+        if self._kept is not None and other._kept is not None and self.count <= self._exact_rows:
+            self._kept += other._kept
+            return
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self._begin_bins()
+            for piece in kept:
+                self._fill(piece)
+        for piece in other._kept or ():
+            self._fill(piece)
+        if other._kept is None:
+            self._fill_bins(other)
+
+    def _fill_bins(self, other: Running) -> None:
+        """Adds a histogram: each of its bins as values in its middle."""
+        self._rough = np.maximum(self._rough, np.maximum(other._rough, other._width / 2))
+        for column, counts in enumerate(other._bins):
+            middles = other._first[column] + (np.arange(BINS) + 0.5) * other._width[column]
+            values = np.clip(middles, other.low[column], other.high[column])[counts > 0]
+            self._reach(column, float(values.min()), float(values.max()))
+            place = ((values - self._first[column]) / self._width[column]).astype(np.int64)
+            np.add.at(self._bins[column], np.clip(place, 0, BINS - 1), counts[counts > 0])
+
     @property
     def std(self) -> Values:
         """Standard deviation of the population."""
@@ -68,7 +103,7 @@ class Running:
     @property
     def resolution(self) -> Values:
         """How far off a quantile may be, per column; 0 while exact."""
-        return np.zeros(len(self.mean)) if self._kept is not None else self._width.copy()
+        return np.zeros(len(self.mean)) if self._kept is not None else self._width + self._rough
 
     def quantile(self, share: float) -> Values:
         """The value below which `share` of the rows lie, per column (N,)."""
@@ -124,9 +159,15 @@ class RunningSteps:
         rows = np.where(known, np.asarray(chunks_nHN, dtype=np.float64), 0.0)
         count = known.sum(axis=0)
         mean = rows.sum(axis=0) / np.maximum(count, 1)
+        self._take(count, mean, np.where(known, (rows - mean) ** 2, 0.0).sum(axis=0))
+
+    def merge(self, other: RunningSteps) -> None:
+        """Takes what another one has taken."""
+        self._take(other._count_H1, other.mean_HN, other._squares_HN)
+
+    def _take(self, count: Values, mean: Values, spread: Values) -> None:
         total = np.maximum(self._count_H1 + count, 1)
         delta = np.where(count > 0, mean - self.mean_HN, 0.0)
-        spread = np.where(known, (rows - mean) ** 2, 0.0).sum(axis=0)
         self._squares_HN += spread + delta**2 * (self._count_H1 * count / total)
         self.mean_HN = self.mean_HN + delta * (count / total)
         self._count_H1 = self._count_H1 + count

@@ -6,16 +6,20 @@ describe exactly what is normalised. Letters: T steps, H horizon, S state column
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ki_common.parallel import run_all
 from ki_robot.policy_values import policy_actions, policy_state
 from ki_robot.transforms import Stats
 from training.fit.quantiles import Running, RunningSteps
 from training.samples.dataset import EpisodeDataset
+
+BLOCK = 512  # episodes that are summarised together
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,44 @@ class Summary:
     action_high: NDArray[np.float64]
 
 
-def compute_stats(dataset: EpisodeDataset) -> dict[str, Stats]:
-    """`state` and `actions` of a dataset, with the provenance that a bundle carries."""
-    summary = summarise(dataset)
+def compute_stats(dataset: EpisodeDataset, workers: int = 1, ray: str = '') -> dict[str, Stats]:
+    """`state` and `actions` of a dataset, with the provenance that a bundle carries; see `summarise`."""
+    summary = summarise(dataset, workers, ray)
     return {'state': summary.state, 'actions': summary.actions}
 
 
-def summarise(dataset: EpisodeDataset) -> Summary:
-    """One pass over the numbers of a dataset; images are not touched."""
-    contract = dataset.contract
-    states, actions = Running(len(contract.state)), Running(len(contract.actions))
-    by_step = RunningSteps(dataset.horizon, len(contract.actions))
-    for number, steps in dataset.starts_by_episode():
-        arrays = dataset.arrays(number)
-        states.update(policy_state(contract, arrays['state'][steps]))
-        for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB
-            chunks_nHN, known_nH = _chunks(dataset, number, steps[begin : begin + 256])
-            actions.update(chunks_nHN[known_nH])
-            by_step.update(chunks_nHN, known_nH)
+@dataclass
+class BlockSums:
+    """What some episodes come to."""
+
+    states: Running
+    actions: Running
+    by_step: RunningSteps
+
+
+def summarise(dataset: EpisodeDataset, workers: int = 1, ray: str = '') -> Summary:
+    """One pass over the numbers of a dataset; images are not touched.
+
+    Args:
+        dataset: What is summarised.
+        workers: Processes that share the episodes; the numbers are the same with any number of them.
+        ray: Address of a Ray cluster in place of processes, see `ki_common.parallel.run_all`.
+    """
+    contract, numbers = dataset.contract, dataset.episode_numbers
+    blocks = [dataset.only(numbers[first : first + BLOCK]) for first in range(0, len(numbers), BLOCK)]
+    found: dict[int, BlockSums] = {}
+    with contextlib.closing(run_all(part_of, blocks, workers, ray)) as results:
+        for place, result in results:
+            if isinstance(result, Exception):
+                raise result
+            found[place] = result
+    # In the order of the episodes, whoever was first.
+    whole = found[0]
+    for place in range(1, len(blocks)):
+        whole.states.merge(found[place].states)
+        whole.actions.merge(found[place].actions)
+        whole.by_step.merge(found[place].by_step)
+    states, actions, by_step = whole.states, whole.actions, whole.by_step
     origin = provenance(dataset)
     return Summary(
         state=_stats(contract.state_names, states, {**origin, 'units': [c.unit for c in contract.state]}),
@@ -66,6 +90,25 @@ def summarise(dataset: EpisodeDataset) -> Summary:
         action_low=actions.low,
         action_high=actions.high,
     )
+
+
+def part_of(dataset: EpisodeDataset) -> BlockSums:
+    """What the episodes of one block come to."""
+    contract = dataset.contract
+    found = BlockSums(
+        Running(len(contract.state)),
+        Running(len(contract.actions)),
+        RunningSteps(dataset.horizon, len(contract.actions)),
+    )
+    for number, steps in dataset.starts_by_episode():
+        arrays = dataset.arrays(number)
+        found.states.update(policy_state(contract, arrays['state'][steps]))
+        for begin in range(0, len(steps), 256):  # 256 chunks of 50 x 32 float64 are 3 MB
+            chunks_nHN, known_nH = _chunks(dataset, number, steps[begin : begin + 256])
+            found.actions.update(chunks_nHN[known_nH])
+            found.by_step.update(chunks_nHN, known_nH)
+    dataset.forget()  # in this process, the blocks that are done stay
+    return found
 
 
 def provenance(dataset: EpisodeDataset) -> dict[str, Any]:

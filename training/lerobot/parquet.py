@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ class ParquetReader:
             raise TrainingError(f'{path} cannot be read ({data.decode()}).')
         return pa.ipc.open_stream(data).read_all()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reader_here, (self._limit_s,)
+
     def close(self) -> None:
         """Ends the process; the next table begins another."""
         if self._process is not None:
@@ -93,6 +97,12 @@ class ParquetReader:
                 pieces.append(piece)
                 count -= len(piece)
         return b''.join(pieces)
+
+
+@lru_cache(maxsize=1)
+def _reader_here(limit_s: float) -> ParquetReader:
+    """The reader of a process that works for another: one for all episodes that it is given."""
+    return ParquetReader(limit_s)
 
 
 def _begin() -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ of files. Episodes that the metadata names and the disk lacks are left out and c
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -137,6 +138,12 @@ class LerobotDataset:
             raise TrainingError(f'{path}: episode {number} cannot be read ({why}).') from error
         clips = {camera: self._clip(number, camera) for camera in self.cameras}
         return LerobotEpisode(number, values, state, action, times, tasks, clips, human)
+
+    def only(self, number: int) -> LerobotDataset:
+        """The same with one episode alone, which is little to send to another process."""
+        found = copy.copy(self)
+        found.problems, found._rows, found.numbers = Problems(), {number: self._rows[number]}, (number,)
+        return found
 
     def promised_steps(self, number: int) -> int | None:
         """How many steps the metadata says that an episode has; None when it does not say."""

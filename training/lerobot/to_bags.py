@@ -7,7 +7,9 @@ is made from it and from extremes, to be checked by hand.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import yaml
 
 from ki_bags import message_builders
 from ki_bags.errors import BagError
-from ki_bags.problems import Problems
+from ki_bags.problems import Problem, Problems
 from ki_bags.writer import BagWriter
 from ki_common.errors import KiError
 from ki_common.files import read_json, write_text
+from ki_common.parallel import run_all
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.names import interface_of, twist_axis_of
 from training.errors import TrainingError
@@ -54,6 +57,8 @@ def from_lerobot(
     quality: int = 95,
     progress: Progress | None = None,
     map_file: Path | None = None,
+    workers: int = 1,
+    ray: str = '',
 ) -> tuple[Contract, Problems]:
     """Writes `out/episode_000000` ... and `out/contract.yaml`.
 
@@ -65,6 +70,8 @@ def from_lerobot(
         quality: JPEG quality of the pictures.
         progress: Told after every episode.
         map_file: Which number is which column; without one, what the names tell beyond doubt.
+        workers: Episodes at a time, each in a process.
+        ray: Address of a Ray cluster instead, see `ki_common.parallel.run_all`.
 
     Raises:
         TrainingError: No episode on disk, a column of the contract that the dataset lacks, or something that neither
@@ -84,21 +91,51 @@ def from_lerobot(
         text = f'{contract.name} has no outputs, so the actions are left out'
         problems.add(source, 'actions', 'actions_left_out', text)
     out.mkdir(parents=True, exist_ok=True)
-    for place, number in enumerate(wanted):
-        path = out / f'episode_{number:06d}'
-        try:
-            episode = dataset.episode(number)
-            times = write_episode(episode, dataset, plan, path, quality)
-        except BagError:
-            raise
-        except KiError as error:
-            problems.add(source, f'episode {number}', 'unreadable', str(error))
-        else:
-            _tell(episode, times, dataset, problems)
-        if progress is not None:
-            progress(place + 1, len(wanted), str(path))
+    jobs = [EpisodeJob(dataset.only(number), plan, out / f'episode_{number:06d}', quality) for number in wanted]
+    told: dict[int, Problems] = {}
+    with contextlib.closing(run_all(write_job, jobs, workers, ray)) as results:
+        for place, result in results:
+            if isinstance(result, BagError):
+                raise result
+            if isinstance(result, Exception):
+                text = f'the process that read it died ({type(result).__name__}: {result})'
+                result = Problems([Problem(str(source), f'episode {wanted[place]}', 'unreadable', text)])
+            told[place] = result
+            if progress is not None:
+                progress(len(told), len(wanted), str(jobs[place].path))
+    for place in sorted(told):
+        problems.extend(told[place])
     write_text(out / 'contract.yaml', yaml.safe_dump(contract.to_dict(), sort_keys=False, allow_unicode=True))
     return contract, problems
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """One episode to write: the dataset with it alone, which number is which column, where to, quality of JPEGs."""
+
+    dataset: LerobotDataset
+    plan: Plan
+    path: Path
+    quality: int
+
+
+def write_job(job: EpisodeJob) -> Problems:
+    """Writes an episode; returns what is odd about it, or why it cannot be read.
+
+    Raises:
+        BagError: The folder exists, or the disk takes no more.
+    """
+    problems, [number] = Problems(), job.dataset.numbers
+    try:
+        episode = job.dataset.episode(number)
+        times = write_episode(episode, job.dataset, job.plan, job.path, job.quality)
+    except BagError:
+        raise
+    except KiError as error:
+        problems.add(job.dataset.folder, f'episode {number}', 'unreadable', str(error))
+    else:
+        _tell(episode, times, job.dataset, problems)
+    return problems
 
 
 def write_draft(source: Path, path: Path, robot: str | None = None) -> list[str]:

@@ -9,9 +9,9 @@ or no command was known, are left out: what lies before and after become episode
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_common.files import atomic_folder
+from ki_common.parallel import results_of
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
@@ -66,6 +67,7 @@ def to_lerobot(
     workers: int = 1,
     progress: Progress | None = None,
     fps: int | None = None,
+    ray: str = '',
 ) -> Problems:
     """Writes a dataset; returns what was left out.
 
@@ -74,9 +76,10 @@ def to_lerobot(
         out: The folder to make; it must not exist.
         codec: `h264`, or `copy` (JPEGs of the cameras unchanged: quick, exact and large).
         outcomes: Episodes of which outcome to take.
-        workers: Cameras encoded side by side.
-        progress: Told after every episode.
+        workers: Films made at a time, each in a process.
+        progress: Told after every film: one of a camera, of some episodes.
         fps: Steps a second of the dataset; of each of its steps the newest step of the index. None: the contract's.
+        ray: Address of a Ray cluster in place of processes, see `ki_common.parallel.run_all`.
 
     Raises:
         TrainingError: The folder exists, the rate is no whole number and none was given, or no episode is left.
@@ -91,7 +94,7 @@ def to_lerobot(
     if out.exists():
         raise TrainingError(f'{out} exists already; choose another folder.')
     with atomic_folder(out) as folder:
-        return _write(index, folder, fps, codec, outcomes, workers, progress)
+        return _write(index, folder, fps, codec, outcomes, progress, partial(results_of, workers=workers, ray=ray))
 
 
 def _write(
@@ -100,8 +103,8 @@ def _write(
     fps: int,
     codec: str,
     outcomes: tuple[str, ...],
-    workers: int,
     progress: Progress | None,
+    made_by: Callable[[Callable[[Film], Film], Sequence[Film]], Iterator[Film]],
 ) -> Problems:
     contract, problems = index.contract.replace(rate_hz=float(fps)), Problems()
     (folder / 'meta').mkdir()
@@ -110,30 +113,19 @@ def _write(
     cameras = _common_cameras(data, stretches, contract, problems)
     if not stretches:
         raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
+    films = [film for camera in cameras for film in _films(data, stretches, camera, folder, fps, codec)]
+    rows: list[dict[str, Any]] = [{} for _ in stretches]
+    for done, film in enumerate(made_by(make_film, films)):
+        for (place, _), row in zip(film.stretches, film.rows, strict=True):
+            rows[place].update(row)
+        if progress is not None:
+            progress(done + 1, len(films), str(film.path))
     writing = _Writing(interventions=any('driver' in data.arrays(each.number) for each in stretches))
-    videos = {camera: _Videos(folder, IMAGES + camera, fps, codec) for camera in cameras}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for place, stretch in enumerate(stretches):
-            row, stats = _numbers(data, stretch, place, fps, writing, folder)
-            arrays = data.arrays(stretch.number)
-            entry = index.episodes[stretch.number][0]
-            jobs = {
-                camera: pool.submit(
-                    _pictures, entry.folder / f'{camera}.images', arrays, camera, stretch, videos[camera]
-                )
-                for camera in cameras
-            }
-            for camera, job in jobs.items():
-                where, stats[IMAGES + camera] = job.result()
-                row.update(where)
-            row.update({f'stats/{key}/{name}': value for key, each in stats.items() for name, value in each.items()})
-            writing.rows.append(row)
-            if progress is not None:
-                progress(place + 1, len(stretches), str(entry.path))
+    for place, stretch in enumerate(stretches):
+        row = _numbers(data, stretch, place, fps, writing, folder)
+        writing.rows.append({**row, **{key: rows[place][key] for key in sorted(rows[place])}})
     writing.parquet.close()
-    for each in videos.values():
-        each.close()
-    _write_meta(folder, contract, fps, cameras, videos, writing)
+    _write_meta(folder, contract, fps, cameras, codec, writing)
     return problems
 
 
@@ -177,54 +169,85 @@ def _common_cameras(
     return tuple(kept)
 
 
-class _Videos:
-    """The mp4 files of one camera; a new one begins at an episode when one has grown large."""
+@dataclass(frozen=True)
+class Film:
+    """One mp4 file to make: a camera in some episodes, one after the other.
 
-    def __init__(self, folder: Path, key: str, fps: int, codec: str) -> None:
-        self.folder, self.key, self.fps, self.codec = folder, key, fps, codec
-        self.number = 0
-        self.writer: VideoWriter | None = None
-        self.sizes: list[Path] = []
-        self.bytes_in = 0
+    Attributes:
+        path: The file.
+        key: Of the feature.
+        number: Of the file among those of its camera.
+        camera, fps, codec: What is filmed, how many pictures a second, how.
+        stretches: Of each episode its place in the dataset, and its steps.
+        folders: Of each, the folder of the index with its pictures, and the file of its arrays there.
+        rows: What the metadata say of each, once it is made.
+    """
 
-    def begin_episode(self) -> tuple[int, float]:
-        """File number and second at which the next episode begins."""
-        if self.writer is not None and self.bytes_in > VIDEO_MB << 20:
-            self.writer.close()
-            self.writer, self.number, self.bytes_in = None, self.number + 1, 0
-        if self.writer is None:
-            path = self.folder / 'videos' / self.key / f'{FILE.format(self.number)}.mp4'
-            self.writer = VideoWriter(path, self.fps, self.codec)
-        return self.number, self.writer.frames / self.fps
-
-    def close(self) -> None:
-        """Ends the last file."""
-        if self.writer is not None:
-            self.writer.close()
+    path: Path
+    key: str
+    number: int
+    camera: str
+    fps: int
+    codec: str
+    stretches: tuple[tuple[int, _Stretch], ...]
+    folders: tuple[tuple[Path, str], ...]
+    rows: tuple[dict[str, Any], ...] = ()
 
 
-def _pictures(
-    file: Path, arrays: dict[str, NDArray[Any]], camera: str, stretch: _Stretch, videos: _Videos
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Appends one episode to a camera's video; returns where it lies, and its statistics."""
-    offsets = arrays[f'{camera}.offset'][stretch.rows]
-    lengths = arrays[f'{camera}.length'][stretch.rows]
-    number, start = videos.begin_episode()
-    assert videos.writer is not None
+def _films(
+    data: EpisodeDataset, stretches: list[_Stretch], camera: str, folder: Path, fps: int, codec: str
+) -> Iterator[Film]:
+    """The films of one camera; a new one begins at an episode when one has grown large."""
+    key, size = IMAGES + camera, 0
+    groups: list[list[tuple[int, _Stretch]]] = [[]]
+    for place, stretch in enumerate(stretches):
+        if size > VIDEO_MB << 20:
+            groups.append([])
+            size = 0
+        groups[-1].append((place, stretch))
+        size += int(data.arrays(stretch.number)[f'{camera}.length'][stretch.rows].sum())
+    for number, group in enumerate(groups):
+        path = folder / 'videos' / key / f'{FILE.format(number)}.mp4'
+        found = [data.index.episodes[stretch.number] for _, stretch in group]
+        folders = tuple((entry.folder, about.file) for entry, about in found)
+        yield Film(path, key, number, camera, fps, codec, tuple(group), folders)
+
+
+def make_film(film: Film) -> Film:
+    """Makes a film; returns it with where each episode lies in it and the statistics of its pictures.
+
+    Raises:
+        TrainingError: A picture does not decode, or has another size than the first.
+    """
+    writer, rows = VideoWriter(film.path, film.fps, film.codec), []
+    for (_, stretch), (folder, arrays) in zip(film.stretches, film.folders, strict=True):
+        with np.load(folder / arrays) as stored:
+            offsets = stored[f'{film.camera}.offset'][stretch.rows]
+            lengths = stored[f'{film.camera}.length'][stretch.rows]
+        rows.append(_add_pictures(folder / f'{film.camera}.images', offsets, lengths, film, writer))
+    writer.close()
+    return replace(film, rows=tuple(rows))
+
+
+def _add_pictures(
+    file: Path, offsets: NDArray[np.int64], lengths: NDArray[np.int64], film: Film, writer: VideoWriter
+) -> dict[str, Any]:
+    """Appends one episode to a film; returns where it lies, and the statistics of its pictures."""
+    start = writer.frames / film.fps
     with file.open('rb', buffering=0) as stream:
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
             stream.seek(offset)
-            videos.writer.add(np.frombuffer(stream.read(length), dtype=np.uint8))
-            videos.bytes_in += length
-    prefix = f'videos/{videos.key}'
-    where = {
-        f'{prefix}/chunk_index': 0,
-        f'{prefix}/file_index': number,
-        f'{prefix}/from_timestamp': start,
-        f'{prefix}/to_timestamp': start + len(offsets) / videos.fps,
-    }
+            writer.add(np.frombuffer(stream.read(length), dtype=np.uint8))
     chosen = np.unique(np.linspace(0, len(offsets) - 1, STATS_IMAGES).astype(int))
-    return where, _image_stats(file, offsets[chosen], lengths[chosen])
+    stats = _image_stats(file, offsets[chosen], lengths[chosen])
+    prefix = f'videos/{film.key}'
+    return {
+        f'{prefix}/chunk_index': 0,
+        f'{prefix}/file_index': film.number,
+        f'{prefix}/from_timestamp': start,
+        f'{prefix}/to_timestamp': start + len(offsets) / film.fps,
+        **{f'stats/{film.key}/{name}': value for name, value in stats.items()},
+    }
 
 
 def _image_stats(file: Path, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Any]:
@@ -276,8 +299,8 @@ def _column_stats(values: NDArray[np.floating]) -> dict[str, Any]:
 
 def _numbers(
     data: EpisodeDataset, stretch: _Stretch, place: int, fps: int, writing: _Writing, folder: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes the rows of one episode; returns its line of metadata and its statistics."""
+) -> dict[str, Any]:
+    """Writes the rows of one episode; returns its line of metadata, with its statistics."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -328,11 +351,11 @@ def _numbers(
         'meta/episodes/file_index': 0,
     }
     stats = {name: _column_stats(values.reshape(count, -1).astype(np.float64)) for name, values in columns.items()}
-    return row, stats
+    return {**row, **{f'stats/{key}/{name}': value for key, each in stats.items() for name, value in each.items()}}
 
 
 def _write_meta(
-    folder: Path, contract: Contract, fps: int, cameras: tuple[str, ...], videos: dict[str, _Videos], writing: _Writing
+    folder: Path, contract: Contract, fps: int, cameras: tuple[str, ...], codec: str, writing: _Writing
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -354,7 +377,7 @@ def _write_meta(
         'splits': {'train': f'0:{len(writing.rows)}'},
         'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
         'video_path': 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4',
-        'features': _features(folder, contract, cameras, videos)
+        'features': _features(folder, contract, cameras, codec)
         | ({INTERVENTION: {'dtype': 'bool', 'shape': [1], 'names': None}} if writing.interventions else {}),
     }
     (folder / 'meta' / 'info.json').write_text(json.dumps(info, indent=4), encoding='utf-8')
@@ -364,7 +387,7 @@ def _write_meta(
     (folder / 'meta' / 'contract.json').write_text(json.dumps(contract.to_dict(), indent=1), encoding='utf-8')
 
 
-def _features(folder: Path, contract: Contract, cameras: tuple[str, ...], videos: dict[str, _Videos]) -> dict[str, Any]:
+def _features(folder: Path, contract: Contract, cameras: tuple[str, ...], codec: str) -> dict[str, Any]:
     def names(columns: tuple[str, ...]) -> list[str]:
         return [column.removesuffix('/position') for column in columns]
 
@@ -374,7 +397,7 @@ def _features(folder: Path, contract: Contract, cameras: tuple[str, ...], videos
     }
     for camera in cameras:
         key = IMAGES + camera
-        found = about(folder / 'videos' / key / f'{FILE.format(0)}.mp4', videos[camera].codec)
+        found = about(folder / 'videos' / key / f'{FILE.format(0)}.mp4', codec)
         shape = [found['video.height'], found['video.width'], 3]
         features[key] = {'dtype': 'video', 'shape': shape, 'names': ['height', 'width', 'channels'], 'info': found}
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}

@@ -5,13 +5,14 @@ Letters: H horizon, S state columns, N action columns. Images are decoded and re
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,32 @@ class EpisodeDataset:
     def episode_numbers(self) -> list[int]:
         """The episodes that take part, by position in `index.episodes`."""
         return [int(number) for number in self._where[self._bounds[:-1], 0]]
+
+    def only(self, numbers: Sequence[int]) -> EpisodeDataset:
+        """The same with some of its episodes, which are 0, 1 ... in it: little to send to another process."""
+        found = copy.copy(self)
+        chosen = [self._episodes[number] for number in numbers]
+        entries = tuple(replace(entry, episodes=(about,), problems=(), streams={}) for entry, about in chosen)
+        found.index = replace(self.index, entries=entries)
+        found._episodes, found._whole, found.problems = found.index.episodes, set(), Problems()
+        pieces = [self._starts_of(number) for number in numbers]
+        places = np.repeat(np.arange(len(numbers), dtype=np.int32), [len(piece) for piece in pieces])
+        found._where = np.stack([places, np.concatenate(pieces)], axis=1)
+        found._bounds = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+        if self._kept is not None:
+            found._kept = {place: self._kept[number] for place, number in enumerate(numbers) if number in self._kept}
+        return found
+
+    def forget(self) -> None:
+        """Gives the memory of all arrays back."""
+        with self._lock:
+            self._arrays.clear()
+            self._bytes = 0
+
+    def _starts_of(self, number: int) -> NDArray[np.int32]:
+        """The steps of one episode at which a sample begins."""
+        place = int(np.searchsorted(self._where[self._bounds[:-1], 0], number))
+        return self._where[self._bounds[place] : self._bounds[place + 1], 1]
 
     def chunk(self, number: int, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Actions (H, N) from one step on, and which of them are known (H,)."""

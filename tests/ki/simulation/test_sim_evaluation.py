@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ki.simulation import sim_policy
+from ki.simulation import sim_evaluation, sim_policy
 from ki.simulation.sim_evaluation import (
     EvaluationCell,
     Plays,
@@ -107,6 +107,44 @@ def test_a_second_call_plays_what_is_missing_and_another_policy_begins_anew(
     list(evaluate_cells(Plays(tmp_path, 2), cells, tmp_path))
     assert opened[-1].resets == 2
     assert len(json.loads((tmp_path / 'demo.json').read_text())['outcomes']) == 2
+
+
+def test_scenes_that_are_shared_out_give_the_same_file_and_go_on_too(tmp_path: Path, opened: list[Still]) -> None:
+    cells = [EvaluationCell('demo')]
+    list(evaluate_cells(Plays(tmp_path, 4, paired=True), cells, tmp_path / 'one'))
+    told: list[SceneOutcome] = []
+    for seeds in (2, 4):  # the second call plays what is missing; so few scenes are one job, and stay in this process
+        sim_evaluation._opened_here.cache_clear()
+        ((_, report),) = evaluate_cells(
+            Plays(tmp_path, seeds, paired=True),
+            cells,
+            tmp_path / 'two',
+            tell=lambda cell, outcome: told.append(outcome),
+            workers=2,
+        )
+    assert (tmp_path / 'two' / 'demo.json').read_text() == (tmp_path / 'one' / 'demo.json').read_text()
+    assert [policy.resets for policy in opened] == [8, 0, 4, 0, 4]  # one is opened to be asked what it is
+    assert len(report.outcomes) == 8
+    assert len(told) == 4 + 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shared', [{'workers': 2}, {'ray': 'local'}], ids=['processes', 'ray'])
+def test_the_shipped_policy_does_the_same_where_others_play_its_scenes(tmp_path: Path, shared: dict[str, Any]) -> None:
+    if 'ray' in shared:
+        ray = pytest.importorskip('ray')
+        ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False)
+    plays = Plays(ROOT / 'bundles' / 'demo', 5, backend='torch')
+    try:
+        ((_, here),) = evaluate_cells(plays, [EvaluationCell('demo')], tmp_path / 'one')
+        ((_, there),) = evaluate_cells(plays, [EvaluationCell('demo')], tmp_path / 'two', **shared)
+    finally:
+        if 'ray' in shared:
+            ray.shutdown()
+    same = ('seed', 'goal_seed', 'success', 'score', 'time_s', 'first_touched', 'calls', 'clipped')
+    assert [[getattr(each, name) for name in same] for each in there.outcomes] == [
+        [getattr(each, name) for name in same] for each in here.outcomes
+    ]
 
 
 def test_names_say_what_differs() -> None:

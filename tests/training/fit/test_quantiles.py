@@ -10,14 +10,20 @@ from hypothesis import strategies as st
 from training.fit.quantiles import BINS, Running, RunningSteps
 
 
+@pytest.mark.parametrize('merged', [False, True], ids=['one after the other', 'apart and merged'])
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(1, 300))
-def test_pieces_give_what_the_whole_gives(seed: int, sizes: list[int], exact_rows: int) -> None:
+def test_pieces_give_what_the_whole_gives(merged: bool, seed: int, sizes: list[int], exact_rows: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(sum(sizes), 3)) * [1.0, 100.0, 1e-4] + [0.0, -1e6, 3.0]
     running = Running(3, exact_rows)
     for piece in np.split(rows, np.cumsum(sizes)[:-1]):
-        running.update(piece)
+        if merged:
+            other = Running(3, exact_rows)
+            other.update(piece)
+            running.merge(other)
+        else:
+            running.update(piece)
     assert running.count == len(rows)
     np.testing.assert_allclose(running.mean, rows.mean(axis=0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(running.std, rows.std(axis=0), rtol=1e-6, atol=1e-12)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ki_robot.contract.contract import Contract
 from ki_robot.transforms import load_stats, quantile_scaling, save_stats
@@ -49,3 +50,23 @@ def test_statistics_say_where_they_come_from(make_bag: MakeBag, toy: Contract, t
     assert found['units'] == ['rad', 'rad', 'm', 'm/s']
     assert found['representation'] == ['delta', 'delta', 'absolute', 'absolute']
     assert json.loads((tmp_path / 'stats.json').read_text())['state']['names'] == list(toy.state_names)
+
+
+def test_any_number_of_processes_gives_the_same_statistics(
+    make_bag: MakeBag, toy: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('training.fit.stats.BLOCK', 1)  # so that three episodes are three jobs
+    for name in ('a', 'b', 'c'):
+        make_bag(name, seconds=1.0, task=name)
+    data = EpisodeDataset(index_bags(tmp_path / 'bags', toy, tmp_path / 'index'), kept={0: (0, 15), 2: (3, 15)})
+    one, two = compute_stats(data), compute_stats(data, workers=2)
+    for name, stats in one.items():
+        assert stats.count == two[name].count > 0
+        for field in ('mean', 'std', 'q01', 'q99'):
+            np.testing.assert_array_equal(getattr(stats, field), getattr(two[name], field))
+    np.testing.assert_array_equal(one['actions'].step_mean_HN, two['actions'].step_mean_HN)
+    monkeypatch.undo()  # all in one block
+    whole = compute_stats(data)['actions']
+    np.testing.assert_allclose(one['actions'].mean, whole.mean, atol=1e-12)
+    np.testing.assert_allclose(one['actions'].std, whole.std, atol=1e-12)
+    np.testing.assert_array_equal(one['actions'].q99, whole.q99)

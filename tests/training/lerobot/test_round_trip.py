@@ -17,6 +17,7 @@ import pytest
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract, load_contract
 from training.errors import TrainingError
+from training.fit.stats import compute_stats
 from training.index.index import Index, index_bags
 from training.lerobot.column_map import column_of
 from training.lerobot.read import LerobotDataset, dataset_folders
@@ -387,3 +388,35 @@ def test_a_rate_that_is_no_whole_number_has_a_way(
     contract, problems = from_lerobot(tmp_path / 'out', tmp_path / 'back')
     assert contract.rate_hz == fps
     assert not problems
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    'shared', [{'workers': 2}, pytest.param({'ray': 'local'}, marks=pytest.mark.slow)], ids=['processes', 'ray']
+)
+def test_any_number_of_machines_gives_the_same_dataset_and_the_same_recordings(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: dict[str, Any]
+) -> None:
+    monkeypatch.setattr('training.lerobot.write.VIDEO_MB', 0)  # so that each episode has a film of its own
+    if 'ray' in shared:
+        ray = pytest.importorskip('ray')
+        ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        to_lerobot(index, tmp_path / 'one')
+        to_lerobot(index, tmp_path / 'two', **shared)
+        _, problems = from_lerobot(tmp_path / 'one', tmp_path / 'bags_one')
+        _, others = from_lerobot(tmp_path / 'one', tmp_path / 'bags_two', **shared)
+        statistics = [compute_stats(EpisodeDataset(index), **each)['actions'].mean for each in ({}, shared)]
+        again = index_bags(tmp_path / 'bags', index.contract, tmp_path / 'other', **shared)
+    finally:
+        if 'ray' in shared:
+            ray.shutdown()
+    assert len(list((tmp_path / 'one').rglob('*.mp4'))) == 4
+    assert content_of(tmp_path / 'two') == content_of(tmp_path / 'one')
+    assert content_of(tmp_path / 'bags_two') == content_of(tmp_path / 'bags_one')
+    assert list(problems) == list(others)
+    np.testing.assert_array_equal(*statistics)
+    assert [each.files for each in again.entries] == [each.files for each in index.entries]
