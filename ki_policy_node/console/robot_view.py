@@ -9,6 +9,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from ki_msgs.msg import ControlSource, EpisodeMarker, ExecutorStatus, PolicyStatus, SafetyEvent, StreamHealth
 
+from ki_policy_node.common.clock_offset import in_words
 from ki_policy_node.common.diagnostics import RECORDING
 from ki_robot.contract.contract import Contract
 from ki_robot.messages.arrays import stamp_ns, time_ns
@@ -249,6 +250,8 @@ class RobotView:
             'teleop': message.teleop_alive,
             'operator_required': message.operator_required,
             'operator': message.operator_name,
+            'clock_ahead': time_ns(message.policy_clock_ahead) / 1e6,
+            'clocks': in_words(time_ns(message.policy_clock_ahead)),
         }
 
     def _of_episode(self) -> Plain:

@@ -184,7 +184,7 @@ function show() {
   $('estop').setAttribute('aria-pressed', String(Boolean(executor.estop)));
   const bad = [executor.state === 'fault' ? `Robot in fault: ${executor.reason}` : '',
     policy.state === 'fault' ? `Policy in fault: ${policy.message}` : '',
-    executor.heard ? '' : executor.reason].filter(Boolean).join(' ');
+    executor.heard ? executor.clocks : executor.reason].filter(Boolean).join(' ');
   alertOf(bad);
   for (const button of document.querySelectorAll('[data-do]')) {
     const free = ['stop', 'disable', 'dry_run'].includes(button.dataset.do);
@@ -196,7 +196,8 @@ function show() {
   fill($('said'), state.instructions, (option, text) => { option.value = text; }, 'option');
   rows($('streams'), policy.streams.map((each) => [each.name, each.state, `${each.age} of ${each.max_age}`,
     each.rate.toFixed(1), String(each.rejected)]), (cells) => cells[1] === 'ok' ? '' : 'bad');
-  rows($('latency'), Object.entries(policy.latency || {}).map(([part, ms]) => [part, ms.toFixed(1)]), () => '');
+  const latency = {...policy.latency, ...(executor.heard ? {"policy's clock ahead": executor.clock_ahead} : {})};
+  rows($('latency'), Object.entries(latency).map(([part, ms]) => [part, ms.toFixed(1)]), () => '');
   put($('chunks'), policy.heard ? `${policy.published} chunks, ${policy.dropped} dropped, ${policy.id} on ${policy.backend}` : '', 'small');
   fill($('events'), [...state.events].reverse(), (item, event) => {
     const text = `${new Date(event.at * 1000).toLocaleTimeString()} ${event.text}`;
