@@ -3,6 +3,7 @@
 
 const BEAT_MS = 200;      // a required operator is missed after 700 ms
 const SILENT_MS = 1500;   // without a state for so long, what the page shows is old
+const DRAW_MS = 90;       // and not at every frame of the screen: who has no graphics card would do little else
 const PAST_S = 5, AHEAD_S = 3;
 const $ = (id) => document.getElementById(id);
 let socket = null, about = null, state = null, chunk = null, heardAt = 0, offset = 0, shownAlert = '';
@@ -221,15 +222,13 @@ function rows(body, lines, kind) {
 // Every joint: what was measured, and over it the chunk, between the limits.
 
 function draw() {
-  requestAnimationFrame(draw);
-  if (!state || document.hidden || performance.now() - draw.at < 90) return;
-  draw.at = performance.now();
+  setTimeout(() => requestAnimationFrame(draw), DRAW_MS);
+  if (!state || document.hidden) return;
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const colours = {measured: colour('--accent'), planned: colour('--warn'), limit: colour('--bad'), line: colour('--line')};
   for (const [name, drawing] of drawings) drawJoint(name, drawing, colours);
 }
-draw.at = 0;
 
 function drawJoint(name, {column, value, canvas}, colours) {
   const past = history.get(name) || [], now = performance.now() / 1000;
