@@ -27,7 +27,7 @@ from ki_robot.messages.arrays import NS, Vector, sent_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
 from ki_robot.messages.states import StateReader, measured_columns
 from ki_robot.messages.video import VIDEO_MESSAGES, VideoDecoder
-from ki_robot.observation.frozen_camera import FrozenWatch
+from ki_robot.observation.frozen_camera import FrozenWatch, NewestState
 from ki_robot.observation.observation import (
     InputFault,
     NotReady,
@@ -133,7 +133,7 @@ class ObservationBuffer:
         robot = contract.robot
         self._space = RobotSpace(contract)
         self._space_lock = threading.Lock()  # several threads may ask for a state
-        self._measured = np.full(len(robot.state), np.nan)
+        self._newest_state = NewestState(len(robot.state))
         self._streams: dict[str, _Stream] = {}
         for camera in contract.cameras:
             watch = FrozenWatch(self.settings.frozen_frames, self.settings.frozen_motion)
@@ -219,7 +219,7 @@ class ObservationBuffer:
             if stream.check is not None:
                 stream.check.check(values, stamp)
             stream.newest = _Entry(stamp, values)
-            self._measured[stream.indices] = values
+            self._newest_state.take(stream.indices, values, stamp)
         stream.last_stamp_ns, stream.last_reason, stream.last_error = stamp, None, ''
 
     def sample(self, now_ns: int) -> Observation | NotReady:
@@ -247,7 +247,7 @@ class ObservationBuffer:
             self._tick(now_ns)
             if any(self._judge(self._streams[spec.name], now_ns) for spec in self.contract.state_streams):
                 return None
-            measured = np.array(self._measured)
+            measured = np.array(self._newest_state.values)
         with self._space_lock:
             return self._space.state(measured)
 
@@ -283,7 +283,7 @@ class ObservationBuffer:
 
     def _flush(self) -> None:
         self.epoch += 1
-        self._measured[:] = np.nan
+        self._newest_state.clear()
         for stream in self._streams.values():
             stream.clear()
 
@@ -306,7 +306,7 @@ class ObservationBuffer:
                 Reason.TOO_LARGE, f'image has {data.size} bytes; at most {self.settings.max_image_bytes} are accepted.'
             )
         if stream.frozen is not None:
-            stream.frozen.update(data, self._measured)
+            stream.frozen.update(data, stamp, self._newest_state)
         return entry
 
     def _judge(self, stream: _Stream, now_ns: int) -> list[StreamProblem]:

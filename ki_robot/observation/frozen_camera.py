@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,27 @@ from numpy.typing import NDArray
 from ki_robot.messages.images import Image
 
 _SLABS, _SLAB_BYTES = 16, 4096
+
+
+class NewestState:
+    """What was measured last, column by column.
+
+    Attributes:
+        values: (S,), NaN where nothing is known yet.
+        measured_ns: (S,) when.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.values = np.full(columns, np.nan)
+        self.measured_ns = np.zeros(columns, np.int64)
+
+    def take(self, places: Any, values: NDArray[np.float64], stamp_ns: int) -> None:
+        """Some columns were measured anew."""
+        self.values[places], self.measured_ns[places] = values, stamp_ns
+
+    def clear(self) -> None:
+        """Nothing is known any more."""
+        self.values[:], self.measured_ns[:] = np.nan, 0
 
 
 class FrozenWatch:
@@ -34,17 +56,28 @@ class FrozenWatch:
         self.is_frozen = False
         self._checksum = -1
         self._first: Image | None = None
+        self._since_ns = 0
         self._pose: NDArray[np.float64] | None = None
 
-    def update(self, data: Image, state: NDArray[np.float64]) -> None:
-        """Takes the bytes of the next frame and the state (S,) at its arrival; NaN where nothing is known yet."""
+    def update(self, data: Image, stamp_ns: int, state: NewestState) -> None:
+        """Takes the next frame.
+
+        Args:
+            data: Its bytes.
+            stamp_ns: When it was seen.
+            state: At its arrival. A frame may arrive before the state of its own time: what a column did before the
+                first frame of a row is no motion in front of it.
+        """
         checksum = spread_checksum(data)
-        if checksum != self._checksum or not self._equals_first(data):
+        if self._pose is None or checksum != self._checksum or not self._equals_first(data):
             self.clear()
-            self._checksum, self._first, self._pose = checksum, data, state.copy()
+            self._checksum, self._first, self._since_ns = checksum, data, stamp_ns
+            self._pose = np.full(len(state.values), np.nan)
+        begins = np.isnan(self._pose) & (state.measured_ns >= self._since_ns)
+        self._pose[begins] = state.values[begins]
         self.count += 1
-        if self.count >= self._frames and self._pose is not None:
-            moved = np.abs(state - self._pose)
+        if self.count >= self._frames:
+            moved = np.abs(state.values - self._pose)
             self.is_frozen = bool((moved > self._motion).any())  # a comparison with NaN is false
 
     def _equals_first(self, data: Image) -> bool:

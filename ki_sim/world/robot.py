@@ -127,7 +127,7 @@ def hand(side: str) -> str:
         f"""
             <body name="{side}_finger_{name}" pos="0.125 0 0" gravcomp="1">
               <joint name="{side}_finger_{name}" type="slide" axis="0 {way} 0" range="0 {OPENING_MAX / 2 + 0.001}"
-                     armature="0.05" damping="4"/>
+                     armature="0.05" damping="4" solreflimit="0.005 1" solimplimit="0.98 0.999 0.0005"/>
               <geom name="{side}_pad_{name}" type="box" size="0.048 0.007 0.013" pos="0.044 {way * 0.007} 0"
                     rgba="{DARK}" mass="0.05" {pad}/>
               <geom type="box" size="0.016 0.004 0.0135" pos="0.077 {way * 0.0045} 0" rgba="0.85 0.87 0.9 1" {GHOST}/>

@@ -29,7 +29,7 @@ from ki_robot.messages.images import as_bytes, compressed_size, decode_compresse
 from ki_robot.messages.states import STATE_TYPES, StateReader, measured_columns, static_topic
 from ki_robot.messages.video import PACKET, VIDEO, VideoDecoder
 from ki_robot.observation.buffer import BufferSettings
-from ki_robot.observation.frozen_camera import FrozenWatch
+from ki_robot.observation.frozen_camera import FrozenWatch, NewestState
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
@@ -171,7 +171,7 @@ def collect(
         TrainingError: A required camera or a state stream has no topic, or not one usable message.
     """
     found = Collected()
-    newest_state = np.full(len(contract.robot.state), np.nan)  # as the live buffer keeps it, to tell a frozen camera
+    newest_state = NewestState(len(contract.robot.state))  # as the live buffer keeps it, to tell a frozen camera
     remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
     files: list[Any] = []
@@ -305,7 +305,7 @@ def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Pro
 
 
 def _camera_handler(
-    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, newest_state: NDArray[np.float64]
+    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, newest_state: NewestState
 ) -> Callable[[Any, int], None]:
     watch = FrozenWatch(LIVE.frozen_frames, LIVE.frozen_motion)
     video = VideoDecoder() if kind in (VIDEO, PACKET) else None
@@ -338,7 +338,8 @@ def _camera_handler(
         assert data is not None
         offset = stream.tell()
         stream.write(data.tobytes())
-        watch.update(as_bytes(message.data if picture is None else picture), newest_state)
+        shown = as_bytes(message.data if picture is None else picture)
+        watch.update(shown, log_ns if stamp is None else stamp, newest_state)
         track.add(stamp, log_ns, (offset, len(data), int(watch.is_frozen)))
 
     return take
@@ -365,7 +366,7 @@ def _add_state(
     handlers: dict[str, list[Callable[[Any, int], None]]],
     remap: dict[str, str],
     problems: Problems,
-    newest_state: NDArray[np.float64],
+    newest_state: NewestState,
 ) -> None:
     topic = _topic(bag, source.topic, (STATE_TYPES[source.type],), remap, problems)
     if topic is None:
@@ -399,7 +400,7 @@ def _add_state(
         else:
             try:
                 check.check(row, time_ns)
-                newest_state[places] = row
+                newest_state.take(places, row, time_ns)
             except Rejected as error:
                 doubtful.add(len(track), str(error))
         newest_ns = time_ns

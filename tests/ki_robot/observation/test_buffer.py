@@ -14,7 +14,7 @@ from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_state, fill_twist
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
-from ki_robot.observation.frozen_camera import FrozenWatch, spread_checksum
+from ki_robot.observation.frozen_camera import FrozenWatch, NewestState, spread_checksum
 from ki_robot.observation.observation import (
     InputFault,
     NotReady,
@@ -389,10 +389,26 @@ def test_frames_that_differ_between_the_slabs_of_the_checksum_are_not_frozen() -
     second = first.copy()
     second[4096 + 10] = 1
     assert spread_checksum(first) == spread_checksum(second)
-    watch = FrozenWatch(frames=5, motion=0.05)
+    watch, state = FrozenWatch(frames=5, motion=0.05), NewestState(3)
     for index in range(20):
-        watch.update(first if index % 2 else second, np.full(3, 0.1 * index))
+        state.take(slice(3), np.full(3, 0.1 * index), index)
+        watch.update(first if index % 2 else second, index, state)
     assert not watch.is_frozen
+
+
+@pytest.mark.parametrize('late', [1, 3])
+def test_a_state_that_comes_after_the_frame_of_its_time_is_no_motion_in_front_of_it(late: int) -> None:
+    """A simulator's new scene: the robot is elsewhere in the first frame, and its state says so some frames later."""
+    watch, state, frame = FrozenWatch(frames=5, motion=0.05), NewestState(3), np.full(100, 7, np.uint8)
+    state.take(slice(3), np.full(3, 0.2), 99)
+    for index in range(20):
+        if index >= late:
+            state.take(slice(3), np.full(3, 1.0), 100 + index)
+        watch.update(frame, 100 + index, state)
+    assert not watch.is_frozen, 'a still scene in front of a still robot'
+    state.take(1, np.array(1.1), 130)
+    watch.update(frame, 130, state)
+    assert watch.is_frozen, 'and now it moves'
 
 
 def test_an_image_above_the_cap_is_refused_on_arrival(make: Any, contract: Contract) -> None:
