@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -48,7 +49,9 @@ BROKEN = ('camera', 'estop', 'joint_states', 'pause')  # in turn
 POLICIES = ('commissioning', 'torch')
 RESET = 'chunk_executor/reset_fault'
 GIVE_UP_S = {'hold': 5.0, 'run': 60.0}
-GROWS = {'rss_mb': (1.0, 10.0), 'handles': (1.0, 10.0), 'threads': (1.0, 10.0)}  # an hour: grows above, steady below
+GROWS = {'memory_mb': (1.0, 10.0), 'handles': (1.0, 10.0), 'threads': (1.0, 10.0)}  # an hour: grows above, steady below
+SHARED_GROWS = (10.0, 100.0)  # MB an hour; a segment has 32 MiB
+SEGMENT = re.compile(r'(/dev/shm/(?:fastrtps|fastdds)_[0-9a-f]{16})$', re.MULTILINE)
 LEAST_MINUTES = 8  # after the warm-up, for a slope
 SLEEP_S, STALL_S = 0.005, 0.05
 TICK = os.sysconf('SC_CLK_TCK')
@@ -83,10 +86,17 @@ class Life:
             lines = dict(line.split(':\t', 1) for line in (here / 'status').read_text().splitlines() if ':\t' in line)
             ticks = (here / 'stat').read_text().rpartition(')')[2].split()[11:13]
             handles = len(os.listdir(here / 'fd'))
-            if 'VmRSS' in lines:
-                memory, threads = int(lines['VmRSS'].split()[0]) / 1024, int(lines['Threads'])
+            if 'RssAnon' in lines:
+                # Its own: pages of libraries come and go as the kernel needs them, shared memory is counted apart.
+                memory = sum(int(lines[name].split()[0]) for name in ('RssAnon', 'VmSwap')) / 1024
                 age_s = time.monotonic() - self.start_s
-                self.rows.append((age_s, memory, handles, threads, sum(map(int, ticks)) / TICK))
+                self.rows.append((age_s, memory, handles, int(lines['Threads']), sum(map(int, ticks)) / TICK))
+
+    def segments(self) -> set[str]:
+        """The shared memory of Fast DDS that it has mapped; empty for a process that has ended."""
+        with contextlib.suppress(OSError):
+            return set(SEGMENT.findall(Path(f'/proc/{self.pid}/maps').read_text()))
+        return set()
 
 
 class Stalls:
@@ -158,11 +168,15 @@ def about(life: Life) -> dict[str, Any]:
     said: dict[str, Any] = {'process': life.name, 'hours': round(life.rows[-1][0] / 3600, 3)}
     said['cores'] = round((life.rows[-1][4] - life.rows[0][4]) / seconds, 3) if seconds else None
     for place, name in enumerate(GROWS, start=1):
-        values = [row[place] for row in life.rows]
-        found = slope([(row[0], row[place]) for row in life.rows])
-        ends = {'first': round(values[0], 1), 'last': round(values[-1], 1), 'most': round(max(values), 1)}
-        said[name] = ends | {'slope': found, 'verdict': growth_of(found, GROWS[name])}
+        said[name] = series([(row[0], row[place]) for row in life.rows], GROWS[name])
     return said
+
+
+def series(rows: Sequence[tuple[float, float]], limits: tuple[float, float]) -> dict[str, Any]:
+    """A quantity over its time: ends, most, slope, and whether that is growth."""
+    values, found = [value for _, value in rows], slope(rows)
+    ends = {'first': round(values[0], 1), 'last': round(values[-1], 1), 'most': round(max(values), 1)} if rows else {}
+    return ends | {'slope': found, 'verdict': growth_of(found, limits)}
 
 
 def counted(holds: Sequence[Hold]) -> dict[str, Any]:
@@ -192,13 +206,13 @@ def share(holds: Sequence[Hold]) -> float | None:
     return round(in_time / len(holds), 4) if holds else None
 
 
-def verdict(lives: Sequence[Mapping[str, Any]], holds: Sequence[Hold]) -> dict[str, Any]:
+def verdict(lives: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], holds: Sequence[Hold]) -> dict[str, Any]:
     """The claims of this program, each yes, no or unknown."""
-    words: dict[tuple[str, str], set[str]] = {}
+    words: dict[tuple[str, str], set[str]] = {('shared', 'memory'): {shared['verdict']}}
     for life in lives:
         for name in GROWS:
             words.setdefault((life['process'], name), set()).add(life[name]['verdict'])
-    steady = bool(words) and all('steady' in each for each in words.values())
+    steady = all('steady' in each for each in words.values())
     grows = 'no' if any('grows' in each for each in words.values()) else 'yes' if steady else 'too short to tell'
     in_time = share(holds)
     return {
@@ -231,6 +245,9 @@ class Stack:
         self.folder, self.robot = folder, robot_file(folder)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.lives: list[Life] = []
+        self.shared: list[tuple[float, float]] = []  # time since the start, MB
+        self._segments: set[str] = set()  # that any of them ever had
+        self._start_s = time.monotonic()
         self._log = (folder / 'nodes.log').open('ab')
         self.stalls = Stalls(folder / 'stalls.txt')
         make = [
@@ -288,13 +305,19 @@ class Stack:
         for life in self.lives:
             if life.pid in alive:
                 life.sample()
+                self._segments |= life.segments()
+        self.shared.append((time.monotonic() - self._start_s, self._shared_mb()))
         bags = self.folder / 'bags'
         for old in sorted(each for each in bags.glob('*_[0-9]*') if each.suffix != '.partial')[:-3]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def gone(self) -> list[str]:
-        """Those that have ended without being told to."""
-        return [f'{name} ended with {each.poll()}' for name, each in self.running.items() if each.poll() is not None]
+    def _shared_mb(self) -> float:
+        """What is left of the shared memory that any of them ever had, the killed ones too."""
+        total = 0
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                total += os.stat(segment).st_blocks * 512
+        return total / 1e6
 
     def end(self) -> None:
         """Ends all."""
@@ -451,21 +474,23 @@ class Observer:
 def result(observer: Observer, options: argparse.Namespace, whole: bool) -> dict[str, Any]:
     """All of it so far."""
     lives = [about(life) for life in observer.stack.lives if len(life.rows) > 1 and life.rows[-1][0] > 90.0]
+    shared = series(observer.stack.shared, SHARED_GROWS)
     return {
         'command': f'python benchmarks/soak.py --hours {options.hours:g}',
         'machine': {'cores': os.cpu_count(), 'platform': platform.platform(), 'python': platform.python_version()},
         'load_average': [round(each, 2) for each in os.getloadavg()],
         'hours': round(observer.hours, 3),
         'whole': whole,
-        'verdict': verdict(lives, observer.holds),
+        'verdict': verdict(lives, shared, observer.holds),
         'holds': counted(observer.holds),
         'late': [asdict(each) for each in observer.holds if each.late_s is None or each.late_s > LATE_S],
         'stuck': [asdict(each) for each in observer.holds if each.back_s is None],
         'holds_without_a_cause': observer.needless,
         'machine_stood_still_s': [length for _, length in observer.stack.stalls.found()],
+        'shared_memory_mb': shared,
         'processes': lives,
         'policies_started': sum(life.name.startswith('policy_node') for life in observer.stack.lives),
-        'limits': {'an_hour': GROWS, 'late_s': LATE_S, 'share': WANTED},
+        'limits': {'an_hour': GROWS | {'shared_memory_mb': SHARED_GROWS}, 'late_s': LATE_S, 'share': WANTED},
     }
 
 

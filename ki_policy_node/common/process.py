@@ -20,6 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
 from ki_policy_node.common.ros import security_arguments, use_own_dds_profile
+from ki_policy_node.common.shared_memory import free_abandoned
 from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
@@ -120,12 +121,15 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
         KiError: a ROS argument, a parameter or a file of them that cannot be used, or what `make` raises.
     """
     profile = use_own_dds_profile()
+    freed = free_abandoned()
     try:
         given = sys.argv if arguments is None else arguments
         enclave = security_arguments(program_name(), given, os.environ)
         rclpy.init(args=[*given, *enclave], signal_handler_options=SignalHandlerOptions.NO)
         node = make()
         answer_always(node)
+        if freed:
+            node.get_logger().info(f'freed {freed / 1e6:.0f} MB of shared memory that killed processes had left')
         return profile, node
     except (RuntimeError, ParameterException) as error:  # what rcl finds wrong with the command line is the former
         if 'security libraries' in str(error):

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+STEADY = {'verdict': 'steady'}
+
 
 @pytest.fixture
 def program(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -32,26 +34,26 @@ def test_growth_is_told_after_the_warm_up(program: ModuleType, growth: float, wo
     assert found['low'] <= growth + 0.2
     assert found['high'] >= growth - 0.2
     assert found['an_hour'] == pytest.approx(growth, abs=0.5)
-    assert program.growth_of(found, program.GROWS['rss_mb']) == word
+    assert program.growth_of(found, program.GROWS['memory_mb']) == word
 
 
 def test_a_short_life_and_a_restless_one_say_that_nobody_can_tell(program: ModuleType) -> None:
     short = program.slope(memory(1000.0, minutes=5))
-    assert program.growth_of(short, program.GROWS['rss_mb']) == 'too short to tell'
+    assert program.growth_of(short, program.GROWS['memory_mb']) == 'too short to tell'
     restless = program.slope(memory(0.0, minutes=14, noise=30.0))
-    assert program.growth_of(restless, program.GROWS['rss_mb']) == 'too short to tell'
+    assert program.growth_of(restless, program.GROWS['memory_mb']) == 'too short to tell'
     assert program.slope([]) == {}
 
 
 def test_a_hold_that_never_came_is_late(program: ModuleType) -> None:
     holds = [program.Hold('kill', 'torch', 0.1, late_s=0.2, back_s=5.0) for _ in range(98)]
     holds.append(program.Hold('camera', 'torch', 0.2, late_s=-0.1, back_s=0.2))
-    assert program.verdict([], holds)['holds_within_0.3_s']
+    assert program.verdict([], STEADY, holds)['holds_within_0.3_s']
     holds.append(program.Hold('estop', 'torch', 0.3, late_s=0.4, back_s=0.2))
     assert program.counted(holds)['all']['within_0.3_s'] == 0.99
-    assert program.verdict([], holds)['holds_within_0.3_s']
+    assert program.verdict([], STEADY, holds)['holds_within_0.3_s']
     holds.append(program.Hold('estop', 'torch', 0.4))
-    said = program.verdict([], holds)
+    said = program.verdict([], STEADY, holds)
     assert not said['holds_within_0.3_s']
     assert not said['every_fault_was_a_hold']
     assert not said['went_on_after_every_fault']
@@ -81,13 +83,14 @@ def test_nothing_grows_is_said_only_of_what_was_seen(program: ModuleType) -> Non
         return {'process': process} | verdicts
 
     unknown = 'too short to tell'
-    assert program.verdict([life(unknown, unknown, unknown)], [])['nothing_grows'] == unknown
-    assert program.verdict([life('steady', 'steady', 'steady')], [])['nothing_grows'] == 'yes'
-    assert program.verdict([life('steady', 'steady', 'grows')], [])['nothing_grows'] == 'no'
+    assert program.verdict([life(unknown, unknown, unknown)], STEADY, [])['nothing_grows'] == unknown
+    assert program.verdict([life('steady', 'steady', 'steady')], STEADY, [])['nothing_grows'] == 'yes'
+    assert program.verdict([life('steady', 'steady', 'grows')], STEADY, [])['nothing_grows'] == 'no'
     whole, short = life('steady', 'steady', 'steady'), life(unknown, unknown, unknown)
-    assert program.verdict([whole, short], [])['nothing_grows'] == 'yes'
+    assert program.verdict([whole, short], STEADY, [])['nothing_grows'] == 'yes'
+    assert program.verdict([whole], {'verdict': 'grows'}, [])['nothing_grows'] == 'no'
     other = life(unknown, 'steady', 'steady', process='policy_node')
-    assert program.verdict([whole, other], [])['nothing_grows'] == unknown
+    assert program.verdict([whole, other], STEADY, [])['nothing_grows'] == unknown
 
 
 def test_the_hours_are_halves_that_end_with_kills(program: ModuleType) -> None:
