@@ -42,7 +42,7 @@ from ki_policy_node.executor.executor_report import ExecutorReport
 from ki_policy_node.executor.hand_chunks import HandChunks
 from ki_policy_node.executor.outputs import ControllerOutput, make_output
 from ki_policy_node.executor.playback import Setpoints
-from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Severity, State, rules_of
+from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Severity, State, lines_of, rules_of
 from ki_policy_node.executor.scheduling import Granted, QuietCollector, lead, lower_priority, raise_priority
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_policy_node.executor.teleop import setpoint_of
@@ -107,7 +107,7 @@ class ChunkExecutor(LifecycleNode):
         self._status_pub = self.create_publisher(ExecutorStatus, '~/status', LATCHED)
         self._source_pub = self.create_publisher(ControlSource, 'control_source', LATCHED)
         self._report = ExecutorReport()
-        self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 10)
+        self._event_pub = self.create_publisher(SafetyEvent, '~/safety_event', 100)  # a chunk may tell one a column
         self._applied_pub = self.create_publisher(JointState, '~/applied_command', NEWEST)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(SetBool, '~/enable', self._on_enable)
@@ -470,10 +470,8 @@ class ChunkExecutor(LifecycleNode):
         self._tell_status(now_ns)
         for event in events:
             self._publish_event(event, now_ns)
-            if event.severity is Severity.INFO:
-                self.get_logger().info(event.message)
-            else:
-                self.get_logger().warning(event.message)
+        for severity, line in lines_of(events):
+            (self.get_logger().info if severity is Severity.INFO else self.get_logger().warning)(line)
         if show and command is not None:
             self._publish_applied(command, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)

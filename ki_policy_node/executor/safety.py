@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ki_policy_node.executor.settings import ChunkExecutorSettings
 from ki_robot.actions.guard import GuardPolicy, Kind
 
-__all__ = ['Driver', 'Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'rules_of']
+__all__ = ['Driver', 'Event', 'Kind', 'PolicyHealth', 'Rules', 'Severity', 'State', 'lines_of', 'rules_of']
 
 
 class State(str, Enum):
@@ -50,6 +51,17 @@ class Event:
     column: str = ''
     value: float = 0.0
     limit: float = 0.0
+
+
+def lines_of(events: Sequence[Event]) -> list[tuple[Severity, str]]:
+    """The events of one tick as lines of a log: what was clamped in one, since each line takes about a millisecond."""
+    clamped = [event for event in events if event.severity is Severity.CLAMPED]
+    others = [(event.severity, event.message) for event in events if event.severity is not Severity.CLAMPED]
+    if not clamped:
+        return others
+    first, more = clamped[0], len(clamped) - 1
+    line = f'{first.message} {more} more of chunk {first.chunk_id} on ~/safety_event.' if more else first.message
+    return [(Severity.CLAMPED, line), *others]
 
 
 @dataclass(frozen=True)
