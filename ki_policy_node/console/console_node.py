@@ -50,7 +50,7 @@ class ConsoleNode(Node):
         self.create_subscription(PolicyStatus, 'policy_node/status', lambda m: view.on_policy(m, now()), LATCHED)
         self.create_subscription(ExecutorStatus, 'chunk_executor/status', lambda m: view.on_executor(m, now()), LATCHED)
         self.create_subscription(String, 'policy_node/subtask', self._on_subtask, LATCHED)
-        self.create_subscription(SafetyEvent, 'chunk_executor/safety_event', view.on_event, 10)
+        self.create_subscription(SafetyEvent, 'chunk_executor/safety_event', view.on_event, 100)
         self.create_subscription(EpisodeMarker, 'episode', view.on_episode, LATCHED)
         recorder = f'{self.get_namespace()}/recorder'.lstrip('/')
         self.create_subscription(DiagnosticArray, '/diagnostics', lambda m: view.on_diagnostics(m, recorder), 10)

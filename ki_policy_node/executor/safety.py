@@ -56,12 +56,12 @@ class Event:
 def lines_of(events: Sequence[Event]) -> list[tuple[Severity, str]]:
     """The events of one tick as lines of a log: what was clamped in one, since each line takes about a millisecond."""
     clamped = [event for event in events if event.severity is Severity.CLAMPED]
-    others = [(event.severity, event.message) for event in events if event.severity is not Severity.CLAMPED]
-    if not clamped:
-        return others
-    first, more = clamped[0], len(clamped) - 1
-    line = f'{first.message} {more} more of chunk {first.chunk_id} on ~/safety_event.' if more else first.message
-    return [(Severity.CLAMPED, line), *others]
+    lines: list[tuple[Severity, str]] = []
+    if clamped:
+        first, more = clamped[0], len(clamped) - 1
+        rest = f' {more} more of chunk {first.chunk_id} on ~/safety_event.' if more else ''
+        lines.append((Severity.CLAMPED, f'{first.message}{rest}'))
+    return lines + [(event.severity, event.message) for event in events if event.severity is not Severity.CLAMPED]
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class BlackBox:
         self._policy_id, self._policy_failed = '', False
         self._snapshot = ParameterSnapshot(node, ('policy_node', 'chunk_executor'))
         self._writing: list[threading.Thread] = []
-        node.create_subscription(SafetyEvent, 'chunk_executor/safety_event', self._on_safety_event, 10)
+        node.create_subscription(SafetyEvent, 'chunk_executor/safety_event', self._on_safety_event, 100)
         node.create_subscription(PolicyStatus, 'policy_node/status', self._on_policy_status, 1)
 
     @property
