@@ -7,6 +7,7 @@ order 1 after normalisation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,6 +287,16 @@ def placement(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     scale = size / max(height, width)
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
     return (size - new_height) // 2, (size - new_width) // 2, new_height, new_width
+
+
+def needed_side(crop: Sequence[float] | None, size: int | None) -> int | None:
+    """The longer side that a whole picture must have so that its crop still fills a square of `size`; None for None.
+
+    Args:
+        crop: Left, top, width and height of what is shown, as shares of the picture; None: all of it.
+        size: Of the square [pixels].
+    """
+    return None if size is None else math.ceil(size / (1.0 if crop is None else min(crop[2], crop[3])))
 
 
 def resize_with_pad(image: Image, size: int) -> Image:

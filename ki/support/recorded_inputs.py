@@ -26,7 +26,8 @@ def recorded_inputs(processor: Processor, recordings: Path, count: int) -> list[
     from training.index.recordings import open_recordings
     from training.samples.dataset import EpisodeDataset
 
-    dataset = EpisodeDataset(open_recordings(recordings, processor.contract))
+    recorded = open_recordings(recordings, processor.contract)
+    dataset = EpisodeDataset(recorded, picture_size=processor.picture_size)
     places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(int))
     samples = (dataset[int(place)] for place in places)
     return [processor.inputs(each.images, each.state_S, each.instruction or 'do it', each.subtask) for each in samples]

@@ -50,7 +50,7 @@ class Observations(Protocol):
         ...
 
     def decode(self, names: Iterable[str]) -> None:
-        """Decodes the newest frames of some cameras ahead of `sample`."""
+        """Decodes the newest frames of some cameras ahead of `sample`, or has that done."""
         ...
 
     def set_instruction(self, text: str, instruction_id: str = '') -> None:
@@ -226,7 +226,8 @@ class PolicyCycle:
             return Wait(due_ns)
         take_ns = self._cadence.take_ns(due_ns)
         if now_ns < take_ns:
-            # So that only the last camera's frame is still to be decoded when it comes.
+            # So that only the last camera's frame is still to be decoded when it comes. Frames that came before the
+            # chunk was due are never decoded: the observation will hold newer ones.
             self.observations.decode(self._cadence.fresh(due_ns))
             return Wait(take_ns, WakeOn.FRAME)
         # Outside the lock: it decodes images, and words must not wait for a JPEG.

@@ -18,6 +18,9 @@ class Policy(Protocol):
     policy_id: str
     backend: str
     contract: Contract
+    picture_size: int | None
+    """Of the square that it is shown, where it was trained on reduced JPEGs (`Processing.jpeg_decode`); None: pictures
+    are decoded at their size."""
     serving: Serving
     """What the node does with it unless its parameters say otherwise; max_delay is 0 for one that continues nothing."""
 

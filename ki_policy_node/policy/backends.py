@@ -60,6 +60,8 @@ class CommissioningPolicy:
         self.contract = contract
         self.policy_id = f'{COMMISSIONING}-{settings.motion}'
         self.backend = COMMISSIONING
+        # It looks at no picture; decoding them costs what it costs for a policy of this contract.
+        self.picture_size: int | None = contract.image_size
         # It knows its own motion, and goes on with it over any delay.
         horizon = contract.horizon
         self.serving = Serving.for_horizon(horizon, max_delay=max(1, horizon - 1))

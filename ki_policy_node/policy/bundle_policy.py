@@ -30,6 +30,7 @@ class BundlePolicy:
     def __init__(self, policy: LoadedPolicy, timing: Timing) -> None:
         self._policy = policy
         self.policy_id, self.backend, self.contract = policy.policy_id, policy.backend, policy.contract
+        self.picture_size = policy.bundle.processor.picture_size
         self.serving = policy.bundle.serving
         if 'trained' not in policy.engine.kinds:
             self.serving = self.serving.replace(max_delay=0)

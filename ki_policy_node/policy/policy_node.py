@@ -183,7 +183,7 @@ class PolicyNode(LifecycleNode):
         process.flush([self._status_pub])
         if self._runner.planner is not None and self._runner.busy_since_ns is None:
             self._forget()
-        self._runner.worker.close()
+        self._runner.close()
 
     def _timeout_ns(self) -> int:
         return round(self.parameters.values.inference_timeout * 1e9)
@@ -391,7 +391,8 @@ def timing_of(settings: PolicyNodeSettings) -> Timing:
 
 def main(arguments: list[str] | None = None) -> int:
     """The process `policy_node`."""
-    # Pictures come one at a time: a pool of threads costs each more than it brings, and so does fresh memory.
+    # The node has threads of its own that decode: a pool inside OpenCV costs each picture more than it brings, and so
+    # does fresh memory.
     cv2.setNumThreads(1)
     keep_freed_memory()
     return process.run(PolicyNode, arguments)

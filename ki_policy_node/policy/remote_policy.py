@@ -46,7 +46,7 @@ class RemoteNodePolicy:
         found = [] if robot is None else self.contract.mismatches(robot)
         if robot is not None and found:
             raise NodeError(f'Policy {self.policy_id} does not fit robot {robot.name}: {"; ".join(found)}.')
-        self.serving = remote.serving
+        self.serving, self.picture_size = remote.serving, remote.picture_size
         if 'trained' not in remote.kinds:
             self.serving = self.serving.replace(max_delay=0)
         self._timing = resolved(timing, self)

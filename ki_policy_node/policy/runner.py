@@ -26,6 +26,8 @@ from ki_policy_node.policy.status_report import StatusReport
 from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
+from ki_robot.observation.decode_threads import DecodeThreads
+from ki_robot.observation.observation import Observation
 
 Status = PolicyStatus
 Result = RunPolicy.Result
@@ -86,6 +88,7 @@ class PolicyRunner:
         self._frame_wait_ns = 0
         self._subtask = ''
         self._wait = AT_ANY_MESSAGE
+        self._decoders = DecodeThreads()
         self.worker = InferenceThread(self.turn)
 
     @property
@@ -95,9 +98,14 @@ class PolicyRunner:
 
     def configure(self, contract: Contract, planner: Planner, needs_words: bool, frame_wait_ns: int) -> None:
         """Takes a warm policy and the robot that it is for."""
-        self.buffer = ObservationBuffer(contract, BufferSettings(require_instruction=needs_words))
+        self.buffer = ObservationBuffer(contract, BufferSettings(require_instruction=needs_words), self._decoders)
         self.contract, self._frame_wait_ns = contract, frame_wait_ns
         self._use(planner)
+
+    def close(self) -> None:
+        """Ends the threads of its own."""
+        self.worker.close()
+        self._decoders.close()
 
     def forget(self) -> None:
         """Frees the engine."""
@@ -118,6 +126,7 @@ class PolicyRunner:
         assert self.contract is not None
         assert self.buffer is not None
         with self.lock:
+            self.buffer.picture_size = planner.policy.picture_size
             self.cycle = PolicyCycle(self.contract, self.buffer, planner, self._frame_wait_ns)
             self.cycle.take_instruction(*self.instruction, self._host.now_ns())
 
@@ -132,6 +141,8 @@ class PolicyRunner:
         buffer.push(name, message, now_ns)
         if camera:
             cycle.on_frame(name, now_ns)
+            if self._wait.wake_on is WakeOn.FRAME:  # a chunk is due, and its observation will hold this frame
+                buffer.decode((name,))
         if self._wait.ends_with(camera, now_ns):
             self.worker.wake()
 
@@ -255,12 +266,12 @@ class PolicyRunner:
             if not isinstance(end, Planned):
                 run.dropped += 1
             else:
-                self._deliver(end, run, begin_ns)
+                self._deliver(end, ready.observation, run, begin_ns)
         if isinstance(end, Held):
             self._tell(end)
         self._host.publish_status()
 
-    def _deliver(self, planned: Planned, run: PolicyRun, begin_ns: int) -> None:
+    def _deliver(self, planned: Planned, seen: Observation, run: PolicyRun, begin_ns: int) -> None:
         dry = run.dry_run or self._host.dry_run()
         self._host.publish_chunk(planned.chunk, dry)
         if planned.inferred.subtask != self._subtask:
@@ -268,8 +279,10 @@ class PolicyRunner:
             self._host.publish_subtask(self._subtask)
         run.published += 1
         run.inference.add(planned.inferred.inference_ns)
-        age_ns = self._host.now_ns() - planned.chunk.observation_ns
-        self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns, age_ns)
+        now_ns = self._host.now_ns()
+        picture_ns = max(seen.image_stamps_ns.values(), default=now_ns)
+        ages_ns = (now_ns - planned.chunk.observation_ns, now_ns - picture_ns)
+        self._report.chunk(planned, run, dry, time.perf_counter_ns() - begin_ns, *ages_ns)
 
     def _tell(self, held: Held) -> None:
         """The status says why there is no chunk, and the executor holds."""

@@ -56,6 +56,7 @@ class StatusReport:
         self._planned: Planned | None = None
         self._cycle = diagnostics.Durations()
         self._age = diagnostics.Durations()
+        self._picture_age = diagnostics.Durations()
         self.executor_lag = ShortestLag()
 
     def say(self, message: str) -> None:
@@ -72,6 +73,7 @@ class StatusReport:
         self._run, self._dry, self._planned = run, dry, None
         self._cycle.clear()
         self._age.clear()
+        self._picture_age.clear()
         self._go('waits for the first chunk')
 
     def shows(self, dry: bool) -> bool:
@@ -83,12 +85,18 @@ class StatusReport:
             self._go('dry run' if dry else 'waits for the first chunk')
         return True
 
-    def chunk(self, planned: Planned, run: PolicyRun, dry: bool, cycle_ns: int, age_ns: int) -> None:
-        """A chunk went out, `cycle_ns` after its observation was sampled, `age_ns` after that was stamped."""
+    def chunk(
+        self, planned: Planned, run: PolicyRun, dry: bool, cycle_ns: int, age_ns: int, picture_age_ns: int
+    ) -> None:
+        """A chunk went out, `cycle_ns` after its observation was sampled.
+
+        The oldest input of that was stamped `age_ns` before, the newest picture `picture_age_ns`.
+        """
         self._dry, self._planned = dry, planned
         self._instruction_id = planned.chunk.instruction_id
         self._cycle.add(cycle_ns - planned.inferred.inference_ns)
         self._age.add(age_ns - planned.inferred.inference_ns)
+        self._picture_age.add(picture_age_ns - planned.inferred.inference_ns)
         network = diagnostics.milliseconds(planned.inferred.network_ns)
         way = f'network {network:.1f} ms' if network else ''
         self._go('; '.join(filter(None, ('dry run' if dry else '', planned.note, way))))
@@ -161,11 +169,14 @@ class StatusReport:
             'chunks dropped': run.dropped if run is not None else 0,
             'inference p50 [ms]': diagnostics.milliseconds(run.inference.percentile_ns(50)) if run is not None else 0.0,
             'inference p99 [ms]': diagnostics.milliseconds(run.inference.percentile_ns(99)) if run is not None else 0.0,
-            # Both without the engine: from sampling, and from the oldest stamp, to the published chunk.
+            # Without the engine, up to the published chunk: from sampling, from the stamp of the oldest input, and from
+            # that of the newest picture, which a joint state is up to its period older than.
             'node p50 [ms]': diagnostics.milliseconds(self._cycle.percentile_ns(50)),
             'node p99 [ms]': diagnostics.milliseconds(self._cycle.percentile_ns(99)),
             'stamp to chunk p50 [ms]': diagnostics.milliseconds(self._age.percentile_ns(50)),
             'stamp to chunk p99 [ms]': diagnostics.milliseconds(self._age.percentile_ns(99)),
+            'picture to chunk p50 [ms]': diagnostics.milliseconds(self._picture_age.percentile_ns(50)),
+            'picture to chunk p99 [ms]': diagnostics.milliseconds(self._picture_age.percentile_ns(99)),
             'expected latency [ms]': diagnostics.milliseconds(expected_ns),
         }
         message = f'{_STATES[self.state]}: {self.message}' if self.message else _STATES[self.state]

@@ -127,7 +127,7 @@ def _retrace(found: Replay, heard: LiveRun, policy: Policy) -> dict[Key, ActionC
             before = made.get(key_of(chunk))
             if chunk.instruction_id in heard.words and (before is None or _distance(chunk, before) > TOLERANCE):
                 wanted[chunk.observation_ns].append(chunk)
-        for view in views(found, wanted, depth, stood_ns) if wanted else ():
+        for view in views(found, wanted, depth, stood_ns, policy.picture_size) if wanted else ():
             for live in wanted[view.stamp_ns]:
                 if 0 <= live.start_ns - view.state_stamp_ns <= stood_ns:
                     _try(view, live, heard.words, Planner(policy, found.options.timing), made)
@@ -135,7 +135,11 @@ def _retrace(found: Replay, heard: LiveRun, policy: Policy) -> dict[Key, ActionC
 
 
 def views(
-    found: Replay, wanted: Mapping[int, Sequence[ActionChunk]], depth: int, stood_ns: int = 0
+    found: Replay,
+    wanted: Mapping[int, Sequence[ActionChunk]],
+    depth: int,
+    stood_ns: int = 0,
+    picture_size: int | None = None,
 ) -> Iterator[Observation]:
     """Every observation that some chunk may rest on, made of the `depth` newest messages of each stream.
 
@@ -144,6 +148,7 @@ def views(
         wanted: The chunks, by the stamp of their oldest input.
         depth: How many messages of a stream may be the newest.
         stood_ns: How long at most the robot stood while a chunk was made.
+        picture_size: As the policy's.
     """
     bag, contract = open_bag(found.bag), found.contract
     topics = match_topics(bag, contract, found.options.remap)
@@ -166,7 +171,7 @@ def views(
         now_ns = clock.now(message.log_ns)
         taken = [name for name in names if buffer.push(name, decoded, now_ns)]
         for name in taken:
-            recent[name].append(_Message(specs[name], *buffer.newest(name)))
+            recent[name].append(_Message(specs[name], *buffer.newest(name), picture_size))
         held = {each.stamp_ns for messages in recent.values() for each in messages}
         if not taken or wanted.keys().isdisjoint(held):
             continue
@@ -197,15 +202,15 @@ def _observation(space: RobotSpace, used: Mapping[str, _Message], states: set[st
 class _Message:
     """A message that the buffer took; a picture is decoded when it is asked for, once."""
 
-    def __init__(self, spec: Camera | StateStream, stamp_ns: int, kept: Any) -> None:
+    def __init__(self, spec: Camera | StateStream, stamp_ns: int, kept: Any, picture_size: int | None) -> None:
         self.stamp_ns = stamp_ns
-        self._spec, self._kept = spec, kept
+        self._spec, self._kept, self._picture_size = spec, kept, picture_size
 
     @functools.cached_property
     def value(self) -> Any:
         """An image, or the values of a state stream."""
         if isinstance(self._spec, Camera) and self._spec.transport not in VIDEO_MESSAGES:
-            return decode_camera(self._spec, self._kept)
+            return decode_camera(self._spec, self._kept, size=self._picture_size)
         return self._kept
 
 

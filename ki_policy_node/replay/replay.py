@@ -147,7 +147,9 @@ class ReplayRun:
         self.found.recorded = Recorded(contract)
         self._bag, self._contract, self._options = bag, contract, options
         self._buffer = ObservationBuffer(
-            contract, BufferSettings(require_instruction=policy.backend != 'commissioning')
+            contract,
+            BufferSettings(require_instruction=policy.backend != 'commissioning'),
+            picture_size=policy.picture_size,
         )
         self.cycle = PolicyCycle(contract, self._buffer, planner, frame_wait_ns=options.frame_wait_ns)
         if options.instruction:

@@ -9,6 +9,7 @@ Every other encoding costs one conversion pass.
 from __future__ import annotations
 
 import importlib
+import math
 import struct
 from typing import Any
 
@@ -26,6 +27,7 @@ MAX_IMAGE_BYTES = 64 << 20  # raw or decoded: a 4096 x 4096 RGB image fits, a fo
 MAX_SCANS = 50  # of a JPEG; encoders make ten of a progressive one
 
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
+JPEG_BEGIN = 0xFF
 
 Image = NDArray[np.uint8]
 
@@ -42,6 +44,9 @@ _COLOUR: dict[str, tuple[int, int | None]] = {
     '8UC1': (1, cv2.COLOR_GRAY2RGB),
 }
 ENCODINGS = (*_COLOUR, *px.PACKED, *px.PLANAR)
+
+# Parts of its size at which a JPEG can be decoded (a scaled DCT), the smallest first.
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
 def decode_image(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
@@ -86,13 +91,20 @@ def decode_depth(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> NDArray[np.uint1
     return values
 
 
-def decode_compressed(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
+def decode_compressed(msg: Any, max_bytes: int = MAX_IMAGE_BYTES, side: int | None = None) -> Image:
     """A sensor_msgs/CompressedImage (JPEG or PNG, told by its bytes) as RGB, read as its `format` says.
 
     Depth becomes grey as in `decode_image`: a 16UC1 PNG, or compressedDepth (PNG) of 16UC1 or 32FC1.
 
+    Args:
+        msg: format and data as rclpy or rosbags give them.
+        max_bytes: Largest size accepted, compressed or of the whole picture decoded.
+        side: The longer side that is needed: a JPEG is decoded at a half, a quarter or an eighth of its size where that
+            is at least as long. None: at its size.
+
     Returns:
-        uint8 (height, width, 3). Transparency is dropped, and an EXIF rotation is not applied: cameras do not turn.
+        uint8 (height, width, 3); of a JPEG, divided by its `reduction` and rounded up. Transparency is dropped, and an
+        EXIF rotation is not applied: cameras do not turn.
 
     Raises:
         Rejected: Neither JPEG nor PNG, truncated, larger than `max_bytes` once decoded, or not decodable; or the label
@@ -107,8 +119,14 @@ def decode_compressed(msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
         return _compressed_depth(data, label, text, max_bytes)
     if needs_label(data, text):
         return _by_encoding(_unpacked(data, text, cv2.IMREAD_UNCHANGED, max_bytes), label.encoding, text)
-    decoded = _unpacked(data, text, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, max_bytes)
+    decoded = _unpacked(data, text, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, max_bytes, side)
     return _as_image(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded))
+
+
+def reduction(width: int, height: int, side: int | None) -> int:
+    """By how much a JPEG of this size is decoded smaller where a longer side of `side` will do: 1, 2, 4 or 8."""
+    longer = max(width, height)
+    return next((factor for factor in _REDUCED if side is not None and longer >= factor * side), 1)
 
 
 def needs_label(data: Image, text: str) -> bool:
@@ -119,7 +137,7 @@ def needs_label(data: Image, text: str) -> bool:
     return data.size > 24 and data[:8].tobytes() == PNG_MAGIC and int(data[24]) == 16
 
 
-def _unpacked(data: Image, text: str, mode: int, max_bytes: int) -> Any:
+def _unpacked(data: Image, text: str, mode: int, max_bytes: int, side: int | None = None) -> Any:
     """A JPEG or PNG as OpenCV gives it, after its size was checked."""
     width, height = compressed_size(data, text)
     if width * height * 3 > max_bytes:
@@ -127,6 +145,10 @@ def _unpacked(data: Image, text: str, mode: int, max_bytes: int) -> Any:
             Reason.TOO_LARGE,
             f'compressed image decodes to {width} x {height} pixels; at most {max_bytes} bytes are accepted.',
         )
+    factor = 1 if data[0] != JPEG_BEGIN else reduction(width, height, side)
+    if factor > 1:
+        mode = _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+        width, height = math.ceil(width / factor), math.ceil(height / factor)
     try:
         decoded = cv2.imdecode(data, mode)
     except cv2.error as error:

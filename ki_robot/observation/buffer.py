@@ -2,14 +2,15 @@
 
 The live node and a bag reader use it alike: messages are pushed with the time of their arrival, samples are taken at
 a time that is passed in, and no clock is read here. Callbacks only store a camera message; it is decoded when a sample
-needs it. Joint states and odometry are small and are read on arrival, so that a broken one is counted at once.
+needs it, or when `decode` says that the next one will. Joint states and odometry are small and are read on arrival, so
+that a broken one is counted at once.
 
 One thread may push while another samples.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from ki_robot.messages.arrays import NS, Vector, sent_ns
 from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, as_bytes
 from ki_robot.messages.states import StateReader, measured_columns
 from ki_robot.messages.video import VIDEO_MESSAGES, VideoDecoder
+from ki_robot.observation.decode_threads import DecodeThreads
 from ki_robot.observation.frozen_camera import FrozenWatch, NewestState
 from ki_robot.observation.observation import (
     InputFault,
@@ -66,12 +68,14 @@ class BufferSettings:
 class _Entry:
     """A stored message: its stamp, and the camera message or the state values; `image` once it is decoded."""
 
-    __slots__ = ('image', 'payload', 'stamp_ns')
+    __slots__ = ('decoding', 'image', 'payload', 'refused', 'stamp_ns')
 
     def __init__(self, stamp: int, payload: Any) -> None:
         self.stamp_ns = stamp
         self.payload = payload
         self.image: Image | None = None
+        self.refused: Rejected | None = None
+        self.decoding = threading.Lock()
 
 
 @dataclass
@@ -121,12 +125,31 @@ class _Stream:
 
 
 class ObservationBuffer:
-    """The newest message of every stream of a contract; `push` what arrives, `sample` when the policy is free."""
+    """The newest message of every stream of a contract; `push` what arrives, `sample` when the policy is free.
 
-    def __init__(self, contract: Contract, settings: BufferSettings | None = None) -> None:
+    Args:
+        contract: The robot.
+        settings: How strict it is.
+        threads: Decode the pictures that `decode` names; None: the caller of `decode` does.
+
+    Attributes:
+        picture_size: Of the square that the policy is shown, where it was trained on reduced JPEGs; None: pictures are
+            decoded at their size.
+        epoch: Changes when the clock jumps.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        settings: BufferSettings | None = None,
+        threads: DecodeThreads | None = None,
+        picture_size: int | None = None,
+    ) -> None:
         self.contract = contract
         self.settings = settings or BufferSettings()
+        self.picture_size = picture_size
         self.epoch = 0
+        self._threads = threads
         self._lock = threading.Lock()
         self._now_ns = 0
         self._instruction = ('', '')
@@ -230,16 +253,19 @@ class ObservationBuffer:
         return self._build(used, optional, text, instruction_id, epoch)
 
     def decode(self, names: Iterable[str]) -> None:
-        """Decodes the newest frames of some cameras ahead of `sample`, which then finds them done.
+        """Decodes the newest frames of some cameras ahead of `sample`, which then finds them done or under way.
 
         A frame that does not decode is left for `sample` to refuse.
         """
         for name in names:
             stream = self._stream(name)
-            entry = stream.newest
-            if entry is not None and isinstance(stream.spec, Camera):
-                with contextlib.suppress(Rejected):
-                    self._picture(stream.spec, entry)
+            camera, entry = stream.spec, stream.newest
+            if entry is None or entry.image is not None or not isinstance(camera, Camera):
+                continue
+            if self._threads is None:
+                self._decode(camera, entry)
+            else:
+                self._threads.ask((id(self), name), functools.partial(self._decode, camera, entry))
 
     def state(self, now_ns: int) -> Vector | None:
         """The state (S,) at `now_ns` whatever the cameras do; None while a state stream stands in the way."""
@@ -372,9 +398,25 @@ class ObservationBuffer:
             )
 
     def _picture(self, camera: Camera, entry: _Entry) -> Image:
+        """The picture of a frame; waits for the thread that decodes it, where one does.
+
+        Raises:
+            Rejected: It does not decode.
+        """
+        self._decode(camera, entry)
         if entry.image is None:
-            entry.image = decode_camera(camera, entry.payload, self.settings.max_image_bytes)
+            assert entry.refused is not None  # one of both is there after `_decode`
+            raise entry.refused
         return entry.image
+
+    def _decode(self, camera: Camera, entry: _Entry) -> None:
+        """Decodes a frame once, whoever comes first; others wait."""
+        with entry.decoding:
+            if entry.image is None and entry.refused is None:
+                try:
+                    entry.image = decode_camera(camera, entry.payload, self.settings.max_image_bytes, self.picture_size)
+                except Rejected as error:
+                    entry.refused = error
 
     def _drop(self, name: str, entry: _Entry, error: Rejected) -> None:
         """Counts a frame that does not decode once, and never offers it again."""

@@ -13,8 +13,17 @@ from ki_robot.contract.contract import Contract
 from ki_robot.contract.parts import Camera
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import Vector
-from ki_robot.messages.images import MAX_IMAGE_BYTES, Image, decode_compressed, decode_image
+from ki_robot.messages.images import (
+    MAX_IMAGE_BYTES,
+    Image,
+    as_bytes,
+    compressed_size,
+    decode_compressed,
+    decode_image,
+    needs_label,
+)
 from ki_robot.space.robot_space import RobotSpace
+from ki_robot.transforms import needed_side
 
 
 class InputFault(str, Enum):
@@ -99,10 +108,27 @@ class StreamReport:
     last_error: str
 
 
-def decode_camera(camera: Camera, msg: Any, max_bytes: int = MAX_IMAGE_BYTES) -> Image:
-    """A camera's message as uint8 RGB, of the size that the contract states; a picture of a video needs its decoder."""
-    decode = decode_compressed if camera.transport == 'compressed' else decode_image
-    return of_stated_size(camera, decode(msg, max_bytes))
+def decode_camera(camera: Camera, msg: Any, max_bytes: int = MAX_IMAGE_BYTES, size: int | None = None) -> Image:
+    """A camera's message as uint8 RGB, the one way in the node, in replays and in training (`decode_stored`).
+
+    A picture of a video needs its decoder.
+
+    Args:
+        camera: The contract's.
+        msg: As rclpy or rosbags give it.
+        max_bytes: Largest picture accepted.
+        size: Of the square that a policy is shown, where it was trained on reduced JPEGs (`Processing.jpeg_decode`).
+
+    Raises:
+        Rejected: It does not decode, or has another size than the contract states.
+    """
+    if camera.transport != 'compressed':
+        return of_stated_size(camera, decode_image(msg, max_bytes))
+    image = decode_compressed(msg, max_bytes, needed_side(camera.crop, size))
+    if size is not None and camera.width is not None and not needs_label(data := as_bytes(msg.data), str(msg.format)):
+        _check_size(camera, *compressed_size(data))
+        return image
+    return of_stated_size(camera, image)
 
 
 def of_stated_size(camera: Camera, image: Image) -> Image:
@@ -111,12 +137,15 @@ def of_stated_size(camera: Camera, image: Image) -> Image:
     Raises:
         Rejected: It has not.
     """
-    height, width = image.shape[:2]
+    _check_size(camera, image.shape[1], image.shape[0])
+    return image
+
+
+def _check_size(camera: Camera, width: int, height: int) -> None:
     if camera.width is not None and (width, height) != (camera.width, camera.height):
         raise Rejected(
             Reason.WRONG_SIZE, f'image is {width} x {height}; the contract says {camera.width} x {camera.height}.'
         )
-    return image
 
 
 def build_observation(

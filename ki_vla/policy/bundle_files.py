@@ -16,7 +16,7 @@ from ki_vla.policy.serving import Serving
 FORMAT = 1
 # Fields of `processing` that older bundles do not have; their defaults are what those bundles mean.
 YOUNGER = {
-    'flow_scale', 'subtasks', 'state_normalisation', 'rules', 'state_text_columns', 'state_text_lowest',
+    'flow_scale', 'subtasks', 'state_normalisation', 'rules', 'state_text_columns', 'state_text_lowest', 'jpeg_decode',
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ki_vla.model.config import VlaConfig
 
 PadSteps = Literal['mask', 'keep']
 FlowScale = Literal['column', 'step']
+JpegDecode = Literal['full', 'reduced']
 
 
 class Processing(VlaConfig):
@@ -42,6 +43,10 @@ class Processing(VlaConfig):
     """What becomes of action tokens where steps lie beyond the end of an episode. A FAST token mixes all steps, so
     `mask` leaves the tokens of such a chunk out; `keep` trains on them with the values that the data give for those
     steps. The continuous loss is never taken on them."""
+    jpeg_decode: JpegDecode = 'full'
+    """How a JPEG of a camera was decoded in training, and so is in the node and in replays: `full`, at its size; or
+    `reduced`, at a half, a quarter or an eighth of it (a scaled DCT) where that is still as large as what the model is
+    shown. Pictures that never were a JPEG are resized from their full size either way."""
     truncate_prompt: bool = False
     """Leave words out of an instruction that is too long, instead of refusing it."""
     lower_case: bool = False

@@ -91,6 +91,11 @@ class Processor:
         """State and action columns that hardly move in the statistics, whose noise is not scaled up."""
         return tuple(dict.fromkeys((*self._state.floored, *self._actions.floored)))
 
+    @property
+    def picture_size(self) -> int | None:
+        """Of the square that the model is shown, where JPEGs are decoded reduced; None where they are not."""
+        return self.config.vision.image_size if self.processing.jpeg_decode == 'reduced' else None
+
     # In ----------------------------------------------------------------------------------------------------------
 
     def observe(self, observation: Observation, subtask: str = '') -> ModelInputs:

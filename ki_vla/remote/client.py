@@ -37,6 +37,7 @@ class RemotePolicy:
 
     Attributes:
         policy_id, backend, contract, serving, kinds: Of the policy that is served.
+        picture_size: Of the square that it is shown, where it was trained on reduced JPEGs; else None.
 
     Raises:
         LostServerError: nobody answers there.
@@ -55,6 +56,8 @@ class RemotePolicy:
         try:
             self.contract = Contract.parse(said['contract'], settings.url)
             self.serving = Serving.parse(said['serving'], settings.url)
+            size = said.get('picture_size')
+            self.picture_size = None if size is None else int(size)
             self.policy_id, self.kinds = str(said['policy_id']), tuple(said['kinds'])
             self.backend = f'remote {said["backend"]}'
         except (KeyError, TypeError, KiError) as error:

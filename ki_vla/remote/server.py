@@ -99,6 +99,7 @@ class PolicyServer:
             'backend': self._policy.backend,
             'contract': contract.to_dict(),
             'serving': self._policy.bundle.serving.to_dict(),
+            'picture_size': self._policy.bundle.processor.picture_size,
             'kinds': list(self._policy.engine.kinds),
             'cameras': list(contract.camera_names),
             'state': list(contract.state_names),

@@ -87,7 +87,9 @@ def begin(
         VlaError: parts that do not fit each other.
     """
     start = None if run.start is None else load_bundle(run.start)
-    run = settled(run, start, dataset.contract)
+    robots_data = (dataset, *others)
+    shrunk = [str(each.index.folder) for each in robots_data if each.index.options.get('store') == 'model']
+    run = settled(run, start, dataset.contract, shrunk[0] if shrunk else '')
     stats = _stats(run, dataset, start, kept)
     further = _further_stats(others, kept)
     config = _config(run, [each.contract for each in (dataset, *others)], start)

@@ -14,7 +14,7 @@ from ki_vla.model.config import ModelConfig
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.policy.bundle import Bundle
-from ki_vla.policy.model_inputs import Processing
+from ki_vla.policy.model_inputs import JpegDecode, Processing
 from training.errors import TrainingError
 from training.train.config import Run, Tokens
 
@@ -57,16 +57,18 @@ class Taken:
         return {'taken': len(self.taken), 'fresh': self.fresh, 'left': self.left, 'changes': self.changes}
 
 
-def settled(run: Run, start: Bundle | None, contract: Contract) -> Run:
+def settled(run: Run, start: Bundle | None, contract: Contract, shrunk: str = '') -> Run:
     """The run with every choice that it leaves to the bundle it starts from, or to a default, made.
 
     Args:
         run: as it was written.
         start: the bundle that it starts from.
         contract: of its recordings.
+        shrunk: an index of these whose pictures were decoded whole and stored at the model's size; empty without one.
 
     Raises:
-        TrainingError: it keeps statistics of other columns than its recordings have, or of no bundle.
+        TrainingError: it keeps statistics of other columns than its recordings have, or of no bundle; or it asks for
+            pictures decoded otherwise than such an index holds them.
     """
     stats = run.stats or _stats_choice(start, contract)
     if stats == KEEP:
@@ -78,6 +80,7 @@ def settled(run: Run, start: Bundle | None, contract: Contract) -> Run:
     for name, default in DEFAULTS.items():
         said = getattr(run, name)
         choices[name] = said if said is not None else default if kept is None else getattr(kept, name)
+    choices['jpeg_decode'] = _jpeg_decode(run, kept, shrunk)
     if run.normalisation is None:
         choices['normalisation'] = _normalisation(kept, stats)
     if start is None:
@@ -89,9 +92,26 @@ def settled(run: Run, start: Bundle | None, contract: Contract) -> Run:
     return run.replace(**choices)
 
 
+def _jpeg_decode(run: Run, kept: Processing | None, shrunk: str) -> JpegDecode:
+    """As the run says, else as the bundle was trained, else what suits the pictures."""
+    chosen = run.jpeg_decode
+    if chosen is None:
+        chosen = kept.jpeg_decode if kept is not None else 'full' if shrunk else 'reduced'
+    if chosen == 'reduced' and shrunk:
+        raise TrainingError(
+            f"jpeg_decode is reduced, and {shrunk} holds pictures at the model's size, made of whole ones; "
+            'write jpeg_decode: full, or index again with store: original.'
+        )
+    return chosen
+
+
 def processing_of(run: Run, start: Bundle | None) -> Processing:
     """How a settled run processes its data: with the statistics of a bundle go the rules they were made for."""
-    given = {'normalisation': run.normalisation, **{name: getattr(run, name) for name in DEFAULTS}}
+    given = {
+        'normalisation': run.normalisation,
+        'jpeg_decode': run.jpeg_decode,
+        **{name: getattr(run, name) for name in DEFAULTS},
+    }
     if start is None:
         return Processing(**given)
     kept = start.processor.processing

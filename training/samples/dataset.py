@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ki_bags.problems import Problems
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
-from ki_robot.transforms import resize_with_pad
+from ki_robot.transforms import needed_side, resize_with_pad
 from training.errors import TrainingError
 from training.index.episodes import HUMAN, Runs
 from training.index.index import EpisodeInfo, Index
@@ -82,6 +82,8 @@ class EpisodeDataset:
             goes on.
         kept: Position in `index.episodes` -> (first step, step after the last) that take part; all by default.
         resize: Give images as squares of the model's size, by `resize_with_pad`.
+        picture_size: Of the square that a policy is shown, where its JPEGs are decoded reduced; None: at their size.
+            May be set later.
 
     Raises:
         TrainingError: No usable step is left.
@@ -98,11 +100,13 @@ class EpisodeDataset:
         first: int | None = None,
         human: bool = False,
         kept: Mapping[int, tuple[int, int]] | None = None,
+        picture_size: int | None = None,
     ) -> None:
         self.index = index
         self.contract = index.contract
         self.horizon = horizon or index.contract.horizon
         self.resize, self.human, self._kept = resize, human, kept
+        self.picture_size = picture_size
         self.problems = Problems()
         self._lock = threading.Lock()
         self._arrays: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
@@ -270,12 +274,13 @@ class EpisodeDataset:
         entry, about = self._episodes[number]
         arrays = self.arrays(number)
         images = {}
-        for camera in self.contract.camera_names:
-            offset = int(arrays[f'{camera}.offset'][step])
+        for camera in self.contract.cameras:
+            offset = int(arrays[f'{camera.name}.offset'][step])
             if offset >= 0:
-                length = int(arrays[f'{camera}.length'][step])
-                image = decode_stored(entry.folder / f'{camera}.images', offset, length)
-                images[camera] = resize_with_pad(image, self.contract.image_size) if self.resize else image
+                length = int(arrays[f'{camera.name}.length'][step])
+                side = needed_side(camera.crop, self.picture_size)
+                image = decode_stored(entry.folder / f'{camera.name}.images', offset, length, side)
+                images[camera.name] = resize_with_pad(image, self.contract.image_size) if self.resize else image
         actions_HN, mask_H = self.chunk(number, step)
         return Sample(
             images=images,

@@ -16,7 +16,7 @@ from ki_common.errors import shown
 from ki_vla.errors import VlaError
 from ki_vla.model.config import PRESETS, ModelConfig
 from ki_vla.objective.recipes import RECIPES
-from ki_vla.policy.model_inputs import FlowScale, PadSteps
+from ki_vla.policy.model_inputs import FlowScale, JpegDecode, PadSteps
 from training.errors import TrainingError
 
 Outcome = Literal['unlabeled', 'success', 'failure', 'discard']
@@ -265,6 +265,10 @@ class Run(TrainingConfig):
     pad_steps: PadSteps | None = None
     """What becomes of action tokens where steps lie beyond the end of an episode: left out of the loss (mask), or
     trained on (keep). Left out: as the bundle that it starts from, else mask."""
+    jpeg_decode: JpegDecode | None = None
+    """How JPEGs of cameras are decoded, here and where the policy runs: `full`, at their size, or `reduced`, at a half,
+    a quarter or an eighth of it where that is as large as what the model is shown, which takes less time. Left out: as
+    the bundle that it starts from, else reduced; full where an index holds pictures at the model's size."""
     subtasks: bool | None = None
     """Two levels, as pi0.5: the policy first says what it will do next, and acts on those words. Left out: as the
     bundle that it starts from, else false."""

@@ -30,7 +30,7 @@ def resume_fingerprint(
         'seed': run.seed,
         'stage': {k: v for k, v in stage.to_dict().items() if k != 'accumulate'},
         'tokens': None if run.tokens is None else run.tokens.to_dict(),
-        'processing': processor.processing.to_dict(),
+        'processing': _processing(processor),
         'lora': run.lora,
         'parts': digests(processor),
         'data.vlm': [part.source.hash for part in parts if isinstance(part.source, VlmDataset)],
@@ -43,3 +43,9 @@ def resume_fingerprint(
             'statistics': {name: digests(each)['statistics'] for name, each in others.items()},
         }
     return made
+
+
+def _processing(processor: Processor) -> dict[str, Any]:
+    """As `Processing`; before there was a choice, checkpoints of pictures that were decoded in full did not say so."""
+    made = processor.processing.to_dict()
+    return {name: value for name, value in made.items() if (name, value) != ('jpeg_decode', 'full')}

@@ -9,7 +9,7 @@ OUT/config.yaml  origin.json  policy.json     what it is, where it comes from, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,14 @@ class Sources:
     corrections: EpisodeDataset | None = None
     correction_weight: float = 1.0
 
+    def decode_for(self, processor: Processor, others: Mapping[str, Processor]) -> None:
+        """Pictures are decoded as the policy says from now on; `others` are the processors of the other robots."""
+        for own in (self.train, self.corrections, self.held, self.starts):
+            if own is not None:
+                own.picture_size = processor.picture_size
+        for other, _ in self.others:
+            other.picture_size = others[other.contract.name].picture_size
+
     @property
     def problems(self) -> Problems:
         """What of them cannot be used, as far as it has shown: pictures do not decode when they are drawn."""
@@ -87,6 +95,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
         kept = _kept_artifacts(run)
         beginning = begin(run, sources.train, vlm, kept, [other for other, _ in sources.others])
         run = beginning.run
+        sources.decode_for(beginning.processor, beginning.others)
         for words in (sources.vlm, sources.vlm_held):
             if words is not None:  # now, and not in the middle of the night
                 words.drop(partial(misfit, beginning.processor))
@@ -210,7 +219,8 @@ def unseen(bundle: Bundle, recordings: Path, every: bool = False) -> tuple[Episo
             note = f'{len(held)} held-out {f"and {new} new " if new else ""}episodes of {recordings}'
         else:
             raise TrainingError(f'{recordings}: the policy was trained on all of it; give other recordings, or --all.')
-    return EpisodeDataset(index, bundle.config.horizon, outcomes, numbers, resize=False), note
+    size = bundle.processor.picture_size
+    return EpisodeDataset(index, bundle.config.horizon, outcomes, numbers, resize=False, picture_size=size), note
 
 
 def _trained_on(bundle: Bundle, index: Index) -> tuple[Data | None, set[str]]:

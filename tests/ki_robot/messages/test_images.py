@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ki_robot.errors import Reason, Rejected
 from ki_robot.messages.arrays import fill_compressed, fill_image
-from ki_robot.messages.images import compressed_size, decode_compressed, decode_depth, decode_image
+from ki_robot.messages.images import compressed_size, decode_compressed, decode_depth, decode_image, reduction
 from ki_robot.messages.pixels import DEPTH_WHITE_MM
 
 ENCODERS = {
@@ -140,6 +140,35 @@ def test_a_rare_encoding_without_cv_bridge_is_refused_by_name(make: Any, scene: 
 
 def compressed(data: bytes) -> Any:
     return type('Message', (), {'format': 'jpeg', 'data': np.frombuffer(data, np.uint8)})()
+
+
+@pytest.mark.parametrize(
+    ('size', 'side', 'factor'),
+    [
+        ((480, 640), None, 1),
+        ((480, 640), 320, 2),
+        ((480, 640), 321, 1),
+        ((480, 640), 224, 2),
+        ((480, 640), 160, 4),
+        ((640, 480), 80, 8),
+        ((640, 480), 1, 8),
+        ((33, 47), 23, 2),
+    ],
+)
+def test_a_jpeg_is_decoded_as_small_as_will_do(size: tuple[int, int], side: int | None, factor: int) -> None:
+    height, width = size
+    assert reduction(width, height, side) == factor
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 7), 0 * x + 30], axis=-1).astype(np.uint8)
+    image = decode_compressed(compressed(cv2.imencode('.jpg', pixels[..., ::-1])[1].tobytes()), side=side)
+    assert image.shape == (-(-height // factor), -(-width // factor), 3)
+    small = cv2.resize(pixels, image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(image.astype(int) - small).mean() < 4, 'the same picture in the same colours'
+
+
+def test_a_png_is_never_decoded_smaller(scene: np.ndarray) -> None:
+    png = cv2.imencode('.png', scene[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode_compressed(compressed(png), side=4), scene)
 
 
 @pytest.mark.parametrize('kind', ['.jpg', '.png'])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import fill_compressed, fill_image, fill_joint_state, fill_twist
 from ki_robot.observation.buffer import BufferSettings, ObservationBuffer
+from ki_robot.observation.decode_threads import DecodeThreads
 from ki_robot.observation.frozen_camera import FrozenWatch, NewestState, spread_checksum
 from ki_robot.observation.observation import (
     InputFault,
@@ -129,6 +132,42 @@ def test_frames_decoded_ahead_are_not_decoded_again(robot: Robot, monkeypatch: p
     assert len(decoded) == 2
     assert set(seen(robot, T0 + 10 * MS).images) == set(CAMERAS)
     assert len(decoded) == 3
+
+
+def test_threads_decode_ahead_each_frame_once_and_never_one_that_was_overtaken(
+    contract: Contract, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    gate, original = threading.Event(), cv2.imdecode
+
+    def slow(*given: Any) -> Any:
+        decoded.append(threading.current_thread().name)
+        assert gate.wait(10.0)
+        return original(*given)
+
+    monkeypatch.setattr(cv2, 'imdecode', slow)
+    threads = DecodeThreads()
+    robot = Robot(make, ObservationBuffer(contract, BufferSettings(require_instruction=False), threads))
+    robot.everything(T0)
+    robot.buffer.decode(('head', 'right_wrist'))
+    until(lambda: len(decoded) == 2)
+    for k in range(2, 7):  # both threads are busy: of five more frames of one camera the last one waits
+        assert robot.camera('left_wrist', T0 + k * MS)
+        robot.buffer.decode(('left_wrist',))
+    gate.set()
+    images = seen(robot, T0 + 10 * MS).images
+    assert set(images) == set(CAMERAS)
+    assert len(decoded) == 3
+    threads.close()
+    assert decoded[0].startswith('decode')
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith('decode')]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_a_frame_that_does_not_decode_ahead_is_refused_by_the_sample(robot: Robot) -> None:

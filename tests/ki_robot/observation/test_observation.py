@@ -11,7 +11,9 @@ import pytest
 from ki_robot.contract.contract import load_contract
 from ki_robot.contract.parts import Camera
 from ki_robot.errors import Reason, Rejected, RobotError
+from ki_robot.messages.arrays import fill_compressed
 from ki_robot.observation.observation import build_observation, decode_camera
+from ki_robot.transforms import cropped
 
 CAMERAS = ('head', 'left_wrist', 'right_wrist')
 
@@ -49,3 +51,17 @@ def test_a_camera_decodes_by_its_transport_and_size() -> None:
         with pytest.raises(Rejected, match='image is 6 x 4; the contract says 6 x 5') as caught:
             decode_camera(camera.replace(width=6, height=5), msg)
         assert caught.value.reason is Reason.WRONG_SIZE
+
+
+@pytest.mark.parametrize('crop', [None, (0.25, 0.25, 0.5, 0.5)])
+def test_a_reduced_picture_still_fills_the_crop_and_is_held_to_the_size_of_the_whole(make, crop):
+    contract = load_contract('bimanual_mobile')
+    camera = contract.cameras[0].replace(transport='compressed', width=160, height=120, crop=crop)
+    msg = fill_compressed(make('sensor_msgs/CompressedImage'), np.full((120, 160, 3), 90, np.uint8), 1)
+    assert decode_camera(camera, msg).shape == (120, 160, 3)
+    small = decode_camera(camera, msg, size=40)
+    assert small.shape == ((30, 40, 3) if crop is None else (60, 80, 3))
+    assert max(cropped(small, crop).shape) >= 40
+    for size in (None, 40):
+        with pytest.raises(Rejected, match='image is 160 x 120; the contract says 159 x 119'):
+            decode_camera(camera.replace(width=159, height=119), msg, size=size)

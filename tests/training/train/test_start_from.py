@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import yaml
 
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle, load_bundle
+from ki_vla.policy.model_inputs import Processing
 from training.errors import TrainingError
 from training.fit.initial_policy import Beginning, begin, kind_of
-from training.fit.start_from import start_weights
+from training.fit.start_from import settled, start_weights
 from training.train.config import Run, Stage, load_run
 from training.train.run import open_sources, train
 from training.train.ship import trained_parts
@@ -89,6 +91,32 @@ def test_what_it_does_otherwise_is_told(second: Callable[..., Run]) -> None:
     ):
         assert part in told
     assert 'pad_steps' not in told
+
+
+def test_pictures_are_decoded_as_the_bundle_was_trained_and_reduced_in_a_run_from_nothing(
+    run_of: MakeRun, second: Callable[..., Run], first: Bundle
+) -> None:
+    assert first.processor.processing.jpeg_decode == 'reduced'
+    assert first.processor.picture_size == first.config.vision.image_size
+    old = replace(first, processor=replace(first.processor, processing=Processing(subtasks=True)))
+    assert settled(second(), old, first.contract).jpeg_decode == 'full'
+    assert settled(second(jpeg_decode='reduced'), old, first.contract).jpeg_decode == 'reduced'
+    alone = run_of(FIRST)
+    assert settled(alone, None, first.contract).jpeg_decode == 'reduced'
+    assert settled(alone, None, first.contract, shrunk='out/index').jpeg_decode == 'full'
+    with pytest.raises(TrainingError, match=r"out/index holds pictures at the model's size.*write jpeg_decode: full"):
+        settled(second(), first, first.contract, shrunk='out/index')
+
+
+def test_a_run_decodes_as_the_policy_that_it_trains(second: Callable[..., Run]) -> None:
+    for said, size in (('full', None), ('reduced', 32)):
+        sources = open_sources(second(jpeg_decode=said))
+        assert sources.vlm is not None
+        made = begin(second(jpeg_decode=said), sources.train, [sources.vlm])
+        sources.decode_for(made.processor, made.others)
+        expected = None if size is None else made.processor.config.vision.image_size
+        assert sources.train.picture_size == expected
+        assert made.processor.processing.jpeg_decode == said
 
 
 def test_another_structure_takes_what_fits_and_begins_the_rest_anew(second: Callable[..., Run], first: Bundle) -> None:
