@@ -93,6 +93,7 @@ class ChunkExecutor(LifecycleNode):
         self._begin_s = 0.0
         self._ticked_ns = 0
         self._simulated = False
+        self._ending = False
         self._said = ''
         self._jump: Any = None
         self._controllers: ControllerWatch | None = None
@@ -240,10 +241,12 @@ class ChunkExecutor(LifecycleNode):
         if self._follower is not None and self._dispatch is not None:
             with self._lock:
                 self._follower.end(reason)
+                self._ending = True
             latest_s = time.monotonic() + BRAKE_S
             while not self._follower.silent and self._dispatch.is_alive() and time.monotonic() < latest_s:
                 time.sleep(0.005)
         self._stopping.set()
+        self._ending = False
         if self._dispatch is not None:
             self._dispatch.join(1.0)
             self._dispatch = None
@@ -478,6 +481,9 @@ class ChunkExecutor(LifecycleNode):
 
     def _due(self, now_ns: int) -> list[int]:
         """The ROS times to tick for."""
+        if self._simulated and self._ending:
+            # The thread that reads the clock waits for the brake: time goes on without it.
+            now_ns = max(now_ns, self._ticked_ns + round(1e9 / self._rate))
         before_ns, self._ticked_ns = self._ticked_ns, now_ns
         return due_ticks(before_ns, now_ns, self._rate) if self._simulated else [now_ns]
 

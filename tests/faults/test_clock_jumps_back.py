@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from builtin_interfaces.msg import Time
 from ki_msgs.msg import PolicyStatus
@@ -41,12 +43,18 @@ def test_a_jump_back_holds_and_then_follows_the_new_time(clock_rig):
     assert rig.now_ns < later
 
 
-def test_a_slow_clock_silences_no_watchdog(clock_rig):
+def test_a_slow_clock_silences_no_watchdog_and_no_brake(clock_rig):
     rig = clock_rig
-    rig.start_executor(use_sim_time=True)
+    executor = rig.start_executor(use_sim_time=True)
     rig.start_policy(use_sim_time=True)
     rig.running()
     rig.step_ns = 1_000_000
     begin = len(rig.statuses)
     rig.until('statuses', lambda: len(rig.statuses) > begin + 20, 5.0)
     assert rig.state == 'run', 'a tenth of the pace, and nobody thinks that the policy is dead'
+
+    asked_ns = executor.send(signal.SIGINT)
+    assert executor.popen.wait(4.0) == 0, 'less than what the executor waits for a brake that does not end'
+    held = rig.until('a hold', lambda: rig.hold_points(asked_ns))
+    assert rig.commands['arm'][-1] == held[-1]
+    assert list(held[-1][1].points[-1].velocities) == [0.0, 0.0]
