@@ -5,10 +5,11 @@ Loaded by path from the conftest of a folder: test modules share nothing by impo
 
 from __future__ import annotations
 
-import os
+import atexit
+import functools
+import importlib.util
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -91,19 +92,29 @@ def small_robot() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def node_server() -> Any:
+    """What starts the nodes of all rigs of this process."""
+    spec = importlib.util.spec_from_file_location('node_server', ROOT / 'tests' / 'node_server.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.NodeServer()
+    atexit.register(server.close)
+    return server
+
+
 class Process:
     """One node of the stack as a process, with its output."""
 
     def __init__(self, module: str, log: Path, parameters: dict[str, Any], arguments: list[str] | None = None) -> None:
-        command = [sys.executable, '-m', module, '--ros-args']
+        command = ['--ros-args']
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{name}:={text}']
         self.log = log
-        with log.open('w') as stream:
-            self.popen = subprocess.Popen(
-                [*command, *(arguments or [])], stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ.copy()
-            )
+        self.popen = node_server().start(module, [*command, *(arguments or [])], log)
 
     def send(self, number: int) -> int:
         """Sends a signal; the steady time at which it was sent."""
