@@ -134,7 +134,7 @@ class Live:
     def _on_chunk(self, message: Any) -> None:
         self.chunks.append(to_chunk(message))
 
-    def until(self, what: str, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    def until(self, what: str, condition: Callable[[], bool], seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
