@@ -35,7 +35,7 @@ from ki_robot.messages.commands import Command
 from ki_robot.messages.states import measured_columns
 from training.fit.stats import provenance
 from training.index.episodes import IndexOptions, episodes_of
-from training.index.index import ENTRY, FORMAT, INDEX, load_index
+from training.index.index import _write_index, load_index
 from training.index.streams import Collected, Marker, Track
 from training.samples.dataset import EpisodeDataset, split_episodes
 from training.samples.mixture import Draw, Loader, Mixture, Part, Sampler
@@ -124,13 +124,9 @@ def write_index(contract: Contract, folder: Path, count: int) -> None:
         for name in files:
             (here / name).symlink_to(shared / name)
         digest = hashlib.sha256(key.encode()).hexdigest()
-        entry = {'sha256': digest, 'messages': 100, 'episodes': [about], 'streams': {}, 'problems': [], 'files': files}
-        text = json.dumps({'path': f'/made/up/{key}', **entry}, indent=1).encode()
-        (here / ENTRY).write_bytes(text)
-        row = {'path': f'/made/up/{key}', 'signature': [['a.mcap', 100, 1]], 'key': key}
-        rows.append({**row, 'entry': hashlib.sha256(text).hexdigest()})
-    top = {'format': FORMAT, 'contract': contract.to_dict(), 'options': {}, 'bags': rows}
-    (folder / INDEX).write_text(json.dumps(top), encoding='utf-8')
+        row = {'path': f'/made/up/{key}', 'signature': [['a.mcap', 100, 1]], 'key': key, 'sha256': digest}
+        rows.append({**row, 'messages': 100, 'episodes': [about], 'streams': {}, 'problems': [], 'files': files})
+    _write_index(folder, contract, IndexOptions(), rows)
 
 
 def first_batch(folder: Path) -> dict[str, float]:

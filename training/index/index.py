@@ -2,7 +2,8 @@
 
 Layout of the folder::
 
-    index.json                 contract, options, and per recording: path, signature, key, hash of its entry
+    index.json                 contract, options, name and hash of the next
+    recordings-HASH.jsonl      a line a recording: path, signature, key, what its entry holds; all that opening reads
     bags/KEY/entry.json        what was found: episodes, streams, problems; sha256 of every file beside it
     bags/KEY/episode_000.npz   arrays of one episode (see training.index.episodes.Episode)
     bags/KEY/CAMERA.images     JPEG or PNG bytes, one after the other; arrays hold offset and length
@@ -16,7 +17,7 @@ import hashlib
 import json
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from ki_bags.problems import Problem, Problems
 from ki_bags.reader import find_bags, open_bag
 from ki_bags.storage import has_wal, wal_of
 from ki_common.errors import KiError
-from ki_common.files import atomic_folder, remove_leftovers, sha256_of, write_text
+from ki_common.files import atomic_file, atomic_folder, remove_leftovers, sha256_of, write_text
 from ki_common.parallel import run_all
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
@@ -37,9 +38,10 @@ from training.index.episodes import IndexOptions, Runs, episodes_of
 from training.index.stored_images import decode_stored
 from training.index.streams import collect, stream_rates
 
-FORMAT = 4  # another one also where the same recording is read otherwise: then nothing old may stay
+FORMAT = 5  # another one also where the same recording is read otherwise: then nothing old may stay
 INDEX = 'index.json'
 ENTRY = 'entry.json'
+RECORDINGS = 'recordings-{}.jsonl'
 READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 Progress = Callable[[int, int, str], None]
 
@@ -169,10 +171,39 @@ def index_bags(
         if progress is not None:
             progress(done, len(paths), row['path'])
     ordered = [rows[number] for number in range(len(paths))]
-    about = {'contract': contract.to_dict(), 'options': options.to_dict()}
-    _write_json(out / INDEX, {'format': FORMAT, **about, 'bags': ordered})
+    _write_index(out, contract, options, ordered)
     _prune(out, {row['key'] for row in ordered})
     return load_index(out)
+
+
+def _write_index(out: Path, contract: Contract, options: IndexOptions, rows: Sequence[dict[str, Any]]) -> None:
+    """The two files of the whole; what there was before counts until the last moment.
+
+    Raises:
+        OSError: The disk takes no more, or an entry is gone.
+    """
+    digest, fresh = hashlib.sha256(), out / RECORDINGS.format('new')
+    with atomic_file(fresh) as file:
+        for row in rows:
+            line = json.dumps(_with_entry(out, row), separators=(',', ':'), allow_nan=False).encode() + b'\n'
+            digest.update(line)
+            file.write(line)
+    fresh = fresh.replace(out / RECORDINGS.format(digest.hexdigest()[:16]))
+    about = {'contract': contract.to_dict(), 'options': options.to_dict()}
+    _write_json(out / INDEX, {'format': FORMAT, **about, 'recordings': fresh.name, 'sha256': digest.hexdigest()})
+    for each in out.glob(RECORDINGS.format('*')):
+        if each != fresh:
+            each.unlink()
+
+
+def _with_entry(out: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what its entry holds; one that was read before has it."""
+    if 'files' in row:
+        return row
+    entry = json.loads((out / 'bags' / row['key'] / ENTRY).read_bytes())
+    del entry['seal']  # the hash of the whole file is in this row
+    files = {**entry['files'], ENTRY: row['entry']}
+    return {**entry, 'path': row['path'], 'signature': row['signature'], 'key': row['key'], 'files': files}
 
 
 def index_one(job: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +216,7 @@ def index_one(job: dict[str, Any]) -> dict[str, Any]:
         return _give_up(job, f'it cannot be read: {error}')
     key = _key(digest, contract, options)
     folder = out / 'bags' / key
-    if not (folder / ENTRY).is_file():
+    if not _is_as_written(folder / ENTRY):
         try:
             with atomic_folder(folder) as building:
                 _build(path, digest, contract, options, building)
@@ -225,7 +256,7 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
         for each in folder.glob('*.images'):
             each.unlink()
     files = {each.name: sha256_of(each) for each in sorted(folder.iterdir())}
-    _write_json(
+    _write_entry(
         folder / ENTRY,
         {
             'path': str(path),
@@ -239,6 +270,23 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
     )
 
 
+def _write_entry(path: Path, entry: dict[str, Any]) -> None:
+    _write_json(path, {**entry, 'seal': _seal(entry)})
+
+
+def _seal(entry: dict[str, Any]) -> str:
+    """What an entry carries of itself, so that one that was changed is made anew and not taken over."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+def _is_as_written(path: Path) -> bool:
+    try:
+        entry = json.loads(path.read_bytes())
+        return bool(entry.pop('seal') == _seal(entry))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def _give_up(job: dict[str, Any], why: str) -> dict[str, Any]:
     """An entry for a recording that could not even be opened."""
     path, out = Path(job['path']), Path(job['out'])
@@ -247,23 +295,21 @@ def _give_up(job: dict[str, Any], why: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     problem = Problem(str(path), '', 'refused', why)
     empty = {'path': str(path), 'sha256': '', 'messages': 0, 'episodes': [], 'streams': {}, 'files': {}}
-    _write_json(folder / ENTRY, {**empty, 'problems': [problem.to_dict()]})
+    _write_entry(folder / ENTRY, {**empty, 'problems': [problem.to_dict()]})
     return {'key': key, 'entry': sha256_of(folder / ENTRY)}
 
 
 def load_index(folder: Path) -> Index:
-    """Opens an index; every entry must be the one that was written.
+    """Opens an index; what is said of its recordings must be what was written.
 
     Raises:
-        TrainingError: No index there, of another version, or one of its files was changed or lost.
+        TrainingError: No index there, of another version, or one of its two files was changed or lost.
     """
     path = folder / INDEX
     try:
-        top = json.loads(path.read_text(encoding='utf-8'))
-        if top['format'] != FORMAT:
-            raise TrainingError(f'{path} has format {top["format"]}, this is {FORMAT}; run `ki data index` again.')
+        top = read_top(folder)
         contract = Contract.parse(top['contract'], str(path))
-        entries = tuple(_load_entry(folder / 'bags' / row['key'], row) for row in top['bags'])
+        entries = tuple(_entry_of(folder, row) for row in rows_of(folder, top))
         return Index(folder, contract, dict(top['options']), entries)
     except FileNotFoundError as error:
         raise TrainingError(f'{error.filename} does not exist; run `ki data index` first.') from error
@@ -271,23 +317,46 @@ def load_index(folder: Path) -> Index:
         raise TrainingError(f'{path} cannot be read ({type(error).__name__}: {error}); run `ki data index`.') from error
 
 
-def _load_entry(folder: Path, row: dict[str, Any]) -> Entry:
-    path = folder / ENTRY
-    if sha256_of(path) != row['entry']:
-        raise TrainingError(f'{path} was changed after it was written; remove its folder and run `ki data index`.')
-    data = json.loads(path.read_text(encoding='utf-8'))
-    episodes = tuple(EpisodeInfo.parse(each) for each in data['episodes'])
-    problems = tuple(Problem(**each) for each in data['problems'])
+def read_top(folder: Path) -> dict[str, Any]:
+    """What index.json holds.
+
+    Raises:
+        TrainingError: It is of another version.
+        OSError, ValueError, KeyError: It is not there, or no index.
+    """
+    path = folder / INDEX
+    top: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    if top['format'] != FORMAT:
+        raise TrainingError(f'{path} has format {top["format"]}, this is {FORMAT}; run `ki data index` again.')
+    return top
+
+
+def rows_of(folder: Path, top: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each recording; only at its end it is known that they are those that were written.
+
+    Raises:
+        TrainingError: They are not.
+    """
+    path, digest = folder / Path(top['recordings']).name, hashlib.sha256()
+    with path.open('rb') as file:
+        for line in file:
+            digest.update(line)
+            yield json.loads(line)
+    if digest.hexdigest() != top['sha256']:
+        raise TrainingError(f'{path} was changed after it was written; remove it and run `ki data index`.')
+
+
+def _entry_of(folder: Path, row: dict[str, Any]) -> Entry:
     return Entry(
         row['path'],
         row['key'],
-        data['sha256'],
-        folder,
-        episodes,
-        data['streams'],
-        problems,
-        data['files'],
-        data['messages'],
+        row['sha256'],
+        folder / 'bags' / row['key'],
+        tuple(EpisodeInfo.parse(each) for each in row['episodes']),
+        row['streams'],
+        tuple(Problem(**each) for each in row['problems']),
+        row['files'],
+        row['messages'],
     )
 
 
@@ -359,11 +428,10 @@ def _key(digest: str, contract: Contract, options: IndexOptions) -> str:
 def _known(out: Path, contract: Contract, options: IndexOptions) -> dict[str, dict[str, Any]]:
     """Rows of the index that is there, if it is of the same contract and options."""
     try:
-        top = json.loads((out / INDEX).read_text(encoding='utf-8'))
-        same = top['format'] == FORMAT and top['options'] == options.to_dict()
-        if not same or Contract.parse(top['contract']).hash != contract.hash:
+        top = read_top(out)
+        if top['options'] != options.to_dict() or Contract.parse(top['contract']).hash != contract.hash:
             return {}
-        return {row['path']: row for row in top['bags']}
+        return {row['path']: row for row in rows_of(out, top)}
     except (OSError, ValueError, KeyError, TypeError, KiError):
         return {}
 
@@ -372,7 +440,7 @@ def _may_stay(out: Path, row: dict[str, Any]) -> bool:
     """Whether an entry is the one that was written, and was read: a share that was away for a moment is tried again."""
     path = out / 'bags' / row['key'] / ENTRY
     try:
-        return sha256_of(path) == str(row['entry']) and bool(json.loads(path.read_bytes())['sha256'])
+        return sha256_of(path) == str(row['files'][ENTRY]) and bool(row['sha256'])
     except (OSError, ValueError, KeyError):
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ki_bags.reader import find_bags
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions
-from training.index.index import INDEX, Index, Progress, index_bags, load_index, signature
+from training.index.index import INDEX, Index, Progress, index_bags, load_index, read_top, rows_of, signature
 from training.index.simulator_arrays import index_arrays
 
 
@@ -69,7 +68,6 @@ def open_recordings(data: Path, contract: Contract, task: str = '', progress: Pr
 
 def is_current(folder: Path, data: Path) -> bool:
     """Whether an index knows every recording at or below `data` as it is; one that is gone takes nothing from it."""
-    rows = json.loads((folder / INDEX).read_text(encoding='utf-8'))['bags']
-    known = {Path(row['path']).resolve(): row['signature'] for row in rows}
+    known = {Path(row['path']).resolve(): row['signature'] for row in rows_of(folder, read_top(folder))}
     there = (path for path in find_bags(data) if folder.resolve() not in path.resolve().parents)
     return all(known.get(path.resolve()) == signature(path) for path in there)

@@ -121,12 +121,18 @@ def test_an_index_says_when_it_was_touched(make_bag: MakeBag, toy: Contract, tmp
     assert 'index_changed' in check_index(index).kinds()
     with pytest.raises(TrainingError, match='was changed after it was written'):
         EpisodeDataset(index)
+    assert len(index_bags(tmp_path / 'bags', toy, out).episodes) == 1
     entry = index.entries[0].folder / 'entry.json'
     entry.chmod(0o644)
     entry.write_text(entry.read_text().replace('success', 'failure'))
+    assert 'index_changed' in check_index(load_index(out)).kinds()
+    [(_, about)] = index_bags(tmp_path / 'bags', toy, out).episodes
+    assert about.outcome == index.episodes[0][1].outcome, 'what somebody wrote into an entry was taken over'
+    [recordings] = out.glob('recordings-*.jsonl')
+    recordings.write_text(recordings.read_text().replace('success', 'failure'))
     with pytest.raises(TrainingError, match='was changed after it was written'):
         load_index(out)
-    assert len(index_bags(tmp_path / 'bags', toy, out).episodes) == 1
+    assert not check_index(index_bags(tmp_path / 'bags', toy, out)).kinds() & {'index_changed', 'index_lost'}
 
 
 def test_a_recording_that_was_changed_since_is_named(make_bag: MakeBag, toy: Contract, tmp_path: Path) -> None:
