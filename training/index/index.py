@@ -30,6 +30,7 @@ from ki_bags.reader import find_bags, open_bag
 from ki_bags.storage import has_wal, wal_of
 from ki_common.errors import KiError
 from ki_common.files import atomic_file, atomic_folder, remove_leftovers, sha256_of, write_text
+from ki_common.memory import no_garbage
 from ki_common.parallel import run_all
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
@@ -309,7 +310,8 @@ def load_index(folder: Path) -> Index:
     try:
         top = read_top(folder)
         contract = Contract.parse(top['contract'], str(path))
-        entries = tuple(_entry_of(folder, row) for row in rows_of(folder, top))
+        with no_garbage():
+            entries = tuple(_entry_of(folder, row) for row in rows_of(folder, top))
         return Index(folder, contract, dict(top['options']), entries)
     except FileNotFoundError as error:
         raise TrainingError(f'{error.filename} does not exist; run `ki data index` first.') from error
