@@ -54,24 +54,25 @@ class FrozenWatch:
         """Begins anew."""
         self.count = 0
         self.is_frozen = False
-        self._checksum = -1
-        self._first: Image | None = None
+        self._seen = FrameWatch()
         self._since_ns = 0
         self._pose: NDArray[np.float64] | None = None
 
     def update(self, data: Image, stamp_ns: int, state: NewestState) -> None:
+        """Takes the next frame by its bytes; see `see`."""
+        self.see(self._seen.repeats(data), stamp_ns, state)
+
+    def see(self, is_repeat: bool, stamp_ns: int, state: NewestState) -> None:
         """Takes the next frame.
 
         Args:
-            data: Its bytes.
+            is_repeat: Whether it equals the one before it.
             stamp_ns: When it was seen.
             state: At its arrival. A frame may arrive before the state of its own time: what a column did before the
                 first frame of a row is no motion in front of it.
         """
-        checksum = spread_checksum(data)
-        if self._pose is None or checksum != self._checksum or not self._equals_first(data):
-            self.clear()
-            self._checksum, self._first, self._since_ns = checksum, data, stamp_ns
+        if self._pose is None or not is_repeat:
+            self.count, self.is_frozen, self._since_ns = 0, False, stamp_ns
             self._pose = np.full(len(state.values), np.nan)
         begins = np.isnan(self._pose) & (state.measured_ns >= self._since_ns)
         self._pose[begins] = state.values[begins]
@@ -80,8 +81,21 @@ class FrozenWatch:
             moved = np.abs(state.values - self._pose)
             self.is_frozen = bool((moved > self._motion).any())  # a comparison with NaN is false
 
-    def _equals_first(self, data: Image) -> bool:
-        return self._first is not None and np.array_equal(data, self._first)
+
+class FrameWatch:
+    """Tells frames that equal the one before."""
+
+    def __init__(self) -> None:
+        self._checksum = -1
+        self.last: Image | None = None
+
+    def repeats(self, data: Image) -> bool:
+        """Takes the bytes of the next frame; whether they are those of the frame before."""
+        checksum = spread_checksum(data)
+        if checksum == self._checksum and self.last is not None and np.array_equal(data, self.last):
+            return True
+        self._checksum, self.last = checksum, data
+        return False
 
 
 def spread_checksum(data: Image) -> int:

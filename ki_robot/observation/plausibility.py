@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.names import interface_of
@@ -102,6 +103,14 @@ class StateCheck:
                     f'{self._last_C[at]:.4g}: it can have moved by {most_C[at]:.4g} at most.',
                 )
         self._last_C, self._last_ns = np.array(values_C, float), stamp_ns
+
+    def are_true(self, values_MC: NDArray[np.float64], stamps_M: NDArray[np.int64]) -> bool:
+        """Whether `check` would take each of these states, one after the other, as the first ones; stamps rise."""
+        possible = self._possible
+        if ((values_MC < possible.lower_C) | (values_MC > possible.upper_C)).any():
+            return False
+        elapsed_M1 = np.diff(stamps_M)[:, None] / NS
+        return not (np.abs(np.diff(values_MC, axis=0)) > possible.speed_C * (SPEED_FACTOR * elapsed_M1 + SLACK_S)).any()
 
     def reset(self) -> None:
         """Forgets the last state: a new time, a new recording, or a robot that was moved while nobody looked."""

@@ -7,7 +7,7 @@ that the live node would refuse is refused here for the same reason, and counted
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
 from ki_bags.reader import Bag, BagTopic
+from ki_bags.storage import Message
 from ki_bags.topics import find_topic
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
@@ -29,7 +30,7 @@ from ki_robot.messages.images import as_bytes, compressed_size, decode_compresse
 from ki_robot.messages.states import STATE_TYPES, StateReader, measured_columns, static_topic
 from ki_robot.messages.video import PACKET, VIDEO, VideoDecoder
 from ki_robot.observation.buffer import BufferSettings
-from ki_robot.observation.frozen_camera import FrozenWatch, NewestState
+from ki_robot.observation.frozen_camera import FrameWatch, FrozenWatch, NewestState
 from ki_robot.observation.plausibility import StateCheck
 from ki_robot.transforms import resize_with_pad
 from training.errors import TrainingError
@@ -53,14 +54,16 @@ def _times() -> array[int]:
 class Track:
     """One stream in the order of the recording: when it was stamped, when it was written, and its rows.
 
-    Times are 64-bit integers in a row, so that numpy looks at them without a copy.
+    Times are 64-bit integers in a row, so that numpy looks at them without a copy. `numbers` say which message of the
+    recording each is.
     """
 
     stamps: array[int] = field(default_factory=_times)
     logs: array[int] = field(default_factory=_times)
     rows: list[Any] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=_times)
 
-    def add(self, stamp: int | None, log_ns: int, row: Any) -> None:
+    def add(self, stamp: int | None, log_ns: int, row: Any, number: int = 0) -> None:
         """`stamp` None: the message carries no clock; it is dated by its log time later.
 
         Raises:
@@ -70,6 +73,14 @@ class Track:
         self.stamps.append(times[0])
         self.logs.append(times[1])
         self.rows.append(row)
+        self.numbers.append(number)
+
+    def extend(self, other: Track, messages: int) -> None:
+        """Takes what came after so many messages of the recording."""
+        self.stamps.extend(other.stamps)
+        self.logs.extend(other.logs)
+        self.rows.extend(other.rows)
+        self.numbers.extend(number + messages for number in other.numbers)
 
     def drop(self, places: Iterable[int]) -> None:
         """Takes some messages out again."""
@@ -77,6 +88,7 @@ class Track:
         self.stamps = array('q', (self.stamps[place] for place in kept))
         self.logs = array('q', (self.logs[place] for place in kept))
         self.rows = [self.rows[place] for place in kept]
+        self.numbers = array('q', (self.numbers[place] for place in kept))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +122,8 @@ class Collected:
     """Everything of one recording that a contract asks for.
 
     Attributes:
-        cameras: Rows are (offset, length) into the camera's file, and 1 where the live node calls it frozen.
+        cameras: Rows are (offset, length) into the camera's file, and 1 where the live node calls it frozen; while the
+            recording is read, 1 where it equals the picture before.
         states: By stream; rows are vectors of the stream's columns, in `state_columns[stream]` order.
         doubtful: By stream; states that cannot be true.
         commands: By output; rows are `ki_robot.messages.commands.Command`s in the order of the output's columns.
@@ -133,6 +146,7 @@ class Collected:
     clocks: dict[str, StreamClock] = field(default_factory=dict)
     other_joints: dict[str, list[str]] = field(default_factory=dict)
     messages: int = 0
+    watches: dict[str, FrameWatch] = field(default_factory=dict)
 
 
 def _topic(bag: Bag, wanted: str, types: tuple[str, ...], remap: dict[str, str], problems: Problems) -> BagTopic | None:
@@ -170,9 +184,35 @@ def collect(
     Raises:
         TrainingError: A required camera or a state stream has no topic, or not one usable message.
     """
+    found = gather(bag, contract, folder, problems, remap or {}, store, trust_log_time, bag.messages)
+    problems.extend(bag.problems)
+    judge(bag, contract, found, problems)
+    return found
+
+
+def gather(
+    bag: Bag,
+    contract: Contract,
+    folder: Path,
+    problems: Problems,
+    remap: dict[str, str],
+    store: str,
+    trust_log_time: Collection[str],
+    messages_of: Callable[[list[str]], Iterator[Message]],
+) -> Collected:
+    """Takes each message for itself: nothing of one depends on another, but for video and tf.
+
+    Args:
+        bag: The recording.
+        contract: Which topics, which columns.
+        folder: Where `CAMERA.images` files are written.
+        problems: Refused messages are counted here.
+        remap: Contract topic -> topic of the recording.
+        store: As in `collect`.
+        trust_log_time: As in `collect`.
+        messages_of: Gives the messages of some topics.
+    """
     found = Collected()
-    newest_state = NewestState(len(contract.robot.state))  # as the live buffer keeps it, to tell a frozen camera
-    remap = remap or {}
     handlers: dict[str, list[Callable[[Any, int], None]]] = {}
     files: list[Any] = []
     size = _stored_size(contract, store)
@@ -185,23 +225,85 @@ def collect(
             files.append(stream)
             track = found.cameras[camera.name] = Track()
             dated = by_arrival(camera) if camera.name in trust_log_time else camera
-            handlers.setdefault(topic.name, []).append(
-                _camera_handler(dated, topic.type, track, stream, size, newest_state)
-            )
+            handlers.setdefault(topic.name, []).append(_camera_handler(dated, topic.type, track, stream, size, found))
         for source in contract.state_streams:
             dated_state = by_arrival(source) if source.name in trust_log_time else source
-            _add_state(bag, contract, dated_state, found, handlers, remap, problems, newest_state)
+            _add_state(bag, contract, dated_state, found, handlers, remap, problems)
         for output in contract.robot.outputs:
             _add_command(bag, output, found, handlers, remap, problems, output.name in trust_log_time)
         _add_texts(bag, found, handlers)
-        _read(bag, handlers, found, problems)
-        for name, doubtful in found.doubtful.items():
-            _drop_doubtful(bag, name, found.states[name], doubtful, problems)
+        _read(bag, handlers, found, problems, messages_of)
     finally:
         for stream in files:
             stream.close()
-    _require(bag, contract, found, problems)
     return found
+
+
+def judge(bag: Bag, contract: Contract, found: Collected, problems: Problems) -> None:
+    """What only all messages in a row tell, as the live buffer does: untrue states, frozen cameras.
+
+    Raises:
+        TrainingError: A required camera or a state stream has not one usable message.
+    """
+    believed = {name: _judge_states(contract, found, name) for name in found.states}
+    for track in found.cameras.values():
+        _judge_pictures(contract, found, track, believed)
+    for name, doubtful in found.doubtful.items():
+        _drop_doubtful(bag, name, found.states[name], doubtful, problems)
+    _require(bag, contract, found, problems)
+
+
+def _judge_states(contract: Contract, found: Collected, name: str) -> NDArray[np.intp]:
+    """The places in a stream's track of the states that can be true; the others are noted as doubtful."""
+    track, check = found.states[name], StateCheck(contract.robot, found.state_columns[name])
+    times = _times_of(track)
+    if not len(times):
+        return np.zeros(0, dtype=np.intp)
+    if (np.diff(times) >= 0).all() and times[0] >= 0 and check.are_true(np.asarray(track.rows), times):
+        return np.arange(len(times))
+    doubtful = found.doubtful.setdefault(name, Doubtful())
+    believed, newest_ns = [], 0
+    for place, (time_ns, row) in enumerate(zip(times.tolist(), track.rows, strict=True)):
+        if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
+            check.reset()
+        else:
+            try:
+                check.check(row, time_ns)
+                believed.append(place)
+            except Rejected as error:
+                doubtful.add(place, str(error))
+        newest_ns = time_ns
+    return np.asarray(believed, dtype=np.intp)
+
+
+def _judge_pictures(contract: Contract, found: Collected, track: Track, believed: dict[str, NDArray[np.intp]]) -> None:
+    """Marks the pictures at which the live node would call the camera frozen."""
+    if not any(repeats for _, _, repeats in track.rows):
+        return
+    numbers = np.asarray(track.numbers, dtype=np.int64)
+    names = contract.robot.state_names
+    values = np.full((len(numbers), len(names)), np.nan)
+    measured_ns = np.zeros((len(numbers), len(names)), dtype=np.int64)
+    for name, places in believed.items():
+        states = found.states[name]
+        newest = np.searchsorted(np.asarray(states.numbers, dtype=np.int64)[places], numbers) - 1
+        known = np.flatnonzero(newest >= 0)
+        chosen = places[newest[known]]
+        for index, column in enumerate(found.state_columns[name]) if len(known) else ():
+            values[known, names.index(column)] = np.asarray(states.rows)[chosen, index]
+            measured_ns[known, names.index(column)] = _times_of(states)[chosen]
+    watch, state = FrozenWatch(LIVE.frozen_frames, LIVE.frozen_motion), NewestState(len(names))
+    times = _times_of(track).tolist()
+    for place, (offset, length, repeats) in enumerate(track.rows):
+        state.values, state.measured_ns = values[place], measured_ns[place]
+        watch.see(bool(repeats), times[place], state)
+        track.rows[place] = (offset, length, int(watch.is_frozen))
+
+
+def _times_of(track: Track) -> NDArray[np.int64]:
+    """When each message is thought to be of while the recording is read: by its stamp, or by its arrival."""
+    stamps, logs = np.asarray(track.stamps, dtype=np.int64), np.asarray(track.logs, dtype=np.int64)
+    return np.where(stamps < 0, logs, stamps)
 
 
 def _drop_doubtful(bag: Bag, name: str, track: Track, doubtful: Doubtful, problems: Problems) -> None:
@@ -224,9 +326,13 @@ def _drop_doubtful(bag: Bag, name: str, track: Track, doubtful: Doubtful, proble
 
 
 def _read(
-    bag: Bag, handlers: dict[str, list[Callable[[Any, int], None]]], found: Collected, problems: Problems
+    bag: Bag,
+    handlers: dict[str, list[Callable[[Any, int], None]]],
+    found: Collected,
+    problems: Problems,
+    messages_of: Callable[[list[str]], Iterator[Message]],
 ) -> None:
-    for message in bag.messages(list(handlers)):
+    for message in messages_of(list(handlers)):
         found.messages += 1
         try:
             decoded = bag.decode(message)
@@ -240,7 +346,6 @@ def _read(
                 problems.add(bag.path, message.topic, str(error.reason), str(error))
             except (RobotError, ValueError, TypeError, AttributeError, IndexError, OverflowError, cv2.error) as error:
                 problems.add(bag.path, message.topic, 'unusable', f'{type(error).__name__}: {error}')
-    problems.extend(bag.problems)
 
 
 def _require(bag: Bag, contract: Contract, found: Collected, problems: Problems) -> None:
@@ -305,9 +410,9 @@ def _camera_topic(bag: Bag, camera: Camera, remap: dict[str, str], problems: Pro
 
 
 def _camera_handler(
-    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, newest_state: NewestState
+    camera: Camera, kind: str, track: Track, stream: BinaryIO, size: int | None, found: Collected
 ) -> Callable[[Any, int], None]:
-    watch = FrozenWatch(LIVE.frozen_frames, LIVE.frozen_motion)
+    watch = found.watches[camera.name] = FrameWatch()
     video = VideoDecoder() if kind in (VIDEO, PACKET) else None
 
     def take(message: Any, log_ns: int) -> None:
@@ -337,10 +442,9 @@ def _camera_handler(
             data = _encoded(image, size, is_lossy=picture is not None)
         assert data is not None
         offset = stream.tell()
-        stream.write(data.tobytes())
-        shown = as_bytes(message.data if picture is None else picture)
-        watch.update(shown, log_ns if stamp is None else stamp, newest_state)
-        track.add(stamp, log_ns, (offset, len(data), int(watch.is_frozen)))
+        stream.write(data.data)
+        repeats = watch.repeats(as_bytes(message.data if picture is None else picture))
+        track.add(stamp, log_ns, (offset, len(data), int(repeats)), found.messages)
 
     return take
 
@@ -366,7 +470,6 @@ def _add_state(
     handlers: dict[str, list[Callable[[Any, int], None]]],
     remap: dict[str, str],
     problems: Problems,
-    newest_state: NewestState,
 ) -> None:
     topic = _topic(bag, source.topic, (STATE_TYPES[source.type],), remap, problems)
     if topic is None:
@@ -374,12 +477,8 @@ def _add_state(
         problems.add(bag.path, source.topic, 'missing_topic', text)
         return
     columns = measured_columns(contract, source)
-    places = [contract.robot.state_names.index(name) for name in columns]
     found.state_columns[source.name] = columns
     track = found.states[source.name] = Track()
-    check, newest_ns = StateCheck(contract.robot, columns), 0
-    doubtful = found.doubtful[source.name] = Doubtful()
-
     reader = StateReader(source, columns)
 
     def take(message: Any, log_ns: int) -> None:
@@ -392,19 +491,7 @@ def _add_state(
             raise
         if told is None:
             return
-        stamp, row = _dated(told[0], source.stamp), told[1]
-        nonlocal newest_ns
-        time_ns = log_ns if stamp is None else stamp
-        if time_ns < newest_ns:  # of an earlier time, or after a jump of the clock: the rules of clocks decide
-            check.reset()
-        else:
-            try:
-                check.check(row, time_ns)
-                newest_state.take(places, row, time_ns)
-            except Rejected as error:
-                doubtful.add(len(track), str(error))
-        newest_ns = time_ns
-        track.add(stamp, log_ns, row)
+        track.add(_dated(told[0], source.stamp), log_ns, told[1], found.messages)
 
     handlers.setdefault(topic.name, []).append(take)
     still = static_topic(source) and _topic(bag, static_topic(source), (STATE_TYPES[source.type],), remap, problems)

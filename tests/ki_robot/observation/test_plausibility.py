@@ -98,6 +98,26 @@ def test_every_motion_within_the_limits_of_commands_is_believed(robot: str, seed
         check.check(np.round(at, 3), time_ns + int(rng.integers(-2_000_000, 2_000_000)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40_000_000), st.floats(-0.6, 0.6), st.booleans()), min_size=1, max_size=12),
+)
+def test_a_row_of_states_is_judged_as_one_after_the_other(contract: Contract, moves: list[Any]) -> None:
+    gaps, steps, out = zip(*moves, strict=True)
+    rows = np.stack([pose()] * len(moves))
+    rows[:, 0] += np.cumsum(steps)
+    rows[np.array(out) & (np.arange(len(moves)) % 5 == 4), 1] = 9.0
+    stamps = T0 + np.cumsum(gaps)
+    alone, refused = StateCheck(contract, ARM), False
+    for row, stamp in zip(rows, stamps.tolist(), strict=True):
+        try:
+            alone.check(row, stamp)
+        except Rejected:
+            refused = True
+            break
+    assert StateCheck(contract, ARM).are_true(rows, stamps) == (not refused)
+
+
 def test_the_live_buffer_drops_and_counts_it(contract: Contract) -> None:
     buffer = ObservationBuffer(contract)
     stream = contract.state_streams[0]
