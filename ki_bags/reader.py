@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator
@@ -22,7 +23,9 @@ from ki_bags.storage import (
     Message,
     channels_of,
     copy_with_wal,
+    cuts_of,
     has_wal,
+    messages_between,
     messages_of,
 )
 from ki_bags.types import Decoder, full_name
@@ -49,6 +52,15 @@ class BagTopic:
     type: str
     count: int | None
     definition: str = ''
+
+
+@dataclass(frozen=True)
+class BagPiece:
+    """Messages of one file that were written in a stretch of time; None: from its start, to its end."""
+
+    file: int
+    start_ns: int | None
+    stop_ns: int | None
 
 
 @dataclass
@@ -96,7 +108,34 @@ class Bag:
             for topic, count in report.counts.items():
                 counts[topic] = counts.get(topic, 0) + count
             self._note(file, report)
-        self._compare(counts, wanted)
+        self.compare({name: counts.get(name, 0) for name in self.topics if wanted(name)})
+
+    def cut(self, count: int) -> list[BagPiece]:
+        """Pieces that can be read each for itself and hold all messages in order; none where it has to be one."""
+        if self.compression == 'file' or any(file.suffix in ZSTD or has_wal(file) for file in self.files):
+            return []
+        total = sum(file.stat().st_size for file in self.files)
+        pieces: list[BagPiece] = []
+        for number, file in enumerate(self.files):
+            share = max(1, round(count * file.stat().st_size / max(total, 1)))
+            times = cuts_of(file, share, self.declared_per_file.get(file.name))
+            if times is None:
+                return []
+            pieces += [BagPiece(number, *bounds) for bounds in itertools.pairwise((None, *times, None))]
+        return pieces if len(pieces) > 1 else []
+
+    def messages_of_piece(self, piece: BagPiece, topics: Collection[str]) -> Iterator[Message]:
+        """The messages of a piece.
+
+        Raises:
+            Exception: Anything odd, which `messages` would have noted.
+        """
+        wanted, report = frozenset(topics).__contains__, FileReport()
+        for message in messages_between(self.files[piece.file], wanted, piece.start_ns, piece.stop_ns):
+            plain = message if self.compression != 'message' else _inflate(message, report)
+            if plain is None or len(plain.data) > MAX_MESSAGE_BYTES:
+                raise BagError(f'{self.path}: a message of {message.topic} is damaged or too large.')
+            yield plain
 
     def decode(self, message: Message) -> Any:
         """The ROS message; damaged CDR raises whatever the decoder meets, so catch Exception around it."""
@@ -110,11 +149,12 @@ class Bag:
         if report.oversized:
             self.problems.add(self.path, file.name, 'oversized', 'a message is too large to be one', report.oversized)
 
-    def _compare(self, counts: dict[str, int], wanted: Any) -> None:
+    def compare(self, counts: dict[str, int]) -> None:
+        """Adds a problem for each topic of which not as many messages were read as the metadata promises."""
         for topic in self.topics.values():
-            if topic.count is None or not wanted(topic.name):
+            if topic.count is None or topic.name not in counts:
                 continue
-            read = counts.get(topic.name, 0)
+            read = counts[topic.name]
             if read != topic.count:
                 text = f'the metadata promises {topic.count} messages of {topic.name}, {read} could be read'
                 self.problems.add(self.path, topic.name, 'count', text, abs(topic.count - read))

@@ -111,6 +111,32 @@ def messages_of(
         report.salvaged = report.count > 0
 
 
+def cuts_of(path: Path, pieces: int, declared: int | None) -> list[int] | None:
+    """Times at which a file falls into pieces of about the same size; None where it is to be read as a whole."""
+    if path.suffix not in ('.mcap', '.db3'):
+        return None
+    try:
+        with _Quick(path) as quick:
+            if not quick.indexed or (declared is not None and quick.count != declared):
+                return None
+            times = quick.times
+    except Exception:  # whatever a damaged file does: the patient reader says what is wrong with it
+        return None
+    return sorted({times[place * len(times) // pieces] for place in range(1, pieces)}) if times else []
+
+
+def messages_between(
+    path: Path, wanted: Callable[[str], bool], start_ns: int | None, stop_ns: int | None
+) -> Iterator[Message]:
+    """The messages of the wanted topics from one time to before another, as `messages_of` gives them of a sound file.
+
+    Raises:
+        Exception: Whatever the reader meets.
+    """
+    with _Quick(path) as quick:
+        yield from quick.messages(wanted, start_ns, stop_ns)
+
+
 def _ros1_messages(path: Path, wanted: Callable[[str], bool], report: FileReport) -> Iterator[Message]:
     try:
         with Ros1File(path) as bag:
@@ -177,10 +203,21 @@ class _Quick:
             for each in self._reader.connections
         ]
 
-    def messages(self, wanted: Callable[[str], bool]) -> Iterator[Message]:
+    @property
+    def times(self) -> list[int]:
+        """Log times that lie about as densely as the bytes: where the chunks of an MCAP file begin."""
+        chunks = getattr(self._reader.storage, 'chunks', None)
+        if chunks is not None:
+            return sorted(chunk.message_start_time for chunk in chunks)
+        first, last = self._reader.start_time, self._reader.end_time
+        return [first + (last - first) * place // 1000 for place in range(1000)]
+
+    def messages(
+        self, wanted: Callable[[str], bool], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[Message]:
         chosen = [each for each in self._reader.connections if wanted(each.topic)]
         if chosen:
-            for connection, log_ns, data in self._reader.messages(chosen):
+            for connection, log_ns, data in self._reader.messages(chosen, start_ns, stop_ns):
                 yield Message(connection.topic, full_name(connection.msgtype), log_ns, data)
 
 

@@ -87,6 +87,7 @@ class FrameWatch:
 
     def __init__(self) -> None:
         self._checksum = -1
+        self.first: Image | None = None
         self.last: Image | None = None
 
     def repeats(self, data: Image) -> bool:
@@ -95,6 +96,8 @@ class FrameWatch:
         if checksum == self._checksum and self.last is not None and np.array_equal(data, self.last):
             return True
         self._checksum, self.last = checksum, data
+        if self.first is None:
+            self.first = data
         return False
 
 

@@ -230,6 +230,11 @@ def make_bag(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def pictures() -> Callable[[int], np.ndarray]:
+    return jpeg
+
+
+@pytest.fixture
 def truth() -> Callable[[Any], np.ndarray]:
     return joints_at
 

@@ -13,8 +13,10 @@ KEY hashes the recording, the contract and the options: a recording is read agai
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ki_bags.errors import BagError
 from ki_bags.problems import Problem, Problems
 from ki_bags.reader import find_bags, open_bag
 from ki_bags.storage import has_wal, wal_of
@@ -36,8 +39,17 @@ from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from training.errors import TrainingError
 from training.index.episodes import IndexOptions, Runs, episodes_of
+from training.index.pieces import (
+    CLUSTER_PIECE_BYTES,
+    PIECE_BYTES,
+    PieceJob,
+    ReadPiece,
+    joined,
+    pieces_of,
+    read_piece,
+)
 from training.index.stored_images import decode_stored
-from training.index.streams import collect, stream_rates
+from training.index.streams import collect, judge, stream_rates
 
 FORMAT = 5  # another one also where the same recording is read otherwise: then nothing old may stay
 INDEX = 'index.json'
@@ -161,7 +173,7 @@ def index_bags(
         jobs.append(job)
         numbers.append((number, row))
     done = len(rows)
-    for position, result in run_all(index_one, jobs, workers, ray, capped=True):
+    for position, result in _indexed(jobs, [_size(row) for _, row in numbers], out, workers, ray):
         number, row = numbers[position]
         if isinstance(result, TrainingError):
             raise result
@@ -175,6 +187,56 @@ def index_bags(
     _write_index(out, contract, options, ordered)
     _prune(out, {row['key'] for row in ordered})
     return load_index(out)
+
+
+def _size(row: dict[str, Any]) -> int:
+    return sum(size for _, size, _ in row['signature'])
+
+
+def _indexed(
+    jobs: Sequence[dict[str, Any]], sizes: Sequence[int], out: Path, workers: int, ray: str
+) -> Iterator[tuple[int, Any]]:
+    """What `index_one` makes of each job; a long recording is read in pieces where several processes can."""
+    many = (workers or os.cpu_count() or 1) if not ray else 0
+    least = max(PIECE_BYTES, sum(sizes) // (2 * many)) if many else CLUSTER_PIECE_BYTES
+    with contextlib.ExitStack() as cleanup:
+        work: list[Any] = []
+        of_job: list[int] = []
+        read: dict[int, list[Any]] = {}
+        for position, (job, size) in enumerate(zip(jobs, sizes, strict=True)):
+            # Named as a partial, so that the next run removes what a killed one leaves.
+            folder = out / 'bags' / f'.pieces-{position}.partial-{os.getpid()}'
+            pieces = pieces_of(job, size // least, folder) if many != 1 and size >= 2 * least else []
+            if pieces:
+                read[position] = [None] * len(pieces)
+                cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            work += pieces or [job]
+            of_job += [position] * max(len(pieces), 1)
+        begins = {position: of_job.index(position) for position in read}
+        whole: list[int] = []
+        for number, result in run_all(_read_or_index, work, workers, ray, capped=True):
+            position = of_job[number]
+            if position not in read:
+                yield position, result
+                continue
+            read[position][number - begins[position]] = result
+            if any(each is None for each in read[position]):
+                continue
+            if any(isinstance(each, Exception) for each in read[position]):
+                whole.append(position)
+            else:
+                yield position, index_one(jobs[position], read.pop(position))
+        for number, result in run_all(index_one, [jobs[position] for position in whole], workers, ray, capped=True):
+            yield whole[number], result
+
+
+def _read_or_index(job: dict[str, Any] | PieceJob) -> Any:
+    if isinstance(job, PieceJob):
+        try:
+            return read_piece(job)
+        except Exception as error:  # in this process, too: the recording is then read as a whole
+            return BagError(f'a piece cannot be read: {type(error).__name__}: {error}')
+    return index_one(job)
 
 
 def _write_index(out: Path, contract: Contract, options: IndexOptions, rows: Sequence[dict[str, Any]]) -> None:
@@ -207,8 +269,13 @@ def _with_entry(out: Path, row: dict[str, Any]) -> dict[str, Any]:
     return {**entry, 'path': row['path'], 'signature': row['signature'], 'key': row['key'], 'files': files}
 
 
-def index_one(job: dict[str, Any]) -> dict[str, Any]:
-    """Reads one recording; returns its key and the hash of its entry. Never raises for what is wrong with data."""
+def index_one(job: dict[str, Any], pieces: Sequence[ReadPiece] = ()) -> dict[str, Any]:
+    """Reads one recording; returns its key and the hash of its entry. Never raises for what is wrong with data.
+
+    Args:
+        job: The recording, contract, options, and the folder of the index.
+        pieces: What was read of it already: all of it, in order.
+    """
     contract, options = Contract.parse(job['contract']), IndexOptions(**job['options'])
     path, out = Path(job['path']), Path(job['out'])
     try:
@@ -220,7 +287,7 @@ def index_one(job: dict[str, Any]) -> dict[str, Any]:
     if not _is_as_written(folder / ENTRY):
         try:
             with atomic_folder(folder) as building:
-                _build(path, digest, contract, options, building)
+                _build(path, digest, contract, options, building, pieces)
                 for each in building.iterdir():
                     each.chmod(READ_ONLY)
         except OSError as error:
@@ -228,7 +295,14 @@ def index_one(job: dict[str, Any]) -> dict[str, Any]:
     return {'key': key, 'entry': sha256_of(folder / ENTRY)}
 
 
-def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, folder: Path) -> None:
+def _build(
+    path: Path,
+    digest: str,
+    contract: Contract,
+    options: IndexOptions,
+    folder: Path,
+    pieces: Sequence[ReadPiece] = (),
+) -> None:
     problems = Problems()
     episodes: list[EpisodeInfo] = []
     streams: dict[str, dict[str, float]] = {}
@@ -236,7 +310,11 @@ def _build(path: Path, digest: str, contract: Contract, options: IndexOptions, f
     try:
         bag = open_bag(path)
         trusted = options.trust_log_time
-        found = collect(bag, contract, folder, problems, dict(options.remap), options.store, trusted)
+        if pieces:
+            found = joined(bag, pieces, folder, problems)
+            judge(bag, contract, found, problems)
+        else:
+            found = collect(bag, contract, folder, problems, dict(options.remap), options.store, trusted)
         messages = found.messages
         streams = stream_rates(found)
         for number, episode in enumerate(episodes_of(found, contract, options, bag.custom, path, problems)):

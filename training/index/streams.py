@@ -184,7 +184,7 @@ def collect(
     Raises:
         TrainingError: A required camera or a state stream has no topic, or not one usable message.
     """
-    found = gather(bag, contract, folder, problems, remap or {}, store, trust_log_time, bag.messages)
+    found = gather(bag, contract, folder, problems, problems, remap or {}, store, trust_log_time, bag.messages)
     problems.extend(bag.problems)
     judge(bag, contract, found, problems)
     return found
@@ -195,6 +195,7 @@ def gather(
     contract: Contract,
     folder: Path,
     problems: Problems,
+    about: Problems,
     remap: dict[str, str],
     store: str,
     trust_log_time: Collection[str],
@@ -207,6 +208,7 @@ def gather(
         contract: Which topics, which columns.
         folder: Where `CAMERA.images` files are written.
         problems: Refused messages are counted here.
+        about: What is wrong with the topics of the recording is counted here.
         remap: Contract topic -> topic of the recording.
         store: As in `collect`.
         trust_log_time: As in `collect`.
@@ -218,7 +220,7 @@ def gather(
     size = _stored_size(contract, store)
     try:
         for camera in contract.cameras:
-            topic = _camera_topic(bag, camera, remap, problems)
+            topic = _camera_topic(bag, camera, remap, about)
             if topic is None:
                 continue
             stream = (folder / f'{camera.name}.images').open('wb')
@@ -228,9 +230,9 @@ def gather(
             handlers.setdefault(topic.name, []).append(_camera_handler(dated, topic.type, track, stream, size, found))
         for source in contract.state_streams:
             dated_state = by_arrival(source) if source.name in trust_log_time else source
-            _add_state(bag, contract, dated_state, found, handlers, remap, problems)
+            _add_state(bag, contract, dated_state, found, handlers, remap, about)
         for output in contract.robot.outputs:
-            _add_command(bag, output, found, handlers, remap, problems, output.name in trust_log_time)
+            _add_command(bag, output, found, handlers, remap, about, output.name in trust_log_time)
         _add_texts(bag, found, handlers)
         _read(bag, handlers, found, problems, messages_of)
     finally:
