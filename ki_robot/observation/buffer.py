@@ -260,12 +260,8 @@ class ObservationBuffer:
         for name in names:
             stream = self._stream(name)
             camera, entry = stream.spec, stream.newest
-            if entry is None or entry.image is not None or not isinstance(camera, Camera):
-                continue
-            if self._threads is None:
+            if entry is not None and isinstance(camera, Camera) and not self._hand_over(camera, entry):
                 self._decode(camera, entry)
-            else:
-                self._threads.ask((id(self), name), functools.partial(self._decode, camera, entry))
 
     def state(self, now_ns: int) -> Vector | None:
         """The state (S,) at `now_ns` whatever the cameras do; None while a state stream stands in the way."""
@@ -373,10 +369,10 @@ class ObservationBuffer:
     ) -> Observation | NotReady:
         """Decodes outside the lock: a callback never waits for a JPEG."""
         images: dict[str, Image] = {}
-        for camera in self.contract.cameras:
-            entry = used.get(camera.name)
-            if entry is None:
-                continue
+        pictures = [(camera, used[camera.name]) for camera in self.contract.cameras if camera.name in used]
+        for camera, entry in pictures[1:]:  # this thread begins with the first
+            self._hand_over(camera, entry)
+        for camera, entry in pictures:
             try:
                 images[camera.name] = self._picture(camera, entry)
             except Rejected as error:
@@ -408,6 +404,14 @@ class ObservationBuffer:
             assert entry.refused is not None  # one of both is there after `_decode`
             raise entry.refused
         return entry.image
+
+    def _hand_over(self, camera: Camera, entry: _Entry) -> bool:
+        """Has the threads decode a frame that is not decoded yet; False where there are none."""
+        if self._threads is None:
+            return False
+        if entry.image is None:
+            self._threads.ask((id(self), camera.name), functools.partial(self._decode, camera, entry))
+        return True
 
     def _decode(self, camera: Camera, entry: _Entry) -> None:
         """Decodes a frame once, whoever comes first; others wait."""
