@@ -36,6 +36,7 @@ def rehearse(root: Path, output: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow  # quick ones hold that every program finds what it imports and that the ladder keeps to its budget
 def test_the_ladder_rehearses_on_a_cpu(root: Path, tmp_path: Path) -> None:
     result = rehearse(root, tmp_path, '--rungs', 'fused', 'packed graphs')
     assert (result['not_timed'], result['skipped']) == ({}, {})

@@ -16,6 +16,7 @@ from ki_vla.model.config import ModelConfig, preset
 FOLDER = Path(__file__).resolve().parents[2] / 'benchmarks'
 
 
+@pytest.mark.slow  # a quick one holds that the program finds what it imports; its step is that of every training test
 def test_training_on_noise_reports_speed_and_use(root: Path, tmp_path: Path) -> None:
     small = ('--preset', 'tiny', '--rounds', '1', '--batch', '2', '--threads', '1', '--cases', 'everything', 'LoRA 16')
     command = (sys.executable, FOLDER / 'training.py', *small, '--output', tmp_path / 'training.json')

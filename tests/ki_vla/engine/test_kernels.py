@@ -20,8 +20,9 @@ SHARED = 227 * 1024  # bytes of shared memory that a block may have on an H100
 H100 = 90
 
 
-def test_kernels_are_right_in_the_interpreter(root: Path) -> None:
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:randomly', '-p', 'no:cacheprovider']
+@pytest.mark.parametrize('numbers', ['not bfloat16', pytest.param('bfloat16', marks=pytest.mark.slow)])
+def test_kernels_are_right_in_the_interpreter(root: Path, numbers: str) -> None:
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:randomly', '-p', 'no:cacheprovider', '-k', numbers]
     environment = os.environ | {'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
         [*command, 'tests/ki_vla/engine/kernels_interpreted.py'],

@@ -106,8 +106,8 @@ def test_noise_is_the_same_whenever_it_is_asked_for() -> None:
     assert not torch.equal(one.expert.action_in.weight, of_noise(config, seed=1).part('action').expert.action_in.weight)
 
 
-@pytest.mark.parametrize('kinds', [('plain',), pytest.param(KINDS, marks=pytest.mark.slow)], ids=['plain', 'all'])
-def test_pi0_is_exported(kinds: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.slow  # its stages are held to the model in tests/ki_vla/engine, and the export of every kind above
+def test_pi0_is_exported(tmp_path: Path) -> None:
     """Its time MLP stands inside the guided step, whose backward pass has an operator that ONNX does not know.
 
     The bundle of the tests above is exported with every way of denoising; it has no such MLP.
@@ -122,14 +122,14 @@ def test_pi0_is_exported(kinds: tuple[str, ...], tmp_path: Path) -> None:
     processor = untrained_processor(contract, config, Processing(normalisation='zscore'))
     state = of_noise(config).state(torch.float32)
     made = write_bundle(tmp_path / 'pi0', name='pi0', weights=state, processor=processor)
-    export = export_onnx(made, kinds=kinds)
-    assert export.kinds == kinds
+    export = export_onnx(made, kinds=KINDS)
+    assert export.kinds == KINDS
     assert export.state_token
-    assert set(export.parity) == {'vision', 'prefix', 'chunk', *kinds}
+    assert set(export.parity) == {'vision', 'prefix', 'chunk', *KINDS}
     previous = np.random.default_rng(4).standard_normal((config.horizon - 5, config.action_dim), np.float32)
     inputs = example_inputs(config, Shape(len(contract.cameras), 40))
     with open_engine(made, 'torch', strict=True, mode='eager') as torch_engine, open_engine(made, 'onnx') as tested:
-        for kind in kinds:
+        for kind in KINDS:
             carry = None if kind == 'plain' else Carry(previous, 4, 30, kind)
             expected = torch_engine.infer(inputs, carry=carry)
             np.testing.assert_allclose(tested.infer(inputs, carry=carry), expected, atol=1e-4)
