@@ -31,7 +31,7 @@ from ki_common.nodes import NODES
 from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract.contract import Contract
-from ki_robot.messages.arrays import time_ns
+from ki_robot.messages.arrays import stamp_ns, time_ns
 
 ROOT = Path(__file__).resolve().parent.parent
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -236,6 +236,12 @@ class Rig:
     def holds(self, after_ns: int, seconds: float = 5.0) -> int:
         """Waits for the first hold of the arm after a time; its own time."""
         return self.until('the arm holds', lambda: next((t for t, _ in self.hold_points(after_ns)), 0), seconds)
+
+    def hold_delay_ms(self, after_ns: int) -> float:
+        """How long after a steady time the first hold began, by its own stamp: threads of a test may be late."""
+        self.holds(after_ns)
+        between_ns = time.time_ns() - time.monotonic_ns()
+        return (stamp_ns(self.hold_points(after_ns)[0][1].header) - between_ns - after_ns) / 1e6
 
     def hold_points(self, after_ns: int) -> list[tuple[int, Any]]:
         """Trajectories after a time that only brake; those of a run follow a chunk for 150 ms before they do."""

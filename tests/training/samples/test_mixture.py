@@ -108,10 +108,14 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_a_loader_works_ahead() -> None:
-    loader = Loader(Sampler(make()), 4, slow_collate, workers=2, ahead=4, steps=10)
-    for _ in loader:
-        time.sleep(0.03)
-    assert loader.wait_s < 0.1
+    made: list[Any] = []
+    batches = iter(Loader(Sampler(make()), 4, lambda draws: made.append(draws), workers=2, ahead=4, steps=10))
+    for taken in range(1, 4):
+        next(batches)
+        end = time.monotonic() + 20.0
+        while len(made) < taken + 3:  # one is taken, and three of the four in preparation were begun before
+            assert time.monotonic() < end, made
+            time.sleep(0.002)
 
 
 def test_an_error_in_a_worker_reaches_the_trainer() -> None:
