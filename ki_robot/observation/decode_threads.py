@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Hashable
 
@@ -24,7 +25,10 @@ class DecodeThreads:
             thread.start()
 
     def ask(self, key: Hashable, work: Callable[[], object]) -> None:
-        """Has `work`, which must not raise, done soon; it replaces what waits under the same key."""
+        """Has `work` done soon; it replaces what waits under the same key.
+
+        An exception in it ends nothing and is told by nobody: who needs the result does the work again, and hears it.
+        """
         with self._changed:
             if not self._closed:
                 self._waiting[key] = work
@@ -47,4 +51,5 @@ class DecodeThreads:
                 if self._closed:
                     return
                 work = self._waiting.pop(next(iter(self._waiting)))
-            work()
+            with contextlib.suppress(Exception):
+                work()

@@ -163,6 +163,17 @@ def test_threads_decode_ahead_each_frame_once_and_never_one_that_was_overtaken(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith('decode')]
 
 
+def test_a_thread_outlives_work_that_fails() -> None:
+    threads, done = DecodeThreads(count=1), threading.Event()
+    threads.ask('one', lambda: 1 // 0)
+    until(lambda: not threads._waiting)
+    threads.ask('two', done.set)
+    assert done.wait(10.0)
+    threads.close()
+    threads.ask('three', done.clear)
+    assert done.is_set()
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 10.0
     while not condition():
