@@ -224,7 +224,8 @@ def from_lerobot_command(
     with progress('writing') as line:
         contract, problems = from_lerobot(source, out, robot, episode, quality, line.to, map_file, workers, ray)
     show_problems(problems)
-    print(f'{out}: recordings of {contract.name}, and contract.yaml')
+    written = len(list(out.glob('episode_*/metadata.yaml')))
+    print(f'{out}: {written} recordings of {contract.name}, and contract.yaml')
     if robot is None:
         print('The contract was made from names and extremes: check its units and limits before a robot moves.')
     if problems.is_loss:

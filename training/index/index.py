@@ -130,7 +130,8 @@ class Index:
     @cached_property
     def episodes(self) -> tuple[tuple[Entry, EpisodeInfo], ...]:
         """All episodes, in the order of recordings."""
-        return tuple((entry, episode) for entry in self.entries for episode in entry.episodes)
+        with no_garbage():
+            return tuple((entry, episode) for entry in self.entries for episode in entry.episodes)
 
 
 def index_bags(

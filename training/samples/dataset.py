@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ki_bags.problems import Problems
+from ki_common.memory import no_garbage
 from ki_robot.contract.contract import Contract
 from ki_robot.errors import Rejected
 from ki_robot.transforms import needed_side, resize_with_pad
@@ -314,12 +315,13 @@ def starts_of(
     kept: Mapping[int, tuple[int, int]] | None = None,
 ) -> NDArray[np.int32]:
     """(number of episode, step) of every sample, (n, 2), in order; see `EpisodeDataset` for the choice."""
-    runs = []
-    for number, about in episodes:
-        begin, end = (0, about.steps) if kept is None else kept.get(number, (0, 0))
-        window = ((begin, min(end, begin + (most or about.steps))),)
-        usable = _common(about.runs, about.human) if human else about.runs
-        runs += [(number, first, last) for first, last in _common(tuple(usable), window)]
+    runs: list[tuple[int, int, int]] = []
+    with no_garbage():
+        for number, about in episodes:
+            begin, end = (0, about.steps) if kept is None else kept.get(number, (0, 0))
+            window = ((begin, min(end, begin + (most or about.steps))),)
+            usable = _common(about.runs, about.human) if human else about.runs
+            runs += [(number, first, last) for first, last in _common(tuple(usable), window)]
     number_R, first_R, last_R = np.array(runs, dtype=np.int64).reshape(-1, 3).T
     length_R = last_R - first_R
     skip_R = first_R - np.concatenate([[0], np.cumsum(length_R)[:-1]])
