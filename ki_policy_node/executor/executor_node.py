@@ -474,7 +474,11 @@ class ChunkExecutor(LifecycleNode):
         for event in events:
             self._publish_event(event, now_ns)
         for severity, line in lines_of(events):
-            (self.get_logger().info if severity is Severity.INFO else self.get_logger().warning)(line)
+            # A line of code logs with one severity: rclpy raises where a second one comes.
+            if severity is Severity.INFO:
+                self.get_logger().info(line)
+            else:
+                self.get_logger().warning(line)
         if show and command is not None:
             self._publish_applied(command, now_ns)
         self._say(f'{state.value}: {reason}' if reason else state.value)
