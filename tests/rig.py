@@ -22,12 +22,12 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
 from ki_common.nodes import NODES
+from ki_policy_node.common.process import make_executor
 from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.synthetic_robot import SyntheticRobot
 from ki_robot.contract.contract import Contract
@@ -171,7 +171,7 @@ class Rig:
         self._hear(String, 'chunk_executor/state', self.states, LATCHED)
         self._hear(DiagnosticArray, '/diagnostics', self.diagnostics, deep)
         self._between = threading.Lock()
-        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor = make_executor(self.context)
         self._executor.add_node(self.robot)
         for controller in self.robot.companions():
             self._executor.add_node(controller)

@@ -11,6 +11,7 @@ from typing import Any
 
 import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -40,15 +41,19 @@ def program_name() -> str:
     return next((name for name, module in NODES.items() if module == started), Path(sys.argv[0]).stem)
 
 
-def make_executor() -> Any:
-    """The events executor where this ROS 2 has it (Jazzy on): half the CPU of the one that rebuilds its wait set."""
+def make_executor(context: Context | None = None) -> Any:
+    """The events executor where this ROS 2 has it (Jazzy on): half the CPU of the one that rebuilds its wait set.
+
+    Args:
+        context: The one of the nodes; rclpy's own unless given.
+    """
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
         from rclpy.executors import SingleThreadedExecutor
 
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def run(make: Callable[[], Any], arguments: list[str] | None = None) -> int:

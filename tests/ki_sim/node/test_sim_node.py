@@ -36,12 +36,13 @@ class Bench:
         from geometry_msgs.msg import TwistStamped
         from ki_msgs.msg import Instruction
         from nav_msgs.msg import Odometry
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import CompressedImage, JointState
         from std_msgs.msg import Bool, Float64MultiArray
         from trajectory_msgs.msg import JointTrajectory
+
+        from ki_policy_node.common.process import make_executor
 
         self.log = folder / 'sim_robot.log'
         given = [
@@ -80,7 +81,7 @@ class Bench:
         }
         self.commands = {topic: self.node.create_publisher(kind, topic, 10) for topic, kind in commands.items()}
         self.estop = self.node.create_publisher(Bool, 'estop', latched)
-        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor = make_executor(self.context)
         self._executor.add_node(self.node)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
