@@ -69,7 +69,11 @@ def ki_process(tmp_path: Path) -> Ki:
             try:
                 out, err = process.communicate(timeout=timeout)
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGINT)  # it ends its nodes, which are in sessions of their own
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=30.0)
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
