@@ -1,7 +1,11 @@
-"""The console in a real browser, with the real nodes: dry run, run, a dead camera, stop, an operator who is lost."""
+"""The console in a real browser, with the real nodes: dry run, run, a dead camera, stop, an operator who is lost.
+
+KI_SCREENSHOTS=docs/pictures/session makes the pictures of docs/how-to/console.md anew.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -67,6 +71,13 @@ def shows(page: Any, where: str, text: str, seconds: float = 10.0) -> None:
         raise AssertionError(f'{where} does not say {text!r}: {found}') from error
 
 
+def photograph(page: Any, name: str) -> None:
+    """A picture for the docs, where some are wanted."""
+    if folder := os.environ.get('KI_SCREENSHOTS'):
+        page.evaluate("document.getElementById('answer').textContent = ''")
+        page.screenshot(path=Path(folder, f'{name}.png'), animations='disabled')
+
+
 def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, rigs: Any, browser: Any, console: str) -> None:
     bags = rig.folder / 'bags'
     rig.processes.append(rigs.Process(NODES['recorder'], rig.folder / 'recorder.log', {'folder': str(bags)}))
@@ -92,12 +103,14 @@ def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, rigs: Any, browser: 
     frames = "() => [...document.querySelectorAll('#cameras canvas')].every((each) => each.dataset.frames > 1)"
     page.wait_for_function(frames)
     shows(page, '#executor', 'disabled')
+    photograph(page, '1_dry_run')
 
     # Run.
     page.click('button[data-do=enable]')
     page.click('button[data-do=leave_dry_run]')
     shows(page, '#executor', 'run')
     shows(page, '#driver', 'policy')
+    photograph(page, '2_run')
 
     # An episode with a note, while it runs.
     page.click('button[data-do=record]')
@@ -117,14 +130,17 @@ def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, rigs: Any, browser: 
     shows(page, '#executor', 'scene: the newest message')
     shows(page, '#policy', 'an input is missing, old or wrong')
     assert page.text_content('#executor').startswith('hold')
+    photograph(page, '3_hold')
     rig.robot.silent.discard('scene')
     shows(page, '#executor', 'run')
+    photograph(page, '4_recovery')
 
     # The space bar, with a button that has the focus; then back, by the keyboard.
     page.focus('button[data-do=disable]')
     page.keyboard.press('Space')
     shows(page, '#executor', 'fault: The e-stop is pressed.')
     shows(page, '#alert', 'The e-stop is pressed.')
+    photograph(page, '5_stop')
     rig.until('in fault', lambda: rig.state == 'fault: The e-stop is pressed.')
     page.focus('button[data-do=release_estop]')
     page.keyboard.press('Enter')
