@@ -20,6 +20,19 @@ CODECS = {
 }
 
 
+def check_size(path: Path, number: int, found: tuple[int, int], first: tuple[int, int]) -> None:
+    """Refuse a picture of another width and height than the camera's first.
+
+    Raises:
+        TrainingError: it is.
+    """
+    if found != first:
+        raise TrainingError(
+            f'{path}: picture {number} is {found[0]} x {found[1]}, the first {first[0]} x {first[1]}; a camera of a '
+            'dataset keeps its size. Index the recordings of each size apart, or with --store model.'
+        )
+
+
 class VideoWriter:
     """One mp4 file.
 
@@ -96,11 +109,8 @@ class VideoWriter:
             self._container.mux(packet)
 
     def _check_size(self, width: int, height: int) -> None:
-        if self.size is not None and (width, height) != self.size:
-            raise TrainingError(
-                f'{self.path}: picture {self.frames} is {width} x {height}, the first {self.size[0]} x {self.size[1]}; '
-                'a camera of a dataset keeps its size. Index the recordings of each size apart, or with --store model.'
-            )
+        if self.size is not None:
+            check_size(self.path, self.frames, (width, height), self.size)
 
     def _decoded(self, data: NDArray[np.uint8]) -> Any:
         import av

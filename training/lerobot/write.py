@@ -27,7 +27,7 @@ from training.errors import TrainingError
 from training.index.index import Index
 from training.index.stored_images import decode_stored
 from training.lerobot.read import ACTION, IMAGES, STATE
-from training.lerobot.video import VideoWriter, about
+from training.lerobot.video import VideoWriter, about, check_size
 from training.samples.dataset import KEPT_OUTCOMES, EpisodeDataset, driven_by_human
 
 DATA_MB, VIDEO_MB = 100, 200
@@ -115,7 +115,9 @@ def _write(
         raise TrainingError(f'{index.folder} holds no stretch of {SHORTEST} usable steps; see `ki data show`.')
     films = [film for camera in cameras for film in _films(data, stretches, camera, folder, fps, codec)]
     rows: list[dict[str, Any]] = [{} for _ in stretches]
+    sizes: dict[str, tuple[int, int]] = {}
     for done, film in enumerate(made_by(make_film, films)):
+        check_size(film.path, 0, film.size, sizes.setdefault(film.camera, film.size))
         for (place, _), row in zip(film.stretches, film.rows, strict=True):
             rows[place].update(row)
         if progress is not None:
@@ -181,6 +183,7 @@ class Film:
         stretches: Of each episode its place in the dataset, and its steps.
         folders: Of each, the folder of the index with its pictures, and the file of its arrays there.
         rows: What the metadata say of each, once it is made.
+        size: Width and height of its pictures, once it is made.
     """
 
     path: Path
@@ -192,6 +195,7 @@ class Film:
     stretches: tuple[tuple[int, _Stretch], ...]
     folders: tuple[tuple[Path, str], ...]
     rows: tuple[dict[str, Any], ...] = ()
+    size: tuple[int, int] = (0, 0)
 
 
 def _films(
@@ -226,7 +230,8 @@ def make_film(film: Film) -> Film:
             lengths = stored[f'{film.camera}.length'][stretch.rows]
         rows.append(_add_pictures(folder / f'{film.camera}.images', offsets, lengths, film, writer))
     writer.close()
-    return replace(film, rows=tuple(rows))
+    assert writer.size is not None  # a film has pictures
+    return replace(film, rows=tuple(rows), size=writer.size)
 
 
 def _add_pictures(

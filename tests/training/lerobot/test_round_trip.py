@@ -332,9 +332,12 @@ def test_a_flipped_bit_in_our_own_tables_is_noticed(index: Index, tmp_path: Path
         LerobotDataset(tmp_path / 'out').episode(0)
 
 
-@pytest.mark.parametrize('codec', ['h264', 'copy'])
-def test_a_camera_of_two_sizes_is_refused_with_a_way(toy: Contract, tmp_path: Path, scribe: Any, codec: str) -> None:
-    """Lerobot's loader would stack pictures of both, and fail in the middle of training."""
+@pytest.mark.parametrize(('codec', 'film_mb'), [('h264', 200), ('copy', 200), ('copy', 0)])
+def test_a_camera_of_two_sizes_is_refused_with_a_way(
+    toy: Contract, tmp_path: Path, scribe: Any, monkeypatch: pytest.MonkeyPatch, codec: str, film_mb: int
+) -> None:
+    """Lerobot's loader would stack pictures of both, and fail in the middle of training: in one film, or in several."""
+    monkeypatch.setattr('training.lerobot.write.VIDEO_MB', film_mb)
     for name, size in (('a', (24, 32)), ('b', (48, 64))):
         with BagWriter(tmp_path / 'bags' / name, custom={'task': 'x'}) as bag:
             writer = scribe(bag, without=('/scene/image_raw/compressed', '/wrist/image_raw/compressed'))
