@@ -102,7 +102,7 @@ def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
     for stack in (model.vision, model.backbone, model.expert) if large else ():
         for layer in getattr(stack, 'layers', ()):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, reshard_after_forward=large, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:

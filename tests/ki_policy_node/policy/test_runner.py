@@ -66,6 +66,7 @@ def arms() -> Contract:
 def test_only_pictures_that_a_due_chunk_waits_for_are_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    before = set(threading.enumerate())
     decoded: list[str] = []
     original = cv2.imdecode
     monkeypatch.setattr(
@@ -97,4 +98,4 @@ def test_only_pictures_that_a_due_chunk_waits_for_are_decoded(
     # A chunk rests on one picture of each camera; on a busy machine another may come before the last is looked at.
     assert len(decoded) < FRAMES * len(contract.cameras) / 2
     assert any(name.startswith('decode') for name in decoded)
-    assert not [each for each in threading.enumerate() if each.name.startswith(('decode', 'inference'))]
+    assert not set(threading.enumerate()) - before, 'its threads have ended'
