@@ -47,7 +47,8 @@ def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
 
     out = tmp_path / 'shown'
     monkeypatch.setenv('DEMO_TEST', str(out))
-    done = ki_process('demo', '--episodes', 1, '--seed', SEED, '--out', out, *SMALL, timeout=90.0)
+    # By the simulator's clock: what a busy machine does to the expert in real time is not asked here.
+    done = ki_process('demo', '--episodes', 1, '--seed', SEED, '--out', out, '--pace', 'stepped', *SMALL, timeout=180.0)
     assert done.returncode == 0, done.stdout + done.stderr
     (choice,) = choose(1, ['demo'], SEED)
     assert choice.instruction in done.stdout
@@ -68,7 +69,7 @@ def test_an_episode_ends_with_a_report_that_tells_it_and_a_bag_that_holds_it(
     assert 'src="http' not in page
     assert (out / 'demo.gif').read_bytes().startswith(b'GIF89a')
 
-    said = (out / 'nodes.log').read_text() + ''.join(path.read_text() for path in out.glob('nodes_stepped.log'))
+    said = ''.join(path.read_text() for path in out.glob('nodes*.log'))
     assert 'Traceback' not in said
     assert 'Warning' not in said, 'of Python; the nodes have words of their own'
 
