@@ -23,6 +23,7 @@ from ki_common.share import share_file
 
 app = typer.Typer(help='Check this machine: Python, torch, CUDA, ONNX Runtime, ROS 2, rendering; or check data.')
 SEGMENT_BYTES = 4 * 1920 * 1080 * 3  # shared memory that holds a few full-HD images
+ROUND_TRIPS, LEAST_ANSWERED = 3, 0.9
 COLOURS = {'ok': 'green', 'note': 'yellow', 'broken': 'red'}
 
 
@@ -256,12 +257,16 @@ def dds() -> Iterator[CheckResult]:
 
 
 def round_trip() -> Iterator[CheckResult]:
-    """Thirty images to a second process and back."""
-    result = importlib.import_module('ki.stack.roundtrip').measure()
+    """Thirty images to a second process and back; again where some are lost, since a busy machine loses some once."""
+    measure = importlib.import_module('ki.stack.roundtrip').measure
+    result = measure()
+    for _ in range(ROUND_TRIPS - 1):
+        if 0 < result.received < LEAST_ANSWERED * result.sent:
+            result = measure()
     text = f'{result.received} of {result.sent} images answered'
     if result.received:
         text += f', median {1e3 * result.median_s:.1f} ms there and back, found in {result.discovery_s:.1f} s'
-    if result.received >= 0.9 * result.sent > 0:
+    if result.received >= LEAST_ANSWERED * result.sent > 0:
         yield CheckResult('round trip', 'ok', text)
     else:
         yield CheckResult(

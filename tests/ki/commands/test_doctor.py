@@ -24,6 +24,19 @@ def test_this_machine_has_what_the_other_tests_use(ki_process: Ki) -> None:
     assert (done.returncode == 0) == all(entry['state'] != 'broken' for entry in findings.values())
 
 
+def test_images_that_are_lost_once_are_sent_again_and_those_that_are_always_lost_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ki.stack import roundtrip
+
+    answers = iter([25, 29])
+    monkeypatch.setattr(roundtrip, 'measure', lambda: roundtrip.DdsRoundTrip(30, next(answers), 0.04, 1.0))
+    assert [found.state for found in doctor.round_trip()] == ['ok']
+    answers = iter([25, 12, 20])
+    [found] = doctor.round_trip()
+    assert (found.state, found.found[:11]) == ('broken', '20 of 30 im')
+
+
 def test_a_segment_too_small_for_images_is_noted_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path
 ) -> None:
