@@ -21,6 +21,7 @@ HOW = (
     'or set priority to 0.'
 )
 COLLECT_S = 1.0  # between two collections of garbage
+LATEST_S = 10.0  # after which it is collected even if the next tick is near, so that it does not pile up
 SPARE = 0.5  # of a period: what must be left of it to collect garbage
 LONG_NS = 1_000_000  # a collection that took longer leaves its survivors alone from then on
 
@@ -52,6 +53,7 @@ def raise_priority(priority: int) -> Granted:
     if not priority:
         return Granted('default')
     try:
+        _schedule(0, os.SCHED_FIFO, priority)  # a limit may permit the others' and not that of the tick
         _of_each_thread(lambda thread: _schedule(thread, os.SCHED_FIFO, max(1, priority - 1)))
     except (AttributeError, OSError) as error:
         refused = f'SCHED_FIFO is not permitted ({_reason(error)})'
@@ -108,9 +110,13 @@ class QuietCollector:
         gc.unfreeze()
 
     def collect(self, due_ns: int) -> bool:
-        """Collects if that is due and the next tick, at `due_ns` (steady), is far enough away; whether it did."""
+        """Collects if that is due and the next tick, at `due_ns` (steady), is far enough away; whether it did.
+
+        Where a tick leaves no spare time for `LATEST_S`, it collects all the same.
+        """
         now_ns = time.monotonic_ns()
-        if now_ns - self._last_ns < COLLECT_S * 1e9 or due_ns - now_ns < self._spare_ns:
+        since_s = (now_ns - self._last_ns) / 1e9
+        if since_s < COLLECT_S or (due_ns - now_ns < self._spare_ns and since_s < LATEST_S):
             return False
         gc.collect()
         self._last_ns = time.monotonic_ns()

@@ -30,6 +30,14 @@ import os
 def refuse(*_): raise PermissionError(1, 'Operation not permitted')
 os.sched_setscheduler = refuse
 """
+FIFO_TO_39 = """
+import os
+permitted = os.sched_setscheduler
+def limited(thread, policy, parameters):
+    if parameters.sched_priority > 39: raise PermissionError(1, 'Operation not permitted')
+    permitted(thread, policy, parameters)
+os.sched_setscheduler = limited
+"""
 PROGRAM = """
 import json, os, threading
 from ki_policy_node.executor.scheduling import lead, lower_priority, raise_priority
@@ -115,6 +123,12 @@ def test_without_any_permission_it_runs_as_it_is_and_one_line_says_how_to_permit
     assert '\n' not in found['advice']
 
 
+def test_a_limit_just_below_the_priority_of_the_tick_is_no_permission_and_the_tick_lives():
+    found = process(capable=True, before=FIFO_TO_39)
+    assert found['policy'] == 'nice -10'
+    assert found['tick'] == [os.SCHED_OTHER, 0, -10]
+
+
 def test_priority_0_asks_for_nothing():
     assert raise_priority(0) == Granted('default')
 
@@ -155,6 +169,8 @@ def test_garbage_is_collected_once_a_second_and_only_where_the_next_tick_is_far(
     assert collector.collect(now() + PERIOD_NS)
     assert gone
     assert not collector.collect(now() + PERIOD_NS)
+    now = after(12.0, monkeypatch)
+    assert collector.collect(now() + PERIOD_NS // 4), 'ticks that leave no time for it do not let it pile up'
 
 
 def test_a_heap_that_grows_does_not_make_collections_longer(collector, monkeypatch):
