@@ -106,8 +106,9 @@ def trained_tasks(folder: Path | None) -> list[str]:
 
     wanted: Sequence[str] | None = None
     if folder is not None and (folder / 'manifest.json').is_file():
-        run = load_bundle(folder, verify=False).provenance.get('run') or {}
-        wanted = (run.get('simulate') or {}).get('tasks')
+        run = load_bundle(folder, verify=False).provenance.get('run')  # anything: it is free
+        simulated_by = run.get('simulate') if isinstance(run, dict) else None
+        wanted = simulated_by.get('tasks') if isinstance(simulated_by, dict) else None
     elif folder is not None and (folder / 'config.yaml').is_file():
         simulated = load_run(folder / 'config.yaml').simulate
         wanted = simulated.tasks if simulated is not None else None

@@ -189,12 +189,18 @@ def test_a_bundle_is_played_on_the_tasks_that_it_was_trained_on(tmp_path: Path) 
     contract = load_contract(DEMO_ROBOT)
     config = tiny_for(contract).changed({'vision': {'image_size': 48, 'patch_size': 8}})
     processor = untrained_processor(contract, config)
-    for name, run in (('suite', {'simulate': {'tasks': ['suite']}}), ('bags', {'simulate': None}), ('silent', {})):
+    for name, run in (
+        ('suite', {'simulate': {'tasks': ['suite']}}),
+        ('bags', {'simulate': None}),
+        ('silent', {}),
+        ('odd', ['?']),
+    ):
         write_bundle(
             tmp_path / name, name=name, weights=initialise(KiVla(config)), processor=processor, provenance={'run': run}
         )
     assert trained_tasks(tmp_path / 'suite') == list(SUITE)
     assert trained_tasks(tmp_path / 'bags') == trained_tasks(tmp_path / 'silent') == trained_tasks(None) == ['demo']
+    assert trained_tasks(tmp_path / 'odd') == ['demo']
     folder = tmp_path / 'run'
     folder.mkdir()
     (folder / 'config.yaml').write_text(

@@ -61,7 +61,7 @@ def test_fields_of_other_types_are_found_and_constants_and_primitives_are_not() 
 
 def test_what_is_older_than_a_second_is_on_disk_even_where_little_is_said(tmp_path: Path) -> None:
     """A process that is killed loses no more: a chunk of 1 MiB would hold twenty seconds of joint states."""
-    writer = EpisodeWriter(tmp_path / 'bag', 'none', 1 << 20)
+    writer, begin_s = EpisodeWriter(tmp_path / 'bag', 'none', 1 << 20), time.time()
     for stamp_ns in (1, 2, 3):
         writer.write(STRING, stamp_ns, HELLO)
     assert FLUSH_S <= 1.0
@@ -70,4 +70,6 @@ def test_what_is_older_than_a_second_is_on_disk_even_where_little_is_said(tmp_pa
         assert time.monotonic() < end, found
         time.sleep(0.1)
         found = [message.log_ns for message in open_bag(tmp_path / 'bag.partial').messages()]
+    [file] = (tmp_path / 'bag.partial').glob('*.mcap')
+    assert file.stat().st_mtime - begin_s < FLUSH_S + 0.4, 'by the time of the file, however long this test waited'
     writer.close(keep=True)
