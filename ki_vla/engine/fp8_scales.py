@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,11 @@ FORMAT = 1
 LEAST_CAPABILITY = (8, 9)  # of a CUDA device whose tensor cores take E4M3
 
 
+def digest_of(scales: Any) -> str:
+    """What the file says of its scales, so that a changed digit is not served."""
+    return hashlib.sha256(json.dumps(scales, sort_keys=True).encode()).hexdigest()
+
+
 def has_scales(bundle: Path) -> bool:
     """Whether a bundle was exported for FP8."""
     return (bundle / FILE).is_file()
@@ -29,7 +36,7 @@ def read_scales(bundle: Bundle) -> Scales:
     """The scales of a bundle.
 
     Raises:
-        VlaError: there are none, they were made from another bundle, or they are no scales.
+        VlaError: there are none, they were made from another bundle or changed since, or they are no scales.
     """
     path = bundle.folder / FILE
     fix = f'run: ki export {bundle.folder} --precision fp8'
@@ -40,6 +47,8 @@ def read_scales(bundle: Bundle) -> Scales:
         raise VlaError(f'{path}: is of another version; {fix}')
     if said.get('bundle') != bundle.digest:
         raise VlaError(f'{path}: is of another bundle than {bundle.digest[:12]}; {fix}')
+    if said.get('sha256') != digest_of(said.get('scales')):
+        raise VlaError(f'{path}: was changed after it was written; {fix}')
     try:
         return {stage: [_of_layer(row) for row in said['scales'][stage]] for stage in ('vision', 'prefix')}
     except (KeyError, TypeError, ValueError) as error:

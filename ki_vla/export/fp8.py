@@ -16,7 +16,7 @@ import torch
 
 from ki_common.files import write_text
 from ki_vla.engine import fused
-from ki_vla.engine.fp8_scales import FILE, FORMAT
+from ki_vla.engine.fp8_scales import FILE, FORMAT, digest_of
 from ki_vla.engine.interface import Choice, Engine, Shape
 from ki_vla.engine.torch import INPUTS, TorchMode, TorchRunner
 from ki_vla.errors import VlaError
@@ -74,6 +74,7 @@ def export_fp8(
         'format': FORMAT,
         'bundle': bundle.digest,
         'scales': scales,
+        'sha256': digest_of(scales),
         'observations': len(observed),
         'tolerance': parity.stated_tolerance('fp8'),
         'parity': found,

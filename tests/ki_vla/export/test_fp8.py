@@ -13,7 +13,7 @@ import torch
 
 from ki_robot.contract.contract import load_contract
 from ki_vla.engine import fused
-from ki_vla.engine.fp8_scales import FILE, has_scales, read_scales
+from ki_vla.engine.fp8_scales import FILE, digest_of, has_scales, read_scales
 from ki_vla.engine.interface import Engine, Shape, example_inputs
 from ki_vla.engine.select import EngineRequest, modes, open_engine
 from ki_vla.errors import VlaError
@@ -112,6 +112,7 @@ def test_a_structure_without_kernels_is_refused(bundle: Bundle) -> None:
     [
         ({'bundle': 'other'}, 'is of another bundle'),
         ({'format': 9}, 'is of another version'),
+        ({'sha256': '0' * 64}, 'was changed after it was written'),
         ({'scales': {'vision': []}}, 'field scales is incomplete'),
         ({'scales': {'vision': [[1, 2, 'x']], 'prefix': []}}, 'field scales is incomplete'),
         ({'scales': {'vision': [[1, 2, -1]], 'prefix': []}}, 'is not three positive numbers'),
@@ -121,7 +122,8 @@ def test_scales_of_another_bundle_or_damaged_are_refused(copy: Bundle, change: d
     good = {'format': 1, 'bundle': copy.digest, 'scales': {'vision': [], 'prefix': []}}
     path = copy.folder / FILE
     path.parent.mkdir()
-    path.write_text(json.dumps(good | change))
+    said = good | change
+    path.write_text(json.dumps({'sha256': digest_of(said['scales'])} | said))
     with pytest.raises(VlaError, match=rf'{sentence}.*run: ki export .* --precision fp8'):
         read_scales(copy)
     path.write_text('{')
