@@ -9,13 +9,14 @@ passed in: `now_ns` is ROS time (chunks), `steady_ns` never jumps (watchdogs). N
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ki_policy_node.executor.hand_chunks import clamped, rejected
 from ki_policy_node.executor.playback import MotionPlayback, Setpoints, windowed_columns
 from ki_policy_node.executor.safety import Driver, Event, Kind, PolicyHealth, Rules, Severity, State
+from ki_policy_node.executor.speakers import Speakers
 from ki_policy_node.executor.state_tracker import Measured
 from ki_policy_node.executor.teleop import HumanCommands
 from ki_robot.actions import guard
@@ -27,8 +28,6 @@ from ki_robot.errors import Rejected, RobotError
 from ki_robot.space.checker import Violation
 
 SAID_NS = 250_000_000  # how long rest is said before silence: more than a gripper's dead time
-LOST_CHUNKS = 5
-RIVAL_NS = 2_000_000_000  # a policy that has been silent for this long speaks no more
 NEAR_S = 0.02  # of full speed: a column measured this near its command has not been moved
 STEP_SLACK = 1e-3  # relative: how far a chunk's step may be from the contract's
 GAP_NS = 100_000_000  # a robot stands still after so long without a setpoint
@@ -36,20 +35,8 @@ BEHIND_S = 0.1  # of full speed: a column further behind its chunk is told
 ARRIVED_S = 0.02  # of the approach's own speed: an approach this near its chunk is over
 INVALID_LIMIT = 3  # unusable joint states or chunks in a row that latch a fault
 IMPLAUSIBLE_NS = 1_000_000_000  # so many implausible states within this time are a fault, others in between or not
+OPERATOR_NS = 2_000_000_000  # an operator who has been silent for this long is gone, unless a rule says another time
 EVENT_PERIOD_NS = 1_000_000_000  # the same event of the same column is told once a second
-
-
-@dataclass(frozen=True)
-class _Speaker:
-    """Who sent a chunk, its number, and when."""
-
-    policy_id: str
-    chunk_id: int
-    steady_ns: int
-
-    def goes_on_with(self, chunk: ActionChunk) -> bool:
-        """Whether `chunk` is the next of the same speaker; a few may have been lost."""
-        return chunk.policy_id == self.policy_id and 0 <= chunk.chunk_id - self.chunk_id <= LOST_CHUNKS
 
 
 class Follower:
@@ -84,7 +71,7 @@ class Follower:
         self._disbelieved = (-IMPLAUSIBLE_NS, '')  # the last state that was: when, and why
         self._chunk: ActionChunk | None = None
         self._chunk_steady_ns = 0
-        self._speakers: list[_Speaker] = []  # whose chunks were heard lately
+        self._speakers = Speakers()
         self._policy: PolicyHealth | None = None
         self.selected = Driver.POLICY  # who is followed; the other is not
         self._human = HumanCommands(contract, rules.teleop_ns)
@@ -130,7 +117,7 @@ class Follower:
     def operator(self, steady_ns: int) -> str:
         """The live operator; empty when none is heard."""
         name, heard_ns = self._operator or ('', 0)
-        return name if steady_ns - heard_ns <= (self.rules.operator_ns or RIVAL_NS) else ''
+        return name if steady_ns - heard_ns <= (self.rules.operator_ns or OPERATOR_NS) else ''
 
     def teleop_alive(self, steady_ns: int) -> bool:
         """Whether a human's commands arrive, followed or not."""
@@ -252,7 +239,7 @@ class Follower:
         if self.state in (State.HOLD, State.IDLE):
             self.reason = 'waits for the commands of a human' if on else 'waits for a chunk'
         self._chunk = None
-        self._speakers.clear()
+        self._speakers.forget()
         self.events.append(Event(Kind.TAKEOVER, Severity.INFO, text))
 
     def on_operator(self, name: str, steady_ns: int) -> None:
@@ -276,17 +263,10 @@ class Follower:
         return None if far_is_fine or self._measured.stale(steady_ns) else self._measured.pose()
 
     def _has_rival(self, chunk: ActionChunk, steady_ns: int) -> bool:
-        """Whether two policies speak in turn; then neither is followed. That one takes over from another is fine.
-
-        A policy numbers the chunks of a run one by one: who goes on with older numbers is another than who spoke last.
-        """
-        speakers = [each for each in self._speakers if steady_ns - each.steady_ns < RIVAL_NS]
-        same = next((each for each in speakers if each.goes_on_with(chunk)), None)
-        others = [each for each in speakers if each is not same]
-        self._speakers = [*others, _Speaker(chunk.policy_id, chunk.chunk_id, steady_ns)]
-        if same is None or all(other.steady_ns <= same.steady_ns for other in others):
+        """Whether two policies speak in turn; then neither is followed. That one takes over from another is fine."""
+        names = self._speakers.rivals(chunk.policy_id, chunk.chunk_id, steady_ns)
+        if not names:
             return False
-        names = sorted({each.policy_id for each in self._speakers})
         text = f'Several policies send chunks in turn ({", ".join(map(repr, names))}); end all but one.'
         self._tell(Event(Kind.FOREIGN_PUBLISHER, Severity.REJECTED, text, chunk.chunk_id), steady_ns)
         if self.state is State.RUN:
