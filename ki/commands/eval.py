@@ -240,5 +240,7 @@ def _shown(rate: dict[str, Any]) -> str:
 def _row(summary: dict[str, Any], way: str = '') -> str:
     line = f'{summary["task"]:<11} {way:<30}' if way else f'{summary["task"]:<11}'
     line += f' success {_shown(summary["success"])}   words followed {_shown(summary["followed"])}'
+    if summary['errors']:
+        line += f'   {summary["errors"]} ended with an error (see the JSON)'
     pairs = summary['pairs_followed']
     return f'{line}   both instructions of a scene {_shown(pairs)}' if pairs['n'] else line

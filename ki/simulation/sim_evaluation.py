@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ki_common.errors import KiError
 from ki_common.parallel import run_all
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def evaluate_cells(
         ray: Address of a Ray cluster in place of processes, see `ki_common.parallel.run_all`.
 
     Raises:
-        KiError: the bundle cannot be opened, or a cell does not fit it.
+        KiError: the bundle cannot be opened, a cell does not fit it, or no episode of a cell could be played.
     """
     from ki_sim.evaluate.closed_loop import evaluate
 
@@ -162,15 +163,25 @@ def evaluate_cells(
             videos = out / 'films' if films else None
             if workers != 1 or ray:
                 policy.close()
-                yield from _shared(plays, begun, videos, tell, workers, ray)
+                for cell, report in _shared(plays, begun, videos, tell, workers, ray):
+                    _refuse_broken(report)
+                    yield cell, report
                 continue
             for cell, path, report in begun:
                 played = partial(_played, report, path, None if tell is None else partial(tell, cell))
                 evaluate(policy, cell.task, scenes, settings, videos, played, plays.paired, report)
                 report.save(path)
+                _refuse_broken(report)
                 yield cell, report
         finally:
             policy.close()
+
+
+def _refuse_broken(report: EvaluationReport) -> None:
+    """No rate comes of episodes that all ended with an error: it would pass for a policy that does nothing right."""
+    errors = [outcome.error for outcome in report.outcomes if outcome.error]
+    if errors and len(errors) == len(report.outcomes):
+        raise KiError(f'{report.task}: each of its {len(errors)} episodes ended with an error. The first: {errors[0]}')
 
 
 def _tell(tell: Tell | None, cell: EvaluationCell, outcomes: Sequence[SceneOutcome]) -> None:
@@ -189,7 +200,7 @@ def _opened(plays: Plays, way: EvaluationCell) -> ClosedLoopPolicy:
 def _begun(
     plays: Plays, cell: EvaluationCell, cells: Sequence[EvaluationCell], out: Path, policy: ClosedLoopPolicy
 ) -> EvaluationReport:
-    """What is there of a cell already, if it was played in the same way."""
+    """What is there of a cell already, if it was played in the same way; what ended with an error is played again."""
     from ki_sim.evaluate.closed_loop import load_report
 
     about: dict[str, Any] = {
@@ -204,7 +215,7 @@ def _begun(
         **({'decode': plays.decode} if plays.decode else {}),
     }
     report = load_report(out / file_of(cell, cells, plays.split), cell.task, about)
-    report.outcomes = [each for each in report.outcomes if each.seed in plays.scenes]
+    report.outcomes = [each for each in report.outcomes if each.seed in plays.scenes and not each.error]
     return report
 
 

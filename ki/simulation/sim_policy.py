@@ -119,21 +119,23 @@ class SimObservations:
     Args:
         begin_ns: The cycle's time at which an episode begins.
         columns: Of the policy.
+        cameras: That the policy looks through.
     """
 
-    def __init__(self, begin_ns: int, columns: SimRobotColumns) -> None:
+    def __init__(self, begin_ns: int, columns: SimRobotColumns, cameras: tuple[str, ...]) -> None:
         self.epoch = 0
         self.sense: Callable[[], SimObservation] | None = None
-        self._begin_ns, self._columns = begin_ns, columns
+        self._begin_ns, self._columns, self._cameras = begin_ns, columns, cameras
 
     def sample(self, now_ns: int) -> Observation | NotReady:
         """The robot and its cameras now; the words are those of the episode."""
         assert self.sense is not None
         sensed = self.sense()
         stamp_ns = self._begin_ns + sensed.time_ns
-        stamps = dict.fromkeys(sensed.images, stamp_ns)
+        images = {name: image for name, image in sensed.images.items() if name in self._cameras}
+        stamps = dict.fromkeys(images, stamp_ns)
         state = self._columns.state(sensed.state)
-        return Observation(stamp_ns, sensed.images, stamps, state, stamp_ns, sensed.instruction)
+        return Observation(stamp_ns, images, stamps, state, stamp_ns, sensed.instruction)
 
     def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:
         """None ever."""
@@ -173,7 +175,7 @@ class ClosedLoopPolicy:
         self._policy, self.timing = policy, resolved(timing, policy)
         self._delay_ns = None if delay_steps == MEASURED else delay_steps * policy.contract.step_ns
         self._begin_ns = begin_ns
-        self.policy_id = policy.policy_id
+        self.policy_id, self.cameras = policy.policy_id, policy.contract.camera_names
         self.reset()
 
     def reset(self) -> None:
@@ -182,7 +184,7 @@ class ClosedLoopPolicy:
         from ki_policy_node.cycle.policy_cycle import PolicyCycle
 
         self._columns = SimRobotColumns(self._policy.contract)
-        self._scene = SimObservations(self._begin_ns, self._columns)
+        self._scene = SimObservations(self._begin_ns, self._columns, self.cameras)
         planner = Planner(self._policy, self.timing)
         self._cycle = PolicyCycle(self._policy.contract, self._scene, planner, frame_wait_ns=0)
         self._cycle.begin(self._begin_ns)

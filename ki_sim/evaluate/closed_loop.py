@@ -17,7 +17,7 @@ from ki_common.files import write_text
 from ki_common.parallel import results_of
 from ki_sim.errors import SimError
 from ki_sim.tasks import tasks
-from ki_sim.world.robot import ARM_JOINTS, CAMERAS, COLUMNS, LIMITS, SIDES
+from ki_sim.world.robot import ARM_JOINTS, COLUMNS, LIMITS, SIDES
 from ki_sim.world.world import STEP_NS, SimObservation, World, clipped
 
 Floats = npt.NDArray[np.float64]
@@ -30,6 +30,11 @@ VIVID = 80  # between the largest and the smallest of a pixel's red, green and b
 
 class SimPolicy(Protocol):
     """What drives the robot: asked for a row of commands in robot.COLUMNS order at every control step."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """That it looks through; the others are not rendered."""
+        ...
 
     def reset(self) -> None:
         """An episode begins, at time 0."""
@@ -116,6 +121,7 @@ class EvaluationReport:
             'followed': rate(followed, len(touched)),
             'pairs_followed': rate(sum(pairs), len(pairs)),
             'touched_something': rate(len(touched), len(self.outcomes)),
+            'errors': sum(bool(outcome.error) for outcome in self.outcomes),
             'score': float(np.mean([o.score for o in self.outcomes])) if self.outcomes else None,
             'time_s': float(np.mean([o.time_s for o in done])) if done else None,
             'seam': float(np.mean([o.seam for o in self.outcomes])) if self.outcomes else None,
@@ -221,7 +227,7 @@ def run_episode(
     policy.reset()
     frames: list[npt.NDArray[np.uint8]] = []
     rows: list[Floats] = []
-    with World(task, seed, goal, settings.split, settings.image_size, CAMERAS) as world:
+    with World(task, seed, goal, settings.split, settings.image_size, policy.cameras) as world:
         episode = world.episode
         outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
         limit = round((settings.limit_s or episode.limit_s) * 1e9 / STEP_NS)

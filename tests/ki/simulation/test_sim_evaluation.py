@@ -21,6 +21,7 @@ from ki.simulation.sim_evaluation import (
     together,
     trained_tasks,
 )
+from ki_common.errors import KiError
 from ki_policy_node.cycle.continuation import Timing
 from ki_robot.contract.contract import load_contract
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
@@ -39,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 class Still:
     """A policy that stays where it is; counts episodes."""
+
+    cameras: tuple[str, ...] = ()
 
     def __init__(self, execute_steps: int, delay_steps: int) -> None:
         self.timing, self.policy_id, self.resets = Timing('latest', execute_steps or 25), 'still@1', 0
@@ -86,6 +89,22 @@ def test_every_task_is_played_in_every_way_and_a_policy_is_opened_once_a_way(
     ]
     assert found[0][1].settings['execute_steps'] == 4
     assert together([report for cell, report in found[:2]])['success']['n'] == 6
+
+
+def test_a_cell_whose_every_episode_ends_with_an_error_is_no_measurement_and_is_played_again(
+    tmp_path: Path, opened: list[Still], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(policy: Still, task: str, seed: int, *_: Any) -> SceneOutcome:
+        policy.reset()
+        return SceneOutcome(task, seed, seed, 'go', error='no camera is there')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('ki_sim.evaluate.closed_loop.run_episode', broken)
+        with pytest.raises(KiError, match=r'demo: each of its 3 episodes .* The first: no camera is there'):
+            list(evaluate_cells(Plays(tmp_path, 3), [EvaluationCell('demo')], tmp_path))
+    ((_, report),) = evaluate_cells(Plays(tmp_path, 3), [EvaluationCell('demo')], tmp_path)
+    assert report.summary()['errors'] == 0
+    assert opened[-1].resets == 3
 
 
 def test_a_second_call_plays_what_is_missing_and_another_policy_begins_anew(

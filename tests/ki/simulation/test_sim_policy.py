@@ -27,6 +27,7 @@ from ki_sim.world.robot import COLUMNS
 from ki_sim.world.world import STEP_NS, SimObservation
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import ASKED_MODES, Serving
+from ki_vla.policy.untrained import write_untrained
 
 SMALL = EvaluationSettings(image_size=16)
 
@@ -99,6 +100,16 @@ def test_hand_poses_are_carried_out_by_the_joints() -> None:
     assert outcome.success
 
 
+@pytest.mark.parametrize('robot', [ROBOT, HANDS_ROBOT])
+def test_a_policy_is_shown_the_cameras_of_its_contract(robot: str, tmp_path: Path) -> None:
+    write_untrained(tmp_path / 'bundle', load_contract(robot))
+    policy = open_sim_policy(tmp_path / 'bundle', 'torch', 0, 'latest', 20, 0)
+    outcome = run_episode(policy, 'put_in_bin', 3, settings=EvaluationSettings(16, limit_s=0.3))
+    policy.close()
+    assert not outcome.error
+    assert outcome.time_s == pytest.approx(0.3)
+
+
 def test_the_robot_stands_still_where_the_chunk_ends_before_the_next_is_there(contract: Contract) -> None:
     policy = ClosedLoopPolicy(Chunks(contract, np.arange(200.0)[:, None] * np.ones(17)), Timing('latest', 45), 10)
     rows = carried_out(policy, 70)
@@ -146,7 +157,6 @@ def test_a_policy_that_is_broken_ends_the_episode_with_the_reason_of_the_node(co
 
 def test_an_episode_has_the_noise_of_its_own_times_and_seed(contract: Contract, tmp_path: Path) -> None:
     from ki_vla.policy.inference import load_policy
-    from ki_vla.policy.untrained import write_untrained
 
     write_untrained(tmp_path / 'bundle', contract)
     images = {name: np.full((16, 16, 3), 90, np.uint8) for name in contract.camera_names}

@@ -32,6 +32,8 @@ SMALL = EvaluationSettings(image_size=16)
 class Expert:
     """A policy that knows the future: the expert's rows, held at the end."""
 
+    cameras = ()
+
     def __init__(self, task: str, seed: int, goal: int | None, arms) -> None:
         self.rows = np.array([f.action for f in record_episode(task, seed, goal, quality=None, arms=arms).frames])
         self.resets = 0
@@ -45,6 +47,8 @@ class Expert:
 
 class Idle:
     """Looks every second, and stands still; `ahead` is added to where it stands."""
+
+    cameras = ('head',)
 
     def __init__(self, ahead: np.ndarray | None = None) -> None:
         self.ahead = ahead

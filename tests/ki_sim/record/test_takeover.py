@@ -20,6 +20,8 @@ from ki_sim.world.world import SimObservation
 class Idle:
     """A policy that does nothing."""
 
+    cameras: tuple[str, ...] = ()
+
     def reset(self) -> None:
         pass
 
