@@ -55,7 +55,8 @@ class SimMoment:
         state: measured, in the contract's state columns.
         actions: (H, N) what the expert does from here, in the contract's action columns, absolute.
         things: what the first view shows.
-        point: where in it the object is that is asked for; None when it is outside.
+        point: where in it the object is to which the hand goes: what is asked for, or once that is held, what it is put
+            on or beside; None when it is outside, or there is none.
         held: 0 free, 1 held, 2 done.
     """
 
@@ -160,6 +161,7 @@ class MomentMaker:
         at = places[found.target]
         reaching = found.words.startswith('reach for')
         box = box_text(_box(at, now.objects[found.target])) if at is not None and reaching else ''
+        goes_to = now.goal.other if acting else found.target
         return SimMoment(
             now.task,
             words,
@@ -168,7 +170,7 @@ class MomentMaker:
             state,
             self.columns.actions(commands, angles, self.arms),
             things,
-            at,
+            places[goes_to] if goes_to >= 0 else None,
             2 if found.done else int(acting),
         )
 

@@ -30,7 +30,7 @@ from ki_sim.world.render import check_size
 from ki_sim.world.robot import CAMERAS
 
 PART = 2000  # moments of one file
-FORMAT = 1
+FORMAT = 2
 QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 HEADS = ('colour', 'kind')  # what is said of a thing
 SEEDS = 100_000  # scenes of one file begin so far from those of the one before; no file uses as many

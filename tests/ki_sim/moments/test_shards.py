@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,22 @@ def test_no_held_out_pair_is_shown_and_points_are_at_things(made: list[SimMoment
         assert all(0 <= thing.x < 1 and 0 <= thing.y < 1 for thing in moment.things)
         if moment.point is not None:
             assert any(math.dist((thing.x, thing.y), moment.point) < 1e-9 for thing in moment.things)
+
+
+def test_the_point_is_where_the_hand_goes_and_with_something_in_it_where_that_is_put(made: list[SimMoment]) -> None:
+    shown = Counter[str]()
+    for moment in made:
+        seen = {f'{thing.colour} {thing.kind}': (thing.x, thing.y) for thing in moment.things}
+        if moment.held == 1 and moment.task in ('stack', 'next_to'):
+            goes_to = ' '.join(moment.subtask.split()[-2:])  # 'put the red cup on the blue plate'
+        elif moment.held == 1:
+            assert moment.point is None, 'a bin is no object'
+            continue
+        elif moment.subtask.startswith(('reach for', 'touch', 'push')):
+            goes_to = ' '.join(re.match(r'(?:reach for|touch|push) the (\w+ \w+)', moment.subtask).groups())
+        assert moment.point == seen.get(goes_to)
+        shown[f'{moment.task} {moment.held}'] += 1
+    assert {'stack 1', 'next_to 1', 'stack 0', 'next_to 0', 'touch 0', 'push 0'} <= set(shown)
 
 
 def test_a_thing_is_where_its_colour_is_in_the_picture() -> None:
