@@ -9,6 +9,7 @@ Shape legend: B batch, V views, N patches a view, P = V * N, K labels, D width.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -45,13 +46,18 @@ class DenseHeads(nn.Module):
         self.offset = nn.Linear(D, 2)
         self.cell_x, self.cell_y = (nn.Linear(D, config.dense.pointer_cells) for _ in range(2))
         self.point_in, self.point_out = nn.Linear(D, D), nn.Linear(D, 2)
+        self.asked = nn.Linear(D, 1)
 
-    def loss(self, tokens_BPD: Tensor, hidden_BD: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens_BPD: Tensor, hidden_BD: Tensor | None, first_view_BND: Tensor | None, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
         """Mean loss over the examples that say what their pictures show, and how many these are.
 
         Args:
             tokens_BPD: image tokens as the backbone reads them.
             hidden_BD: output at the last token of the prefix; None leaves the pointer out.
+            first_view_BND: output at the image tokens of the first view, which have read the words; None leaves out
+                which of them is asked for.
             batch: with `dense_BVNK`, `offset_BVN2` and `point_B2`; without them the loss is 0 of 0 examples.
         """
         tokens_BPD = tokens_BPD.float()
@@ -61,6 +67,8 @@ class DenseHeads(nn.Module):
         loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
         if hidden_BD is not None:
             loss_B = loss_B + self._pointer_loss(hidden_BD.float(), batch.point_B2)
+        if first_view_BND is not None:
+            loss_B = loss_B + self._asked_loss(first_view_BND.float(), batch.point_B2)
         known_B = labelled(batch, hidden_BD is not None)
         count = known_B.sum()
         return torch.where(known_B, loss_B, 0.0).sum() / count.clamp(min=1), count
@@ -83,6 +91,18 @@ class DenseHeads(nn.Module):
         found_BP2 = self.offset(tokens_BPD).float()
         loss_BP = F.smooth_l1_loss(found_BP2, wanted_BP2.nan_to_num(), reduction='none', beta=BETA / 2).sum(-1)
         return torch.where(there_BP, loss_BP, 0.0).sum(1) / there_BP.sum(1).clamp(min=1)
+
+    def _asked_loss(self, first_view_BND: Tensor, point_B2: Tensor) -> Tensor:
+        """Which patch of the first view has the thing asked for: cross-entropy over its patches [B].
+
+        Each patch need only compare the words with what it shows itself, so this is learned long before the last token
+        of the prefix has learned to look for it.
+        """
+        there_B, side = point_B2.isfinite().all(dim=1), math.isqrt(first_view_BND.shape[1])
+        at_B2 = (point_B2.nan_to_num(0.5) * side).long().clamp(0, side - 1)
+        logits_BN = self.asked(first_view_BND).float().squeeze(-1)
+        loss_B = F.cross_entropy(logits_BN, at_B2[:, 1] * side + at_B2[:, 0], reduction='none')
+        return torch.where(there_B, loss_B, 0.0)
 
     def _pointer_loss(self, hidden_BD: Tensor, point_B2: Tensor) -> Tensor:
         """The cell of the thing asked for, by column and row, and its place as two numbers [B]."""

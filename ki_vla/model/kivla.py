@@ -48,6 +48,7 @@ class Prefix:
         mask_BS: which of the S tokens are valid.
         hidden_BD: normed output at the last valid token, from which the first target is predicted; None if not asked
             for.
+        first_view_BND: the same at the image tokens of the first view; for training only (`model.dense`).
         state_BS: kept for experts that read the state themselves (pi0).
     """
 
@@ -55,6 +56,7 @@ class Prefix:
     v: Tensor | tuple[Tensor, ...]
     mask_BS: Tensor
     hidden_BD: Tensor | None = None
+    first_view_BND: Tensor | None = None
     state_BS: Tensor | None = None
 
     @property
@@ -129,6 +131,7 @@ class KiVla(nn.Module):
         prompt_mask_BL: Tensor,
         state_BS: Tensor,
         hidden: bool = False,
+        first_view: bool = False,
     ) -> Prefix:
         """Run the backbone over encoded images, prompt and (continuous) state token.
 
@@ -139,6 +142,7 @@ class KiVla(nn.Module):
             prompt_mask_BL: their validity.
             state_BS: normalised state; read by the continuous and suffix representations only.
             hidden: also compute the output at the last valid token, for tokens to be predicted.
+            first_view: with `hidden`, also compute it at the image tokens of the first view.
         """
         x_BSD = prefix_inputs(self.embed, self.state_proj, image_tokens_BPD, prompt_BL, state_BS)
         mask_BS = masks.prefix_mask(
@@ -148,8 +152,13 @@ class KiVla(nn.Module):
         rows_Bn = (
             masks.last_valid(mask_BS)[:, None] if hidden else mask_BS.new_zeros(len(mask_BS), 0, dtype=torch.int64)
         )
+        if hidden and first_view:
+            patches_N = torch.arange(self.config.vision.tokens, device=mask_BS.device)
+            rows_Bn = torch.cat([rows_Bn, patches_N.expand(len(rows_Bn), -1)], dim=1)
         k, v, hidden_BnD = self.backbone.prefix(x_BSD, mask_BS, positions_BS, rows_Bn, self.checkpointing)
-        return Prefix(k, v, mask_BS, None if hidden_BnD is None else hidden_BnD[:, 0], state_BS)
+        if hidden_BnD is None or not hidden:
+            return Prefix(k, v, mask_BS, state_BS=state_BS)
+        return Prefix(k, v, mask_BS, hidden_BnD[:, 0], hidden_BnD[:, 1:] if first_view else None, state_BS)
 
     @torch.no_grad()
     def prefill(
@@ -303,6 +312,7 @@ class KiVla(nn.Module):
             batch.prompt_mask_BL,
             batch.state_BS,
             hidden=recipe.token_loss,
+            first_view=self.dense is not None and recipe.sees,
         )
         zero = batch.actions_BHA.new_zeros((), dtype=torch.float32)
         flow_loss, seen = zero, None
@@ -312,7 +322,7 @@ class KiVla(nn.Module):
         tokens = text = fast = dense = zero
         dense_count = action_count.new_zeros(())
         if self.dense is not None and recipe.sees:
-            dense, dense_count = self.dense.loss(tokens_BPD, prefix.hidden_BD, batch)
+            dense, dense_count = self.dense.loss(tokens_BPD, prefix.hidden_BD, prefix.first_view_BND, batch)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
             tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen, teacher)

@@ -28,7 +28,7 @@ def resume_fingerprint(
         'model': processor.config.to_dict(),
         'data': data_hash,
         'seed': run.seed,
-        'stage': {k: v for k, v in stage.to_dict().items() if k != 'accumulate'},
+        'stage': _stage(stage),
         'tokens': None if run.tokens is None else run.tokens.to_dict(),
         'processing': _processing(processor),
         'lora': run.lora,
@@ -43,6 +43,12 @@ def resume_fingerprint(
             'statistics': {name: digests(each)['statistics'] for name, each in others.items()},
         }
     return made
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    """As `Stage`, without how a step is cut, and without `sight` where it is off: before, there was none."""
+    made = stage.to_dict()
+    return {name: value for name, value in made.items() if name != 'accumulate' and (name, value) != ('sight', False)}
 
 
 def _processing(processor: Processor) -> dict[str, Any]:

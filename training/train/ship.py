@@ -220,5 +220,5 @@ def trained_parts(run: Run, config: ModelConfig, until: Stage | None = None, tak
             parts.discard(HEAD)
     last = len(run.stages) if until is None else run.stages.index(until) + 1
     for stage in run.stages[:last]:
-        parts |= parts_of(recipe(stage.recipe), config, actions=stage.actions + stage.starts > 0)
+        parts |= parts_of(stage.trains, config, actions=stage.actions + stage.starts > 0)
     return sorted(parts)

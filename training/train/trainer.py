@@ -26,7 +26,7 @@ from torch import Tensor
 from ki_vla.model import flow
 from ki_vla.model.kivla import KiVla
 from ki_vla.objective.losses import Losses
-from ki_vla.objective.recipes import Recipe, recipe
+from ki_vla.objective.recipes import Recipe
 from ki_vla.objective.trainable import prepare
 from ki_vla.policy.processor import Processor
 from training.errors import TrainingError
@@ -141,7 +141,11 @@ class Trainer:
         others: Mapping[str, Processor] | None = None,
     ) -> None:
         self.run, self.stage, self.model, self.world = run, stage, model, world
-        self.recipe: Recipe = recipe(stage.recipe)
+        self.recipe: Recipe = stage.trains
+        if stage.sight and model.dense is None:
+            raise TrainingError(
+                f'stage {stage.name}: sight needs labels to learn; write model.dense.labels, or leave sight out.'
+            )
         self.held, self.folder = list(held), folder
         self.tell = tell or (lambda kind, values: None)
         self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16

@@ -46,6 +46,27 @@ def test_it_counts_examples_with_labels_and_learns_them(make_model: Callable, ma
     assert float(model(batch, generator=torch.Generator().manual_seed(0)).dense) < float(first.dense)
 
 
+def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Callable, make_batch: Callable) -> None:
+    """Its head reads what the patch became in the backbone, where it has read the words; not the picture alone."""
+    model = make_model('ours', CONFIG)
+    batch = labelled(make_batch(model))
+    heads = model.dense
+    assert heads is not None
+    tokens = model.encode(batch.images_BVCHW)
+    seen = (batch.image_mask_BV, batch.prompt_BL, batch.prompt_mask_BL, batch.state_BS)
+    prefix = model.prefix(tokens, *seen, hidden=True, first_view=True)
+    assert prefix.first_view_BND is not None
+    assert prefix.first_view_BND.shape == (len(tokens), CONFIG.vision.tokens, CONFIG.backbone.width)
+    torch.testing.assert_close(prefix.hidden_BD, model.prefix(tokens, *seen, hidden=True).hidden_BD)
+    loss_B = heads._asked_loss(prefix.first_view_BND, batch.point_B2)
+    assert float(loss_B[0].detach()) > 0
+    assert not loss_B[1:].any(), 'nobody knows where the others should look'
+    loss_B.sum().backward()
+    assert model.embed.weight.grad is not None
+    words = batch.prompt_BL[0][batch.prompt_mask_BL[0]].unique()
+    assert model.embed.weight.grad[words].any(), 'the words are taught by it too'
+
+
 def test_without_labels_the_loss_is_nothing_and_every_parameter_still_has_a_gradient_path(
     make_model: Callable, make_batch: Callable
 ) -> None:

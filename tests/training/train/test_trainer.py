@@ -101,6 +101,23 @@ def test_a_bundle_says_which_delay_it_was_trained_for_and_whether_its_head_was_t
     assert trained_parts(after, bundle.config) == ['backbone', 'embed', 'expert', 'projector', 'vision']
 
 
+def test_a_stage_of_sight_learns_what_pictures_show_and_leaves_the_actions_alone(
+    run_of: MakeRun, words_file: Path
+) -> None:
+    thing = '{"image": "0.jpg", "answer": "a cup", "things": [{"colour": "red", "x": 0.5, "y": 0.5}]}'
+    words_file.write_text(f'{words_file.read_text()}{thing}\n')
+    run = run_of(
+        {'steps': 3, 'sight': True, 'vlm': 1}, model={'dense': {'labels': {'colour': ['red', 'blue']}}}, log_every=1
+    )
+    bundle = load_bundle(train(run))
+    assert bundle.trained_parts == ('backbone', 'embed', 'projector', 'vision')
+    lines = [line for line in read_metrics(Path(run.out) / 'vla') if line['kind'] == 'train']
+    assert len(lines) == 3
+    assert not any({'flow', 'fast'} & set(line) for line in lines)
+    with pytest.raises(TrainingError, match='stage vla: sight needs labels to learn'):
+        train(run_of({'steps': 1, 'sight': True}, out=run.out + '_blind'))
+
+
 def test_micro_batches_give_the_step_of_the_whole_batch(run_of: MakeRun, tmp_path: Path) -> None:
     for name, accumulate in (('one', 1), ('two', 2)):
         train(run_of({'accumulate': accumulate, 'steps': 3}, out=str(tmp_path / name)))
