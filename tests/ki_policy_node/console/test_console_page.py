@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def console(rig: Any, rigs: Any) -> str:
     """The address of a console of the rig's robot."""
-    parameters = {'robot': rig.contract_file, 'port': 0, 'picture_rate': 5.0}
+    parameters = {'robot': rig.contract_file, 'port': 0, 'picture_rate': 2.0}
     process = rigs.Process(NODES['console'], rig.folder / 'console.log', parameters)
     rig.processes.append(process)
     said = 'The console is at '
