@@ -84,7 +84,7 @@ def test_a_robot_is_run_and_stopped_from_the_page(rig: Any, rigs: Any, browser: 
     rig.start_executor(enabled=False, require_operator=True)
     rig.start_policy(dry_run=True, run_on_activate=False)
     rig.until('both are there', lambda: rig.state.startswith('disabled') and rig.status.state == 2, 20.0)
-    # The watcher first: a browser that is busy with a new page beats late, and who is silent for two seconds loses control.
+    # The watcher first: a browser that is busy with a new page beats late, and two silent seconds lose control.
     watcher = opened(browser, console, size=PHONE)
     page = opened(browser, console, 'Ada')
     shows(watcher, '#control', 'Ada; the robot needs a live operator')
