@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ki_common.errors import KiError
 from ki_common.parallel import run_all
 
 if TYPE_CHECKING:
@@ -164,24 +163,17 @@ def evaluate_cells(
             if workers != 1 or ray:
                 policy.close()
                 for cell, report in _shared(plays, begun, videos, tell, workers, ray):
-                    _refuse_broken(report)
+                    report.refuse_broken()
                     yield cell, report
                 continue
             for cell, path, report in begun:
                 played = partial(_played, report, path, None if tell is None else partial(tell, cell))
                 evaluate(policy, cell.task, scenes, settings, videos, played, plays.paired, report)
                 report.save(path)
-                _refuse_broken(report)
+                report.refuse_broken()
                 yield cell, report
         finally:
             policy.close()
-
-
-def _refuse_broken(report: EvaluationReport) -> None:
-    """No rate comes of episodes that all ended with an error: it would pass for a policy that does nothing right."""
-    errors = [outcome.error for outcome in report.outcomes if outcome.error]
-    if errors and len(errors) == len(report.outcomes):
-        raise KiError(f'{report.task}: each of its {len(errors)} episodes ended with an error. The first: {errors[0]}')
 
 
 def _tell(tell: Tell | None, cell: EvaluationCell, outcomes: Sequence[SceneOutcome]) -> None:

@@ -138,7 +138,11 @@ def is_simulated(bundle: Bundle) -> bool:
 
 
 def play(bundle: Bundle, engine: Engine, tasks: Sequence[str], scenes: int) -> list[bool]:
-    """Whether each scene succeeds, in closed loop, tasks in turn; the noise is the same for every engine."""
+    """Whether each scene succeeds, in closed loop, tasks in turn; the noise is the same for every engine.
+
+    Raises:
+        KiError: every scene of a task ended with an error.
+    """
     from ki.simulation.sim_evaluation import camera_size
     from ki.simulation.sim_policy import ClosedLoopPolicy
     from ki_policy_node.cycle.continuation import Timing
@@ -153,7 +157,9 @@ def play(bundle: Bundle, engine: Engine, tasks: Sequence[str], scenes: int) -> l
     found: list[bool] = []
     for place, task in enumerate(tasks):
         seeds = range(FIRST_SEED + place, FIRST_SEED + scenes, len(tasks))
-        found += [outcome.success for outcome in evaluate(loop, task, seeds, settings).outcomes] if seeds else []
+        report = evaluate(loop, task, seeds, settings)
+        report.refuse_broken()
+        found += [outcome.success for outcome in report.outcomes]
     return found
 
 

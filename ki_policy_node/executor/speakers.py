@@ -33,7 +33,7 @@ class _Speaker:
 
 
 class Speakers:
-    """Who was heard lately."""
+    """The policies that sent a chunk lately."""
 
     def __init__(self) -> None:
         self._heard: list[_Speaker] = []

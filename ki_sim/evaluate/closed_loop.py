@@ -128,6 +128,18 @@ class EvaluationReport:
             'think_s': float(np.mean([o.think_s for o in self.outcomes])) if self.outcomes else None,
         }
 
+    def refuse_broken(self) -> None:
+        """No rate comes of episodes that all ended with an error: it would pass for a policy that does nothing right.
+
+        Raises:
+            SimError: that is so; it names the first.
+        """
+        errors = [outcome.error for outcome in self.outcomes if outcome.error]
+        if errors and len(errors) == len(self.outcomes):
+            raise SimError(
+                f'{self.task}: each of its {len(errors)} episodes ended with an error. The first: {errors[0]}'
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data."""
         outcomes = [asdict(outcome) for outcome in self.outcomes]

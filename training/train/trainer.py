@@ -142,10 +142,11 @@ class Trainer:
     ) -> None:
         self.run, self.stage, self.model, self.world = run, stage, model, world
         self.recipe: Recipe = stage.trains
-        if stage.sight and model.dense is None:
-            raise TrainingError(
-                f'stage {stage.name}: sight needs labels to learn; write model.dense.labels, or leave sight out.'
+        if stage.sight and (model.dense is None or not self.recipe.sees):
+            lacks = (
+                'labels to learn; write model.dense.labels' if model.dense is None else 'a recipe that trains the eyes'
             )
+            raise TrainingError(f'stage {stage.name}: sight needs {lacks}, or leave sight out.')
         self.held, self.folder = list(held), folder
         self.tell = tell or (lambda kind, values: None)
         self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16

@@ -11,6 +11,7 @@ import pytest
 from ki.simulation import task_gate
 from ki.simulation.task_gate import Trial, chance, check_does_it, compared, in_scenes, on_recording
 from ki_common.errors import KiError
+from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
 from ki_vla.policy.bundle import load_bundle
 
 DEMO = Path('bundles/demo')
@@ -65,15 +66,20 @@ def test_the_shipped_policy_is_of_the_simulated_robot_and_is_played_scene_by_sce
     bundle = load_bundle(root / DEMO, verify=False)
     assert task_gate.is_simulated(bundle)
     played: list[tuple[str, list[int]]] = []
+    fails = ''
 
     def evaluate(loop: Any, task: str, seeds: range, settings: Any) -> Any:
         played.append((loop.policy_id, list(seeds)))
-        return SimpleNamespace(outcomes=[SimpleNamespace(success=seed % 2 == 0) for seed in seeds])
+        scenes = [SceneOutcome(task, seed, seed, 'go', success=seed % 2 == 0, error=fails) for seed in seeds]
+        return EvaluationReport(task, {}, scenes)
 
     monkeypatch.setattr('ki_sim.evaluate.closed_loop.evaluate', evaluate)
     from ki_vla.engine.select import open_engine
 
     with open_engine(bundle, 'torch', device='cpu') as engine:
         found = compared(bundle, engine, Trial(scenes=4), lambda line: None)
-    assert (found['before'], found['after'], found['scenes']) == (2, 2, 4)
-    assert played == [(bundle.policy_id, list(range(1_000_000, 1_000_004)))] * 2
+        assert (found['before'], found['after'], found['scenes']) == (2, 2, 4)
+        assert played == [(bundle.policy_id, list(range(1_000_000, 1_000_004)))] * 2
+        fails = 'no camera is there'
+        with pytest.raises(KiError, match='each of its 4 episodes ended with an error'):
+            compared(bundle, engine, Trial(scenes=4), lambda line: None)

@@ -21,6 +21,7 @@ from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
 from training.train.checkpoint import checkpoints, read_checkpoint, shipped_weights
+from training.train.config import Stage
 from training.train.run import train
 from training.train.run_report import CURVES, read_metrics
 from training.train.ship import trained_parts
@@ -116,6 +117,17 @@ def test_a_stage_of_sight_learns_what_pictures_show_and_leaves_the_actions_alone
     assert not any({'flow', 'fast'} & set(line) for line in lines)
     with pytest.raises(TrainingError, match='stage vla: sight needs labels to learn'):
         train(run_of({'steps': 1, 'sight': True}, out=run.out + '_blind'))
+    frozen = {'steps': 1, 'sight': True, 'vlm': 1, 'recipe': 'frozen'}
+    with pytest.raises(TrainingError, match='stage vla: sight needs a recipe that trains the eyes'):
+        train(run_of(frozen, model={'dense': {'labels': {'colour': ['red', 'blue']}}}, out=run.out + '_frozen'))
+
+
+@pytest.mark.parametrize('name', sorted(name for name, each in RECIPES.items() if not each.frozen))
+def test_sight_can_begin_every_recipe_that_trains_the_eyes(name: str) -> None:
+    trained = Stage(recipe=name, sight=True).trains
+    assert trained.sees
+    assert trained.token_loss, 'words are heard, so that the pointer has something to read'
+    assert not trained.action_loss
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch(run_of: MakeRun, tmp_path: Path) -> None:
