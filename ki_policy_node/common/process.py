@@ -21,7 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 from ki_common.errors import KiError
 from ki_common.nodes import NODES
 from ki_policy_node.common.ros import security_arguments, use_own_dds_profile
-from ki_policy_node.common.shared_memory import free_abandoned
+from ki_policy_node.common.shared_memory import free_abandoned, ghosts_avoided
 from ki_policy_node.common.stop_request import StopRequest
 from ki_policy_node.errors import NodeError
 
@@ -130,8 +130,9 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
     try:
         given = sys.argv if arguments is None else arguments
         enclave = security_arguments(program_name(), given, os.environ)
-        rclpy.init(args=[*given, *enclave], signal_handler_options=SignalHandlerOptions.NO)
-        node = make()
+        with ghosts_avoided():
+            rclpy.init(args=[*given, *enclave], signal_handler_options=SignalHandlerOptions.NO)
+            node = make()
         answer_always(node)
         if freed:
             node.get_logger().info(f'freed {freed / 1e6:.0f} MB of shared memory that killed processes had left')

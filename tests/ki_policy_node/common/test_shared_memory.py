@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ki_policy_node.common import shared_memory
-from ki_policy_node.common.shared_memory import LOCK, free_abandoned
+from ki_policy_node.common.shared_memory import LOCK, PORT_LOCK, PORT_MAP, free_abandoned, ghosts_avoided
 
 DEAD, LIVE, YOUNG = 'fastrtps_0123456789abcdef', 'fastrtps_00000000000000aa', 'fastdds_00000000000000bb'
 OTHERS = ('fastrtps_port7411', 'fastrtps_port7411_el', 'psm_01234567_el', 'fastrtps_0123_el', 'sem.mp-1')
@@ -22,6 +22,52 @@ node = rclpy.create_node('owner')
 print('there', flush=True)
 sys.stdin.read()
 """
+
+# Says all the time who it is, and when asked, on which ports it is reached and whether it hears others.
+SPEAKER = """
+import os, sys, threading, time
+from pathlib import Path
+import rclpy
+from std_msgs.msg import String
+from ki_policy_node.common.process import start
+from ki_policy_node.common.shared_memory import FOLDER, PORT_LOCK
+_, node = start(lambda: rclpy.create_node('speaker'), [])
+me, locks = str(os.getpid()), [line.split() for line in Path('/proc/locks').read_text().splitlines()]
+owned = {lock[5].split(':')[2] for lock in locks if lock[4] == me}
+files = {str(entry.inode()): PORT_LOCK.fullmatch(entry.name) for entry in os.scandir(FOLDER)}
+ports = [files[inode][1] for inode in owned if files.get(inode)]
+heard, publisher = set(), node.create_publisher(String, 'said', 10)
+node.create_subscription(String, 'said', lambda message: heard.add(message.data), 10)
+node.create_timer(0.05, lambda: publisher.publish(String(data=me)))
+threading.Thread(target=rclpy.spin, args=(node,), daemon=True).start()
+while wanted := sys.stdin.readline().split():
+    heard.clear()
+    end_s = time.monotonic() + 10.0
+    while not heard.issuperset(wanted) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    print(*ports, heard.issuperset(wanted), flush=True)
+"""
+
+
+class Speaker:
+    """A process with a node, until it is killed or left."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', SPEAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def hears(self, *others: Speaker) -> tuple[set[int], bool]:
+        """Its ports, and whether it hears itself and all of these."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(self.process.pid, *(each.process.pid for each in others), file=self.process.stdin, flush=True)
+        *ports, heard = self.process.stdout.readline().split()
+        return {int(port) for port in ports}, heard == 'True'
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def segment(folder: Path, name: str, old: bool = True) -> Path:
@@ -77,3 +123,40 @@ def test_the_segment_of_a_node_is_its_own_until_it_is_killed(ros_domain: int) ->
     assert all(lock.exists() for lock in made), 'Fast DDS leaves them'
     assert all(shared_memory._free(lock) > 0 for lock in made)
     assert not any(lock.exists() or lock.with_name(lock.name.removesuffix('_el')).exists() for lock in made)
+
+
+@pytest.mark.ros
+def test_who_takes_the_place_of_a_killed_node_is_reached_by_all(ros_domain: int) -> None:
+    place, other = Speaker(), Speaker()
+    try:
+        ghosts: tuple[int, ...] = ()
+        for _ in range(4):
+            ports, _ = place.hears()
+            assert ports
+            assert not ports & set(ghosts), 'a port of one that was killed'
+            # Both have the ports of the other open from now on.
+            assert place.hears(other)[1]
+            assert other.hears(place)[1]
+            with ghosts_avoided() as ghosts:
+                assert not ports & set(ghosts), 'it lives'
+            place.kill()
+            with ghosts_avoided() as ghosts:
+                assert ports <= set(ghosts)
+            place = Speaker()
+    finally:
+        place.kill()
+        other.kill()
+    with ghosts_avoided() as none:
+        assert not set(ghosts) & set(none), 'nobody has them open any more'
+
+
+def test_a_port_that_nobody_owns_is_known_by_its_lock(tmp_path: Path) -> None:
+    for name in (*OTHERS, 'fastrtps_port7413', 'fastrtps_port7413_el', 'fastdds_port7415_el'):
+        (tmp_path / name).write_bytes(b'x')
+    with (tmp_path / 'fastrtps_port7413_el').open('rb') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert set(dict(shared_memory._abandoned_ports(tmp_path))) == {7411, 7415}
+    assert set(dict(shared_memory._abandoned_ports(tmp_path))) == {7411, 7413, 7415}
+    assert list(shared_memory._abandoned_ports(tmp_path / 'missing')) == []
+    assert PORT_LOCK.fullmatch('fastrtps_port7411') is None
+    assert PORT_MAP.findall(b'7f-80 rw-s 0 00:1b 5 /dev/shm/fastrtps_port7411 (deleted)\n') == [b'7411']
