@@ -166,7 +166,7 @@ def _begin(facts: dict[str, Any]) -> str:
         f'{facts["vlm"]} pictures with words, {facts["parameters"] / 1e6:.2f} M parameters'
     )
     for name, count in facts['others'].items():
-        text += f'\n{count} samples of {name}, another robot'
+        text += f'\n{count} further samples, of {name}'
     fast = facts['fast']
     if fast:
         text += f'\nFAST: {fast["tokens_mean"]:.0f} tokens a chunk, error {fast["rmse"]:.4f} rms'

@@ -91,7 +91,7 @@ def begin(
     shrunk = [str(each.index.folder) for each in robots_data if each.index.options.get('store') == 'model']
     run = settled(run, start, dataset.contract, shrunk[0] if shrunk else '')
     stats = _stats(run, dataset, start, kept)
-    further = _further_stats(others, kept)
+    further = _further_stats(others, kept, dataset.contract, stats)
     config = _config(run, [each.contract for each in (dataset, *others)], start)
     robots = [(dataset, stats), *((each, further[each.contract.name]) for each in others)]
     tokenizer = _tokenizer(run, robots, vlm, config, start, kept)
@@ -145,10 +145,21 @@ def stats_file(path: str | Path, dataset: EpisodeDataset) -> dict[str, Stats]:
     return stats
 
 
-def _further_stats(others: Sequence[EpisodeDataset], kept: FittedArtifacts | None) -> dict[str, dict[str, Stats]]:
-    """Statistics of the other robots; those of a run that goes on must be the robots that it was begun with."""
+def _further_stats(
+    others: Sequence[EpisodeDataset], kept: FittedArtifacts | None, own: Contract, stats: dict[str, Stats]
+) -> dict[str, dict[str, Stats]]:
+    """Statistics of the other robots; those of a run that goes on must be the robots that it was begun with.
+
+    Further recordings of the run's own robot have its statistics: one policy acts on both.
+    """
+    for each in others:
+        if each.contract.name == own.name and each.contract.hash != own.hash:
+            raise TrainingError(
+                f'embodiments: {each.index.folder} is of another {own.name} than that of this run: the contracts '
+                'differ. Index it again, or give the other robot a name of its own.'
+            )
     if kept is None:
-        return {each.contract.name: compute_stats(each) for each in others}
+        return {each.contract.name: stats if each.contract.name == own.name else compute_stats(each) for each in others}
     names, known = {each.contract.name for each in others}, set(kept.others)
     if names != known:
         raise TrainingError(
@@ -165,7 +176,7 @@ def _codec_of(codec: ActionCodec | None, dataset: EpisodeDataset) -> ActionCodec
 
 def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> ModelConfig:
     """The preset with the run's changes, columns for the widest robot, and the structure that every recipe needs."""
-    names = [contract.name for contract in contracts]
+    names = [contract.name for contract in contracts[1:]]
     if len(set(names)) < len(names):
         raise TrainingError(f'embodiments: the robots are {", ".join(names)}; each may be there once.')
     horizons = {contract.name: contract.horizon for contract in contracts}

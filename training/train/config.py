@@ -83,10 +83,12 @@ class Data(TrainingConfig):
 
 
 class Embodiment(TrainingConfig):
-    """Another robot whose recordings train the same weights. Statistics are its own; the bundle is for `Run.robot`."""
+    """Another robot whose recordings train the same weights. Statistics are its own; the bundle is for `Run.robot`. Or
+    further recordings of `Run.robot` from elsewhere, with its statistics: old data beside corrections.
+    """
 
     robot: str
-    """Its contract, with the horizon of `Run.robot`."""
+    """Its contract, with the horizon of `Run.robot`; or that of `Run.robot` once more."""
     bags: str | None = None
     """As in `Data`; all of its episodes are trained on."""
     arrays: str | None = None

@@ -102,15 +102,34 @@ def test_a_mistake_in_an_embodiment_is_named(
         run_of(embodiments=[small | change])
 
 
-def test_robots_that_do_not_go_together_are_refused(
-    run_of: MakeRun, small: dict[str, Any], arrays_folder: Path, tmp_path: Path
-) -> None:
-    run = run_of()
-    twice = run_of(embodiments=[{'robot': run.robot, 'arrays': str(arrays_folder)}])
-    with pytest.raises(TrainingError, match='the robots are toy, toy; each may be there once'):
-        train(twice)
+def test_robots_that_do_not_go_together_are_refused(run_of: MakeRun, small: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match='the robots are arm_alone, arm_alone; each may be there once'):
+        train(run_of(embodiments=[small, small]))
     plain = yaml.safe_load(Path(small['robot']).read_text(encoding='utf-8')) | {'horizon': 9}
     Path(small['robot']).write_text(yaml.safe_dump(plain), encoding='utf-8')
     assert load_contract(small['robot']).horizon == 9
     with pytest.raises(TrainingError, match=r"chunks must have one length; the horizons are .*'arm_alone': 9"):
         train(run_of(embodiments=[small]))
+
+
+def test_further_recordings_of_the_own_robot_share_its_statistics(run_of: MakeRun, arrays_folder: Path) -> None:
+    run = run_of({'vlm': 0.0})
+    more = run_of({'vlm': 0.0}, embodiments=[{'robot': run.robot, 'arrays': str(arrays_folder), 'weight': 2.0}])
+    sources = open_sources(more)
+    ((other, weight),) = sources.others
+    made = begin(more, sources.train, [], others=[other])
+    assert weight == 2.0
+    assert made.others['toy'].action_stats == made.processor.action_stats
+    assert made.others['toy'].state_stats == made.processor.state_stats
+    bundle = load_bundle(train(more))
+    assert set(bundle.provenance['others']) == {'toy'}
+    assert train(more) is not None, 'finished: nothing is done again'
+
+
+def test_another_robot_of_the_same_name_is_refused(run_of: MakeRun, arrays_folder: Path, tmp_path: Path) -> None:
+    run = run_of()
+    changed = yaml.safe_load(Path(run.robot).read_text(encoding='utf-8'))
+    changed['sync_tolerance_s'] = 0.3
+    (tmp_path / 'other.yaml').write_text(yaml.safe_dump(changed), encoding='utf-8')
+    with pytest.raises(TrainingError, match='is of another toy than that of this run: the contracts differ'):
+        train(run_of(embodiments=[{'robot': str(tmp_path / 'other.yaml'), 'arrays': str(arrays_folder)}]))
