@@ -33,10 +33,12 @@ class ReactiveExpert:
         world: Its world.
         arms: Kinematics, made once.
         every: Steps between two looks at the true state.
+        led: Commands go no faster than joints and gripper may. Else they are what the law says, as a policy's are that
+            learned from moments (`ki_sim.moments`), and who plays them sees to the limits.
     """
 
-    def __init__(self, world: World, arms: Arms | None = None, every: int = EVERY) -> None:
-        self.world, self.arms, self.every = world, arms or Arms(), every
+    def __init__(self, world: World, arms: Arms | None = None, every: int = EVERY, led: bool = True) -> None:
+        self.world, self.arms, self.every, self.led = world, arms or Arms(), every, led
         self._opening = dict.fromkeys(SIDES, HOME_OPENING)
         self._angles = {side: np.array(HOME_ARM[side]) for side in SIDES}
 
@@ -60,6 +62,9 @@ class ReactiveExpert:
             for row, command in zip(rows, roll(law, hand, self.every)[0], strict=True):
                 x, y, z = command.position
                 q, _ = self.arms.solve(side, (x, y, max(z, LOW)), pointing_down(command.yaw), q, iterations=8)
+                if not self.led:
+                    row[offset : offset + 6], row[offset + 6] = q, command.opening
+                    continue
                 # A law asks for open or shut; joints and gripper are led there no faster than they may move.
                 lead = command.opening - self._opening[side]
                 self._opening[side] += float(np.clip(lead, -GRIP, GRIP))

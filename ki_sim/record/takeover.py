@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import BASE, SETTLED_STEPS, SceneOutcome, SimPolicy, policy_row
-from ki_sim.expert.experts import expert_steps
+from ki_sim.expert.experts import correcting_steps
 from ki_sim.expert.motions import ExpertStep
 from ki_sim.record.record import Floats, RecordedFrame, Recording, Tick, jpeg, tick_of
 from ki_sim.world.kinematics import Arms
@@ -99,7 +99,7 @@ def record_takeover(
                 stands, driven = stands - 1, Driven.HOLD
                 row = _standing(row if row is not None else seen.state)
                 if not stands:
-                    moves = expert_steps(world, arms)
+                    moves = correcting_steps(world, arms)
             elif moves is not None:
                 move = _next(moves)
                 if move is None:
