@@ -11,7 +11,6 @@ from ki_sim.expert.situation import tasks_with_laws
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.world import World
 
-
 CORRECTED = 10  # steps between two looks of an operator: half a second, as of a policy
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 
 from ki_robot.contract.contract import load_contract
-from ki_sim.expert.experts import expert_steps
+from ki_sim.expert.experts import correcting_steps, expert_steps
+from ki_sim.expert.laws import OPEN, SHUT
+from ki_sim.expert.motions import ExpertStep
 from ki_sim.expert.scripted_expert import ScriptedExpert
 from ki_sim.record.sim_bags import ROBOT
 from ki_sim.tasks.tasks import TASKS
@@ -52,6 +56,22 @@ def test_it_moves_differently_from_episode_to_episode_and_the_same_when_repeated
 
     assert (rows(1) == rows(1)).all()
     assert np.abs(rows(1) - rows(2)).max() > 0.01
+
+
+def test_who_corrects_moves_at_the_pace_of_the_law_with_hands_open_or_shut(blind_world, arms):
+    def played(steps: Callable[..., Iterator[ExpertStep]]) -> tuple[np.ndarray, float]:
+        world, rows = blind_world('put_in_bin', 11), []
+        for move in steps(world, arms):
+            world.step(move.action)
+            rows.append(move.action)
+        assert world.success()
+        return np.array(rows), world.time_ns * 1e-9
+
+    (led, slow_s), (rows, quick_s) = played(expert_steps), played(correcting_steps)
+    grippers = [COLUMNS.index(name) for name in COLUMNS if 'gripper' in name]
+    assert set(rows[:, grippers].ravel()) <= {OPEN, SHUT}
+    assert len(set(led[:, grippers].ravel())) > 2
+    assert quick_s < 0.8 * slow_s
 
 
 def test_a_grasp_that_failed_is_tried_again(blind_world, arms):
