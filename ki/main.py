@@ -20,6 +20,7 @@ sentence on stderr and exit status 2, and so does what the file system refuses.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import warnings
@@ -31,6 +32,10 @@ from typer.core import TyperGroup
 
 from ki_common.errors import KiError
 
+# How often a thread of torch's OpenMP (libgomp) looks for work before it sleeps. By its own 300,000 threads that wait take
+# the cores from whatever else runs, and from each other: training a small policy beside a busy machine, two threads did
+# 9 samples/s, 24 with this, and 134 and 137 on a quiet one (benchmarks/results/openmp.json).
+SPINS = 10_000
 ROOMS = ('ki', 'ki_common', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training')
 
 
@@ -81,6 +86,8 @@ def note(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """Runs the command line; the console script `ki`."""
     warnings.showwarning = note
+    if 'OMP_WAIT_POLICY' not in os.environ:
+        os.environ.setdefault('GOMP_SPINCOUNT', str(SPINS))
     try:
         app(prog_name='ki')
     except KiError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,24 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '[]'
+
+
+@pytest.mark.parametrize(
+    ('given', 'spins'),
+    [({}, str(main.SPINS)), ({'GOMP_SPINCOUNT': '5'}, '5'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spins: str | None
+) -> None:
+    found = []
+    monkeypatch.setattr(main, 'app', lambda prog_name: found.append(os.environ.get('GOMP_SPINCOUNT')))
+    for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'):
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main.main()
+    assert found == [spins]
 
 
 def test_an_unknown_command_is_refused(ki: Ki) -> None:
