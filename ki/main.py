@@ -32,9 +32,9 @@ from typer.core import TyperGroup
 
 from ki_common.errors import KiError
 
-# How often a thread of torch's OpenMP (libgomp) looks for work before it sleeps. By its own 300,000 threads that wait take
-# the cores from whatever else runs, and from each other: training a small policy beside a busy machine, two threads did
-# 9 samples/s, 24 with this, and 134 and 137 on a quiet one (benchmarks/results/openmp.json).
+# How often a thread of torch's OpenMP (libgomp) looks for work before it sleeps. At its own 300,000, threads that wait
+# take the cores from whatever else runs, and from each other: training a small policy beside a busy machine, two
+# did 9 samples/s, 24 with this, and 134 and 137 on a quiet one (benchmarks/results/openmp.json).
 SPINS = 10_000
 ROOMS = ('ki', 'ki_common', 'ki_robot', 'ki_bags', 'ki_vla', 'ki_policy_node', 'ki_sim', 'training')
 
