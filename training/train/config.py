@@ -198,6 +198,9 @@ class Stage(TrainingConfig):
     """Learning rate at the end, as a share of the peak."""
     warmup: int = Field(default=100, ge=0)
     """Steps to the peak of the learning rate."""
+    optimiser: Literal['adamw', 'muon'] = 'adamw'
+    """`muon`: the matrices of layers step along orthogonalised momentum (arXiv 2502.16982), the rest by AdamW, at the
+    same rate."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the mean square of gradients in AdamW."""
     weight_decay: float = Field(default=1e-4, ge=0)

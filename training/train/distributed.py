@@ -140,6 +140,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, dist.tensor.DTensor) else tensor
 
 
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that every process has, sharded as another one is."""
+    if not isinstance(like, dist.tensor.DTensor):
+        return value
+    found = dist.tensor.distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return found.to_local()
+
+
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight on the CPU; on processes but the first it may be empty."""
     weights = cast('dict[str, Tensor]', get_model_state_dict(model, options=WHOLE))

@@ -46,9 +46,10 @@ def resume_fingerprint(
 
 
 def _stage(stage: Stage) -> dict[str, Any]:
-    """As `Stage`, without how a step is cut, and without `sight` where it is off: before, there was none."""
+    """As `Stage`, without how a step is cut, and without what is as it was before there was a choice."""
     made = stage.to_dict()
-    return {name: value for name, value in made.items() if name != 'accumulate' and (name, value) != ('sight', False)}
+    before = (('sight', False), ('optimiser', 'adamw'))
+    return {name: value for name, value in made.items() if name != 'accumulate' and (name, value) not in before}
 
 
 def _processing(processor: Processor) -> dict[str, Any]:

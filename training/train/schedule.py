@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from training.train.config import Stage
 from training.train.distributed import local
+from training.train.muon import MuonAdamW
 
 
 def rate_at(step: int, stage: Stage) -> float:
@@ -20,23 +22,27 @@ def rate_at(step: int, stage: Stage) -> float:
 
 
 def make_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over every parameter: what a recipe does not train has no gradient and is left alone.
+    """One optimiser over every parameter: what a recipe does not train has no gradient and is left alone.
 
-    Matrices decay, vectors (norms, biases) do not; the expert has a rate of its own. Each group keeps its `peak`.
+    Matrices decay, vectors (norms, biases) do not; the expert has a rate of its own. Each group keeps its `peak`. With
+    `Stage.optimiser` muon the matrices of layers take its steps.
     """
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    muon = stage.optimiser == 'muon'
+    groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        key = (parameter.ndim > 1, name.startswith('expert.'))
-        groups.setdefault(key, []).append(parameter)
-    rows = [
+        of_layer = muon and '.layers.' in name and parameter.ndim == 2
+        groups.setdefault((of_layer, parameter.ndim > 1, name.startswith('expert.')), []).append(parameter)
+    rows: list[dict[str, Any]] = [
         {
             'params': parameters,
             'weight_decay': stage.weight_decay if decays else 0.0,
             'peak': stage.rate * (stage.expert_rate if expert else 1.0),
+            **({'muon': True} if of_layer else {}),
         }
-        for (decays, expert), parameters in groups.items()
+        for (of_layer, decays, expert), parameters in groups.items()
     ]
-    return torch.optim.AdamW(rows, lr=stage.rate, betas=(0.9, stage.beta2), eps=1e-8, fused=True)
+    made = MuonAdamW if muon else torch.optim.AdamW
+    return made(rows, lr=stage.rate, betas=(0.9, stage.beta2), eps=1e-8, fused=True)
 
 
 def step_where(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:

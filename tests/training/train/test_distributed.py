@@ -70,12 +70,13 @@ def losses(out: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('blocks', [False, True])
+@pytest.mark.parametrize(('blocks', 'optimiser'), [(False, 'adamw'), (True, 'adamw'), (True, 'muon')])
 def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
-    run_of: MakeRun, tmp_path: Path, blocks: bool
+    run_of: MakeRun, tmp_path: Path, blocks: bool, optimiser: str
 ) -> None:
     alone, both = (
-        run_of({'steps': 6, 'batch': 4, 'accumulate': 2}, out=str(tmp_path / name)) for name in ('alone', 'both')
+        run_of({'steps': 6, 'batch': 4, 'accumulate': 2, 'optimiser': optimiser}, out=str(tmp_path / name))
+        for name in ('alone', 'both')
     )
     train(alone)
     two_processes(both, tmp_path / 'both', blocks)
