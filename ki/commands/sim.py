@@ -102,6 +102,10 @@ def correct(
         float, typer.Option(min=0.5, help='Without progress for so long, the operator takes over [s].')
     ] = (10.0),
     keep_all: Annotated[bool, typer.Option(help='Keep also what the policy did alone, and failures.')] = False,
+    led: Annotated[
+        bool,
+        typer.Option(help='Drive as `ki sim record` does, for a policy that learned from that; else as moments do.'),
+    ] = False,
     backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
 ) -> None:
@@ -112,7 +116,7 @@ def correct(
     """
     from ki.simulation.sim_corrections import correct as run
 
-    result = run(bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, backend, seed, print)
+    result = run(bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, led, backend, seed, print)
     print(result)
 
 

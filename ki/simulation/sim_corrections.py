@@ -14,6 +14,7 @@ def correct(
     first_seed: int,
     patience_s: float,
     keep_all: bool,
+    led: bool,
     backend: str,
     seed: int,
     say: Callable[[str], None],
@@ -42,7 +43,7 @@ def correct(
                     present += 1
                     continue
                 made = record_takeover(
-                    policy, name, scene, Patience(patience_s), size, arms=arms, driver=policy.policy_id
+                    policy, name, scene, Patience(patience_s), size, arms=arms, driver=policy.policy_id, led=led
                 )
                 human = human_steps(made)
                 corrected += human > 0 and made.success

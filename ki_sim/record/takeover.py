@@ -6,15 +6,16 @@ two drivers, and then does the task as the expert would from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 from ki_sim.errors import SimError
 from ki_sim.evaluate.closed_loop import BASE, SETTLED_STEPS, SceneOutcome, SimPolicy, policy_row
-from ki_sim.expert.experts import correcting_steps
+from ki_sim.expert.experts import correcting_steps, expert_steps
 from ki_sim.expert.motions import ExpertStep
 from ki_sim.record.record import Floats, RecordedFrame, Recording, Tick, jpeg, tick_of
+from ki_sim.vqa.boxes import Pointer
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import CAMERAS
 from ki_sim.world.world import STEP_NS, World
@@ -72,8 +73,12 @@ def record_takeover(
     split: str = 'train',
     arms: Arms | None = None,
     driver: str = 'policy',
+    led: bool = False,
 ) -> Recording:
     """One episode of a policy, to its end or to the end of the operator's correction; every frame says who drove.
+
+    With `led` the operator drives as the recordings of the expert do, for a policy that learned from these; else at the
+    pace of moments.
 
     Raises:
         SimError: the policy gave commands that are none.
@@ -86,6 +91,7 @@ def record_takeover(
         outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
         ticks: list[Tick] = [tick_of(world)]
         stands, held, moves = 0, 0, None
+        pointed: Callable[[str], str] = str
         row: Floats | None = None
         limit = round(episode.limit_s * 1e9 / STEP_NS)
         for step in range(2 * limit):  # a correction may begin as late as the policy's time ends
@@ -99,12 +105,15 @@ def record_takeover(
                 stands, driven = stands - 1, Driven.HOLD
                 row = _standing(row if row is not None else seen.state)
                 if not stands:
-                    moves = correcting_steps(world, arms)
+                    moves = (expert_steps if led else correcting_steps)(world, arms)
+                    pointed = Pointer(
+                        world
+                    )  # as the expert's own data say it; a policy of two levels acts on these words
             elif moves is not None:
                 move = _next(moves)
                 if move is None:
                     break
-                row, subtask, driven = move.action, move.subtask, Driven.HUMAN
+                row, subtask, driven = move.action, pointed(move.subtask), Driven.HUMAN
             else:
                 row = policy_row(policy, world, outcome)
             images = {name: jpeg(image, quality) for name, image in seen.images.items()}

@@ -14,6 +14,7 @@ pytest.importorskip('mujoco')
 from ki_bags.reader import open_bag
 from ki_sim.record.sim_bags import write_bag
 from ki_sim.record.takeover import HAND_OVER_STEPS, Driven, Patience, ScriptedOperator, human_steps, record_takeover
+from ki_sim.world.robot import COLUMNS
 from ki_sim.world.world import SimObservation
 
 
@@ -42,6 +43,26 @@ def test_an_operator_takes_over_from_a_policy_that_does_nothing_and_ends_the_tas
     bag = open_bag(write_bag(made, tmp_path / 'touch-3'))
     said = [bag.decode(each).source for each in bag.messages() if each.topic == '/control_source']
     assert said == [Driven.POLICY, Driven.HOLD, Driven.HUMAN]
+
+
+def test_an_operator_drives_as_what_the_policy_learned_from_does() -> None:
+    grippers = [COLUMNS.index(name) for name in COLUMNS if 'gripper' in name]
+    commanded = []
+    for led in (False, True):
+        made = record_takeover(Idle(), 'put_in_bin', 3, Patience(stuck_s=0.5), image_size=32, led=led)
+        assert made.success
+        human = np.array([frame.action for frame in made.frames if frame.driver == Driven.HUMAN])
+        commanded.append(len(set(human[:, grippers].ravel())))
+    assert commanded[0] <= 2, 'moments know hands that open or shut'
+    assert commanded[1] > 2, 'recordings know fingers that are led'
+
+
+def test_what_the_operator_says_points_at_the_object_as_the_experts_own_data_do() -> None:
+    made = record_takeover(Idle(), 'put_in_bin', 3, Patience(stuck_s=0.5), image_size=32)
+    said = dict.fromkeys(frame.subtask for frame in made.frames if frame.driver == Driven.HUMAN)
+    assert all('<loc' in words for words in said if words.startswith(('reach for', 'grasp')))
+    assert any(words.startswith('reach for') for words in said)
+    assert {frame.subtask for frame in made.frames if frame.driver != Driven.HUMAN} == {''}
 
 
 def test_the_operator_is_patient_while_there_is_progress_and_not_with_the_wrong_object() -> None:
