@@ -144,8 +144,10 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     """This process's part of a tensor that every process has, sharded as another one is."""
     if not isinstance(like, dist.tensor.DTensor):
         return value
-    found = dist.tensor.distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return found.to_local()
+    dim = cast('dist.tensor.Shard', like.placements[0]).dim  # of one mesh dimension, as `shard` makes them
+    parts = value.chunk(like.device_mesh.size(), dim=dim)
+    rank = like.device_mesh.get_local_rank()
+    return parts[rank] if rank < len(parts) else value.narrow(dim, 0, 0)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ torch.optim.Muon takes one matrix after the other, none of them sharded, and wai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,13 @@ MOMENTUM = 0.95
 ROUNDS, LINEAR, CUBIC, QUINTIC = 5, 3.4445, -4.7750, 2.0315
 RMS = 0.2  # of a step at rate 1: about that of AdamW, so that one rate serves both (arXiv 2502.16982, section 2.2)
 TINY = 1e-7
+WHOLE = 2**24  # numbers of sharded matrices that a process puts together at once, if they are not of one matrix
 
 
 class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with `muon: True` take Muon's steps; these hold matrices only.
 
-    The momentum is sharded as the weights are; one matrix after the other is put together for its step.
+    The momentum is sharded as the weights are; a few matrices at a time are put together for their step.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **adamw: Any) -> None:
@@ -45,7 +46,10 @@ class MuonAdamW(torch.optim.AdamW):
             self.param_groups = groups
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        moved = [parameter for parameter in group['params'] if parameter.grad is not None]
+        for moved in _some_at_a_time([each for each in group['params'] if each.grad is not None]):
+            self._step_together(moved, group['lr'], group['weight_decay'])
+
+    def _step_together(self, moved: Sequence[Tensor], rate: float, decay: float) -> None:
         bad = getattr(self, 'found_inf', None)
         wanted = []
         for parameter in moved:
@@ -62,12 +66,21 @@ class MuonAdamW(torch.optim.AdamW):
             state['step'] += 1 if bad is None else 1 - bad
             wanted.append(whole(gradient.lerp(momentum, MOMENTUM)))
         for parameter, direction in zip(moved, orthogonal(wanted), strict=True):
-            rate = group['lr'] if bad is None else torch.where(bad > 0, 0.0, group['lr'])
-            step = RMS * max(direction.shape) ** 0.5 * part_of(direction, parameter)
             weight = local(parameter)
-            if bad is not None:
-                step = torch.where(bad > 0, 0.0, step)
-            weight.sub_(rate * (step + group['weight_decay'] * weight))
+            step = RMS * max(direction.shape) ** 0.5 * part_of(direction, parameter) + decay * weight
+            weight.sub_(rate * (step if bad is None else torch.where(bad > 0, 0.0, step)))
+
+
+def _some_at_a_time(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of parameters of `WHOLE` numbers at most, or of one parameter."""
+    together: list[Tensor] = []
+    for parameter in parameters:
+        if together and sum(each.numel() for each in together) + parameter.numel() > WHOLE:
+            yield together
+            together = []
+        together.append(parameter)
+    if together:
+        yield together
 
 
 def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
