@@ -110,6 +110,19 @@ class GraspPlanner:
         others = [self.top_of(i) + 0.02 for i in range(len(self._objects)) if i != target and self.stands_here(i)]
         return max([TABLE_TOP, *others])
 
+    def among(self, hand: Floats) -> bool:
+        """Whether the fingers of a hand are between things, so that it must rise before it goes anywhere else."""
+        low = hand[2] - FINGER_REACH
+        for i, obj in enumerate(self._objects):
+            away = math.dist(self.local(i), hand[:2])
+            if self.stands_here(i) and low < self.top_of(i) + 0.01 and away < obj.reach + PALM_HALF:
+                return True
+        near = any(
+            abs(hand[0] - x) < BIN_HALF[0] + PALM_HALF and abs(hand[1] - y) < BIN_HALF[1] + PALM_HALF
+            for x, y in BIN_CENTRE.values()
+        )
+        return near and low < TABLE_TOP + BIN_HEIGHT + 0.01
+
     def take_direction(self, taker: str, low: Floats) -> float:
         """Compass direction (as for the right hand) from which a hand reaches an object held up, best for its wrist."""
         sign = 1.0 if taker == 'right' else -1.0

@@ -16,7 +16,7 @@ from ki_sim.errors import SimError
 from ki_sim.world.kinematics import Arms, Floats, rotation_vector
 from ki_sim.world.robot import LIMITS, OPENING_MAX, SIDES
 from ki_sim.world.scene import Pose
-from ki_sim.world.world import HOME_ARM, HOME_OPENING, STEP_NS, World
+from ki_sim.world.world import STEP_NS, World
 
 STEP_S = STEP_NS * 1e-9
 JOINT_SPEED = 1.1  # rad/s, mean over a joint-space motion; the peak of a minimum-jerk profile is 1.9 times that
@@ -51,8 +51,10 @@ class Mover:
     def __init__(self, world: World, style: Style, rng: np.random.Generator, arms: Arms | None = None) -> None:
         self.world, self.style, self.rng = world, style, rng
         self.arms = arms or Arms()
-        self.q: dict[str, Floats] = {side: np.array(HOME_ARM[side]) for side in SIDES}
-        self.opening = dict.fromkeys(SIDES, HOME_OPENING)
+        # Who takes over goes on from where the robot was sent: commands do not jump.
+        sent = {side: world.sent(side) for side in SIDES}
+        self.q: dict[str, Floats] = {side: q for side, (q, _) in sent.items()}
+        self.opening = {side: opening for side, (_, opening) in sent.items()}
         self.twist = np.zeros(3)
         self.subtask = ''
 

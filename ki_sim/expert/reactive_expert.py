@@ -16,7 +16,7 @@ from ki_sim.expert.situation import Body, Duty, Situation, duty
 from ki_sim.world.kinematics import Arms, Floats, pointing_down
 from ki_sim.world.robot import ARM_JOINTS, GRIPPERS, LIMITS, SIDES
 from ki_sim.world.scene import TABLE_TOP
-from ki_sim.world.world import HOME_ARM, HOME_OPENING, STEP_NS, World
+from ki_sim.world.world import STEP_NS, World
 
 EVERY = 4  # steps between two looks
 UPRIGHT = 0.7  # cosine of the tilt up to which an object stands
@@ -39,8 +39,10 @@ class ReactiveExpert:
 
     def __init__(self, world: World, arms: Arms | None = None, every: int = EVERY, led: bool = True) -> None:
         self.world, self.arms, self.every, self.led = world, arms or Arms(), every, led
-        self._opening = dict.fromkeys(SIDES, HOME_OPENING)
-        self._angles = {side: np.array(HOME_ARM[side]) for side in SIDES}
+        # Who takes over leads on from where the robot was sent: commands do not jump.
+        sent = {side: world.sent(side) for side in SIDES}
+        self._angles = {side: q for side, (q, _) in sent.items()}
+        self._opening = {side: opening for side, (_, opening) in sent.items()}
 
     def moves(self) -> Iterator[ExpertStep]:
         """Rows of commands with the words for what is being done, until the task has been done for a while."""

@@ -6,6 +6,7 @@ style are drawn from the episode's seed, so an episode is the same each time it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
@@ -14,11 +15,12 @@ from ki_sim.expert.grasp_planning import TAKING, GraspPlanner
 from ki_sim.expert.laws import FINGER_REACH
 from ki_sim.expert.motions import ExpertStep, Mover, Style
 from ki_sim.world.kinematics import Arms, Floats, pointing, pointing_down
-from ki_sim.world.robot import OPENING_MAX
+from ki_sim.world.robot import OPENING_MAX, SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HEIGHT, TABLE_TOP, Pose
 from ki_sim.world.world import HOME_ARM, HOME_OPENING, World
 
 TRIES = 3
+OVER_IT = 0.015  # m aside: a hand so near over an object need not go away to come again
 TRAVEL_HEIGHT = TABLE_TOP + BIN_HEIGHT + 0.045  # where the foot of a carried object passes over bins and objects
 MEETING = (0.40, 0.0, 1.00)  # where hands meet to hand over: the object's centre, base frame
 
@@ -34,7 +36,11 @@ class ScriptedExpert(Mover):
         self.see = GraspPlanner(world, self.objects, self.arms)
 
     def moves(self) -> Iterator[ExpertStep]:
-        """The whole episode, up to a short rest at its end."""
+        """The whole episode, from where the robot is, up to a short rest at its end."""
+        for side in SIDES:
+            if self.world.touches.held(side) - set(self.goal.objects):
+                self.subtask = 'let go of what was not asked for'
+                yield from self.grip(side, HOME_OPENING)
         yield from _PLANS[self.world.episode.task](self)
         self.subtask = 'rest, the task is done'
         yield from self.wait(0.4)
@@ -58,6 +64,9 @@ class ScriptedExpert(Mover):
         """Pick with one hand, high on the object; take it low with the other, from its side; let go."""
         (target,), giver, taker = self.goal.objects, self.goal.giver, self.goal.taker
         for _ in range(TRIES):
+            if target in self.world.touches.held(taker):
+                yield from self.leave(giver, taker, target)
+                break
             if not (yield from self.pick(giver, target, grasp=0.80)):
                 continue
             if (yield from self.give(giver, taker, target)):
@@ -94,7 +103,9 @@ class ScriptedExpert(Mover):
     # skills -----------------------------------------------------------------------------------------------------
 
     def pick(self, side: str, target: int, grasp: float | None = None) -> Generator[ExpertStep, None, bool]:
-        """Grasp an object from above and lift it; returns whether it is held."""
+        """Grasp an object from above and lift it, unless it is held already; returns whether it is held."""
+        if target in self.world.touches.held(side):
+            return True
         obj, name = self.objects[target], self.see.label(target)
         self.subtask = f'reach for the {name}'
         yield from self.maybe_pause()
@@ -109,7 +120,15 @@ class ScriptedExpert(Mover):
                 max(self.see.top_of(target) + 0.05, self.see.clear_height(target)) + FINGER_REACH,
             ]
         )
-        if self.rng.random() < self.style.slip:  # a miss that the eye corrects before anything is touched
+        here, turned = self.hand(side)
+        lower = position[2] < here[2] < above[2] and self.opening[side] > obj.width + 0.01
+        brought = lower and math.dist(here[:2], position[:2]) < OVER_IT  # by whoever drove before
+        if brought:
+            above = here
+        elif self.see.among(here):
+            yield from self.line(side, np.array([here[0], here[1], max(above[2], here[2])]), turned)
+        # A miss now and then that the eye corrects before anything is touched.
+        if not brought and self.rng.random() < self.style.slip:
             beside = above + np.array([*self.rng.uniform(-0.03, 0.03, 2), -0.01])
             yield from self.free_move(side, beside, pointing_down(yaw))
             yield from self.wait(0.15)
@@ -226,11 +245,15 @@ class ScriptedExpert(Mover):
         yield from self.line(taker, low + 0.004 * approach, rotation, speed=0.5)
         yield from self.grip(taker, 0.0, until=lambda: target in self.world.touches.held(taker))
         yield from self.squeeze(taker)
-        self.subtask = f'let the {taker} hand have the {name}'
-        yield from self.grip(giver, min(OPENING_MAX, obj.width + 0.035))
+        yield from self.leave(giver, taker, target)
+        return target in self.world.touches.held(taker)
+
+    def leave(self, giver: str, taker: str, target: int) -> Iterator[ExpertStep]:
+        """Let go of what the other hand holds as well, and draw back."""
+        self.subtask = f'let the {taker} hand have the {self.see.label(target)}'
+        yield from self.grip(giver, min(OPENING_MAX, self.objects[target].width + 0.035))
         hand, turned = self.hand(giver)
         yield from self.line(giver, hand + np.array([0.0, 0.0, 0.10]), turned)
-        return target in self.world.touches.held(taker)
 
     def go_home(self, side: str) -> Iterator[ExpertStep]:
         """Back to where the arm rests."""

@@ -233,6 +233,10 @@ class World:
             states[GRIPPERS[side]] = (float(q[fingers].sum()), float(v[speeds].sum()))
         return states
 
+    def sent(self, side: str) -> tuple[Floats, float]:
+        """Where an arm's servos are sent now: joint angles (6,), rad, and its gripper's opening, m."""
+        return self.data.ctrl[self._arm_ctrl[side]].copy(), float(self.data.ctrl[self._grip_ctrl[side]])
+
     def odometry(self) -> tuple[Floats, Floats]:
         """Pose of the base (x, y, yaw) in the world and its twist in its own frame."""
         pose, v = self.data.qpos[self._base].copy(), self.data.qvel[self._base_dofs]

@@ -14,8 +14,8 @@ pytest.importorskip('mujoco')
 from ki_bags.reader import open_bag
 from ki_sim.record.sim_bags import write_bag
 from ki_sim.record.takeover import HAND_OVER_STEPS, Driven, Patience, ScriptedOperator, human_steps, record_takeover
-from ki_sim.world.robot import COLUMNS
-from ki_sim.world.world import SimObservation
+from ki_sim.world.robot import COLUMNS, LIMITS, POSITION_JOINTS
+from ki_sim.world.world import HOME_ARM, HOME_OPENING, STEP_NS, SimObservation
 
 
 class Idle:
@@ -28,6 +28,38 @@ class Idle:
 
     def next_row(self, time_ns: int, observe: Callable[[], SimObservation]) -> np.ndarray | None:
         return None
+
+
+class Astray(Idle):
+    """A policy that leads both arms half a radian away from home, with one hand shut, and stays there."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self) -> None:
+        self.steps = 0
+
+    def next_row(self, time_ns: int, observe: Callable[[], SimObservation]) -> np.ndarray | None:
+        self.steps += 1
+        away = min(0.05 * self.steps, 0.5)
+        rows = [[*HOME_ARM[side], HOME_OPENING] for side in ('left', 'right')]
+        for row in rows:
+            row[0] += away if row is rows[1] else -away
+            row[1] += away
+        rows[1][6] -= 0.2 * away
+        return np.array([*rows[0], *rows[1], 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(('task', 'led'), [('demo', False), ('hand_over', True), ('put_in_bin', True), ('stack', True)])
+def test_an_operator_goes_on_from_where_the_robot_is(task: str, led: bool) -> None:
+    made = record_takeover(Astray(), task, 3, Patience(stuck_s=1.0), image_size=32, led=led)
+    assert made.success
+    rows = np.array([frame.action for frame in made.frames])
+    human = [frame.driver == Driven.HUMAN for frame in made.frames].index(True)
+    assert np.abs(rows[human - 1, :6] - HOME_ARM['left']).max() > 0.4, 'the policy led the arm away'
+    most = np.array([LIMITS[name].velocity for name in POSITION_JOINTS]) * STEP_NS * 1e-9
+    moved = np.abs(np.diff(rows[human - 1 :, : len(most)], axis=0))
+    assert (moved <= most + 1e-9).all(), 'commands do not jump when the driver changes'
 
 
 def test_an_operator_takes_over_from_a_policy_that_does_nothing_and_ends_the_task(tmp_path: Path) -> None:
