@@ -63,7 +63,8 @@ class Pointer:
     """Adds to what the robot says it will do next where in the head camera's picture the object is.
 
     `reach for the red cup` becomes `reach for the red cup <loc0407><loc0388><loc0473><loc0464>`. The box is measured
-    when the robot begins to reach, and stays while it grasps, when the hand is in the way.
+    when the robot begins to reach, and stays while it grasps. A hand that is in the way does not count: who takes over
+    reaches from anywhere, and half a box would teach a place beside the object.
     """
 
     def __init__(self, world: World) -> None:
@@ -82,7 +83,7 @@ class Pointer:
         return f'{subtask} {self._boxes[label]}'.strip()
 
     def _measure(self, body: str) -> str:
-        model, data = self._world.model, self._world.data
+        model = self._world.model
         with Cameras(model, SHARP, SHARP) as cameras:
-            box = box_of(cameras.segments(data, VIEW), model.body(body).id)
+            box = box_of(cameras.segments(self._world.arms_aside(), VIEW), model.body(body).id)
         return '' if box is None else box_text(box)

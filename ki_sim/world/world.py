@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -221,6 +222,14 @@ class World:
             self.close()
             self._cameras = Cameras(self.model, height, width, self._shadows)
         return self._cameras
+
+    def arms_aside(self) -> mujoco.MjData:
+        """A copy of the present state with both arms at rest, where they hide nothing from the head camera."""
+        data = copy.copy(self.data)
+        for side in SIDES:
+            data.qpos[self._qpos[side]] = HOME_ARM[side]
+        mujoco.mj_kinematics(self.model, data)
+        return data
 
     def joint_states(self) -> dict[str, tuple[float, float]]:
         """Position and velocity of every commanded joint, by name."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import mujoco
 import numpy as np
 
 from ki_sim.record.batch import jobs, record_one
 from ki_sim.record.record import load
-from ki_sim.vqa.boxes import LEAST_PIXELS, SHARP, Pointer, box_of, box_text
-from ki_sim.world.world import World
+from ki_sim.vqa.boxes import LEAST_PIXELS, SHARP, VIEW, Pointer, box_of, box_text
+from ki_sim.world.kinematics import Arms, pointing_down
+from ki_sim.world.render import Cameras
+from ki_sim.world.world import HOME_ARM, World
 
 BOX = re.compile(r'^(reach for|grasp) the (.+) ((?:<loc\d{4}>){4})$')
 
@@ -41,6 +44,21 @@ def test_only_reaching_and_grasping_point_and_the_box_is_that_of_the_reach() -> 
         assert pointer(f'grasp the {label}').split()[-1] == reach.split()[-1]
         assert pointer(f'lift the {label}') == f'lift the {label}'
         assert pointer('reach for the sky') == 'reach for the sky'
+
+
+def test_a_hand_in_the_way_cuts_nothing_off_a_box(arms: Arms) -> None:
+    with World('demo', 3, cameras=()) as world:
+        label, before = world.episode.scene.objects[0].label, Pointer(world)
+        seen = before(f'reach for the {label}')
+        over = world.object_position(0) + np.array([-0.03, 0.0, 0.08])
+        joints, _ = arms.solve('left', over, pointing_down(0.0), HOME_ARM['left'], iterations=200)
+        world.data.qpos[world.model.joint('left_joint1').qposadr[0] + np.arange(6)] = joints
+        mujoco.mj_forward(world.model, world.data)
+        with Cameras(world.model, SHARP, SHARP) as cameras:
+            shown = box_of(cameras.segments(world.data, VIEW), world.model.body('object0').id)
+        assert shown is None or box_text(shown) != seen.split()[-1], 'the hand hides some of it'
+        assert Pointer(world)(f'reach for the {label}') == seen
+        assert np.allclose(world.data.qpos[world.model.joint('left_joint1').qposadr[0] + np.arange(6)], joints)
 
 
 def test_recordings_as_arrays_point_and_their_boxes_show_the_colour(tmp_path) -> None:
