@@ -30,7 +30,7 @@ from ki_vla.tokens.tokenizer import TextTokenizer, load_gemma, load_tokenizer, t
 from training.errors import TrainingError
 from training.fit.fast_fit import FastReport, fit_fast
 from training.fit.fitted_artifacts import FittedArtifacts
-from training.fit.start_from import KEEP, REFIT, Taken, changes, processing_of, settled, start_weights
+from training.fit.start_from import KEEP, REFIT, Taken, changes, kept_statistics, processing_of, settled, start_weights
 from training.fit.stats import compute_stats
 from training.samples.collator import requantised
 from training.samples.dataset import EpisodeDataset
@@ -112,7 +112,7 @@ def begin(
         return Beginning(run, processor, model, artifacts, by_name)
     # Rows of an embedding mean words: with other words they mean nothing.
     model, taken = start_weights(config, start, run.seed, without=('embed.',) if new_tokens else ())
-    taken = replace(taken, changes=changes(run, start, config, new_tokens, new_codec))
+    taken = replace(taken, changes=changes(run, start, config, stats, new_tokens, new_codec))
     return Beginning(run, processor, model, artifacts, by_name, start, taken)
 
 
@@ -120,7 +120,7 @@ def _stats(run: Run, dataset: EpisodeDataset, start: Bundle | None, kept: Fitted
     """Statistics of the run's robot: of the bundle, of a file, or of the data."""
     if run.stats == KEEP:
         assert start is not None  # `settled` has seen to it
-        return {'state': start.processor.state_stats, 'actions': start.processor.action_stats}
+        return kept_statistics(run, start, dataset) if kept is None else kept.stats
     if run.stats not in (None, REFIT):
         return stats_file(run.stats, dataset)
     return compute_stats(dataset) if kept is None else kept.stats

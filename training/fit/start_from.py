@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from ki_robot.contract.contract import Contract
+from ki_robot.transforms import Stats, scaling_of
 from ki_vla.model.config import ModelConfig
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla
 from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.model_inputs import JpegDecode, Processing
 from training.errors import TrainingError
+from training.fit.stats import compute_stats, with_moving
+from training.samples.dataset import EpisodeDataset
 from training.train.config import Run, Tokens
 
 KEEP, REFIT = 'keep', 'refit'
@@ -120,17 +123,57 @@ def processing_of(run: Run, start: Bundle | None) -> Processing:
     return kept.replace(**given)
 
 
-def changes(run: Run, start: Bundle, config: ModelConfig, tokens: bool, codec: bool) -> tuple[str, ...]:
+def kept_statistics(run: Run, start: Bundle, dataset: EpisodeDataset) -> dict[str, Stats]:
+    """The statistics of a bundle, as wide as the data in columns that did not move in the bundle's.
+
+    A bundle has learned nothing of a column at rest, and its scale is a floor: what moves there now, by that scale,
+    would be many times what the other columns are, and most of the loss and of the action tokens.
+
+    Args:
+        run: settled.
+        start: the bundle.
+        dataset: what it is trained on further.
+    """
+    of = processing_of(run, start)
+    kept = {'state': start.processor.state_stats, 'actions': start.processor.action_stats}
+    if not start.processor.floored:
+        return kept
+    data = compute_stats(dataset)
+    for part, how in (('state', of.state_normalisation or of.normalisation), ('actions', of.normalisation)):
+        resting, still = (set(scaling_of(each[part], how, of.rules).floored) for each in (kept, data))
+        if resting - still:
+            kept[part] = with_moving(kept[part], data[part], resting - still)
+    return kept
+
+
+def moving_since(kept: Mapping[str, Stats], start: Bundle) -> list[str]:
+    """Columns whose statistics `kept_statistics` did not leave as they were."""
+    pairs = ((kept['state'], start.processor.state_stats), (kept['actions'], start.processor.action_stats))
+    found = [
+        name
+        for new, old in pairs
+        for name, here, there in zip(new.names, new.std.tolist(), old.std.tolist(), strict=True)
+        if here != there
+    ]
+    return list(dict.fromkeys(found))
+
+
+def changes(
+    run: Run, start: Bundle, config: ModelConfig, stats: Mapping[str, Stats], tokens: bool, codec: bool
+) -> tuple[str, ...]:
     """What a settled run does otherwise than the bundle it starts from, one sentence each.
 
     Args:
         run: settled.
         start: the bundle.
         config: of the model that is trained.
+        stats: of the run's robot.
         tokens: whether the vocabulary is another one.
         codec: whether the action codec is another one.
     """
     found = [f'statistics are {"those of the data" if run.stats == REFIT else run.stats}'] if run.stats != KEEP else []
+    if run.stats == KEEP and (moving := moving_since(stats, start)):
+        found.append(f'statistics are as wide as the data where the old ones hardly move: {", ".join(moving)}')
     found += ['the vocabulary is fitted anew'] if tokens else []
     found += ['the action codec is fitted anew'] if codec else []
     ours, theirs = processing_of(run, start), start.processor.processing

@@ -7,7 +7,8 @@ describe exactly what is normalised. Letters: T steps, H horizon, S state column
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ki_common.parallel import run_all
 from ki_robot.policy_values import policy_actions, policy_state
-from ki_robot.transforms import Stats
+from ki_robot.transforms import Stats, Vector
 from training.fit.quantiles import Running, RunningSteps
 from training.samples.dataset import EpisodeDataset
 
@@ -89,6 +90,35 @@ def summarise(dataset: EpisodeDataset, workers: int = 1, ray: str = '') -> Summa
         state_high=states.high,
         action_low=actions.low,
         action_high=actions.high,
+    )
+
+
+def with_moving(kept: Stats, data: Stats, moving: Collection[str]) -> Stats:
+    """Statistics that stay, but as wide as the data in columns that began to move.
+
+    Their centre stays too: a value that a policy knows as 0 is 0 still.
+    """
+    chosen = np.array([name in moving for name in kept.names])
+
+    def spread(mean: Vector, std: Vector, new_mean: Vector, new_std: Vector) -> Vector:
+        found: Vector = np.where(chosen, np.hypot(new_std, new_mean - mean), std)
+        return found
+
+    middle = (kept.q01 + kept.q99) / 2
+    reach = np.maximum(np.abs(data.q01 - middle), np.abs(data.q99 - middle))
+    by_step = kept.step_std_HN
+    if by_step is not None and kept.step_mean_HN is not None:
+        mean, std = data.step_mean_HN, data.step_std_HN
+        if mean is None or std is None or mean.shape != by_step.shape:  # of another horizon: every step as all of them
+            mean, std = (np.broadcast_to(each, by_step.shape) for each in (data.mean, data.std))
+        by_step = spread(kept.step_mean_HN, by_step, mean, std)
+    return replace(
+        kept,
+        std=spread(kept.mean, kept.std, data.mean, data.std),
+        q01=np.where(chosen, middle - reach, kept.q01),
+        q99=np.where(chosen, middle + reach, kept.q99),
+        step_std_HN=by_step,
+        provenance={**kept.provenance, 'moving_since': data.provenance},
     )
 
 

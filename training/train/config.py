@@ -258,8 +258,9 @@ class Run(TrainingConfig):
     """A bundle to start from. Weights are taken by name and shape; what it lacks, or has in another shape, begins
     anew. Its structure, tokens, statistics, processing and delays stay, unless this run says otherwise."""
     stats: str | None = None
-    """Statistics: `keep`, those of the bundle that it starts from; `refit`, those of the data; or a file (`ki data
-    stats`). Left out: keep where it starts from a bundle for the same columns, else refit."""
+    """Statistics: `keep`, those of the bundle that it starts from, as wide as the data in columns that hardly moved
+    before; `refit`, those of the data; or a file (`ki data stats`). Left out: keep where it starts from a bundle for the
+    same columns, else refit."""
     simulate: Simulate | None = None
     """Data to make first."""
     data: Data = Data(bags='bags')

@@ -175,7 +175,9 @@ def open_sources(run: Run, world: ProcessGroup | None = None) -> Sources:
         train_data, corrections = corrections, None
     else:
         train_data = EpisodeDataset(index, horizon, episodes=numbers, stride=run.data.stride, **ours)
-    held_data = EpisodeDataset(index, horizon, episodes=held, **ours) if held else None
+    if asked.only:  # what a failing policy did is no measure of one that learns from who corrected it
+        held = [number for number in held if index.episodes[number][1].human]
+    held_data = EpisodeDataset(index, horizon, episodes=held, human=asked.only, **ours) if held else None
     starts = None
     if any(stage.starts for stage in run.stages):
         starts = EpisodeDataset(index, horizon, episodes=numbers, first=run.data.start_steps, **ours)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from training.errors import TrainingError
 from training.index.index import Index, index_bags
-from training.samples.dataset import EpisodeDataset, driven_by_human
+from training.samples.dataset import EpisodeDataset, driven_by_human, split_episodes
 from training.train.config import Data, Interventions
-from training.train.run import Sources, correction_share
+from training.train.run import Sources, correction_share, open_sources
 
 START_NS = 1_700_000_000_000_000_000
 HOLD, POLICY, HUMAN = range(3)
@@ -26,16 +26,26 @@ DROVE = ((0.0, POLICY), (0.6, HOLD), (0.7, HUMAN), (1.3, HOLD), (1.4, POLICY))
 
 
 @pytest.fixture
-def index(toy: Contract, tmp_path: Path, scribe: Any) -> Index:
-    with BagWriter(tmp_path / 'bags' / 'one') as bag:
-        writer = scribe(bag)
-        writer.marker(START_NS, 0, 0, 'lift the cup')
-        for seconds, source in DROVE:
-            at_ns = START_NS + round(seconds * 1e9)
-            message_builders.put(bag, '/control_source', at_ns, message_builders.control_source(at_ns, source))
-        writer.stretch(2.0)
-        writer.marker(START_NS + 2_000_000_000, 1, 0, 'lift the cup', 1)
-    return index_bags(tmp_path / 'bags', toy, tmp_path / 'index')
+def record(tmp_path: Path, scribe: Any) -> Callable[..., Path]:
+    """Writes an episode of two seconds, and who drove when; gives the folder of all."""
+
+    def make(name: str, drove: Sequence[tuple[float, int]], begin_ns: int = START_NS) -> Path:
+        with BagWriter(tmp_path / 'bags' / name) as bag:
+            writer = scribe(bag)
+            writer.marker(begin_ns, 0, 0, 'lift the cup')
+            for seconds, source in drove:
+                at_ns = begin_ns + round(seconds * 1e9)
+                message_builders.put(bag, '/control_source', at_ns, message_builders.control_source(at_ns, source))
+            writer.stretch(2.0, base_ns=begin_ns)
+            writer.marker(begin_ns + 2_000_000_000, 1, 0, 'lift the cup', 1)
+        return tmp_path / 'bags'
+
+    return make
+
+
+@pytest.fixture
+def index(toy: Contract, tmp_path: Path, record: Callable[..., Path]) -> Index:
+    return index_bags(record('one', DROVE), toy, tmp_path / 'index')
 
 
 def test_every_step_says_who_drove(index: Index) -> None:
@@ -65,6 +75,30 @@ def test_a_correction_is_drawn_as_often_as_its_weight_says(index: Index, weight:
     of_a_correction = (1 - share) / len(every) + share / len(human)
     of_another = (1 - share) / len(every)
     assert of_a_correction == pytest.approx(weight * of_another)
+
+
+def test_corrections_alone_are_held_out_alone(record: Callable[..., Path], run_of: Callable[..., Any]) -> None:
+    for place, name in enumerate(('one', 'two')):
+        bags = record(name, DROVE, START_NS + place * 10_000_000_000)
+    data = {'bags': str(bags), 'validation': 0.5, 'interventions': {'only': True}}
+    sources = open_sources(run_of({'vlm': 0}, data=data))
+    assert sources.held is not None
+    assert (len(sources.train), len(sources.held)) == (12, 12), 'what a failing policy did is no measure'
+    assert set(sources.train.episode_numbers).isdisjoint(sources.held.episode_numbers)
+
+
+def test_an_episode_without_a_correction_is_not_held_out_of_corrections_alone(
+    record: Callable[..., Path], run_of: Callable[..., Any], toy: Contract, tmp_path: Path
+) -> None:
+    record('one', DROVE)
+    bags = record('two', ((0.0, POLICY),), START_NS + 10_000_000_000)
+    index = index_bags(bags, toy, tmp_path / 'index')
+    without = [about.human for _, about in index.episodes].index(())
+    seed = next(seed for seed in range(50) if split_episodes(index, 0.5, seed)[1] == [without])
+    data = {'bags': str(bags), 'validation': 0.5, 'split_seed': seed, 'interventions': {'only': True}}
+    sources = open_sources(run_of({'vlm': 0}, data=data))
+    assert len(sources.train) == 12
+    assert sources.held is None
 
 
 def test_recordings_without_a_human_are_refused_by_name(

@@ -13,17 +13,20 @@ import pytest
 import torch
 import yaml
 
+from ki_robot.transforms import Stats, scaling_of
 from ki_vla.errors import VlaError
 from ki_vla.policy.bundle import Bundle, load_bundle
 from ki_vla.policy.model_inputs import Processing
 from training.errors import TrainingError
 from training.fit.initial_policy import Beginning, begin, kind_of
-from training.fit.start_from import settled, start_weights
+from training.fit.start_from import changes, kept_statistics, moving_since, settled, start_weights
+from training.fit.stats import compute_stats
 from training.train.config import Run, Stage, load_run
 from training.train.run import open_sources, train
 from training.train.ship import trained_parts
 
 MakeRun = Callable[..., Run]
+MOMENTS = ('mean', 'q01', 'q99')
 FIRST = {'steps': 1, 'vlm': 0.5, 'max_delay': 2, 'draws': 1, 'ema': 0.0}
 
 
@@ -179,6 +182,48 @@ def test_recordings_of_another_robot_bring_their_own_statistics(
     assert made.taken.changes[0] == 'statistics are those of the data'
     with pytest.raises(VlaError, match=r'does not fit the robot toy2: cameras \(kind\)'):
         begun(run.replace(stats='keep'))
+
+
+@pytest.mark.parametrize('normalisation', ['quantile', 'zscore'])
+def test_a_column_that_did_not_move_before_gets_the_width_of_the_data_and_keeps_its_centre(
+    second: Callable[..., Run], first: Bundle, normalisation: Any
+) -> None:
+    run = settled(second(normalisation=normalisation), first, first.contract)
+    dataset = open_sources(run).train
+    data = compute_stats(dataset)
+    assert kept_statistics(run, first, dataset)['actions'] is first.processor.action_stats, 'all moved before'
+
+    def rested(stats: Stats) -> Stats:
+        """The same as if the first column had rested at 0.3."""
+        assert float(stats.std[0]) > 0.01
+        rest = {name: np.where(np.arange(len(stats.names)) == 0, 0.3, getattr(stats, name)) for name in MOMENTS}
+        std = np.where(np.arange(len(stats.names)) == 0, 1e-4, stats.std)
+        steps = {}
+        if stats.step_mean_HN is not None and stats.step_std_HN is not None:
+            steps = {'step_mean_HN': stats.step_mean_HN.copy(), 'step_std_HN': stats.step_std_HN.copy()}
+            steps['step_mean_HN'][:, 0], steps['step_std_HN'][:, 0] = 0.3, 1e-4
+        return replace(stats, **rest, **steps, std=std)
+
+    old = {'state': rested(first.processor.state_stats), 'actions': rested(first.processor.action_stats)}
+    processor = replace(first.processor, state_stats=old['state'], action_stats=old['actions'])
+    start = replace(first, processor=processor)
+    kept = kept_statistics(run, start, dataset)
+    for part, stats in kept.items():
+        before, after = (scaling_of(each[part], normalisation) for each in (old, kept))
+        assert np.allclose(before.centre_N, after.centre_N, atol=1e-6)
+        assert np.array_equal(before.scale_N[1:], after.scale_N[1:])
+        ends = [[getattr(data[part], end)[0], *after.centre_N[1:]] for end in ('q01', 'q99')]
+        assert np.abs(before.apply(np.array(ends))[:, 0]).max() > 5, 'many times what the other columns are'
+        assert np.abs(after.apply(np.array(ends))[:, 0]).max() < 3
+        assert stats.names[0] not in after.floored
+        if part == 'actions':
+            assert stats.step_std_HN is not None
+            assert (stats.step_std_HN[:, 0] > 0.01).any()
+            assert np.array_equal(stats.step_std_HN[:, 1:], first.processor.action_stats.step_std_HN[:, 1:])
+    moving = set(moving_since(kept, start))
+    assert moving == {kept['state'].names[0], kept['actions'].names[0]}
+    told = changes(run, start, first.config, kept, False, False)
+    assert any('as wide as the data where the old ones hardly move: ' in line for line in told)
 
 
 def test_nothing_to_keep_and_nothing_that_fits_are_refused(run_of: MakeRun, first: Bundle) -> None:
