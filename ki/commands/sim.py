@@ -106,6 +106,7 @@ def correct(
         bool,
         typer.Option(help='Drive as `ki sim record` does, for a policy that learned from that; else as moments do.'),
     ] = False,
+    heldout: Annotated[bool, typer.Option(help='Ask for objects that no action data shows.')] = False,
     backend: Annotated[str, typer.Option(help='auto, torch, onnx or tensorrt.')] = 'auto',
     seed: Annotated[int, typer.Option(help='Of the noise.')] = 0,
 ) -> None:
@@ -116,7 +117,9 @@ def correct(
     """
     from ki.simulation.sim_corrections import correct as run
 
-    result = run(bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, led, backend, seed, print)
+    result = run(
+        bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, led, heldout, backend, seed, print
+    )
     print(result)
 
 

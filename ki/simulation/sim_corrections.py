@@ -15,6 +15,7 @@ def correct(
     patience_s: float,
     keep_all: bool,
     led: bool,
+    heldout: bool,
     backend: str,
     seed: int,
     say: Callable[[str], None],
@@ -34,16 +35,25 @@ def correct(
 
     policy = open_sim_policy(bundle, backend, seed, 'auto', 0, 0)
     contract, arms, size = load_contract(simulated_robot(bundle)), Arms(), camera_size(bundle)
+    split = 'heldout' if heldout else 'train'
     corrected = alone = failed = present = 0
     try:
         for name in task_names(list(task)):
             for number, scene in enumerate(range(first_seed, first_seed + episodes)):
-                path = out / f'{name}-{scene:06d}'
+                path = out / (f'{name}-{scene:06d}' + ('-heldout' if heldout else ''))
                 if path.exists():
                     present += 1
                     continue
                 made = record_takeover(
-                    policy, name, scene, Patience(patience_s), size, arms=arms, driver=policy.policy_id, led=led
+                    policy,
+                    name,
+                    scene,
+                    Patience(patience_s),
+                    size,
+                    split=split,
+                    arms=arms,
+                    driver=policy.policy_id,
+                    led=led,
                 )
                 human = human_steps(made)
                 corrected += human > 0 and made.success
