@@ -109,7 +109,7 @@ def with_moving(kept: Stats, data: Stats, moving: Collection[str]) -> Stats:
     by_step = kept.step_std_HN
     if by_step is not None and kept.step_mean_HN is not None:
         mean, std = data.step_mean_HN, data.step_std_HN
-        if mean is None or std is None or mean.shape != by_step.shape:  # of another horizon: every step as all of them
+        if mean is None or std is None or mean.shape != by_step.shape:  # of another horizon: each step as all
             mean, std = (np.broadcast_to(each, by_step.shape) for each in (data.mean, data.std))
         by_step = spread(kept.step_mean_HN, by_step, mean, std)
     return replace(
