@@ -259,8 +259,8 @@ class Run(TrainingConfig):
     anew. Its structure, tokens, statistics, processing and delays stay, unless this run says otherwise."""
     stats: str | None = None
     """Statistics: `keep`, those of the bundle that it starts from, as wide as the data in columns that hardly moved
-    before; `refit`, those of the data; or a file (`ki data stats`). Left out: keep where it starts from a bundle for the
-    same columns, else refit."""
+    before; `refit`, those of the data; or a file (`ki data stats`). Left out: keep where it starts from a bundle for
+    the same columns, else refit."""
     simulate: Simulate | None = None
     """Data to make first."""
     data: Data = Data(bags='bags')
