@@ -106,9 +106,7 @@ def record_takeover(
                 row = _standing(row if row is not None else seen.state)
                 if not stands:
                     moves = (expert_steps if led else correcting_steps)(world, arms)
-                    pointed = Pointer(
-                        world
-                    )  # as the expert's own data say it; a policy of two levels acts on these words
+                    pointed = Pointer(world)  # as the expert's own data say it: a policy of two levels acts on it
             elif moves is not None:
                 move = _next(moves)
                 if move is None:

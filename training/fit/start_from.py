@@ -126,8 +126,8 @@ def processing_of(run: Run, start: Bundle | None) -> Processing:
 def kept_statistics(run: Run, start: Bundle, dataset: EpisodeDataset) -> dict[str, Stats]:
     """The statistics of a bundle, as wide as the data in columns that did not move in the bundle's.
 
-    A bundle has learned nothing of a column at rest, and its scale is a floor: what moves there now, by that scale,
-    would be many times what the other columns are, and most of the loss and of the action tokens.
+    A bundle has learned nothing of a column at rest, and its scale is a floor: by that scale, what moves there now
+    would be many times as large as the other columns, in the loss and in the action tokens.
 
     Args:
         run: settled.
