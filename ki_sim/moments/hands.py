@@ -51,15 +51,15 @@ def somewhere(rng: np.random.Generator, side: str, law: Law) -> Hand:
 def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:
     """Reaching, closing, carrying, or done, as the law does it."""
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.42:
         return _rolled(rng, law, _reaching(rng, side, law), 24)
     grasp, place = law.grasp, law.place
-    if kind < 0.68:
+    if kind < 0.54:
         position = _near(rng, grasp.position, 0.004, 0.004)
         return _rolled(
             rng, law, Hand(position, _turned(rng, grasp.yaw, 0.06), float(rng.uniform(grasp.width, OPEN))), 9
         )
-    if kind < 0.88:
+    if kind < 0.80:
         x, y, _ = _free(rng, side)
         z = float(rng.uniform(grasp.position[2], place.over + 0.01))
         z = max(z, place.over - 0.03) if abs(y) > 0.17 else z
