@@ -44,6 +44,8 @@ def why_not(config: ModelConfig) -> str:
             return f'{name}: fused kernels are for one key/value head of a power of two, at least 32, channels'
         if gemma.width % TILE or gemma.mlp % TILE:
             return f'{name}: fused kernels are for widths that are multiples of {TILE}'
+    if config.steps_per_token > 1:
+        return 'fused kernels are for one action step a token (model.steps_per_token)'
     return '' if config.horizon <= kernels.SMALL_M else f'fused kernels are for at most {kernels.SMALL_M} actions'
 
 

@@ -270,7 +270,7 @@ def _open_torch(bundle: Bundle, request: EngineRequest, device: str, why: str, s
     steps = request.steps or bundle.serving.denoise_steps
     runner = TorchRunner(model, steps, MODES[mode], device, decode=decode, scales=scales)
     precision = 'fp8' if scales is not None else precision
-    kinds = ('plain', 'trained', 'guided') if bundle.config.head in ('expert', 'shared') else ('plain',)
+    kinds = bundle.config.denoising_kinds or ('plain',)
     return Engine(runner, bundle.config, Choice('torch', mode, device, precision, why), views, kinds, tokens)
 
 

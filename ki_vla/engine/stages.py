@@ -6,7 +6,7 @@ Views and prompt slots are static in an engine and symbolic in an export. tests/
 every stage with `KiVla`, for every model structure and every way of denoising.
 
 Shape legend: V views, N tokens a view, L prompt slots, S prefix tokens, Y layers, G key/value heads, K head dim, D
-width, Q queries (H, or 1 + H with pi0's state token), H horizon, A action dims.
+width, Q queries (the tokens of a chunk, or one more with pi0's state token), H horizon, A action dims.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ki_vla.engine.packing import (
 )
 from ki_vla.errors import VlaError
 from ki_vla.model import flow, masks
-from ki_vla.model.expert import Expert
+from ki_vla.model.expert import Expert, grouped
 from ki_vla.model.gemma import Attend, GemmaLayer, rope_table, run_layers
 from ki_vla.model.kivla import KiVla, prefix_inputs
 from ki_vla.model.siglip import VisionLayer
@@ -142,7 +142,7 @@ class PrefixStage(nn.Module):
     def __init__(self, model: KiVla, fusions: Fusions, attend: str = 'matmul', consume: bool = False) -> None:
         super().__init__()
         self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
-        self.horizon = model.config.horizon
+        self.action_tokens = model.config.action_tokens
         self.state_in = model.expert.state_in if isinstance(model.expert, Expert) else None
         self.attend = ATTENTIONS[attend]
         self.layers = nn.ModuleList()
@@ -173,7 +173,7 @@ class PrefixStage(nn.Module):
 
     def _queries(self, mask_BS: Tensor, state_S: Tensor) -> tuple[Tensor, ...]:
         """Where the queries of the action expert stand and what they see, the same for every step."""
-        Q = self.horizon + (self.state_in is not None)
+        Q = self.action_tokens + (self.state_in is not None)
         rope = rope_table(masks.positions_after(masks.lengths(mask_BS), Q)[0], self.head_dim)
         if self.state_in is None:
             return *rope, bias_of(torch.cat([mask_BS, torch.ones_like(mask_BS[:, :1]).expand(1, Q)], dim=1))
@@ -281,6 +281,7 @@ class ActionStage(Denoiser):
         self.attend = ATTENTIONS[attend]
         self.times = TimeModulation(expert, self.tau_T)
         self.action_in = Product([first_layer(expert)], True)
+        self.steps_per_token = expert.steps_per_token
         self.time_out = None if expert.adaptive else Product([expert.time_out], True)
         self.layers = nn.ModuleList()
         for index, layer in enumerate(expert.layers):
@@ -292,8 +293,8 @@ class ActionStage(Denoiser):
 
     def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
         """The flow field omega - a, float32 [H, A]."""
-        H = len(noisy_HA)
-        x_QD = self.action_in(noisy_HA.to(self.action_in.weights[0].dtype))
+        tokens_HA = grouped(noisy_HA, self.steps_per_token)
+        x_QD = self.action_in(tokens_HA.to(self.action_in.weights[0].dtype))
         if self.time_out is not None:
             x_QD = self.time_out(F.silu(x_QD + self.times.bias[row]))
         if cached.state_1D is not None:
@@ -307,8 +308,8 @@ class ActionStage(Denoiser):
             x_QD, _, _ = layer(x_QD, rope, layer_attention(self.attend, cached, index), cond)
         rows = self._rows(row, 2 * len(self.layers))
         x_QD, _ = self.norm(x_QD, rows and rows[0])
-        field_HA: Tensor = self.action_out(x_QD[-H:]).float()
-        return field_HA
+        field_HA: Tensor = self.action_out(x_QD[-len(tokens_HA) :]).float()
+        return field_HA.reshape(noisy_HA.shape)
 
     def _rows(self, row: int | Tensor, *norms: int) -> tuple[Rows, ...] | None:
         return tuple(self.times.rows(row, norm) for norm in norms) if self.times.adaptive else None

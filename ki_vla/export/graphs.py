@@ -149,7 +149,7 @@ def step_example(
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Inputs of a step of some kind, and which of their dimensions are open."""
     H, A, K, S = config.horizon, config.action_dim, config.backbone.head_dim, 23
-    Q = H + state_token
+    Q = config.action_tokens + state_token
     rows = Q if state_token else 1
     actions, flags = torch.zeros(H, A), torch.zeros(H)
     carried = {'plain': (), 'trained': (actions, flags.bool()), 'guided': (actions, flags)}[kind]

@@ -15,16 +15,13 @@ from ki_common.files import atomic_folder, sha256_of, write_text
 from ki_vla.engine.exported import FOLDER, FORMAT, PARITY, PRECISIONS, SAID, WEIGHTS, Export, find_export, read_parity
 from ki_vla.engine.interface import Choice, Engine, one_line_when_out_of_memory
 from ki_vla.engine.onnx import PROVIDERS, OnnxRunner, check_provider
-from ki_vla.engine.stages import KINDS
 from ki_vla.errors import VlaError
 from ki_vla.export import parity
 from ki_vla.export.graphs import OPSET, Progress, export_graphs
 from ki_vla.export.source import Source, of_bundle
-from ki_vla.model.config import Head
+from ki_vla.model.config import ModelConfig
 from ki_vla.policy.bundle import Bundle
 from ki_vla.policy.model_inputs import ModelInputs
-
-HEAD_KINDS: dict[Head, tuple[str, ...]] = {'expert': KINDS, 'shared': KINDS, 'parallel': ('plain',), 'none': ()}
 
 # An engine of graphs that agree with torch -> what is to be kept about the task, or an error
 Gate = Callable[[Engine], Any]
@@ -62,7 +59,7 @@ def export_onnx(
         VlaError: unknown precision or kind, a head that cannot be exported, graphs that differ from torch.
     """
     kinds = tuple(kinds or kinds_of(bundle))
-    check_choice(precision, kinds, bundle.config.head)
+    check_choice(precision, kinds, bundle.config)
     steps = 1 if bundle.config.head == 'parallel' else steps or bundle.serving.denoise_steps
     if precision == 'bf16' and device == 'cpu':
         raise VlaError(
@@ -114,7 +111,7 @@ def export_onnx(
 
 def kinds_of(bundle: Bundle) -> tuple[str, ...]:
     """The ways to actions that a policy is served with: tokens, or its head's ways of denoising."""
-    return (SAID,) if bundle.serving.decode == SAID else HEAD_KINDS[bundle.config.head]
+    return (SAID,) if bundle.serving.decode == SAID else bundle.config.denoising_kinds
 
 
 def _asked(gate: Gate, export: Export, bundle: Bundle, device: str) -> Any:
@@ -124,7 +121,7 @@ def _asked(gate: Gate, export: Export, bundle: Bundle, device: str) -> Any:
         return gate(engine)
 
 
-def check_choice(precision: str, kinds: Sequence[str], head: Head = 'expert') -> None:
+def check_choice(precision: str, kinds: Sequence[str], config: ModelConfig) -> None:
     """Refuse names that do not exist, and ways to actions that a model has not.
 
     Raises:
@@ -132,10 +129,10 @@ def check_choice(precision: str, kinds: Sequence[str], head: Head = 'expert') ->
     """
     if precision not in PRECISIONS:
         raise VlaError(f'precision {precision!r} is unknown; choose one of {", ".join(PRECISIONS)}.')
-    known = (*HEAD_KINDS[head], SAID)
+    known = (*config.denoising_kinds, SAID)
     unknown = sorted(set(kinds) - set(known))
     if unknown or not {'plain', SAID} & set(kinds):
-        needed = f'"plain" among them, or {SAID} alone' if 'plain' in known else f'head {head!r} has no other'
+        needed = f'"plain" among them, or {SAID} alone' if 'plain' in known else f'head {config.head!r} has no other'
         raise VlaError(f'kinds {", ".join(kinds)}: choose of {", ".join(known)}, {needed}.')
 
 

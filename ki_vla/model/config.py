@@ -6,6 +6,7 @@ trained (which losses, which gradient is stopped) is a `Recipe`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,13 @@ StateRepr = Literal[PromptState, 'suffix', 'both', 'none']
 Head = Literal['expert', 'shared', 'parallel', 'none']
 STATE_REPRS: tuple[StateRepr, ...] = get_args(StateRepr)
 HEADS: tuple[Head, ...] = get_args(Head)
+# Ways of denoising that a head has: from noise alone, after actions given clean, after actions it is guided to (`rtc`).
+HEAD_KINDS: dict[Head, tuple[str, ...]] = {
+    'expert': ('plain', 'trained', 'guided'),
+    'shared': ('plain', 'trained', 'guided'),
+    'parallel': ('plain',),
+    'none': (),
+}
 # Top-level modules of a `KiVla`, with which the names of weights begin; HEAD is the action head, of whichever kind.
 PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
 HEAD = 'expert'
@@ -96,6 +104,9 @@ class DenseConfig(VlaConfig):
     """Words by name of a label: {colour: [red, green], kind: [block, cup]}; data name things with them."""
     pointer_cells: PositiveInt = 12
     """Cells along a side of the first view, in which the last token of the prefix points at the thing asked for."""
+    layers: tuple[PositiveInt, ...] | None = None
+    """Layers of the backbone after which the heads read what the words ask for, ascending; by default, all but the last.
+    Later layers see it, and with them the action expert; the output of the last one is seen by no other."""
     background: float = Field(default=0.08, gt=0, le=1)
     """Weight of a patch that shows nothing; one with a thing has 1."""
 
@@ -134,6 +145,9 @@ class ModelConfig(VlaConfig):
     head: Head = 'expert'
     """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
+    steps_per_token: PositiveInt = 1
+    """Action steps that the expert reads and writes as one token. A chunk of 50 steps in 10 tokens costs a fifth, and a
+    small expert learns it from fewer samples. The steps of a token have one time in the flow, so `max_delay` needs 1."""
     adaptive: bool = True
     """Time enters through adaptive RMSNorm (the paper, pi0.5); false: through an MLP on the inputs (pi0)."""
     views: PositiveInt = 3
@@ -161,6 +175,44 @@ class ModelConfig(VlaConfig):
                     'values of the backbone layer by layer'
                 )
         return self
+
+    @model_validator(mode='after')
+    def _tokens_hold_whole_steps(self) -> Self:
+        if self.horizon % self.steps_per_token:
+            raise ValueError(
+                f'steps_per_token is {self.steps_per_token}; write a divisor of the horizon, {self.horizon}'
+            )
+        if self.steps_per_token > 1 and self.head != 'expert':
+            raise ValueError(f'steps_per_token is {self.steps_per_token}; head {self.head!r} needs 1, or take an expert')
+        return self
+
+    @model_validator(mode='after')
+    def _heads_read_what_another_layer_reads(self) -> Self:
+        layers, depth = self.dense_layers, self.backbone.depth
+        if any(not a < b for a, b in itertools.pairwise((0, *layers, depth))):
+            raise ValueError(
+                f'dense.layers is {list(layers)}; write numbers from 1 to {depth - 1}, ascending: backbone.depth is '
+                f'{depth}, and the output of its last layer is seen by no other'
+            )
+        return self
+
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Layers of the backbone after which the heads for training read what the words ask for."""
+        if self.dense is None:
+            return ()
+        return self.dense.layers or (self.backbone.depth - 1,)
+
+    @property
+    def action_tokens(self) -> int:
+        """Tokens of a chunk in the action expert."""
+        return self.horizon // self.steps_per_token
+
+    @property
+    def denoising_kinds(self) -> tuple[str, ...]:
+        """Ways of denoising; a token of several steps cannot have some of them given."""
+        known = HEAD_KINDS[self.head]
+        return known if self.steps_per_token == 1 else tuple(kind for kind in known if kind != 'trained')
 
     @property
     def state_in_prefix(self) -> bool:

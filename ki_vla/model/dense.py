@@ -4,6 +4,9 @@ A small vision tower that is trained from nothing stays blind for thousands of s
 a sentence or of an action. Two linear layers that name what each patch shows give it sight in minutes. No bundle has
 them: they read image tokens and the last token of the prefix, and nothing reads them.
 
+What is asked for is read on its way through the backbone, not at its end: the action expert sees keys and values of
+layers, and no layer's are made of the last output. A place that only the last layer finds is lost to it.
+
 Shape legend: B batch, V views, N patches a view, P = V * N, K labels, D width.
 """
 
@@ -49,15 +52,14 @@ class DenseHeads(nn.Module):
         self.asked = nn.Linear(D, 1)
 
     def loss(
-        self, tokens_BPD: Tensor, hidden_BD: Tensor | None, first_view_BND: Tensor | None, batch: Batch
+        self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """Mean loss over the examples that say what their pictures show, and how many these are.
 
         Args:
             tokens_BPD: image tokens as the backbone reads them.
-            hidden_BD: output at the last token of the prefix; None leaves the pointer out.
-            first_view_BND: output at the image tokens of the first view, which have read the words; None leaves out
-                which of them is asked for.
+            passing_BnD: the last token of the prefix, then the image tokens of the first view, which have read the
+                words, after some layers [B, 1 + N, D] each; none leaves out what is asked for.
             batch: with `dense_BVNK`, `offset_BVN2` and `point_B2`; without them the loss is 0 of 0 examples.
         """
         tokens_BPD = tokens_BPD.float()
@@ -65,11 +67,11 @@ class DenseHeads(nn.Module):
             return tokens_BPD.sum() * 0.0, batch.action_mask_BHA.new_zeros((), dtype=torch.int64)
         labels_BPK = batch.dense_BVNK.flatten(1, 2)
         loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
-        if hidden_BD is not None:
-            loss_B = loss_B + self._pointer_loss(hidden_BD.float(), batch.point_B2)
-        if first_view_BND is not None:
-            loss_B = loss_B + self._asked_loss(first_view_BND.float(), batch.point_B2)
-        known_B = labelled(batch, hidden_BD is not None)
+        for each_BnD in passing_BnD:
+            pointed_B = self._pointer_loss(each_BnD[:, 0].float(), batch.point_B2)
+            pointed_B = pointed_B + self._asked_loss(each_BnD[:, 1:].float(), batch.point_B2)
+            loss_B = loss_B + pointed_B / len(passing_BnD)
+        known_B = labelled(batch, bool(passing_BnD))
         count = known_B.sum()
         return torch.where(known_B, loss_B, 0.0).sum() / count.clamp(min=1), count
 

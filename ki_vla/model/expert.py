@@ -4,8 +4,8 @@ Time enters through adaptive RMSNorm (paper, appendix B), one tau for a whole ch
 pi0's older form is here too: plain norms, time mixed into the inputs by an MLP, and a state token in front of the
 actions.
 
-Shape legend: B batch, R draws, H horizon, Q queries (H, or 1 + H with a state token), A action dims, D width, C width
-of cond.
+Shape legend: B batch, R draws, H horizon, P steps of a token, Q queries (H / P, or one more with a state token), A action
+dims, D width, C width of cond.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ class Expert(nn.Module):
         super().__init__()
         D = config.expert.width
         self.head_dim, self.width, self.adaptive = config.expert.head_dim, D, config.adaptive
-        self.action_in = nn.Linear(config.action_dim, D)
+        self.steps_per_token = config.steps_per_token
+        self.action_in = nn.Linear(config.steps_per_token * config.action_dim, D)
         self.time_in = nn.Linear(D if config.adaptive else 2 * D, D)
         self.time_out = nn.Linear(D, D)
         self.state_in = nn.Linear(config.state_dim, D) if config.state_for_expert else None
         norm = (lambda width: AdaptiveNorm(width, D)) if config.adaptive else RMSNorm
         self.layers = nn.ModuleList(GemmaLayer(config.expert, norm) for _ in range(config.expert.depth))
         self.norm = norm(D)
-        self.action_out = nn.Linear(D, config.action_dim)
+        self.action_out = nn.Linear(D, config.steps_per_token * config.action_dim)
 
     def condition(self, tau: Tensor) -> Tensor:
         """Tau [...] -> what the adaptive norms read [..., C]: swish(W2 swish(W1 phi))."""
@@ -68,7 +69,7 @@ class Expert(nn.Module):
 
         Args:
             noisy_BRHA: a_tau.
-            tau: [B, R, 1] for one a chunk, [B, R, H] for one a step.
+            tau: [B, R, 1] for one a chunk, [B, R, H] for one a step, where a token is one step.
             context: the backbone's keys and values.
             positions_BQ: positions of the queries, after the prefix.
             state_BS: normalised state; only for a state token (pi0).
@@ -77,8 +78,14 @@ class Expert(nn.Module):
 
         Returns:
             field_BRHA, and the expert's own keys and values per layer [B, R, Q, G, K].
+
+        Raises:
+            VlaError: times of single steps for tokens of several, or no state for a state token.
         """
-        x_BRQD, cond = self._embed(noisy_BRHA, tau, state_BS)
+        if self.steps_per_token > 1 and tau.shape[-1] > 1:
+            raise VlaError(f'tau: a token has one time for its {self.steps_per_token} steps (model.steps_per_token).')
+        tokens_BRHA = grouped(noisy_BRHA, self.steps_per_token)
+        x_BRQD, cond = self._embed(tokens_BRHA, tau, state_BS)
         Q = x_BRQD.shape[2]
         own = masks.everyone if self.state_in is None else masks.state_then_actions
         sees_own = own(Q, noisy_BRHA.device)
@@ -91,7 +98,8 @@ class Expert(nn.Module):
             checkpointing,
         )
         x_BRQD, _ = self.norm(x_BRQD, cond)
-        return self.action_out(x_BRQD[:, :, -noisy_BRHA.shape[2] :]), keys, values
+        field_BRHA = self.action_out(x_BRQD[:, :, -tokens_BRHA.shape[2] :])
+        return field_BRHA.reshape(noisy_BRHA.shape), keys, values
 
     def _embed(self, noisy_BRHA: Tensor, tau: Tensor, state_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Inputs of the first layer, and what the adaptive norms read; None for plain ones."""
@@ -111,6 +119,11 @@ class Expert(nn.Module):
                 clean = self.condition(torch.ones_like(tau[..., :1]))
                 cond = torch.cat([clean, cond], dim=2)
         return x_BRQD, cond
+
+
+def grouped(actions: Tensor, steps: int) -> Tensor:
+    """Actions [..., H, A] -> tokens of so many steps each [..., H / steps, steps * A]."""
+    return actions.reshape(*actions.shape[:-2], actions.shape[-2] // steps, steps * actions.shape[-1])
 
 
 class SharedHead(nn.Module):

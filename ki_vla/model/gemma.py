@@ -13,7 +13,8 @@ Shape legend: B batch, R draws, Q queries, S prefix tokens, D width, N heads, G 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -265,12 +266,19 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.width)
 
     def prefix(
-        self, x_BSD: Tensor, mask_BS: Tensor, positions_BS: Tensor, rows_Bn: Tensor | None, checkpointing: bool = False
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+        self,
+        x_BSD: Tensor,
+        mask_BS: Tensor,
+        positions_BS: Tensor,
+        rows_Bn: Tensor | None,
+        checkpointing: bool = False,
+        after: Sequence[int] = (),
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None, tuple[Tensor, ...]]:
         """Keys and values of every layer, and the normed output at `rows_Bn` (None: everywhere; [B, 0]: nowhere).
 
         Nobody needs the last layer's output except to predict the first token after the prefix, so it is computed only
-        where it is asked for.
+        where it is asked for. The last of what is returned is the normed state [B, S, D] after so many layers each, of
+        `after`, ascending and fewer than there are: what the keys and values of the next layer are made of.
         """
         rope = rope_table(positions_BS, self.head_dim)
 
@@ -278,9 +286,18 @@ class Backbone(nn.Module):
             return attend_prefix(q, k, v, mask_BS)
 
         *layers, last = self.layers
-        x_BSD, keys, values = run_layers(layers, x_BSD, rope, lambda index: seen, checkpointing=checkpointing)
+        keys: tuple[Tensor, ...] = ()
+        values: tuple[Tensor, ...] = ()
+        passed = []
+        for begin, end in itertools.pairwise((0, *after, len(layers))):
+            x_BSD, k_n, v_n = run_layers(
+                layers[begin:end], x_BSD, rope, lambda index: seen, checkpointing=checkpointing
+            )
+            keys, values = (*keys, *k_n), (*values, *v_n)
+            passed.append(x_BSD)
         out_BnD, k, v = run(last, checkpointing, x_BSD, rope, seen, rows=rows_Bn)
-        return (*keys, k), (*values, v), None if out_BnD is None else self.norm(out_BnD)[0]
+        out_BnD = None if out_BnD is None else self.norm(out_BnD)[0]
+        return (*keys, k), (*values, v), out_BnD, tuple(self.norm(each)[0] for each in passed[: len(after)])
 
     def segment(
         self, x_BRQD: Tensor, positions_BQ: Tensor, context: Context, sees_own: Tensor, checkpointing: bool = False

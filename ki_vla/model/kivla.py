@@ -10,6 +10,7 @@ H horizon, A action dims, D width, G key/value heads, K head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +49,8 @@ class Prefix:
         mask_BS: which of the S tokens are valid.
         hidden_BD: normed output at the last valid token, from which the first target is predicted; None if not asked
             for.
-        first_view_BND: the same at the image tokens of the first view; for training only (`model.dense`).
+        passing_BnD: the normed state of the last valid token, and after it of the image tokens of the first view, on
+            their way through the layers: one [B, 1 + N, D] for each of `prefix(after=...)`.
         state_BS: kept for experts that read the state themselves (pi0).
     """
 
@@ -56,7 +58,7 @@ class Prefix:
     v: Tensor | tuple[Tensor, ...]
     mask_BS: Tensor
     hidden_BD: Tensor | None = None
-    first_view_BND: Tensor | None = None
+    passing_BnD: tuple[Tensor, ...] = ()
     state_BS: Tensor | None = None
 
     @property
@@ -131,7 +133,7 @@ class KiVla(nn.Module):
         prompt_mask_BL: Tensor,
         state_BS: Tensor,
         hidden: bool = False,
-        first_view: bool = False,
+        after: Sequence[int] = (),
     ) -> Prefix:
         """Run the backbone over encoded images, prompt and (continuous) state token.
 
@@ -142,7 +144,7 @@ class KiVla(nn.Module):
             prompt_mask_BL: their validity.
             state_BS: normalised state; read by the continuous and suffix representations only.
             hidden: also compute the output at the last valid token, for tokens to be predicted.
-            first_view: with `hidden`, also compute it at the image tokens of the first view.
+            after: also keep what passes after so many layers of the backbone, ascending; for training heads.
         """
         x_BSD = prefix_inputs(self.embed, self.state_proj, image_tokens_BPD, prompt_BL, state_BS)
         mask_BS = masks.prefix_mask(
@@ -152,13 +154,16 @@ class KiVla(nn.Module):
         rows_Bn = (
             masks.last_valid(mask_BS)[:, None] if hidden else mask_BS.new_zeros(len(mask_BS), 0, dtype=torch.int64)
         )
-        if hidden and first_view:
-            patches_N = torch.arange(self.config.vision.tokens, device=mask_BS.device)
-            rows_Bn = torch.cat([rows_Bn, patches_N.expand(len(rows_Bn), -1)], dim=1)
-        k, v, hidden_BnD = self.backbone.prefix(x_BSD, mask_BS, positions_BS, rows_Bn, self.checkpointing)
-        if hidden_BnD is None or not hidden:
-            return Prefix(k, v, mask_BS, state_BS=state_BS)
-        return Prefix(k, v, mask_BS, hidden_BnD[:, 0], hidden_BnD[:, 1:] if first_view else None, state_BS)
+        k, v, hidden_BnD, passed = self.backbone.prefix(
+            x_BSD, mask_BS, positions_BS, rows_Bn, self.checkpointing, after
+        )
+        last_B11 = masks.last_valid(mask_BS)[:, None, None]
+        passing = tuple(
+            torch.cat([torch.take_along_dim(each, last_B11, dim=1), each[:, : self.config.vision.tokens]], dim=1)
+            for each in passed
+        )
+        hidden_BD = hidden_BnD[:, 0] if hidden and hidden_BnD is not None else None
+        return Prefix(k, v, mask_BS, hidden_BD, passing, state_BS)
 
     @torch.no_grad()
     def prefill(
@@ -238,9 +243,8 @@ class KiVla(nn.Module):
     def _field(self, prefix: Prefix, noisy_BRHA: Tensor, tau: Tensor, insulate: bool) -> FieldOutputs:
         if tau.ndim == 2:
             tau = tau[..., None]
-        H = noisy_BRHA.shape[2]
         if isinstance(self.expert, Expert):
-            Q = H + (self.expert.state_in is not None)
+            Q = self.config.action_tokens + (self.expert.state_in is not None)
             positions_BQ = masks.positions_after(prefix.length_B, Q)
             found: FieldOutputs = self.expert(
                 noisy_BRHA, tau, prefix.context, positions_BQ, prefix.state_BS, insulate, self.checkpointing
@@ -312,7 +316,7 @@ class KiVla(nn.Module):
             batch.prompt_mask_BL,
             batch.state_BS,
             hidden=recipe.token_loss,
-            first_view=self.dense is not None and recipe.sees,
+            after=self.config.dense_layers if recipe.sees and recipe.token_loss else (),
         )
         zero = batch.actions_BHA.new_zeros((), dtype=torch.float32)
         flow_loss, seen = zero, None
@@ -322,7 +326,7 @@ class KiVla(nn.Module):
         tokens = text = fast = dense = zero
         dense_count = action_count.new_zeros(())
         if self.dense is not None and recipe.sees:
-            dense, dense_count = self.dense.loss(tokens_BPD, prefix.hidden_BD, prefix.first_view_BND, batch)
+            dense, dense_count = self.dense.loss(tokens_BPD, prefix.passing_BnD, batch)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
             tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen, teacher)

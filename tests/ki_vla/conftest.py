@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def make_batch() -> Callable[..., Batch]:
     return build
 
 
-def noise_bundle(folder: Path) -> Bundle:
+def noise_bundle(folder: Path, **changes: Any) -> Bundle:
     """A policy of noise for the bimanual robot, small even for `tiny`; every norm open, so that all paths are seen."""
     from ki_vla.export.source import of_noise
 
@@ -67,6 +68,7 @@ def noise_bundle(folder: Path) -> Bundle:
         vision=tiny.vision.replace(depth=1),
         backbone=tiny.backbone.replace(depth=2),
         expert=tiny.expert.replace(depth=2),
+        **changes,
     )
     state = of_noise(config).state(torch.float32)
     return write_bundle(folder, name='noise', weights=state, processor=untrained_processor(contract, config))
@@ -76,6 +78,12 @@ def noise_bundle(folder: Path) -> Bundle:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A policy of noise on disk, without exports. Not to be written to."""
     return noise_bundle(tmp_path_factory.mktemp('plain') / 'bundle')
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """A policy of noise whose model has some fields changed."""
+    return lambda **changes: noise_bundle(tmp_path / 'bundle', **changes)
 
 
 @pytest.fixture(scope='session')

@@ -22,7 +22,7 @@ ACTIONS = {
 def serving_table() -> str:
     """Recipe by recipe: where its actions come from, its graphs, and which chunks it continues."""
     from ki_vla.engine.exported import STAGES, TOKEN_GRAPHS
-    from ki_vla.export.write import HEAD_KINDS
+    from ki_vla.model.config import HEAD_KINDS
     from ki_vla.objective.recipes import RECIPES
     from tools.docs.tables import code, table
 

@@ -147,6 +147,11 @@ class Trainer:
                 'labels to learn; write model.dense.labels' if model.dense is None else 'a recipe that trains the eyes'
             )
             raise TrainingError(f'stage {stage.name}: sight needs {lacks}, or leave sight out.')
+        if stage.max_delay and model.config.steps_per_token > 1:
+            raise TrainingError(
+                f'stage {stage.name}: max_delay is {stage.max_delay}, which gives single steps clean; write 0, or '
+                'model.steps_per_token: 1.'
+            )
         self.held, self.folder = list(held), folder
         self.tell = tell or (lambda kind, values: None)
         self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16

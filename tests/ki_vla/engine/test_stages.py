@@ -22,6 +22,8 @@ STRUCTURES = {
     'pi0': {'state_repr': 'suffix', 'adaptive': False},
     'suffix and adaptive': {'state_repr': 'suffix'},
     'plain norms': {'adaptive': False},
+    'four steps a token': {'steps_per_token': 4},
+    'pi0, four steps a token': {'state_repr': 'suffix', 'adaptive': False, 'steps_per_token': 4},
 }
 FUSIONS = {
     'none': PLAIN,
@@ -85,7 +87,7 @@ def test_every_fusion_alone_gives_the_numbers_of_the_model(make_model: Any, stru
     valid = case.prefix.mask_BS[0]
     torch.testing.assert_close(cached[0][:, valid], case.prefix.k[:, 0][:, valid], atol=2e-5, rtol=1e-5)
     stage = ActionStage(case.model, STEPS, FUSIONS[fusions])
-    for kind in ('plain', 'trained', 'guided'):
+    for kind in case.model.config.denoising_kinds:
         with torch.no_grad():
             actions = Loop(stage, kind)(case.noise, *case.carried(kind), *cached)
         torch.testing.assert_close(actions, case.expected(kind), atol=1e-5, rtol=1e-5)
@@ -156,3 +158,10 @@ def test_half_precision_stays_close(make_model: Any, dtype: torch.dtype) -> None
 def test_a_model_without_continuous_actions_has_no_stage_for_them(make_model: Any) -> None:
     with pytest.raises(VlaError, match="'none' has no continuous actions; it says them as tokens"):
         action_stage(make_model('pi0_fast'), 2, PLAIN)
+
+
+def test_tokens_of_several_steps_have_no_times_of_single_ones(make_model: Any) -> None:
+    case = build(make_model, 'four steps a token')
+    assert case.model.config.denoising_kinds == ('plain', 'guided')
+    with pytest.raises(VlaError, match='a token has one time for its 4 steps'):
+        case.expected('trained')

@@ -4,7 +4,9 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from typer.testing import CliRunner
@@ -80,6 +82,22 @@ def test_bf16_cannot_be_checked_on_a_cpu_and_is_not_written(bundle: Bundle, tmp_
     with pytest.raises(VlaError, match='bf16: ONNX Runtime has no bfloat16 products on a CPU'):
         export_onnx(copy, 'bf16')
     assert not (copy.folder / 'onnx').exists()
+
+
+def test_tokens_of_several_steps_are_exported_without_the_way_that_gives_single_ones(make_bundle: Any) -> None:
+    made = make_bundle(steps_per_token=5)
+    export = export_onnx(made, 'fp32', steps=2)
+    assert export.kinds == ('plain', 'guided')
+    noise = np.random.default_rng(0).standard_normal((made.config.horizon, made.config.action_dim), np.float32)
+    inputs = example_inputs(made.config, Shape(3, 20))
+    chunks = []
+    for backend in ('torch', 'onnx'):
+        with open_engine(made, backend, device='cpu', steps=2) as engine:
+            assert engine.kinds == export.kinds
+            chunks.append(engine.infer(inputs, noise))
+    np.testing.assert_allclose(*chunks, atol=1e-4)
+    with pytest.raises(VlaError, match='kinds plain, trained: choose of plain, guided'):
+        export_onnx(made, 'fp32', kinds=('plain', 'trained'))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def labelled(batch: Batch) -> Batch:
 def test_it_counts_examples_with_labels_and_learns_them(make_model: Callable, make_batch: Callable) -> None:
     model = make_model('ours', CONFIG)
     batch = labelled(make_batch(model))
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     first = model(batch, generator=torch.Generator().manual_seed(0))
     assert int(first.dense_count) == 1
     torch.testing.assert_close(first.total, first.tokens + first.flow + first.dense)
@@ -43,7 +43,7 @@ def test_it_counts_examples_with_labels_and_learns_them(make_model: Callable, ma
     assert {'dense', 'vision', 'projector', 'backbone'} <= seen
     assert 'expert' not in seen
     optimiser.step()
-    assert float(model(batch, generator=torch.Generator().manual_seed(0)).dense) < float(first.dense)
+    assert float(model(batch, generator=torch.Generator().manual_seed(0)).dense.detach()) < float(first.dense.detach())
 
 
 def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Callable, make_batch: Callable) -> None:
@@ -54,17 +54,33 @@ def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Call
     assert heads is not None
     tokens = model.encode(batch.images_BVCHW)
     seen = (batch.image_mask_BV, batch.prompt_BL, batch.prompt_mask_BL, batch.state_BS)
-    prefix = model.prefix(tokens, *seen, hidden=True, first_view=True)
-    assert prefix.first_view_BND is not None
-    assert prefix.first_view_BND.shape == (len(tokens), CONFIG.vision.tokens, CONFIG.backbone.width)
+    prefix = model.prefix(tokens, *seen, hidden=True, after=CONFIG.dense_layers)
+    (passing_BnD,) = prefix.passing_BnD
+    assert passing_BnD.shape == (len(tokens), 1 + CONFIG.vision.tokens, CONFIG.backbone.width)
     torch.testing.assert_close(prefix.hidden_BD, model.prefix(tokens, *seen, hidden=True).hidden_BD)
-    loss_B = heads._asked_loss(prefix.first_view_BND, batch.point_B2)
+    loss_B = heads._asked_loss(passing_BnD[:, 1:], batch.point_B2)
     assert float(loss_B[0].detach()) > 0
     assert not loss_B[1:].any(), 'nobody knows where the others should look'
     loss_B.sum().backward()
     assert model.embed.weight.grad is not None
     words = batch.prompt_BL[0][batch.prompt_mask_BL[0]].unique()
     assert model.embed.weight.grad[words].any(), 'the words are taught by it too'
+
+
+def test_what_is_asked_for_is_taught_where_the_expert_sees_it(make_model: Callable, make_batch: Callable) -> None:
+    """Below the last layer: its keys and values are made of what the heads read, and none of its own output."""
+    model = make_model('ours', CONFIG)
+    batch = labelled(make_batch(model))
+    model(batch).dense.backward()
+    *below, last = model.backbone.layers
+    assert all(layer.q.weight.grad.any() for layer in below)
+    assert last.q.weight.grad is None or not last.q.weight.grad.any()
+
+
+@pytest.mark.parametrize('layers', [(3,), (2, 1), (1, 1)])
+def test_layers_that_do_not_ascend_below_the_last_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(VlaError, match=r'dense\.layers is \[.*\]; write numbers from 1 to 2, ascending'):
+        preset('tiny').replace(dense=DenseConfig(labels=LABELS, layers=layers))
 
 
 def test_without_labels_the_loss_is_nothing_and_every_parameter_still_has_a_gradient_path(

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from ki_vla.errors import VlaError
+from ki_vla.model.config import preset
+from ki_vla.model.expert import Expert, grouped
 from ki_vla.model.gemma import AdaptiveNorm, rms
 from ki_vla.model.initial_weights import initialise
 from ki_vla.model.kivla import KiVla, Prefix
@@ -52,6 +55,42 @@ def test_draws_that_share_a_prefix_do_not_see_each_other(name: str, make_model: 
     together = model.field(prefix, noisy, tau)
     alone = torch.stack([model.field(prefix, noisy[:, r], tau[:, r]) for r in range(3)], dim=1)
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_steps_of_a_token_are_read_and_written_in_their_order(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model(config=preset('tiny', steps_per_token=4))
+    assert isinstance(model.expert, Expert)
+    prefix, noisy, tau = _prefix(model, make_batch), torch.randn(4, 8, 4), torch.full((4,), 0.3)
+    tokens = grouped(noisy, 4)
+    assert torch.equal(tokens[1, 1], torch.cat([noisy[1, 4], noisy[1, 5], noisy[1, 6], noisy[1, 7]]))
+    # What one step of a token says is read by its own rows of the first matrix.
+    with torch.no_grad():
+        model.expert.action_in.weight[:, 4:8] = 0.0
+    before, other = model.field(prefix, noisy, tau), noisy.clone()
+    assert before.shape == noisy.shape
+    other[:, [1, 5]] += 1.0  # the second of each token
+    assert torch.equal(model.field(prefix, other, tau), before)
+    other[:, 2] += 1.0
+    assert (model.field(prefix, other, tau) - before).abs().max() > 1e-3
+
+
+def test_a_token_of_several_steps_has_one_time(make_model: Callable, make_batch: Callable) -> None:
+    model = make_model(config=preset('tiny', steps_per_token=2))
+    prefix, noisy = _prefix(model, make_batch), torch.randn(4, 8, 4)
+    with pytest.raises(VlaError, match='tau: a token has one time for its 2 steps'):
+        model.field(prefix, noisy, torch.rand(4, 8))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'steps_per_token': 3}, 'steps_per_token is 3; write a divisor of the horizon, 8'),
+        ({'steps_per_token': 2, 'head': 'shared'}, "steps_per_token is 2; head 'shared' needs 1"),
+    ],
+)
+def test_tokens_that_a_chunk_cannot_be_cut_into_are_refused(changes: dict, says: str) -> None:
+    with pytest.raises(VlaError, match=says):
+        preset('tiny', **changes)
 
 
 def test_order_of_actions_matters_and_all_see_all(make_model: Callable, make_batch: Callable) -> None:

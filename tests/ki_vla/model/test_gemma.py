@@ -24,7 +24,7 @@ def test_a_sequence_in_two_segments_is_the_sequence_in_one() -> None:
     x = torch.randn(2, S + T, 24)
     rows = torch.arange(S)[None].expand(2, -1)
     mask, positions = torch.ones(2, S, dtype=torch.bool), torch.arange(S)[None].expand(2, -1)
-    keys, values, first = backbone.prefix(x[:, :S], mask, positions, rows)
+    keys, values, first, _ = backbone.prefix(x[:, :S], mask, positions, rows)
     context = Context(keys, values, mask[:, None])
     later = masks.positions_after(masks.lengths(mask), T)
     second, _, _ = backbone.segment(x[:, None, S:], later, context, masks.causal(T))
@@ -41,12 +41,30 @@ def test_only_the_rows_that_are_wanted_are_computed_and_they_are_the_same() -> N
     backbone = _backbone()
     x, mask = torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
     positions = masks.positions(mask)
-    keys, values, everything = backbone.prefix(x, mask, positions, None)
-    some_keys, some_values, some = backbone.prefix(x, mask, positions, torch.tensor([[4, 1], [0, 2]]))
+    keys, values, everything, _ = backbone.prefix(x, mask, positions, None)
+    some_keys, some_values, some, _ = backbone.prefix(x, mask, positions, torch.tensor([[4, 1], [0, 2]]))
     none = backbone.prefix(x, mask, positions, torch.zeros(2, 0, dtype=torch.int64))[2]
     assert none is None
     assert torch.allclose(some[1], everything[1, [0, 2]], atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(keys + values, some_keys + some_values, strict=True))
+
+
+def test_what_passes_after_a_layer_is_what_keys_and_values_of_the_next_are_made_of() -> None:
+    backbone = _backbone()
+    x, mask = torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool)
+    positions = masks.positions(mask)
+    keys, values, everything, passed = backbone.prefix(x, mask, positions, None, after=(1,))
+    assert [each.shape for each in passed] == [x.shape]
+    plain = backbone.prefix(x, mask, positions, None)
+    assert plain[3] == ()
+    assert torch.equal(plain[2], everything)
+    assert all(torch.equal(a, b) for a, b in zip(keys + values, plain[0] + plain[1], strict=True))
+
+    # The norms of `_backbone` differ; where they are alike, what has passed gives the next layer's values.
+    backbone.norm.load_state_dict(backbone.layers[1].input_norm.state_dict())
+    (passed_BSD,) = backbone.prefix(x, mask, positions, None, after=(1,))[3]
+    made = backbone.layers[1].v(passed_BSD)
+    assert torch.allclose(made, values[1].flatten(-2), atol=1e-5)
 
 
 def test_padding_is_not_seen_and_takes_no_position() -> None:
