@@ -27,7 +27,7 @@ from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP
 
 FINGERS = 0.014  # half of the shut fingers, along and across, m
 SLOTS = (-0.05, 0.05, 0.0)  # m from a bin's middle, where several objects go
-ENOUGH = 0.006  # m past the line, at which a push is over
+ENOUGH = 0.025  # m past the line, at which a push is over: who sees where it stands by 1 cm does not stop short of it
 PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not look: the arm lags, contact comes late
 FOOT_SHARE = {'bowl': 0.62}  # of the width, where the shut fingers meet it
 BESIDE = 0.036  # m between an object and the one that it is put beside

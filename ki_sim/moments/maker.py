@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from ki_sim.errors import SimError
 from ki_sim.expert.laws import Hand, Move, Push, Rest, roll
-from ki_sim.expert.situation import SLOTS, Body, Duty, Situation, duty
+from ki_sim.expert.situation import PUSH_BEYOND, SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
 from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
-from ki_sim.tasks.success import OTHER
+from ki_sim.tasks.success import OTHER, SIDE_LINE
 from ki_sim.tasks.tasks import TASKS, Bias, biased_goal
 from ki_sim.vqa.boxes import box_text
 from ki_sim.world.kinematics import Arms, pointing_down
@@ -29,6 +29,7 @@ REACHED = 3e-3  # m + rad / 10 that inverse kinematics may leave
 ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several pictures
 INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
+PUSHED = 0.6  # share of pushes that are met on their way
 VIEW = 'head'
 Image = npt.NDArray[np.uint8]
 
@@ -115,7 +116,7 @@ class MomentMaker:
     ) -> Iterator[SimMoment]:
         asked = [biased_goal(task, scene, rng, self.bias) for _ in range(INSTRUCTIONS)]
         goal = asked[0][0]
-        now = _with_some_done(rng, Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects))))
+        now = _half_done(rng, Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects))))
         first = duty(now)
         hands = {first.side: somewhere(rng, first.side, first.law)}
         hands[OTHER[first.side]] = at_home(rng, OTHER[first.side])
@@ -222,8 +223,10 @@ def _standing(obj: SceneObject) -> Body:
     return Body((obj.x, obj.y, TABLE_TOP + half), obj.yaw)
 
 
-def _with_some_done(rng: np.random.Generator, now: Situation) -> Situation:
-    """Tidying is met in the middle, too: some of its objects are in their bins."""
+def _half_done(rng: np.random.Generator, now: Situation) -> Situation:
+    """Tasks are met in the middle, too: an object has been pushed a part of its way, some are in their bins."""
+    if now.task == 'push':
+        return _pushed_on(rng, now)
     if len(now.goal.objects) < 2:
         return now
     bodies, slots = list(now.bodies), {side: list(SLOTS) for side in SIDES}
@@ -233,6 +236,16 @@ def _with_some_done(rng: np.random.Generator, now: Situation) -> Situation:
             x, y = x + slots[side].pop(0) + rng.normal(0, 0.008), y + rng.normal(0, 0.012)
             z = bodies[i].position[2] + 0.006
             bodies[i] = Body((float(x), float(y), z), bodies[i].yaw + float(rng.normal(0, 0.3)))
+    return replace(now, bodies=tuple(bodies))
+
+
+def _pushed_on(rng: np.random.Generator, now: Situation) -> Situation:
+    (target,), (side,) = now.goal.objects, now.goal.places
+    x, y, z = now.bodies[target].position
+    if rng.random() < PUSHED:
+        y += float(rng.random()) * ((1 if side == 'left' else -1) * (SIDE_LINE + PUSH_BEYOND) - y)
+    bodies = list(now.bodies)
+    bodies[target] = replace(bodies[target], position=(x, y, z))
     return replace(now, bodies=tuple(bodies))
 
 

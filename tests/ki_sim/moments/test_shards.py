@@ -16,10 +16,12 @@ import pytest
 from ki_robot.contract.contract import load_contract
 from ki_sim.errors import SimError
 from ki_sim.expert.laws import HOME, OPEN, SHUT
+from ki_sim.expert.situation import ENOUGH, PUSH_BEYOND, Situation, duty
 from ki_sim.moments.columns import MomentColumns, hand_columns
 from ki_sim.moments.hands import FINGER_GAP
-from ki_sim.moments.maker import MomentMaker, SimMoment
+from ki_sim.moments.maker import MomentMaker, SimMoment, _half_done, _standing
 from ki_sim.moments.shards import MomentSettings, part, write
+from ki_sim.tasks.success import SIDE_LINE
 from ki_sim.tasks.tasks import SUITE, TASKS, Bias, biased_goal
 from ki_sim.world.objects import HELD_OUT, KINDS
 from ki_sim.world.robot import GRIPPERS, SIDES
@@ -54,6 +56,26 @@ def test_chunks_begin_where_the_hands_are_and_ask_for_open_or_shut(made: list[Si
         for hand in (0, 5):
             assert np.linalg.norm(moment.actions[0, hand : hand + 3] - moment.state[hand : hand + 3]) < 0.025
             assert set(np.round(moment.actions[:, hand + 4], 6)) <= {OPEN, SHUT}
+
+
+def test_pushes_are_met_all_along_their_way_and_where_they_are_over() -> None:
+    """Who saw objects only where they began would not know how to go on with one that has been pushed."""
+    rng, found = np.random.default_rng(0), []
+    for seed in range(60):
+        scene = TASKS['push'].scene(np.random.default_rng(seed), 'train')
+        goal, _ = TASKS['push'].goal(scene, rng, 'train')
+        now = _half_done(rng, Situation('push', goal, scene.objects, tuple(map(_standing, scene.objects))))
+        way, (target,) = 1 if goal.places[0] == 'left' else -1, goal.objects
+        before, after = scene.objects[target], now.bodies[target].position
+        assert after[0] == before.x
+        assert all(now.bodies[i].position[1] == obj.y for i, obj in enumerate(scene.objects) if i != target)
+        found.append((way * after[1], way * (after[1] - before.y)))
+        assert duty(now).done == (way * after[1] > SIDE_LINE + ENOUGH)
+    beyond, moved = np.array(found).T
+    assert (moved >= 0).all()
+    assert (moved == 0).any()
+    assert np.histogram(beyond, np.arange(-0.10, SIDE_LINE + PUSH_BEYOND + 0.01, 0.05))[0].min() >= 3
+    assert (beyond > SIDE_LINE + ENOUGH).any()
 
 
 def test_what_fingers_hold_has_the_gap_that_the_simulator_measures(made: list[SimMoment]) -> None:
