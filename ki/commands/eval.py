@@ -123,6 +123,9 @@ def sim(
     decode: Annotated[
         str, typer.Option(help='Where actions come from: actions of the head, or tokens; else as the bundle says.')
     ] = '',
+    denoise_steps: Annotated[
+        int, typer.Option(min=0, help='Euler steps from noise to actions; 0: as many as the bundle says.')
+    ] = 0,
     measured_delay: Annotated[
         bool, typer.Option('--measured-delay', help='An inference takes as long as it takes here.')
     ] = False,
@@ -163,9 +166,10 @@ def sim(
     if through_node:
         if workers != 1 or ray:
             raise KiError('--through-node plays on one machine, by its clock: leave --workers and --ray out.')
-        if len(modes) > 1 or len(steps) > 1 or delay_steps:
+        if len(modes) > 1 or len(steps) > 1 or delay_steps or denoise_steps:
             raise KiError(
-                '--through-node has a clock and one way: give one --mode, one --execute-steps, no --delay-steps.'
+                '--through-node has a clock and one way: give one --mode, one --execute-steps, no --delay-steps and no '
+                '--denoise-steps.'
             )
         stack = Stack(bundle, backend, plan, modes[0], steps[0], speed, image_size, seed)
         scenes = range(first_seed, first_seed + seeds)
@@ -173,7 +177,9 @@ def sim(
             print(_row(report.summary()))
         return
     assert bundle is not None
-    plays = Plays(bundle, seeds, first_seed, paired, split, backend, seed, image_size, cast(Decode, decode))
+    plays = Plays(
+        bundle, seeds, first_seed, paired, split, backend, seed, image_size, cast(Decode, decode), denoise_steps
+    )
     cells = cells_of(names, modes, steps, delays)
     if every or stage:
         _curve(plays, cells, out, every, stage or [], replace(how, films=False))

@@ -48,6 +48,7 @@ class Plays:
         backend, seed: of the engine, and of its noise.
         image_size: of the cameras.
         decode: where actions come from; '' is what the bundle recommends.
+        denoise_steps: from noise to actions; 0 is what the bundle recommends.
     """
 
     bundle: Path
@@ -59,6 +60,7 @@ class Plays:
     seed: int = 0
     image_size: int = 96
     decode: Decode | Literal[''] = ''
+    denoise_steps: int = 0
 
     @property
     def scenes(self) -> range:
@@ -186,7 +188,9 @@ def _opened(plays: Plays, way: EvaluationCell) -> ClosedLoopPolicy:
     from ki.simulation.sim_policy import open_sim_policy
 
     timing = (way.mode, way.execute_steps, way.delay_steps)
-    return open_sim_policy(plays.bundle, plays.backend, plays.seed, *timing, decode=plays.decode)
+    return open_sim_policy(
+        plays.bundle, plays.backend, plays.seed, *timing, decode=plays.decode, denoise_steps=plays.denoise_steps
+    )
 
 
 def _begun(
@@ -205,6 +209,7 @@ def _begun(
         'execute_steps': policy.timing.execute_steps,
         'delay_steps': told_delay(cell.delay_steps),
         **({'decode': plays.decode} if plays.decode else {}),
+        **({'denoise_steps': plays.denoise_steps} if plays.denoise_steps else {}),
     }
     report = load_report(out / file_of(cell, cells, plays.split), cell.task, about)
     report.outcomes = [each for each in report.outcomes if each.seed in plays.scenes and not each.error]

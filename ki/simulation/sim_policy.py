@@ -37,6 +37,7 @@ def open_sim_policy(
     execute_steps: int,
     delay_steps: int,
     decode: Decode | Literal[''] = '',
+    denoise_steps: int = 0,
 ) -> ClosedLoopPolicy:
     """A bundle for the simulated robot.
 
@@ -48,6 +49,7 @@ def open_sim_policy(
         execute_steps: Steps of a chunk after which the next is planned.
         delay_steps: How many steps an inference is thought to take, or `MEASURED`.
         decode: Where actions come from; '' is what the bundle recommends.
+        denoise_steps: From noise to actions; 0: what the bundle recommends.
 
     Raises:
         KiError: the bundle cannot be opened, or the timing does not fit its horizon.
@@ -61,7 +63,9 @@ def open_sim_policy(
     # A stamp is above 0, and the noise of a stamp is that of a stride later under the seed before: an episode that
     # begins one stride after 0 has the noise of its own times.
     robot = load_contract(simulated_robot(bundle))
-    wanted = Wanted(backend, str(bundle), seed=seed - 1, allow_untrained=True, decode=decode)
+    wanted = Wanted(
+        backend, str(bundle), seed=seed - 1, denoise_steps=denoise_steps, allow_untrained=True, decode=decode
+    )
     policy = open_policy(wanted, robot, timing)
     return ClosedLoopPolicy(policy, timing, delay_steps, begin_ns=SEED_STRIDE)
 

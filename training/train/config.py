@@ -241,6 +241,17 @@ class Stage(TrainingConfig):
         return self
 
 
+class Served(TrainingConfig):
+    """How the bundle says that it is to be served, see `ki_vla.policy.serving`."""
+
+    denoise_steps: int | None = Field(default=None, ge=1)
+    """Euler steps from noise to actions; a small policy may be the better for fewer (`ki eval sim --denoise-steps`).
+    Left out: as the bundle that the run starts from, else 10."""
+    execute_steps: int | None = Field(default=None, ge=1)
+    """Steps of a chunk that are executed before the next one is due. Left out: as the bundle that the run starts from,
+    where its chunks are as long, else half a chunk."""
+
+
 class Run(TrainingConfig):
     """A training run: data, model, stages, and what is logged and saved."""
 
@@ -273,6 +284,8 @@ class Run(TrainingConfig):
     """How pictures are changed."""
     stages: tuple[Stage, ...] = Field(default=(Stage(),), min_length=1)
     """Stretches of training, in order. Left out: one with the defaults."""
+    served: Served = Served()
+    """What its bundle recommends."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, draws and noise."""
     normalisation: Literal['quantile', 'zscore'] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ki_vla.model.config import ModelConfig
 from ki_vla.policy.processor import Processor
 from training.fit.fitted_artifacts import digests
 from training.samples.dataset import EpisodeDataset
@@ -25,7 +26,7 @@ def resume_fingerprint(
 ) -> dict[str, Any]:
     """Plain data; `others` are the processors of the other robots, `parts` what the stage draws from."""
     made = {
-        'model': processor.config.to_dict(),
+        'model': _model(processor.config),
         'data': data_hash,
         'seed': run.seed,
         'stage': _stage(stage),
@@ -43,6 +44,11 @@ def resume_fingerprint(
             'statistics': {name: digests(each)['statistics'] for name, each in others.items()},
         }
     return made
+
+
+def _model(config: ModelConfig) -> dict[str, Any]:
+    """As `ModelConfig`, without what is as it was before there was a choice."""
+    return {name: value for name, value in config.to_dict().items() if (name, value) != ('steps_per_token', 1)}
 
 
 def _stage(stage: Stage) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def train(run: Run, tell: Tell | None = None) -> Path | None:
             if words is not None:  # now, and not in the middle of the night
                 words.drop(partial(misfit, beginning.processor))
         _check_labels(beginning.processor.config, sources)
+        _check_served(run, beginning.processor.config)
         if world.first:
             _describe(run, sources, beginning, fresh=kept is None)
         tell('begin', _facts(run, sources, beginning))
@@ -365,6 +366,19 @@ def data_origin(sources: Sources) -> dict[str, Any]:
         'recordings': sorted(entry.sha256[:DIGITS] for entry in sources.index.entries if entry.episodes),
         'others': {other.contract.name: other.index.hash for other, _ in sources.others},
     }
+
+
+def _check_served(run: Run, config: ModelConfig) -> None:
+    """Refuses a recommendation that its chunks do not have the steps for: now, and not once it is trained.
+
+    Raises:
+        TrainingError: names the field, its value and the most that it may be.
+    """
+    steps, most = run.served.execute_steps, max(1, config.horizon - 1)
+    if steps is not None and steps > most:
+        raise TrainingError(
+            f'served.execute_steps is {steps}; a chunk has {config.horizon} steps, write at most {most}.'
+        )
 
 
 def _check_labels(config: ModelConfig, sources: Sources) -> None:

@@ -101,6 +101,10 @@ class Shipment:
         return replace(self.processor, config=self.processor.config.replace(dense=None))
 
     def _serving(self) -> Serving:
+        said = self.run.served.to_dict()
+        return self._usual_serving().replace(**{name: value for name, value in said.items() if value is not None})
+
+    def _usual_serving(self) -> Serving:
         """The policy continues chunks over the delays that the last stage with actions trained."""
         before = self.run.stages[: self.run.stages.index(self.stage) + 1]
         delays = [stage.max_delay or 0 for stage in before if stage.actions + stage.starts > 0]

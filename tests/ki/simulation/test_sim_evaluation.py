@@ -43,7 +43,8 @@ class Still:
 
     cameras: tuple[str, ...] = ()
 
-    def __init__(self, execute_steps: int, delay_steps: int) -> None:
+    def __init__(self, execute_steps: int, delay_steps: int, denoise_steps: int) -> None:
+        self.denoise_steps = denoise_steps
         self.timing, self.policy_id, self.resets = Timing('latest', execute_steps or 25), 'still@1', 0
 
     def reset(self) -> None:
@@ -62,9 +63,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Still]:
     made: list[Still] = []
 
     def open_sim_policy(
-        bundle: Path, backend: str, seed: int, mode: str, steps: int, delay: int, decode: str = ''
+        bundle: Path, backend: str, seed: int, mode: str, steps: int, delay: int, decode: str, denoise_steps: int
     ) -> Still:
-        made.append(Still(steps, delay))
+        made.append(Still(steps, delay, denoise_steps))
         return made[-1]
 
     def play(policy: Still, task: str, seed: int, goal: int | None, settings: Any, videos: Any) -> SceneOutcome:
@@ -89,6 +90,15 @@ def test_every_task_is_played_in_every_way_and_a_policy_is_opened_once_a_way(
     ]
     assert found[0][1].settings['execute_steps'] == 4
     assert together([report for cell, report in found[:2]])['success']['n'] == 6
+
+
+def test_other_steps_of_denoising_are_another_way_of_playing(tmp_path: Path, opened: list[Still]) -> None:
+    cells = [EvaluationCell('demo')]
+    for steps in (0, 2, 2):
+        ((_, report),) = evaluate_cells(Plays(tmp_path, 3, denoise_steps=steps), cells, tmp_path)
+    assert [policy.denoise_steps for policy in opened] == [0, 2, 2]
+    assert [policy.resets for policy in opened] == [3, 3, 0], 'what was played with as many steps is gone on with'
+    assert report.settings['denoise_steps'] == 2
 
 
 def test_a_cell_whose_every_episode_ends_with_an_error_is_no_measurement_and_is_played_again(
