@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ki_sim.errors import SimError
 from ki_sim.expert.laws import (
     FINGER_REACH,
+    HOME,
     TRAVEL,
     Grasp,
     Law,
@@ -27,6 +28,7 @@ from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP
 
 FINGERS = 0.014  # half of the shut fingers, along and across, m
 SLOTS = (-0.05, 0.05, 0.0)  # m from a bin's middle, where several objects go
+OUT = 0.08  # m from where it rests, at which a hand is out
 ENOUGH = 0.025  # m past the line, at which a push is over: who sees where it stands by 1 cm does not stop short of it
 PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not look: the arm lags, contact comes late
 FOOT_SHARE = {'bowl': 0.62}  # of the width, where the shut fingers meet it
@@ -190,10 +192,16 @@ def _bus(now: Situation) -> Duty:
 
 
 def _nearer_arm(now: Situation, target: int, other: int) -> str:
-    """The arm that holds the object, else the one on the side of the place where it is to go."""
+    """The arm that holds the object, else the one that is out already, else that on the side where it is to go.
+
+    Who sees a place near the middle cannot tell its side for sure: what the other arm has begun it goes on with.
+    """
     for side, held in now.holding.items():
         if held == target:
             return side
+    out = [side for side, hand in now.hands.items() if math.dist(hand, HOME[side]) > OUT]
+    if out:
+        return min(out, key=lambda side: math.dist(now.hands[side], now.bodies[target].position))
     return 'left' if now.bodies[other].position[1] > 0 else 'right'
 
 

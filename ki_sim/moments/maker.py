@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ki_sim.errors import SimError
-from ki_sim.expert.laws import Hand, Move, Push, Rest, roll
+from ki_sim.expert.laws import Hand, Move, Push, Rest, Xyz, roll
 from ki_sim.expert.situation import PUSH_BEYOND, SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
 from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
@@ -29,6 +29,7 @@ REACHED = 3e-3  # m + rad / 10 that inverse kinematics may leave
 ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several pictures
 INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
+OTHER_HAND = 0.3  # share of the moments in which a hand is out that the words leave open, whichever is nearer
 PUSHED = 0.6  # share of pushes that are met on their way
 VIEW = 'head'
 Image = npt.NDArray[np.uint8]
@@ -117,7 +118,7 @@ class MomentMaker:
         asked = [biased_goal(task, scene, rng, self.bias) for _ in range(INSTRUCTIONS)]
         goal = asked[0][0]
         now = _half_done(rng, Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects))))
-        first = duty(now)
+        first = duty(replace(now, hands=_begun(rng, now)))
         hands = {first.side: somewhere(rng, first.side, first.law)}
         hands[OTHER[first.side]] = at_home(rng, OTHER[first.side])
         now, hands = _settled(rng, now, first, hands)
@@ -237,6 +238,13 @@ def _half_done(rng: np.random.Generator, now: Situation) -> Situation:
             z = bodies[i].position[2] + 0.006
             bodies[i] = Body((float(x), float(y), z), bodies[i].yaw + float(rng.normal(0, 0.3)))
     return replace(now, bodies=tuple(bodies))
+
+
+def _begun(rng: np.random.Generator, now: Situation) -> dict[str, Xyz]:
+    """The hand that has begun, where no words say which, and that need not be the nearer one."""
+    if now.goal.other < 0 or rng.random() >= OTHER_HAND:
+        return {}
+    return {SIDES[int(rng.integers(2))]: now.bodies[now.goal.objects[0]].position}
 
 
 def _pushed_on(rng: np.random.Generator, now: Situation) -> Situation:
