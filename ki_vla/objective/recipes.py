@@ -188,6 +188,15 @@ RECIPES: dict[str, Recipe] = _table(
     ),
     replace(
         _OURS,
+        name='both_states_last',
+        about='a stage after ours_both_states: the expert alone goes on, on a backbone that stands still',
+        targets='none',
+        vlm_data=False,
+        frozen=True,
+        state_repr='both',
+    ),
+    replace(
+        _OURS,
         name='continuous_state_first',
         about='a stage before ours_continuous_state: action tokens and language, expert untouched',
         loss='none',

@@ -54,6 +54,7 @@ FLOWS = {
     'lower_half_frozen': (BACKBONE, BACKBONE, EVERYTHING),
     'ours_both_states': (BACKBONE, BACKBONE, EXPERT),
     'continuous_state_first': (BACKBONE, BACKBONE, None),
+    'both_states_last': (None, None, EXPERT),
 }
 
 

@@ -36,6 +36,7 @@ MOVED = {
     'ours_special_state': VISION_LANGUAGE | {'expert'},
     'ours_continuous_state': VISION_LANGUAGE | {'expert', 'state_proj'},
     'continuous_state_first': VISION_LANGUAGE | {'state_proj'},
+    'both_states_last': {'expert'},
     'ours_no_fast': VISION_LANGUAGE | {'expert'},
     'graded': VISION_LANGUAGE | {'expert'},
     'deaf_first': {'expert'},  # its first stage
