@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,13 @@ from ki_sim.expert.laws import (
     roll,
     step,
 )
+from ki_sim.expert.reactive_expert import ReactiveExpert, look
 from ki_sim.expert.situation import Body, Situation, duty
 from ki_sim.moments.hands import somewhere
+from ki_sim.tasks.success import OTHER
 from ki_sim.tasks.tasks import SUITE, episode
+from ki_sim.world.kinematics import Arms, pointing_down
+from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import TABLE_TOP
 
 
@@ -115,6 +121,44 @@ def test_a_hand_without_a_duty_opens_before_it_goes_home() -> None:
     assert command.position[:2] == pytest.approx((0.45, 0.1))
     _, after = roll(Rest('left'), low, 100)
     assert after.position == pytest.approx(HOME['left'], abs=1e-3)
+
+
+@pytest.mark.parametrize('task', ['stack', 'next_to'])
+def test_the_hand_that_has_begun_goes_on_where_no_words_say_which(task: str) -> None:
+    now = situation(task, 0)
+    nearer = 'left' if now.bodies[now.goal.other].position[1] > 0 else 'right'
+    target = now.bodies[now.goal.objects[0]].position
+    x, y, _ = target
+    over, home = (x, y, 0.9), {side: HOME[side] for side in SIDES}
+    assert duty(replace(now, hands=home)).side == nearer
+    for side in SIDES:
+        assert duty(replace(now, hands=home | {side: over})).side == side
+        both = {OTHER[side]: (0.45, 0.1, 0.95), side: over}
+        assert duty(replace(now, hands=both)).side == side, 'the nearer to the object of two that are out'
+        held = {OTHER[side]: now.goal.objects[0]}
+        assert duty(replace(now, hands=home | {side: over}, holding=held)).side == OTHER[side]
+
+
+@pytest.mark.parametrize(('task', 'seed'), [('stack', 0), ('stack', 1), ('next_to', 0), ('next_to', 1)])
+def test_the_hand_that_was_not_the_nearer_one_does_it_too(blind_world: Any, arms: Arms, task: str, seed: int) -> None:
+    with blind_world(task, seed) as world:
+        found = duty(look(world, arms))
+        other = OTHER[found.side]
+        row = world.observe(images=False).state.copy()
+        row[14:] = 0.0
+        columns = slice(0, 6) if other == 'left' else slice(7, 13)
+        x, y, z = HOME[other]
+        for share in np.linspace(0.1, 1.0, 10):  # out, over the table
+            there = (x + 0.06 * share, y * (1 - 0.5 * share), z)
+            row[columns], _ = arms.solve(other, there, pointing_down(0.0), row[columns])
+            world.step(row)
+        acted = set()
+        for move in ReactiveExpert(world, arms).moves():
+            now = look(world, arms)
+            acted |= {duty(now).side}
+            world.step(move.action)
+        assert world.success()
+        assert acted == {other}
 
 
 def test_a_task_without_a_law_is_named() -> None:

@@ -19,7 +19,7 @@ from ki_sim.expert.laws import HOME, OPEN, SHUT
 from ki_sim.expert.situation import ENOUGH, PUSH_BEYOND, Situation, duty
 from ki_sim.moments.columns import MomentColumns, hand_columns
 from ki_sim.moments.hands import FINGER_GAP
-from ki_sim.moments.maker import MomentMaker, SimMoment, _half_done, _standing
+from ki_sim.moments.maker import MomentMaker, SimMoment, _begun, _half_done, _standing
 from ki_sim.moments.shards import MomentSettings, part, write
 from ki_sim.tasks.success import SIDE_LINE
 from ki_sim.tasks.tasks import SUITE, TASKS, Bias, biased_goal
@@ -76,6 +76,20 @@ def test_pushes_are_met_all_along_their_way_and_where_they_are_over() -> None:
     assert (moved == 0).any()
     assert np.histogram(beyond, np.arange(-0.10, SIDE_LINE + PUSH_BEYOND + 0.01, 0.05))[0].min() >= 3
     assert (beyond > SIDE_LINE + ENOUGH).any()
+
+
+def test_either_hand_is_met_at_work_where_no_words_say_which() -> None:
+    found = Counter()
+    rng = np.random.default_rng(0)
+    for seed in range(80):
+        scene = TASKS['stack'].scene(np.random.default_rng(seed), 'train')
+        goal, _ = TASKS['stack'].goal(scene, rng, 'train')
+        now = Situation('stack', goal, scene.objects, tuple(map(_standing, scene.objects)))
+        begun = duty(replace(now, hands=_begun(rng, now))).side
+        found[begun == duty(now).side] += 1
+    assert found[True] > found[False] > 4
+    told = Situation('touch', replace(now.goal, other=-1), now.objects, now.bodies)
+    assert all(not _begun(rng, told) for _ in range(20)), 'words that name the hand are obeyed'
 
 
 def test_what_fingers_hold_has_the_gap_that_the_simulator_measures(made: list[SimMoment]) -> None:
