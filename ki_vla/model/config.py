@@ -105,7 +105,7 @@ class DenseConfig(VlaConfig):
     pointer_cells: PositiveInt = 12
     """Cells along a side of the first view, in which the last token of the prefix points at the thing asked for."""
     layers: tuple[PositiveInt, ...] | None = None
-    """Layers of the backbone after which the heads read what the words ask for, ascending; by default, all but the last.
+    """Layers of the backbone after which the heads read what the words ask for, ascending; by default the last but one.
     Later layers see it, and with them the action expert; the output of the last one is seen by no other."""
     background: float = Field(default=0.08, gt=0, le=1)
     """Weight of a patch that shows nothing; one with a thing has 1."""
@@ -146,8 +146,8 @@ class ModelConfig(VlaConfig):
     """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
     steps_per_token: PositiveInt = 1
-    """Action steps that the expert reads and writes as one token. A chunk of 50 steps in 10 tokens costs a fifth, and a
-    small expert learns it from fewer samples. The steps of a token have one time in the flow, so `max_delay` needs 1."""
+    """Action steps that the expert reads and writes as one token. A chunk of 50 steps in 10 tokens costs it a fifth.
+    The steps of a token have one time in the flow, so `max_delay` needs 1."""
     adaptive: bool = True
     """Time enters through adaptive RMSNorm (the paper, pi0.5); false: through an MLP on the inputs (pi0)."""
     views: PositiveInt = 3
@@ -183,7 +183,9 @@ class ModelConfig(VlaConfig):
                 f'steps_per_token is {self.steps_per_token}; write a divisor of the horizon, {self.horizon}'
             )
         if self.steps_per_token > 1 and self.head != 'expert':
-            raise ValueError(f'steps_per_token is {self.steps_per_token}; head {self.head!r} needs 1, or take an expert')
+            raise ValueError(
+                f'steps_per_token is {self.steps_per_token}; head {self.head!r} needs 1, or take an expert'
+            )
         return self
 
     @model_validator(mode='after')

@@ -51,9 +51,7 @@ class DenseHeads(nn.Module):
         self.point_in, self.point_out = nn.Linear(D, D), nn.Linear(D, 2)
         self.asked = nn.Linear(D, 1)
 
-    def loss(
-        self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss over the examples that say what their pictures show, and how many these are.
 
         Args:

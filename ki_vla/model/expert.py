@@ -4,8 +4,8 @@ Time enters through adaptive RMSNorm (paper, appendix B), one tau for a whole ch
 pi0's older form is here too: plain norms, time mixed into the inputs by an MLP, and a state token in front of the
 actions.
 
-Shape legend: B batch, R draws, H horizon, P steps of a token, Q queries (H / P, or one more with a state token), A action
-dims, D width, C width of cond.
+Shape legend: B batch, R draws, H horizon, P steps of a token, Q queries (H / P, or one more with a state token), A
+action dims, D width, C width of cond.
 """
 
 from __future__ import annotations

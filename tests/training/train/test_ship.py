@@ -62,7 +62,9 @@ def test_every_stage_and_every_kept_checkpoint_is_a_bundle_without_heads_for_tra
 def test_a_run_says_how_its_bundle_is_to_be_served(run_of: MakeRun) -> None:
     run = run_of({'steps': 1}, served={'denoise_steps': 2, 'execute_steps': 3})
     assert load_bundle(train(run)).serving == Serving(mode='latest', execute_steps=3, denoise_steps=2)
-    again = run_of({'steps': 1}, start=str(Path(run.out) / 'bundle'), out=f'{run.out}_again', served={'denoise_steps': 4})
+    again = run_of(
+        {'steps': 1}, start=str(Path(run.out) / 'bundle'), out=f'{run.out}_again', served={'denoise_steps': 4}
+    )
     assert load_bundle(train(again)).serving == Serving(mode='latest', execute_steps=3, denoise_steps=4)
     late = run_of({'steps': 1}, out=f'{run.out}_late', served={'execute_steps': 8})
     with pytest.raises(TrainingError, match=r'served\.execute_steps is 8; a chunk has 8 steps, write at most 7'):
