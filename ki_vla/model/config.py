@@ -146,7 +146,7 @@ class ModelConfig(VlaConfig):
     """Who predicts continuous actions: the action `expert`; `shared`, the backbone's own weights (transfusion);
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
     steps_per_token: PositiveInt = 1
-    """Action steps that the expert reads and writes as one token. A chunk of 50 steps in 10 tokens costs it a fifth.
+    """Action steps that the expert reads and writes as one token. A chunk of 50 steps may be 10 tokens.
     The steps of a token have one time in the flow, so `max_delay` needs 1."""
     adaptive: bool = True
     """Time enters through adaptive RMSNorm (the paper, pi0.5); false: through an MLP on the inputs (pi0)."""
