@@ -144,6 +144,9 @@ class PrefixStage(nn.Module):
         self.head_dim, self.embed, self.state_proj = model.config.backbone.head_dim, model.embed, model.state_proj
         self.action_tokens = model.config.action_tokens
         self.state_in = model.expert.state_in if isinstance(model.expert, Expert) else None
+        self.pointer = model.pointer
+        self.points_after = 0 if model.config.pointer is None else model.config.pointer.layer
+        self.norm = norm_of(model.backbone.norm, Fusions(folded=False))[0] if model.pointer is not None else None
         self.attend = ATTENTIONS[attend]
         self.layers = nn.ModuleList()
         for index, layer in enumerate(model.backbone.layers):
@@ -167,9 +170,14 @@ class PrefixStage(nn.Module):
 
         x_SD = prefix_inputs(self.embed, self.state_proj, tokens_VND.flatten(0, 1), prompt_L, state_S)
         *layers, last = self.layers
-        x_SD, keys, values = run_layers(layers, x_SD, rope, lambda index: attend)
+        x_SD, keys, values = run_layers(layers[: self.points_after], x_SD, rope, lambda index: attend)
+        if self.pointer is not None and self.norm is not None:
+            passing_1D = self.norm(x_SD[masks.last_valid(mask_BS)])[0]
+            state_S = torch.cat([state_S, self.pointer(passing_1D)[0].to(state_S.dtype)])
+        x_SD, more_keys, more_values = run_layers(layers[self.points_after :], x_SD, rope, lambda index: attend)
         k, v = last(x_SD, rope)
-        return Cached(torch.stack([*keys, k]), torch.stack([*values, v]), *self._queries(mask_BS, state_S))
+        keys, values = (*keys, *more_keys, k), (*values, *more_values, v)
+        return Cached(torch.stack(keys), torch.stack(values), *self._queries(mask_BS, state_S))
 
     def _queries(self, mask_BS: Tensor, state_S: Tensor) -> tuple[Tensor, ...]:
         """Where the queries of the action expert stand and what they see, the same for every step."""

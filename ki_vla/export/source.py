@@ -19,7 +19,7 @@ from ki_vla.policy.bundle import Bundle
 # What each stage reads; the heads of transfusion and OpenVLA-OFT run in the backbone's own layers.
 PARTS = {
     'vision': ('vision.', 'projector.'),
-    'prefix': ('embed.', 'state_proj.', 'backbone.', 'expert.state_in.'),
+    'prefix': ('embed.', 'state_proj.', 'backbone.', 'pointer.', 'expert.state_in.'),
     'action': ('expert.',),
     'backbone_action': ('expert.', 'backbone.', 'embed.'),
 }

@@ -29,7 +29,7 @@ HEAD_KINDS: dict[Head, tuple[str, ...]] = {
     'none': (),
 }
 # Top-level modules of a `KiVla`, with which the names of weights begin; HEAD is the action head, of whichever kind.
-PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'expert')
+PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'pointer', 'expert')
 HEAD = 'expert'
 
 
@@ -102,8 +102,6 @@ class DenseConfig(VlaConfig):
 
     labels: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Words by name of a label: {colour: [red, green], kind: [block, cup]}; data name things with them."""
-    pointer_cells: PositiveInt = 12
-    """Cells along a side of the first view, in which the last token of the prefix points at the thing asked for."""
     layers: tuple[PositiveInt, ...] | None = None
     """Layers of the backbone after which the heads read what the words ask for, ascending; by default the last but one.
     Later layers see it, and with them the action expert; the output of the last one is seen by no other."""
@@ -116,6 +114,18 @@ class DenseConfig(VlaConfig):
             if not words or len(set(words)) < len(words):
                 raise ValueError(f'labels.{name} is {list(words)}; write one or more words, each once')
         return self
+
+
+class PointerConfig(VlaConfig):
+    """What says where in the first view the thing is that the words ask for. `dense` trains it.
+
+    Heads of `dense` point in any case. With this the action expert hears it beside the state, and a bundle keeps it.
+    """
+
+    layer: PositiveInt
+    """Layer of the backbone after which the last token of the prefix points; one of `dense.layers`."""
+    cells: PositiveInt = 12
+    """Cells along a side of the view, between which it says how sure it is."""
 
 
 class ModelConfig(VlaConfig):
@@ -158,6 +168,8 @@ class ModelConfig(VlaConfig):
     """The most tokens that follow a prompt."""
     dense: DenseConfig | None = None
     """Heads for training only; a bundle has none of them."""
+    pointer: PointerConfig | None = None
+    """Tells the action expert where the thing is that the words ask for; it needs `state_repr` suffix or both."""
 
     @model_validator(mode='after')
     def _expert_reads_the_backbone(self) -> Self:
@@ -185,6 +197,26 @@ class ModelConfig(VlaConfig):
         if self.steps_per_token > 1 and self.head != 'expert':
             raise ValueError(
                 f'steps_per_token is {self.steps_per_token}; head {self.head!r} needs 1, or take an expert'
+            )
+        return self
+
+    @model_validator(mode='after')
+    def _expert_hears_the_pointer(self) -> Self:
+        if self.pointer is None:
+            return self
+        if not self.state_for_expert:
+            raise ValueError(
+                f'pointer is heard beside the state, and state_repr is {self.state_repr!r}; write suffix or both'
+            )
+        if self.pointer.layer >= self.backbone.depth:
+            raise ValueError(
+                f'pointer.layer is {self.pointer.layer}; write a number from 1 to {self.backbone.depth - 1}, below '
+                'backbone.depth'
+            )
+        if self.dense is not None and self.pointer.layer not in self.dense_layers:
+            raise ValueError(
+                f'pointer.layer is {self.pointer.layer}; write one of dense.layers, {list(self.dense_layers)}, which '
+                'teach it to point'
             )
         return self
 
@@ -227,6 +259,11 @@ class ModelConfig(VlaConfig):
         return self.state_repr in ('suffix', 'both')
 
     @property
+    def state_token_dim(self) -> int:
+        """Numbers from which the state token of the expert is made: the state, and what the pointer says."""
+        return self.state_dim + (0 if self.pointer is None else 2 * self.pointer.cells + 2)
+
+    @property
     def prompt_state(self) -> PromptState | None:
         """How the prompt speaks of the state; None: it is the plain prompt of pi0."""
         if self.state_repr == 'suffix' or self.state_repr == 'none':
@@ -244,8 +281,12 @@ class ModelConfig(VlaConfig):
         for name, each in changes.items():
             if isinstance(each, Mapping):
                 before = getattr(self, name)
-                parts[name] = DenseConfig.parse(each, name) if before is None else before.replace(**each)
+                parts[name] = OPTIONAL[name].parse(each, name) if before is None else before.replace(**each)
         return self.replace(**{**changes, **parts})
+
+
+# Parts that a preset need not have.
+OPTIONAL: dict[str, type[VlaConfig]] = {'dense': DenseConfig, 'pointer': PointerConfig}
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:

@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ki_vla.model.config import ModelConfig
+from ki_vla.model.pointer import Pointer
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.patch_labels import NOTHING, UNKNOWN
 
-POINT_SCALE = 0.25  # places are learned in units of this share of a picture, which is about how far they scatter
-POINT_WEIGHT = 2.0  # of the place as numbers, against the cell in which it lies
-BETA = 0.1  # below this error, in those units, the loss is quadratic
+BETA = 0.05  # below this error, in patches, the loss of a thing's place in its patch is quadratic
 
 
 def labelled(batch: Batch, pointer: bool) -> Tensor:
@@ -47,11 +46,12 @@ class DenseHeads(nn.Module):
         D, self.settings = config.backbone.width, config.dense
         self.labels = nn.ModuleDict({name: nn.Linear(D, len(words) + 1) for name, words in config.dense.labels.items()})
         self.offset = nn.Linear(D, 2)
-        self.cell_x, self.cell_y = (nn.Linear(D, config.dense.pointer_cells) for _ in range(2))
-        self.point_in, self.point_out = nn.Linear(D, D), nn.Linear(D, 2)
+        self.pointer = Pointer(D) if config.pointer is None else None
         self.asked = nn.Linear(D, 1)
 
-    def loss(self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch, pointer: Pointer | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean loss over the examples that say what their pictures show, and how many these are.
 
         Args:
@@ -59,14 +59,16 @@ class DenseHeads(nn.Module):
             passing_BnD: the last token of the prefix, then the image tokens of the first view, which have read the
                 words, after some layers [B, 1 + N, D] each; none leaves out what is asked for.
             batch: with `dense_BVNK`, `offset_BVN2` and `point_B2`; without them the loss is 0 of 0 examples.
+            pointer: that of a model which has one; by default these heads' own.
         """
         tokens_BPD = tokens_BPD.float()
         if batch.dense_BVNK is None or batch.offset_BVN2 is None or batch.point_B2 is None:
             return tokens_BPD.sum() * 0.0, batch.action_mask_BHA.new_zeros((), dtype=torch.int64)
         labels_BPK = batch.dense_BVNK.flatten(1, 2)
         loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
+        pointer = pointer or cast(Pointer, self.pointer)
         for each_BnD in passing_BnD:
-            pointed_B = self._pointer_loss(each_BnD[:, 0].float(), batch.point_B2)
+            pointed_B = pointer.loss(each_BnD[:, 0].float(), batch.point_B2)
             pointed_B = pointed_B + self._asked_loss(each_BnD[:, 1:].float(), batch.point_B2)
             loss_B = loss_B + pointed_B / len(passing_BnD)
         known_B = labelled(batch, bool(passing_BnD))
@@ -89,7 +91,7 @@ class DenseHeads(nn.Module):
         wanted_BP2 = offset_BVN2.flatten(1, 2)
         there_BP = wanted_BP2.isfinite().all(dim=-1)
         found_BP2 = self.offset(tokens_BPD).float()
-        loss_BP = F.smooth_l1_loss(found_BP2, wanted_BP2.nan_to_num(), reduction='none', beta=BETA / 2).sum(-1)
+        loss_BP = F.smooth_l1_loss(found_BP2, wanted_BP2.nan_to_num(), reduction='none', beta=BETA).sum(-1)
         return torch.where(there_BP, loss_BP, 0.0).sum(1) / there_BP.sum(1).clamp(min=1)
 
     def _asked_loss(self, first_view_BND: Tensor, point_B2: Tensor) -> Tensor:
@@ -103,15 +105,3 @@ class DenseHeads(nn.Module):
         logits_BN = self.asked(first_view_BND).float().squeeze(-1)
         loss_B = F.cross_entropy(logits_BN, at_B2[:, 1] * side + at_B2[:, 0], reduction='none')
         return torch.where(there_B, loss_B, 0.0)
-
-    def _pointer_loss(self, hidden_BD: Tensor, point_B2: Tensor) -> Tensor:
-        """The cell of the thing asked for, by column and row, and its place as two numbers [B]."""
-        there_B, cells = point_B2.isfinite().all(dim=1), self.settings.pointer_cells
-        place_B2 = point_B2.nan_to_num(0.5)
-        cell_B2 = (place_B2 * cells).long().clamp(0, cells - 1)
-        loss_B = F.cross_entropy(self.cell_x(hidden_BD).float(), cell_B2[:, 0], reduction='none')
-        loss_B = loss_B + F.cross_entropy(self.cell_y(hidden_BD).float(), cell_B2[:, 1], reduction='none')
-        found_B2 = self.point_out(F.gelu(self.point_in(hidden_BD))).float()
-        wanted_B2 = (place_B2 - 0.5) / POINT_SCALE
-        near_B = F.smooth_l1_loss(found_B2, wanted_B2, reduction='none', beta=BETA).sum(1)
-        return torch.where(there_B, 0.5 * loss_B + POINT_WEIGHT * near_B, 0.0)

@@ -35,7 +35,7 @@ class Expert(nn.Module):
         self.action_in = nn.Linear(config.steps_per_token * config.action_dim, D)
         self.time_in = nn.Linear(D if config.adaptive else 2 * D, D)
         self.time_out = nn.Linear(D, D)
-        self.state_in = nn.Linear(config.state_dim, D) if config.state_for_expert else None
+        self.state_in = nn.Linear(config.state_token_dim, D) if config.state_for_expert else None
         norm = (lambda width: AdaptiveNorm(width, D)) if config.adaptive else RMSNorm
         self.layers = nn.ModuleList(GemmaLayer(config.expert, norm) for _ in range(config.expert.depth))
         self.norm = norm(D)
@@ -72,7 +72,7 @@ class Expert(nn.Module):
             tau: [B, R, 1] for one a chunk, [B, R, H] for one a step, where a token is one step.
             context: the backbone's keys and values.
             positions_BQ: positions of the queries, after the prefix.
-            state_BS: normalised state; only for a state token (pi0).
+            state_BS: normalised state, and what a pointer says; only for a state token (pi0).
             insulate: stop the gradient towards the context (equations 5 and 6).
             checkpointing: recompute the layers in the backward pass.
 

@@ -25,6 +25,7 @@ from ki_vla.model.dense import DenseHeads
 from ki_vla.model.expert import Expert, ParallelHead, SharedHead
 from ki_vla.model.gemma import Backbone, Context
 from ki_vla.model.insulation import graded
+from ki_vla.model.pointer import Pointer
 from ki_vla.model.siglip import Vision
 from ki_vla.objective.batch import Batch, check_inputs
 from ki_vla.objective.losses import Losses, action_loss, masked_mean, token_losses
@@ -52,6 +53,7 @@ class Prefix:
         passing_BnD: the normed state of the last valid token, and after it of the image tokens of the first view, on
             their way through the layers: one [B, 1 + N, D] for each of `prefix(after=...)`.
         state_BS: kept for experts that read the state themselves (pi0).
+        said_BC: what a pointer says, which such an expert hears beside the state; None without one.
     """
 
     k: Tensor | tuple[Tensor, ...]
@@ -60,6 +62,7 @@ class Prefix:
     hidden_BD: Tensor | None = None
     passing_BnD: tuple[Tensor, ...] = ()
     state_BS: Tensor | None = None
+    said_BC: Tensor | None = None
 
     @property
     def length_B(self) -> Tensor:
@@ -70,6 +73,13 @@ class Prefix:
     def context(self) -> Context:
         """The prefix as a context that every query may see."""
         return Context(self.k, self.v, self.mask_BS[:, None, :])
+
+    def heard(self, insulate: bool) -> Tensor | None:
+        """What the expert's state token is made of [B, S + C]: the state, then what a pointer says."""
+        if self.state_BS is None or self.said_BC is None:
+            return self.state_BS
+        said_BC = graded(self.said_BC, 0.0) if insulate else self.said_BC
+        return torch.cat([self.state_BS, said_BC.to(self.state_BS.dtype)], dim=-1)
 
 
 def embedded(embed: nn.Embedding, ids: Tensor) -> Tensor:
@@ -105,6 +115,7 @@ class KiVla(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, D)
         self.backbone = Backbone(config.backbone)
         self.state_proj = nn.Linear(config.state_dim, D) if config.state_in_prefix else None
+        self.pointer = None if config.pointer is None else Pointer(D, config.pointer.cells)
         head = HEAD_CLASSES.get(config.head)
         self.expert = None if head is None else head(config)
         self.dense = None if config.dense is None else DenseHeads(config)
@@ -144,7 +155,8 @@ class KiVla(nn.Module):
             prompt_mask_BL: their validity.
             state_BS: normalised state; read by the continuous and suffix representations only.
             hidden: also compute the output at the last valid token, for tokens to be predicted.
-            after: also keep what passes after so many layers of the backbone, ascending; for training heads.
+            after: also keep what passes after so many layers of the backbone, ascending; for training heads. With a
+                pointer its layer is one of them.
         """
         x_BSD = prefix_inputs(self.embed, self.state_proj, image_tokens_BPD, prompt_BL, state_BS)
         mask_BS = masks.prefix_mask(
@@ -154,6 +166,9 @@ class KiVla(nn.Module):
         rows_Bn = (
             masks.last_valid(mask_BS)[:, None] if hidden else mask_BS.new_zeros(len(mask_BS), 0, dtype=torch.int64)
         )
+        pointer = self.config.pointer
+        if pointer is not None and not after:
+            after = (pointer.layer,)
         k, v, hidden_BnD, passed = self.backbone.prefix(
             x_BSD, mask_BS, positions_BS, rows_Bn, self.checkpointing, after
         )
@@ -162,8 +177,11 @@ class KiVla(nn.Module):
             torch.cat([torch.take_along_dim(each, last_B11, dim=1), each[:, : self.config.vision.tokens]], dim=1)
             for each in passed
         )
+        said_BC = None
+        if pointer is not None and self.pointer is not None:
+            said_BC = self.pointer(passing[tuple(after).index(pointer.layer)][:, 0])
         hidden_BD = hidden_BnD[:, 0] if hidden and hidden_BnD is not None else None
-        return Prefix(k, v, mask_BS, hidden_BD, passing, state_BS)
+        return Prefix(k, v, mask_BS, hidden_BD, passing, state_BS, said_BC)
 
     @torch.no_grad()
     def prefill(
@@ -247,7 +265,7 @@ class KiVla(nn.Module):
             Q = self.config.action_tokens + (self.expert.state_in is not None)
             positions_BQ = masks.positions_after(prefix.length_B, Q)
             found: FieldOutputs = self.expert(
-                noisy_BRHA, tau, prefix.context, positions_BQ, prefix.state_BS, insulate, self.checkpointing
+                noisy_BRHA, tau, prefix.context, positions_BQ, prefix.heard(insulate), insulate, self.checkpointing
             )
             return found
         if isinstance(self.expert, SharedHead):
@@ -326,7 +344,7 @@ class KiVla(nn.Module):
         tokens = text = fast = dense = zero
         dense_count = action_count.new_zeros(())
         if self.dense is not None and recipe.sees:
-            dense, dense_count = self.dense.loss(tokens_BPD, prefix.passing_BnD, batch)
+            dense, dense_count = self.dense.loss(tokens_BPD, prefix.passing_BnD, batch, self.pointer)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
             tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen, teacher)
@@ -360,7 +378,8 @@ class KiVla(nn.Module):
         noisy_BRHA = flow.noised(actions_B1HA, noise_BRHA, tau if tau.ndim == 3 else tau[..., None])
         if recipe.passes < 1.0:
             k, v = (tuple(graded(each, recipe.passes) for each in kept) for kept in (prefix.k, prefix.v))
-            prefix = replace(prefix, k=k, v=v)
+            said_BC = None if prefix.said_BC is None else graded(prefix.said_BC, recipe.passes)
+            prefix = replace(prefix, k=k, v=v, said_BC=said_BC)
         field, k, v = self._field(prefix, noisy_BRHA, tau, recipe.insulate)
         loss = action_loss(field, flow.target(actions_B1HA, noise_BRHA), mask_B1HA, 'flow')
         seen = self._with_actions(prefix, k, v) if recipe.targets_see_actions else None

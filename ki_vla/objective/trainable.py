@@ -38,6 +38,8 @@ def parts_of(recipe: Recipe, config: ModelConfig, actions: bool = True) -> set[s
         parts |= {part for part in PARTS if _trains(f'{part}.', config, each)}
     if not config.state_in_prefix:
         parts.discard('state_proj')
+    if config.pointer is None:
+        parts.discard('pointer')
     return parts if actions and config.head != 'none' else parts - {HEAD}
 
 
@@ -65,6 +67,8 @@ def _trains(name: str, config: ModelConfig, recipe: Recipe) -> bool:
         return recipe.action_loss
     if not recipe.sees or _is_frozen_below(name, config, recipe):
         return False
+    if name.startswith('pointer.'):
+        return recipe.token_loss  # what passes through the layers is kept with it
     tokens_reach_the_end = recipe.token_loss or recipe.head in ('shared', 'parallel')
     if not tokens_reach_the_end:
         last = f'backbone.layers.{config.backbone.depth - 1}.'

@@ -32,11 +32,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def make_model() -> Callable[..., KiVla]:
-    """A tiny model for a recipe, every weight random: fresh adaptive norms would hide the expert's paths."""
+    """A tiny model for a recipe, every weight random: fresh adaptive norms would hide the expert's paths.
 
-    def build(name: str = 'ours', config: ModelConfig | None = None) -> KiVla:
-        chosen = recipe(name)
-        model = KiVla(chosen.configure(config or preset('tiny')))
+    A configuration without a recipe is built as it is.
+    """
+
+    def build(name: str | None = None, config: ModelConfig | None = None) -> KiVla:
+        chosen = recipe(name or 'ours')
+        as_it_is = config is not None and name is None
+        model = KiVla(config if config is not None and as_it_is else chosen.configure(config or preset('tiny')))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -11,7 +11,7 @@ from ki_vla.engine.interface import Shape, example_inputs
 from ki_vla.engine.packing import PLAIN, Fusions
 from ki_vla.engine.stages import ActionStage, Cached, Loop, PrefixStage, Step, VisionStage, pure
 from ki_vla.errors import VlaError
-from ki_vla.model.config import preset
+from ki_vla.model.config import PointerConfig, preset
 from ki_vla.model.kivla import KiVla
 from ki_vla.policy import rtc
 
@@ -22,6 +22,8 @@ STRUCTURES = {
     'pi0': {'state_repr': 'suffix', 'adaptive': False},
     'suffix and adaptive': {'state_repr': 'suffix'},
     'plain norms': {'adaptive': False},
+    'pointer': {'state_repr': 'both', 'pointer': PointerConfig(layer=2)},
+    'pointer, without a state in the prefix': {'state_repr': 'suffix', 'pointer': PointerConfig(layer=1, cells=5)},
     'four steps a token': {'steps_per_token': 4},
     'pi0, four steps a token': {'state_repr': 'suffix', 'adaptive': False, 'steps_per_token': 4},
 }
