@@ -182,8 +182,9 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
     horizons = {contract.name: contract.horizon for contract in contracts}
     if len(set(horizons.values())) > 1 and 'horizon' not in run.model:
         raise TrainingError(f'embodiments: chunks must have one length; the horizons are {horizons}.')
+    first = recipe(run.stages[0].recipe)  # what the run changes may need the structure of its recipe
     if start is not None and run.preset is None:
-        config = start.config.changed({**_wide_enough(start.config, contracts), **run.model})
+        config = first.configure(start.config).changed({**_wide_enough(start.config, contracts), **run.model})
     else:
         assert run.preset is not None  # of a settled run
         least = 32 if run.preset == 'full' else 0
@@ -193,7 +194,7 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
             'state_dim': max(least, *(len(contract.state) for contract in contracts)),
             'views': max(len(contract.cameras) for contract in contracts),
         }
-        config = preset(run.preset, **sizes).changed(run.model)
+        config = first.configure(preset(run.preset, **sizes)).changed(run.model)
     wanted, *others = (recipe(stage.recipe).configure(config) for stage in run.stages)
     if any(other != wanted for other in others):
         recipes = ', '.join(stage.recipe for stage in run.stages)

@@ -19,6 +19,7 @@ from ki_vla.errors import VlaError
 from ki_vla.export.quantise import quantise
 from ki_vla.export.source import of_noise
 from ki_vla.export.write import _on_observations, export_onnx
+from ki_vla.model.config import PointerConfig
 from ki_vla.policy.bundle import Bundle
 
 
@@ -98,6 +99,18 @@ def test_tokens_of_several_steps_are_exported_without_the_way_that_gives_single_
     np.testing.assert_allclose(*chunks, atol=1e-4)
     with pytest.raises(VlaError, match='kinds plain, trained: choose of plain, guided'):
         export_onnx(made, 'fp32', kinds=('plain', 'trained'))
+
+
+def test_an_expert_that_hears_a_pointer_is_exported_with_it(make_bundle: Any) -> None:
+    made = make_bundle(state_repr='both', pointer=PointerConfig(layer=1))
+    export_onnx(made, 'fp32', steps=2, kinds=('plain',))
+    inputs = example_inputs(made.config, Shape(3, 20))
+    noise = np.random.default_rng(0).standard_normal((made.config.horizon, made.config.action_dim), np.float32)
+    chunks = []
+    for backend in ('torch', 'onnx'):
+        with open_engine(made, backend, device='cpu', steps=2) as engine:
+            chunks.append(engine.infer(inputs, noise))
+    np.testing.assert_allclose(*chunks, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ REFUSALS = [
     ('model: {horizon: -5}', 'run.yaml: model.horizon is -5; write a whole number above 0.'),
     ('model: {vision: 3}', 'run.yaml: model.vision is 3; write a mapping of fields.'),
     ('model: {head: tail}', "run.yaml: model.head is 'tail'; write one of expert, shared, parallel, none."),
+    ('model: {pointer: {layer: 1}}', "pointer is heard beside the state, and state_repr is 'text'; write suffix or both"),
     ('model: {backbone: {depth: 9}}', 'model does not fit the preset tiny: ModelConfig: expert.depth is 3; write '),
     ('model: 4', 'run.yaml: model is 4; write a mapping of fields.'),
     ('augment: {crop: 2}', 'run.yaml: augment.crop is 2; write a number from 0.1 to 1.'),
@@ -110,6 +111,11 @@ def test_a_mistake_is_told_with_file_field_value_and_what_to_write(tmp_path: Pat
     assert says in message
     assert message.startswith(str(tmp_path / 'run.yaml'))
     assert '\n' not in message
+
+
+def test_what_the_recipe_gives_the_model_is_there_for_what_the_run_changes(tmp_path: Path) -> None:
+    run = load(tmp_path, 'data: {bags: x}\nstages: [{recipe: ours_both_states}]\nmodel: {pointer: {layer: 1}}')
+    assert run.model == {'pointer': {'layer': 1}}
 
 
 def test_a_run_made_in_code_is_checked_too() -> None:
