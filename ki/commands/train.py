@@ -139,6 +139,10 @@ def fit(run: Run) -> Path | None:
                 shown['task'] = bar.add_task(values['name'], total=values['steps'], losses='')
                 if not console.is_terminal:
                     bar.print(f'{values["name"]}: {values["steps"]} steps')
+            elif kind == 'keeping':
+                bar.print(f'  what the backbone makes of {values["samples"]} samples is computed once')
+            elif kind == 'kept':
+                bar.print(f'  kept {values["samples"]} samples, {values["bytes"] / 1e9:.1f} GB')
             elif kind == 'step':
                 bar.update(shown['task'], completed=values['step'], losses=_losses(values))
                 if not console.is_terminal:

@@ -298,6 +298,7 @@ class KiVla(nn.Module):
         generator: torch.Generator | None = None,
         given_BRH: Tensor | None = None,
         teacher: KiVla | None = None,
+        prefix: Prefix | None = None,
     ) -> Losses:
         """All losses of a batch under a recipe.
 
@@ -311,6 +312,7 @@ class KiVla(nn.Module):
             given_BRH: actions that are given clean and carry no loss, with the times that belong to them
                 (`flow.give_first_actions`): training for real-time chunking.
             teacher: a frozen copy of the start, for recipes with `consistency`.
+            prefix: of this batch, from `prefill`, for recipes that leave the backbone as it is.
 
         Raises:
             VlaError: the batch does not fit the model, or the recipe does not.
@@ -324,6 +326,11 @@ class KiVla(nn.Module):
             )
         if recipe.consistency and teacher is None:
             raise VlaError(f'recipe {recipe.name}: consistency is with a frozen copy of the start; pass it as teacher.')
+        if prefix is not None:
+            if not recipe.frozen:
+                raise VlaError(f'recipe {recipe.name}: it trains the backbone, so the prefix cannot be given.')
+            flow_loss, _ = self._action_loss(prefix, batch, recipe, draws, noise_BRHA, tau, generator, given_BRH)
+            return Losses.of_actions(flow_loss, recipe.alpha, batch.action_mask_BHA.sum())
         if not recipe.hears:
             batch = replace(batch, prompt_mask_BL=torch.zeros_like(batch.prompt_mask_BL))
         tokens_BPD = self.encode(batch.images_BVCHW)

@@ -37,6 +37,12 @@ class Losses:
     dense: Tensor
     dense_count: Tensor
 
+    @classmethod
+    def of_actions(cls, flow: Tensor, alpha: float, action_count: Tensor) -> Losses:
+        """Of the actions alone."""
+        zero, none = flow.new_zeros(()), action_count.new_zeros(())
+        return cls(alpha * flow, zero, zero, zero, flow, none, none, action_count, zero, none)
+
     def report(self) -> dict[str, float]:
         """Plain numbers (this waits for the device)."""
         return {

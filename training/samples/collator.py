@@ -22,6 +22,7 @@ from ki_robot.contract.parts import Camera
 from ki_vla.errors import VlaError
 from ki_vla.model import flow
 from ki_vla.model.dense import labelled
+from ki_vla.model.kivla import Prefix
 from ki_vla.objective.batch import Batch, collate
 from ki_vla.objective.patch_labels import Thing, patch_labels
 from ki_vla.objective.recipes import Recipe
@@ -49,6 +50,7 @@ class Packet:
         texts: instruction or question of each sample.
         answers: what is to be said to a question; empty for action samples.
         group: task or kind of all of them, where they are of one.
+        prefix: what the backbone makes of them, where it is kept (`training.train.kept`).
     """
 
     batch: Batch
@@ -58,6 +60,7 @@ class Packet:
     texts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     group: str = ''
+    prefix: Prefix | None = None
 
     def to(self, device: torch.device | str) -> Packet:
         """On another device."""
@@ -102,7 +105,7 @@ class Collator:
         config = self.processor.config
         noise, tau = [], []
         for draw in drawn:
-            generator = torch.Generator().manual_seed(_mixed(self.seed, draw.number))
+            generator = torch.Generator().manual_seed(mixed(self.seed, draw.number))
             noise.append(flow.sample_noise((self.draws, config.horizon, config.action_dim), generator))
             tau.append(flow.sample_tau((self.draws,), generator))
         batch = collate([row for row, _, _ in rows], self.processor.tokenizer.vocabulary.pad)
@@ -237,7 +240,7 @@ def counts(batch: Batch, recipe: Recipe) -> Counts:
     )
 
 
-def _mixed(seed: int, number: int) -> int:
+def mixed(seed: int, number: int) -> int:
     """One 63-bit seed of two numbers, well mixed, so that neighbours share nothing."""
     state = np.random.SeedSequence([seed, 5, number + 1]).generate_state(2, np.uint32)
     return int(state[0]) | (int(state[1]) & 0x7FFFFFFF) << 32

@@ -93,7 +93,7 @@ def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtypes = {'param_dtype': torch.bfloat16, 'reduce_dtype': torch.float32} if bf16 else {}
@@ -103,6 +103,7 @@ def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
         for layer in getattr(stack, 'layers', ()):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    register_fsdp_forward_method(model, 'prefill')
 
 
 def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:

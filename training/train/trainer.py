@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import signal
 import time
 from collections import defaultdict
@@ -47,6 +48,7 @@ from training.train.distributed import (
     whole_optimiser,
     whole_weights,
 )
+from training.train.kept import KeptSamples, prefixed, sent
 from training.train.lora import add_lora, freeze_base
 from training.train.resume_fingerprint import resume_fingerprint
 from training.train.run_report import LOSSES, Journal
@@ -203,7 +205,10 @@ class Trainer:
         )
         self.model.train()
         tally = Tally()
-        packets = iter(self.loader)
+        if self.stage.kept:
+            packets = self._kept_samples().after(self.step)
+        else:
+            packets = iter(self.loader)
         try:
             with self._stops_politely():
                 while self.step < self.stage.steps and not self.stop:
@@ -222,6 +227,21 @@ class Trainer:
             packets.close()
             journal.close()
         return self.step >= self.stage.steps
+
+    def _kept_samples(self) -> KeptSamples:
+        """The first samples of the stage, also when it is resumed, with what the backbone makes of them."""
+        self.loader.sampler.load_state_dict({**self.loader.sampler.state_dict(), 'position': 0})
+        steps = math.ceil(self.stage.kept / self.stage.batch)
+        self.loader.steps = steps * self.stage.accumulate
+        self.tell('keeping', {'samples': steps * self.stage.batch})
+        self.model.eval()
+        with self._precision():
+            made = [prefixed(self.model, packet, self.world.device) for packet in self.loader]
+        self.model.train()
+        kept = KeptSamples(made, self.run.seed, self.stage.accumulate)
+        samples, size = totals(self.world, [kept.samples, kept.nbytes])
+        self.tell('kept', {'samples': int(samples), 'bytes': int(size)})
+        return kept
 
     def one_step(self, micro: list[Packet]) -> None:
         """One step on packets of the host. What it found waits to be fetched by `settle`."""
@@ -303,8 +323,9 @@ class Trainer:
         tau, given = (self._sent(each) for each in (tau, given))
         with self._precision():
             found: Losses = self.model(
-                there.batch, self.current, tau.shape[1], there.noise_BRHA, tau, given_BRH=given, teacher=self.teacher
-            )
+                there.batch, self.current, tau.shape[1], there.noise_BRHA, tau, given_BRH=given, teacher=self.teacher,
+                prefix=None if packet.prefix is None else sent(packet.prefix, self.world.device),
+            )  # fmt: skip
         return found
 
     def _sent(self, value: Tensor | None) -> Any:

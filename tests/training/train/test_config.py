@@ -74,6 +74,8 @@ REFUSALS = [
     ('stages: [{vlm: 1}]', 'run.yaml: data.vlm names no files, and a stage draws vlm samples; name some,'),
     ('stages: [{actions: 0}]', 'run.yaml: stages[0].actions, starts and vlm are all 0, so nothing would be drawn;'),
     ('stages: [{batch: 4, accumulate: 3}]', 'run.yaml: stages[0].batch is 4; write a multiple of accumulate, 3.'),
+    ('stages: [{kept: 64}]', 'run.yaml: stages[0].kept is 64, and recipe ours trains the backbone, so nothing stays'),
+    ('stages: [{recipe: frozen, kept: 8}]', 'run.yaml: stages[0].kept is 8, batch 32, vlm 0; keep a batch or more,'),
     ('stages: []', 'run.yaml: stages is []; write a list of at least 1 entry.'),
     ('stages: {name: a}', "run.yaml: stages is {'name': 'a'}; write a list of at least 1 entry."),
     ('stages: [{name: a b}]', "run.yaml: stages[0].name is 'a b'; write a plain word; it names a folder."),

@@ -70,12 +70,15 @@ def losses(out: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('blocks', 'optimiser'), [(False, 'adamw'), (True, 'adamw'), (True, 'muon')])
+@pytest.mark.parametrize(
+    ('blocks', 'changes'),
+    [(False, {}), (True, {}), (True, {'optimiser': 'muon'}), (True, {'recipe': 'frozen', 'kept': 8, 'vlm': 0})],
+)
 def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
-    run_of: MakeRun, tmp_path: Path, blocks: bool, optimiser: str
+    run_of: MakeRun, tmp_path: Path, blocks: bool, changes: dict[str, Any]
 ) -> None:
     alone, both = (
-        run_of({'steps': 6, 'batch': 4, 'accumulate': 2, 'optimiser': optimiser}, out=str(tmp_path / name))
+        run_of({'steps': 6, 'batch': 4, 'accumulate': 2, **changes}, out=str(tmp_path / name))
         for name in ('alone', 'both')
     )
     train(alone)
