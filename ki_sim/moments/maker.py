@@ -57,8 +57,8 @@ class SimMoment:
         state: measured, in the contract's state columns.
         actions: (H, N) what the expert does from here, in the contract's action columns, absolute.
         things: what the first view shows.
-        point: where in it the object is to which the hand goes: what is asked for, or once that is held, what it is put
-            on or beside; None when it is outside, or there is none.
+        points: where in it the object is that is acted on, and that which it is put on or beside; None for one that is
+            outside or hidden, or that there is not.
         held: 0 free, 1 held, 2 done.
     """
 
@@ -69,7 +69,7 @@ class SimMoment:
     state: npt.NDArray[np.float64]
     actions: npt.NDArray[np.float64]
     things: tuple[ShownObject, ...]
-    point: tuple[float, float] | None
+    points: tuple[tuple[float, float] | None, tuple[float, float] | None]
     held: int
 
 
@@ -163,7 +163,6 @@ class MomentMaker:
         at = places[found.target]
         reaching = found.words.startswith('reach for')
         box = box_text(_box(at, now.objects[found.target])) if at is not None and reaching else ''
-        goes_to = now.goal.other if acting else found.target
         return SimMoment(
             now.task,
             words,
@@ -172,7 +171,7 @@ class MomentMaker:
             state,
             self.columns.actions(commands, angles, self.arms),
             things,
-            places[goes_to] if goes_to >= 0 else None,
+            (at, places[now.goal.other] if now.goal.other >= 0 else None),
             2 if found.done else int(acting),
         )
 

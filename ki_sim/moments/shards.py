@@ -171,7 +171,7 @@ def arrays(rows: Sequence[SimMoment], settings: MomentSettings) -> dict[str, Any
         'task': _places(tasks, (row.task for row in rows)),
         'tasks': np.array(tasks),
         'held': np.array([row.held for row in rows], np.uint8),
-        'point': np.array([row.point or hidden for row in rows], np.float32),
+        'points': np.array([[point or hidden for point in row.points] for row in rows], np.float32),
         'thing_word': np.array([(thing.colour, thing.kind) for thing in things]).reshape(-1, len(HEADS)),
         'thing_at': np.array([(thing.x, thing.y) for thing in things], np.float32).reshape(-1, 2),
         'thing_offset': np.cumsum([0, *(len(row.things) for row in rows)]),

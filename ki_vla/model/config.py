@@ -31,6 +31,7 @@ HEAD_KINDS: dict[Head, tuple[str, ...]] = {
 # Top-level modules of a `KiVla`, with which the names of weights begin; HEAD is the action head, of whichever kind.
 PARTS = ('vision', 'projector', 'embed', 'state_proj', 'backbone', 'pointer', 'expert')
 HEAD = 'expert'
+POINTS = 2  # places that are pointed at: of what is acted on, and of what it is put on or beside
 
 
 class VlaConfig(Config):
@@ -117,7 +118,8 @@ class DenseConfig(VlaConfig):
 
 
 class PointerConfig(VlaConfig):
-    """What says where in the first view the thing is that the words ask for. `dense` trains it.
+    """What says where in the first view the thing is that the words ask for, and that which it is put on or beside.
+    `dense` trains it.
 
     Heads of `dense` point in any case. With this the action expert hears it beside the state, and a bundle keeps it.
     """
@@ -261,7 +263,7 @@ class ModelConfig(VlaConfig):
     @property
     def state_token_dim(self) -> int:
         """Numbers from which the state token of the expert is made: the state, and what the pointer says."""
-        return self.state_dim + (0 if self.pointer is None else 2 * self.pointer.cells + 2)
+        return self.state_dim + (0 if self.pointer is None else POINTS * (2 * self.pointer.cells + 2))
 
     @property
     def prompt_state(self) -> PromptState | None:

@@ -7,7 +7,7 @@ them: they read image tokens and the last token of the prefix, and nothing reads
 What is asked for is read on its way through the backbone, not at its end: the action expert sees keys and values of
 layers, and no layer's are made of the last output. A place that only the last layer finds is lost to it.
 
-Shape legend: B batch, V views, N patches a view, P = V * N, K labels, D width.
+Shape legend: B batch, V views, N patches a view, P = V * N, K labels, M places pointed at, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ki_vla.model.config import ModelConfig
+from ki_vla.model.config import POINTS, ModelConfig
 from ki_vla.model.pointer import Pointer
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.patch_labels import NOTHING, UNKNOWN
@@ -32,8 +32,8 @@ def labelled(batch: Batch, pointer: bool) -> Tensor:
     known_B = torch.zeros_like(batch.has_actions_B)
     if batch.dense_BVNK is not None:
         known_B = known_B | (batch.dense_BVNK != UNKNOWN).flatten(1).any(dim=1)
-    if batch.point_B2 is not None and pointer:
-        known_B = known_B | batch.point_B2.isfinite().all(dim=1)
+    if batch.points_BM2 is not None and pointer:
+        known_B = known_B | batch.points_BM2.isfinite().flatten(1).any(dim=1)
     return known_B
 
 
@@ -47,7 +47,7 @@ class DenseHeads(nn.Module):
         self.labels = nn.ModuleDict({name: nn.Linear(D, len(words) + 1) for name, words in config.dense.labels.items()})
         self.offset = nn.Linear(D, 2)
         self.pointer = Pointer(D) if config.pointer is None else None
-        self.asked = nn.Linear(D, 1)
+        self.asked = nn.Linear(D, POINTS)
 
     def loss(
         self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch, pointer: Pointer | None = None
@@ -58,18 +58,18 @@ class DenseHeads(nn.Module):
             tokens_BPD: image tokens as the backbone reads them.
             passing_BnD: the last token of the prefix, then the image tokens of the first view, which have read the
                 words, after some layers [B, 1 + N, D] each; none leaves out what is asked for.
-            batch: with `dense_BVNK`, `offset_BVN2` and `point_B2`; without them the loss is 0 of 0 examples.
+            batch: with `dense_BVNK`, `offset_BVN2` and `points_BM2`; without them the loss is 0 of 0 examples.
             pointer: that of a model which has one; by default these heads' own.
         """
         tokens_BPD = tokens_BPD.float()
-        if batch.dense_BVNK is None or batch.offset_BVN2 is None or batch.point_B2 is None:
+        if batch.dense_BVNK is None or batch.offset_BVN2 is None or batch.points_BM2 is None:
             return tokens_BPD.sum() * 0.0, batch.action_mask_BHA.new_zeros((), dtype=torch.int64)
         labels_BPK = batch.dense_BVNK.flatten(1, 2)
         loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
         pointer = pointer or cast(Pointer, self.pointer)
         for each_BnD in passing_BnD:
-            pointed_B = pointer.loss(each_BnD[:, 0].float(), batch.point_B2)
-            pointed_B = pointed_B + self._asked_loss(each_BnD[:, 1:].float(), batch.point_B2)
+            pointed_B = pointer.loss(each_BnD[:, 0].float(), batch.points_BM2)
+            pointed_B = pointed_B + self._asked_loss(each_BnD[:, 1:].float(), batch.points_BM2)
             loss_B = loss_B + pointed_B / len(passing_BnD)
         known_B = labelled(batch, bool(passing_BnD))
         count = known_B.sum()
@@ -94,14 +94,14 @@ class DenseHeads(nn.Module):
         loss_BP = F.smooth_l1_loss(found_BP2, wanted_BP2.nan_to_num(), reduction='none', beta=BETA).sum(-1)
         return torch.where(there_BP, loss_BP, 0.0).sum(1) / there_BP.sum(1).clamp(min=1)
 
-    def _asked_loss(self, first_view_BND: Tensor, point_B2: Tensor) -> Tensor:
-        """Which patch of the first view has the thing asked for: cross-entropy over its patches [B].
+    def _asked_loss(self, first_view_BND: Tensor, points_BM2: Tensor) -> Tensor:
+        """Which patch of the first view has the things asked for: cross-entropy over its patches [B].
 
         Each patch need only compare the words with what it shows itself, so this is learned long before the last token
         of the prefix has learned to look for it.
         """
-        there_B, side = point_B2.isfinite().all(dim=1), math.isqrt(first_view_BND.shape[1])
-        at_B2 = (point_B2.nan_to_num(0.5) * side).long().clamp(0, side - 1)
-        logits_BN = self.asked(first_view_BND).float().squeeze(-1)
-        loss_B = F.cross_entropy(logits_BN, at_B2[:, 1] * side + at_B2[:, 0], reduction='none')
-        return torch.where(there_B, loss_B, 0.0)
+        there_BM, side = points_BM2.isfinite().all(dim=-1), math.isqrt(first_view_BND.shape[1])
+        at_BM2 = (points_BM2.nan_to_num(0.5) * side).long().clamp(0, side - 1)
+        logits_BNM = self.asked(first_view_BND).float()
+        loss_BM = F.cross_entropy(logits_BNM, at_BM2[..., 1] * side + at_BM2[..., 0], reduction='none')
+        return torch.where(there_BM, loss_BM, 0.0).sum(-1)

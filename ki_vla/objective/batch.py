@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import ModelConfig
+from ki_vla.model.config import POINTS, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Batch:
         dense_BVNK: for training heads (`model.dense`), int64: the word of each label that a patch shows, 0 for none and
             -1 for patches that nobody has looked at.
         offset_BVN2: from the middle of a patch to that of the thing it shows, x and y in patches; NaN without one.
-        point_B2: where in the first view the thing is that the words ask for, x and y from 0 to 1; NaN if nowhere.
+        points_BM2: where in the first view the thing is that is acted on, and that which it is put on or beside, x and y
+            from 0 to 1; NaN if nowhere.
     """
 
     images_BVCHW: Tensor
@@ -52,7 +53,7 @@ class Batch:
     action_token_BT: Tensor | None = None
     dense_BVNK: Tensor | None = None
     offset_BVN2: Tensor | None = None
-    point_B2: Tensor | None = None
+    points_BM2: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -117,11 +118,11 @@ _DTYPES = {
     'action_token_BT': _BOOL,
     'dense_BVNK': _INT,
     'offset_BVN2': _FLOAT,
-    'point_B2': _FLOAT,
+    'points_BM2': _FLOAT,
 }
 _RAGGED = ('images_BVCHW', 'image_mask_BV', 'prompt_BL', 'prompt_mask_BL', 'dense_BVNK', 'offset_BVN2')
 _FILLS = {'dense_BVNK': -1, 'offset_BVN2': float('nan')}  # of views that are not there
-_OPTIONAL = ('action_token_BT', 'dense_BVNK', 'offset_BVN2', 'point_B2')
+_OPTIONAL = ('action_token_BT', 'dense_BVNK', 'offset_BVN2', 'points_BM2')
 
 
 def check_shapes(batch: Batch, config: ModelConfig) -> None:
@@ -163,7 +164,7 @@ def _dense_shapes(batch: Batch, config: ModelConfig) -> dict[str, tuple[int, ...
     return {
         'dense_BVNK': (B, V, patches, labels),
         'offset_BVN2': (B, V, patches, 2),
-        'point_B2': (B, 2),
+        'points_BM2': (B, POINTS, 2),
     }
 
 

@@ -1,6 +1,6 @@
 """What a picture shows, as labels of its patches: for the heads that only training has (`ki_vla.model.dense`).
 
-Legend: V views, N patches of a view, K labels.
+Legend: V views, N patches of a view, K labels, M places pointed at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ki_vla.errors import VlaError
-from ki_vla.model.config import DenseConfig, ModelConfig
+from ki_vla.model.config import POINTS, DenseConfig, ModelConfig
 
 UNKNOWN, NOTHING = -1, 0  # of a label: nobody has looked; none of its words
 
@@ -36,7 +36,10 @@ class Thing:
 
 
 def patch_labels(
-    config: ModelConfig, views: int, things: Sequence[Thing] | None, point: tuple[float, float] | None
+    config: ModelConfig,
+    views: int,
+    things: Sequence[Thing] | None,
+    points: Sequence[tuple[float, float] | None] = (None,) * POINTS,
 ) -> dict[str, np.ndarray]:
     """Labels for `ki_vla.objective.batch.collate`, for a model with heads for them.
 
@@ -45,7 +48,8 @@ def patch_labels(
         views: how many the example has.
         things: everything that is in the first view, farthest first: of two in one patch, the nearer one names it. None
             where nobody has looked.
-        point: where in the first view the thing is that the words ask for; outside of it counts as nowhere.
+        points: where in the first view the thing is that is acted on, and that which it is put on or beside; outside of
+            it counts as nowhere.
 
     Raises:
         VlaError: a thing has a word that the model does not know.
@@ -62,9 +66,11 @@ def patch_labels(
                 patch = row * side + column
                 labels_VNK[0, patch] = _words(config.dense, thing.words)
                 offset_VN2[0, patch] = thing.x * side - column - 0.5, thing.y * side - row - 0.5
-    inside = point is not None and all(0.0 <= each < 1.0 for each in point)
-    place = np.array(point if inside else (np.nan, np.nan), dtype=np.float32)
-    return {'dense_VNK': labels_VNK, 'offset_VN2': offset_VN2, 'point_2': place}
+    nowhere = (np.nan, np.nan)
+    points_M2 = np.array(
+        [each if each is not None and 0.0 <= min(each) and max(each) < 1.0 else nowhere for each in points], np.float32
+    )
+    return {'dense_VNK': labels_VNK, 'offset_VN2': offset_VN2, 'points_M2': points_M2}
 
 
 def _words(dense: DenseConfig, words: Mapping[str, str]) -> list[int]:

@@ -19,7 +19,7 @@ from training.errors import TrainingError
 
 MARK = 'thing_offset'  # an array that moments have and recordings have not
 WANTED = (
-    *('state', 'action', 'text', 'texts', 'subtask', 'subtasks', 'task', 'tasks', 'point', 'meta', 'columns'),
+    *('state', 'action', 'text', 'texts', 'subtask', 'subtasks', 'task', 'tasks', 'points', 'meta', 'columns'),
     *('thing_word', 'thing_at', 'thing_offset', 'thing_heads', 'jpeg', 'offset', 'cameras', 'action_columns'),
 )
 
@@ -70,7 +70,7 @@ def moment_arrays(found: dict[str, NDArray[Any]], contract: Contract) -> tuple[d
         'text': found['text'].astype(np.int64),
         'subtask': found['subtask'].astype(np.int64) + subtasks,
         'task': found['task'].astype(np.int64) + tasks,
-        'point': found['point'].astype(np.float32),
+        'points': found['points'].astype(np.float32),
         'thing_words': found['thing_word'],
         'thing_at': found['thing_at'].astype(np.float32),
         'thing_offset': found['thing_offset'].astype(np.int64),

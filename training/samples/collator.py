@@ -150,7 +150,7 @@ class Collator:
         if self.processor.config.dense is not None:
             labels = self._seen(sample, first, pictures, len(row['images_VCHW']))
             row |= labels
-            if sample.things is not None or sample.point is not None:
+            if sample.things is not None or any(sample.points):
                 fixed[0] = True  # what the labels say of a place must stay there
         if self.how is not None:
             row['images_VCHW'] = augment(row['images_VCHW'], row['image_mask_V'], fixed, self.how, rng)
@@ -159,7 +159,7 @@ class Collator:
     def _seen(
         self, sample: Sample | VlmSample, camera: Camera | None, pictures: Sequence[np.ndarray], views: int
     ) -> dict[str, np.ndarray]:
-        """What the first view shows, and where the thing is that is asked for, as labels of patches.
+        """What the first view shows, and where the things are that are asked for, as labels of patches.
 
         Args:
             sample: with places in the whole first picture.
@@ -167,13 +167,13 @@ class Collator:
             pictures: the first one, where it is there.
             views: of the example.
         """
-        config, things, point = self.processor.config, sample.things, sample.point
+        config, things = self.processor.config, sample.things
         if not pictures:
-            return patch_labels(config, views, None, None)
+            return patch_labels(config, views, None)
         height, width = pictures[0].shape[:2]
         place = partial(self.processor.in_view, camera, height, width)
         found = None if things is None else [Thing(*place(each.x, each.y), each.words) for each in things]
-        return patch_labels(config, views, found, None if point is None else place(*point))
+        return patch_labels(config, views, found, [None if each is None else place(*each) for each in sample.points])
 
 
 def misfit(processor: Processor, question: str, answer: str, pictures: int) -> str:

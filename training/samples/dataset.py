@@ -27,7 +27,7 @@ from training.errors import TrainingError
 from training.index.episodes import HUMAN, Runs
 from training.index.index import EpisodeInfo, Index
 from training.index.stored_images import decode_stored
-from training.samples.things import ShownThing, point_at, things_at
+from training.samples.things import Place, ShownThing, points_at, things_at
 
 KEPT_OUTCOMES = ('unlabeled', 'success')
 MEMORY = 2**30  # bytes of arrays that are kept: those of 400,000 moments, so that a data set of any size fits a machine
@@ -50,7 +50,7 @@ class Sample:
         step: Which step of it.
         stamp_ns: When.
         things: What the first view shows, for training heads; None where nobody has looked.
-        point: Where in it the thing is that the instruction asks for; None where hidden or unknown.
+        points: Where in it the thing is that is acted on, and that which it is put on or beside.
         task: Name of the task, where the data have one; else empty.
     """
 
@@ -65,7 +65,7 @@ class Sample:
     step: int
     stamp_ns: int
     things: tuple[ShownThing, ...] | None = None
-    point: tuple[float, float] | None = None
+    points: tuple[Place, Place] = (None, None)
     task: str = ''
 
 
@@ -295,7 +295,7 @@ class EpisodeDataset:
             step=step,
             stamp_ns=int(arrays['stamps'][step]),
             things=things_at(arrays, step),
-            point=point_at(arrays, step),
+            points=points_at(arrays, step),
             task=about.texts[int(arrays['task'][step])] if 'task' in arrays else '',
         )
 

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+Place = tuple[float, float] | None  # in a picture, as a thing's; None where hidden or unknown
+
+
 @dataclass(frozen=True)
 class ShownThing:
     """One thing in the first view: its word for each label, e.g. colour and kind, and where its middle is.
@@ -35,12 +38,14 @@ def things_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[ShownThing
     )
 
 
-def point_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[float, float] | None:
-    """Where the thing is that is asked for at a step; None where hidden or unknown."""
-    if 'point' not in arrays or not np.isfinite(arrays['point'][step]).all():
-        return None
-    x, y = arrays['point'][step]
-    return float(x), float(y)
+def points_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[Place, Place]:
+    """Where the thing is that is acted on at a step, and that which it is put on or beside."""
+    if 'points' not in arrays:
+        return None, None
+    acted_on, other = (
+        (float(x), float(y)) if np.isfinite((x, y)).all() else None for x, y in arrays['points'][step]
+    )
+    return acted_on, other
 
 
 def parse_things(value: Any) -> tuple[ShownThing, ...] | None:

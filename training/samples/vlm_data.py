@@ -27,7 +27,7 @@ from ki_bags.problems import Problems
 from ki_robot.errors import Rejected
 from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
-from training.samples.things import ShownThing, parse_point, parse_things
+from training.samples.things import Place, ShownThing, parse_point, parse_things
 
 CAPTION = 'caption en'
 PICTURES = ('jpg', 'jpeg', 'png')
@@ -45,7 +45,12 @@ class VlmSample:
     answer: str
     kind: str
     things: tuple[ShownThing, ...] | None = None
-    point: tuple[float, float] | None = None
+    point: Place = None
+
+    @property
+    def points(self) -> tuple[Place, Place]:
+        """As those of a sample with actions: nothing is put on or beside anything."""
+        return self.point, None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class _Row:
     answer: str
     kind: str
     things: tuple[ShownThing, ...] | None = None
-    point: tuple[float, float] | None = None
+    point: Place = None
 
 
 class VlmDataset:

@@ -106,22 +106,24 @@ def test_no_held_out_pair_is_shown_and_points_are_at_things(made: list[SimMoment
     for moment in made:
         assert not {(thing.colour, thing.kind) for thing in moment.things} & HELD_OUT
         assert all(0 <= thing.x < 1 and 0 <= thing.y < 1 for thing in moment.things)
-        if moment.point is not None:
-            assert any(math.dist((thing.x, thing.y), moment.point) < 1e-9 for thing in moment.things)
+        for point in filter(None, moment.points):
+            assert any(math.dist((thing.x, thing.y), point) < 1e-9 for thing in moment.things)
 
 
-def test_the_point_is_where_the_hand_goes_and_with_something_in_it_where_that_is_put(made: list[SimMoment]) -> None:
+def test_points_are_where_the_object_is_and_where_that_is_on_or_beside_which_it_is_put(made: list[SimMoment]) -> None:
     shown = Counter[str]()
     for moment in made:
         seen = {f'{thing.colour} {thing.kind}': (thing.x, thing.y) for thing in moment.things}
+        acted_on, other = moment.points
+        said = re.match(r'(?:reach for|touch|push|put) the (\w+ \w+)', moment.subtask)
+        assert said is not None
+        assert acted_on == seen.get(said[1])
         if moment.held == 1 and moment.task in ('stack', 'next_to'):
-            goes_to = ' '.join(moment.subtask.split()[-2:])  # 'put the red cup on the blue plate'
-        elif moment.held == 1:
-            assert moment.point is None, 'a bin is no object'
-            continue
-        elif moment.subtask.startswith(('reach for', 'touch', 'push')):
-            goes_to = ' '.join(re.match(r'(?:reach for|touch|push) the (\w+ \w+)', moment.subtask).groups())
-        assert moment.point == seen.get(goes_to)
+            assert other == seen.get(' '.join(moment.subtask.split()[-2:])), 'put the red cup on the blue plate'
+        if moment.task not in ('stack', 'next_to'):
+            assert other is None, 'a bin is no object'
+        elif other is not None:
+            assert other != acted_on
         shown[f'{moment.task} {moment.held}'] += 1
     assert {'stack 1', 'next_to 1', 'stack 0', 'next_to 0', 'touch 0', 'push 0'} <= set(shown)
 

@@ -26,9 +26,9 @@ def labelled(batch: Batch) -> Batch:
     dense[0, 0, 0] = torch.tensor([2, 1])
     offset = torch.full((B, V, CONFIG.vision.tokens, 2), torch.nan)
     offset[0, 0, 0] = torch.tensor([0.1, -0.2])
-    point = torch.full((B, 2), torch.nan)
-    point[0] = torch.tensor([0.3, 0.2])
-    return replace(batch, dense_BVNK=dense, offset_BVN2=offset, point_B2=point)
+    points = torch.full((B, 2, 2), torch.nan)
+    points[0, 0] = torch.tensor([0.3, 0.2])
+    return replace(batch, dense_BVNK=dense, offset_BVN2=offset, points_BM2=points)
 
 
 def test_it_counts_examples_with_labels_and_learns_them(make_model: Callable, make_batch: Callable) -> None:
@@ -58,7 +58,7 @@ def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Call
     (passing_BnD,) = prefix.passing_BnD
     assert passing_BnD.shape == (len(tokens), 1 + CONFIG.vision.tokens, CONFIG.backbone.width)
     torch.testing.assert_close(prefix.hidden_BD, model.prefix(tokens, *seen, hidden=True).hidden_BD)
-    loss_B = heads._asked_loss(passing_BnD[:, 1:], batch.point_B2)
+    loss_B = heads._asked_loss(passing_BnD[:, 1:], batch.points_BM2)
     assert float(loss_B[0].detach()) > 0
     assert not loss_B[1:].any(), 'nobody knows where the others should look'
     loss_B.sum().backward()
@@ -114,7 +114,7 @@ def test_labels_for_a_model_without_heads_and_of_another_shape_are_refused(
     batch = make_batch(make_model('ours', CONFIG))
     with pytest.raises(VlaError, match=r'dense_BVNK: the model has no heads for it \(model\.dense\)'):
         labelled(batch).check(preset('tiny'))
-    with pytest.raises(VlaError, match=r'point_B2'):
-        replace(labelled(batch), point_B2=torch.zeros(1, 3)).check(CONFIG)
+    with pytest.raises(VlaError, match=r'points_BM2'):
+        replace(labelled(batch), points_BM2=torch.zeros(1, 3)).check(CONFIG)
     with pytest.raises(VlaError, match=r"labels\.kind is \['cup', 'cup'\]"):
         DenseConfig(labels={'kind': ('cup', 'cup')})

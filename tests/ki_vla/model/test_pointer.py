@@ -26,28 +26,32 @@ def pointed(batch: Batch) -> Batch:
     B, V = batch.images_BVCHW.shape[:2]
     dense = torch.full((B, V, CONFIG.vision.tokens, 1), UNKNOWN)
     offset = torch.full((B, V, CONFIG.vision.tokens, 2), torch.nan)
-    point = torch.full((B, 2), torch.nan)
-    point[0] = torch.tensor([0.3, 0.2])
-    return replace(batch, dense_BVNK=dense, offset_BVN2=offset, point_B2=point)
+    points = torch.full((B, 2, 2), torch.nan)
+    points[0] = torch.tensor([[0.3, 0.2], [0.6, 0.7]])
+    return replace(batch, dense_BVNK=dense, offset_BVN2=offset, points_BM2=points)
 
 
 def test_it_learns_the_place_and_says_how_sure_it_is() -> None:
     torch.manual_seed(0)
     pointer, seen_BD = Pointer(16), torch.randn(4, 16)
-    place_B2 = torch.tensor([[0.1, 0.9], [0.5, 0.5], [0.72, 0.3], [torch.nan, torch.nan]])
+    nowhere = [torch.nan, torch.nan]
+    places_BM2 = torch.tensor(
+        [[[0.1, 0.9], [0.2, 0.3]], [[0.5, 0.5], nowhere], [nowhere, [0.72, 0.3]], [nowhere, nowhere]]
+    )
+    there_BM = places_BM2.isfinite().all(-1)
     optimiser = torch.optim.Adam(pointer.parameters(), lr=0.03)
     for _ in range(300):
         optimiser.zero_grad()
-        loss_B = pointer.loss(seen_BD, place_B2)
+        loss_B = pointer.loss(seen_BD, places_BM2)
         loss_B.sum().backward()
         optimiser.step()
     assert float(loss_B[3]) == 0.0
     said_BC = pointer(seen_BD)
-    columns, rows, place = said_BC.detach().split([12, 12, 2], dim=-1)
-    torch.testing.assert_close(place[:3], (place_B2[:3] - 0.5) / POINT_SCALE, atol=0.05, rtol=0)
-    assert columns[:3].argmax(-1).tolist() == [1, 6, 8]
-    assert rows[:3].argmax(-1).tolist() == [10, 6, 3]
-    assert columns[:3].amax(-1).min() > 0.9
+    columns, rows, places = (each.unflatten(-1, (2, -1)) for each in said_BC.detach().split([24, 24, 4], dim=-1))
+    torch.testing.assert_close(places[there_BM], (places_BM2[there_BM] - 0.5) / POINT_SCALE, atol=0.05, rtol=0)
+    assert columns.argmax(-1)[there_BM].tolist() == [1, 2, 6, 8]
+    assert rows.argmax(-1)[there_BM].tolist() == [10, 3, 6, 3]
+    assert columns.amax(-1)[there_BM].min() > 0.9
 
 
 @pytest.mark.parametrize('insulate', [True, False])
@@ -111,4 +115,4 @@ def test_a_pointer_that_nobody_hears_or_teaches_is_refused(changes: dict, messag
 def test_a_run_can_ask_for_it_by_a_mapping() -> None:
     changed: ModelConfig = preset('tiny', state_repr='suffix').changed({'pointer': {'layer': 1, 'cells': 5}})
     assert changed.pointer == PointerConfig(layer=1, cells=5)
-    assert changed.state_token_dim == changed.state_dim + 12
+    assert changed.state_token_dim == changed.state_dim + 24

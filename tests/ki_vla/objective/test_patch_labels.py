@@ -23,7 +23,7 @@ def cropping(crop: tuple[float, float, float, float]) -> Processor:
 
 
 def test_a_thing_names_the_patch_that_holds_its_middle() -> None:
-    found = patch_labels(CONFIG, 2, [Thing(0.9, 0.1, {'colour': 'blue', 'kind': 'cup'})], (0.9, 0.1))
+    found = patch_labels(CONFIG, 2, [Thing(0.9, 0.1, {'colour': 'blue', 'kind': 'cup'})], (None, (0.9, 0.1)))
     patch = SIDE - 1
     assert found['dense_VNK'][0, patch].tolist() == [2, 1]
     assert (np.delete(found['dense_VNK'][0], patch, axis=0) == NOTHING).all()
@@ -31,7 +31,7 @@ def test_a_thing_names_the_patch_that_holds_its_middle() -> None:
     column, row = 0.9 * SIDE - (SIDE - 1) - 0.5, 0.1 * SIDE - 0.5
     np.testing.assert_allclose(found['offset_VN2'][0, patch], [column, row], rtol=1e-5)
     assert np.isnan(found['offset_VN2']).sum() == found['offset_VN2'].size - 2
-    np.testing.assert_allclose(found['point_2'], [0.9, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(found['points_M2'], [[np.nan, np.nan], [0.9, 0.1]], rtol=1e-6)
 
 
 def test_of_two_in_one_patch_the_later_names_it_and_one_outside_names_none() -> None:
@@ -40,14 +40,14 @@ def test_of_two_in_one_patch_the_later_names_it_and_one_outside_names_none() -> 
         Thing(0.12, 0.1, {'colour': 'blue'}),
         Thing(1.2, 0.1, {'colour': 'red', 'kind': 'cup'}),
     ]
-    found = patch_labels(CONFIG, 1, things, (1.2, 0.1))
+    found = patch_labels(CONFIG, 1, things, ((1.2, 0.1), None))
     assert found['dense_VNK'][0, 0].tolist() == [2, UNKNOWN]
     assert (found['dense_VNK'][0, 1:] == NOTHING).all()
-    assert np.isnan(found['point_2']).all()
+    assert np.isnan(found['points_M2']).all()
 
 
 def test_where_nobody_looked_everything_is_unknown_and_a_strange_word_is_refused() -> None:
-    assert (patch_labels(CONFIG, 1, None, None)['dense_VNK'] == UNKNOWN).all()
+    assert (patch_labels(CONFIG, 1, None)['dense_VNK'] == UNKNOWN).all()
     with pytest.raises(VlaError, match=r"colour 'green' of a thing is none of model\.dense\.labels\.colour: red, blue"):
         patch_labels(CONFIG, 1, [Thing(0.1, 0.1, {'colour': 'green'})], None)
 

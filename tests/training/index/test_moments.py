@@ -47,7 +47,7 @@ def test_every_moment_is_a_sample_with_its_own_chunk(dataset: EpisodeDataset, fo
     assert len(dataset) == 24
     with np.load(next(folder.glob('*.npz'))) as stored:
         actions, texts, places = stored['action'], stored['texts'], stored['text']
-        points, words = stored['point'], stored['thing_word']
+        points, words = stored['points'], stored['thing_word']
     for place in (0, 7, 23):
         sample = dataset[place]
         assert np.allclose(sample.actions_HN, actions[place])
@@ -56,11 +56,12 @@ def test_every_moment_is_a_sample_with_its_own_chunk(dataset: EpisodeDataset, fo
         assert sample.task == 'put_in_bin'
         assert sample.things is not None
         assert {thing.words['kind'] for thing in sample.things} <= set(words[:, 1])
-        if np.isfinite(points[place]).all():
-            assert sample.point == pytest.approx(tuple(points[place]))
-            assert any((thing.x, thing.y) == pytest.approx(sample.point) for thing in sample.things)
-        else:
-            assert sample.point is None
+        for point, found in zip(points[place], sample.points, strict=True):
+            if np.isfinite(point).all():
+                assert found == pytest.approx(tuple(point))
+                assert any((thing.x, thing.y) == pytest.approx(found) for thing in sample.things)
+            else:
+                assert found is None
         assert sample.images['head'].shape == (224, 224, 3)
 
 
@@ -83,7 +84,7 @@ def test_moments_of_another_robot_and_damaged_ones_are_told(
     other = dataclasses.replace(settings, state=settings.state[:-1])
     stored = part(0, 2, settings)
     np.savez(tmp_path / 'a.npz', **{**stored, 'columns': np.array(other.state)})
-    np.savez(tmp_path / 'b.npz', **{name: value for name, value in stored.items() if name != 'point'})
+    np.savez(tmp_path / 'b.npz', **{name: value for name, value in stored.items() if name != 'points'})
     np.savez(tmp_path / 'c.npz', **{**stored, 'state': np.full_like(stored['state'], np.nan)})
     np.savez(tmp_path / 'd.npz', **stored)
     index = index_arrays(tmp_path, contract, tmp_path / 'index')

@@ -144,7 +144,7 @@ def test_what_a_picture_shows_becomes_labels_of_patches_and_stays_where_it_is(ru
     sources = open_sources(run)
     processor = begin(run, sources.train, [sources.vlm]).processor
     shown = (ShownThing({'colour': 'blue', 'kind': 'cup'}, 0.9, 0.1),)
-    known = replace(sources.train[0], things=shown, point=(0.9, 0.1))
+    known = replace(sources.train[0], things=shown, points=((0.9, 0.1), None))
     drawn = [Draw('actions', 0, known, 0), Draw('actions', 0, sources.train[0], 1), Draw('vlm', 0, sources.vlm[0], 2)]
     turned = Augment(crop=0.5, rotate=90.0, brightness=0.0, contrast=0.0, saturation=0.0)
     one, other = (Collator(processor, 0, how=how)(drawn).batch for how in (None, turned))
@@ -152,8 +152,9 @@ def test_what_a_picture_shows_becomes_labels_of_patches_and_stays_where_it_is(ru
     assert one.dense_BVNK[0, 0, patch].tolist() == [2, 1]
     assert (one.dense_BVNK[0, 1:] == UNKNOWN).all()
     assert (one.dense_BVNK[1:] == UNKNOWN).all()
-    assert one.point_B2[0].tolist() == pytest.approx([0.9, 0.1])
-    assert one.point_B2[1:].isnan().all()
+    assert one.points_BM2[0, 0].tolist() == pytest.approx([0.9, 0.1])
+    assert one.points_BM2[0, 1].isnan().all()
+    assert one.points_BM2[1:].isnan().all()
     assert torch.equal(one.images_BVCHW[0, 0], other.images_BVCHW[0, 0]), 'a labelled picture keeps its geometry'
     assert not torch.equal(one.images_BVCHW[1, 0], other.images_BVCHW[1, 0])
     assert counts(one, _recipe('ours')).dense == 1
