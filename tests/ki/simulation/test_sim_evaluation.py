@@ -235,4 +235,4 @@ def test_a_bundle_is_played_on_the_tasks_that_it_was_trained_on(tmp_path: Path) 
     (folder / 'config.yaml').write_text(
         yaml.safe_dump(load_run(ROOT / 'config/train/demo.yaml', out=str(folder)).to_dict(), sort_keys=False)
     )
-    assert trained_tasks(folder) == list(SUITE)
+    assert trained_tasks(folder) == ['touch', 'put_in_bin', 'next_to', 'push', 'stack']
