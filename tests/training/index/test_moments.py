@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ki.simulation.simulated_data import load_triton_before_mesa
 from ki_robot.contract.contract import Contract, load_contract
 from ki_sim.moments.shards import MomentSettings, part, write
 from training.errors import TrainingError
@@ -33,6 +34,7 @@ def settings(contract: Contract) -> MomentSettings:
 
 @pytest.fixture(scope='module')
 def folder(settings: MomentSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    load_triton_before_mesa()  # tests that run after these in one process may need it
     out = tmp_path_factory.mktemp('moments')
     write(out, 24, settings, workers=1)
     return out
