@@ -171,7 +171,7 @@ class ModelConfig(VlaConfig):
     dense: DenseConfig | None = None
     """Heads for training only; a bundle has none of them."""
     pointer: PointerConfig | None = None
-    """Tells the action expert where the thing is that the words ask for; it needs `state_repr` suffix or both."""
+    """Tells the action expert where the things are that the words ask for; it needs `state_repr` suffix or both."""
 
     @model_validator(mode='after')
     def _expert_reads_the_backbone(self) -> Self:
