@@ -34,8 +34,8 @@ class Pointer(nn.Module):
 
     def places(self, passing_BD: Tensor) -> Tensor:
         """The normed last token of the prefix -> x and y from the middle, in units of POINT_SCALE [B, M, 2]."""
-        found: Tensor = self.point_out(F.gelu(self.point_in(passing_BD)))
-        return found.unflatten(-1, (POINTS, 2)).float()
+        found: Tensor = self.point_out(F.gelu(self.point_in(passing_BD))).float()
+        return found.reshape(len(found), POINTS, 2)
 
     def cell_logits(self, passing_BD: Tensor) -> tuple[Tensor, Tensor]:
         """How likely every column and every row is, [B, M, cells] each."""

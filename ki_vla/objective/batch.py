@@ -36,8 +36,8 @@ class Batch:
         dense_BVNK: for training heads (`model.dense`), int64: the word of each label that a patch shows, 0 for none and
             -1 for patches that nobody has looked at.
         offset_BVN2: from the middle of a patch to that of the thing it shows, x and y in patches; NaN without one.
-        points_BM2: where in the first view the thing is that is acted on, and that which it is put on or beside, x and y
-            from 0 to 1; NaN if nowhere.
+        points_BM2: where in the first view the thing is that is acted on, and that which it is put on or beside, x and
+            y from 0 to 1; NaN if nowhere.
     """
 
     images_BVCHW: Tensor

@@ -68,7 +68,7 @@ def patch_labels(
                 offset_VN2[0, patch] = thing.x * side - column - 0.5, thing.y * side - row - 0.5
     nowhere = (np.nan, np.nan)
     points_M2 = np.array(
-        [each if each is not None and 0.0 <= min(each) and max(each) < 1.0 else nowhere for each in points], np.float32
+        [each if each is not None and min(each) >= 0.0 and max(each) < 1.0 else nowhere for each in points], np.float32
     )
     return {'dense_VNK': labels_VNK, 'offset_VN2': offset_VN2, 'points_M2': points_M2}
 

@@ -27,7 +27,7 @@ from training.errors import TrainingError
 from training.index.episodes import HUMAN, Runs
 from training.index.index import EpisodeInfo, Index
 from training.index.stored_images import decode_stored
-from training.samples.things import Place, ShownThing, points_at, things_at
+from training.samples.things import PlaceInView, ShownThing, points_at, things_at
 
 KEPT_OUTCOMES = ('unlabeled', 'success')
 MEMORY = 2**30  # bytes of arrays that are kept: those of 400,000 moments, so that a data set of any size fits a machine
@@ -65,7 +65,7 @@ class Sample:
     step: int
     stamp_ns: int
     things: tuple[ShownThing, ...] | None = None
-    points: tuple[Place, Place] = (None, None)
+    points: tuple[PlaceInView, PlaceInView] = (None, None)
     task: str = ''
 
 

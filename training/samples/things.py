@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-Place = tuple[float, float] | None  # in a picture, as a thing's; None where hidden or unknown
+PlaceInView = tuple[float, float] | None  # in a picture, as a thing's; None where hidden or unknown
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,11 @@ def things_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[ShownThing
     )
 
 
-def points_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[Place, Place]:
+def points_at(arrays: Mapping[str, NDArray[Any]], step: int) -> tuple[PlaceInView, PlaceInView]:
     """Where the thing is that is acted on at a step, and that which it is put on or beside."""
     if 'points' not in arrays:
         return None, None
-    acted_on, other = (
-        (float(x), float(y)) if np.isfinite((x, y)).all() else None for x, y in arrays['points'][step]
-    )
+    acted_on, other = ((float(x), float(y)) if np.isfinite((x, y)).all() else None for x, y in arrays['points'][step])
     return acted_on, other
 
 

@@ -27,7 +27,7 @@ from ki_bags.problems import Problems
 from ki_robot.errors import Rejected
 from ki_robot.messages.images import decode_compressed
 from training.errors import TrainingError
-from training.samples.things import Place, ShownThing, parse_point, parse_things
+from training.samples.things import PlaceInView, ShownThing, parse_point, parse_things
 
 CAPTION = 'caption en'
 PICTURES = ('jpg', 'jpeg', 'png')
@@ -45,10 +45,10 @@ class VlmSample:
     answer: str
     kind: str
     things: tuple[ShownThing, ...] | None = None
-    point: Place = None
+    point: PlaceInView = None
 
     @property
-    def points(self) -> tuple[Place, Place]:
+    def points(self) -> tuple[PlaceInView, PlaceInView]:
         """As those of a sample with actions: nothing is put on or beside anything."""
         return self.point, None
 
@@ -64,7 +64,7 @@ class _Row:
     answer: str
     kind: str
     things: tuple[ShownThing, ...] | None = None
-    point: Place = None
+    point: PlaceInView = None
 
 
 class VlmDataset:

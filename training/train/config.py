@@ -220,8 +220,9 @@ class Stage(TrainingConfig):
     dense: float = Field(default=1.0, ge=0)
     """Weight of the heads for training only (`model.dense`), where the model has them."""
     kept: int = Field(default=0, ge=0)
-    """Samples whose keys and values are computed once and kept in memory, for a recipe that leaves the backbone as it is
-    (both_states_last): they are drawn again and again, each time with fresh noise, at a fraction of the price. 0: none."""
+    """Samples whose keys and values are computed once and kept in memory, for a recipe that leaves the backbone as it
+    is (both_states_last): they are drawn again and again, each time with fresh noise, at a fraction of the price. 0:
+    none."""
     sight: bool = False
     """Of samples with actions learn only what their pictures show, and where in them the thing is that is asked for
     (`model.dense`): the actions carry no loss. A model without pretrained eyes learns to see so in minutes; a sample
@@ -241,8 +242,8 @@ class Stage(TrainingConfig):
             raise ValueError('actions, starts and vlm are all 0, so nothing would be drawn; write one above 0')
         if self.kept and not RECIPES[self.recipe].frozen:
             raise ValueError(
-                f'kept is {self.kept}, and recipe {self.recipe} trains the backbone, so nothing stays as it was computed; '
-                'write 0, or take both_states_last or frozen'
+                f'kept is {self.kept}, and recipe {self.recipe} trains the backbone, so nothing stays as it was '
+                'computed; write 0, or take both_states_last or frozen'
             )
         if self.kept and (self.vlm or self.kept < self.batch):
             raise ValueError(

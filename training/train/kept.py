@@ -32,8 +32,19 @@ def prefixed(model: KiVla, packet: Packet, device: torch.device) -> Packet:
     k, v = (torch.as_tensor(each).to('cpu', torch.float16) for each in (found.k, found.v))
     if not (k.isfinite().all() and v.isfinite().all()):
         raise TrainingError('stage.kept: keys or values of the backbone are too large to be kept; leave it out.')
-    rest = {name: value.cpu() for name, value in vars(found).items() if isinstance(value, Tensor)}
-    return replace(packet, prefix=replace(found, **{**rest, 'k': k, 'v': v, 'passing_BnD': ()}))
+    return replace(packet, prefix=replace(_on(found, torch.device('cpu')), k=k, v=v, passing_BnD=()))
+
+
+def sent(prefix: Prefix, device: torch.device) -> Prefix:
+    """A kept prefix as the model reads it: on the device, keys and values in float32 again."""
+    k, v = (torch.as_tensor(each).to(device).float() for each in (prefix.k, prefix.v))
+    return replace(_on(prefix, device), k=k, v=v)
+
+
+def _on(prefix: Prefix, device: torch.device) -> Prefix:
+    """What is said beside keys and values, on a device."""
+    state_BS, said_BC = (None if each is None else each.to(device) for each in (prefix.state_BS, prefix.said_BC))
+    return replace(prefix, mask_BS=prefix.mask_BS.to(device), state_BS=state_BS, said_BC=said_BC)
 
 
 class KeptSamples:
@@ -82,9 +93,3 @@ class KeptSamples:
 
     def _generator(self, epoch: int, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(mixed(mixed(self._seed, epoch + 1), number))
-
-
-def sent(prefix: Prefix, device: torch.device) -> Prefix:
-    """A kept prefix as the model reads it: on the device, keys and values in float32 again."""
-    moved = {name: value.to(device) for name, value in vars(prefix).items() if isinstance(value, Tensor)}
-    return replace(prefix, **{**moved, 'k': moved['k'].float(), 'v': moved['v'].float()})

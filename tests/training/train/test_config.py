@@ -86,7 +86,7 @@ REFUSALS = [
     ('model: {horizon: -5}', 'run.yaml: model.horizon is -5; write a whole number above 0.'),
     ('model: {vision: 3}', 'run.yaml: model.vision is 3; write a mapping of fields.'),
     ('model: {head: tail}', "run.yaml: model.head is 'tail'; write one of expert, shared, parallel, none."),
-    ('model: {pointer: {layer: 1}}', "pointer is heard beside the state, and state_repr is 'text'; write suffix or both"),
+    ('model: {pointer: {layer: 1}}', "is heard beside the state, and state_repr is 'text'; write suffix or both"),
     ('model: {backbone: {depth: 9}}', 'model does not fit the preset tiny: ModelConfig: expert.depth is 3; write '),
     ('model: 4', 'run.yaml: model is 4; write a mapping of fields.'),
     ('augment: {crop: 2}', 'run.yaml: augment.crop is 2; write a number from 0.1 to 1.'),

@@ -1,4 +1,4 @@
-"""Keys and values of a backbone that stands still are computed once, and the expert learns from them as from samples."""
+"""Keys and values of a backbone that stands still are computed once, and the expert learns from them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,11 @@ def test_a_run_that_keeps_samples_is_resumed_to_the_last_bit(run_of: MakeRun, tm
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
     drop = ('samples_per_s', 'waiting')
     lines = [
-        [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(tmp_path / name / 'vla') if line['kind'] == 'train']
+        [
+            {k: v for k, v in line.items() if k not in drop}
+            for line in read_metrics(tmp_path / name / 'vla')
+            if line['kind'] == 'train'
+        ]
         for name in ('whole', 'halves')
     ]
     assert lines[0] == lines[1]
