@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ki_vla.model.config import POINTS, ModelConfig
-from ki_vla.model.pointer import Pointer
+from ki_vla.model.pointer import PlacePointer
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.patch_labels import NOTHING, UNKNOWN
 
@@ -46,11 +46,11 @@ class DenseHeads(nn.Module):
         D, self.settings = config.backbone.width, config.dense
         self.labels = nn.ModuleDict({name: nn.Linear(D, len(words) + 1) for name, words in config.dense.labels.items()})
         self.offset = nn.Linear(D, 2)
-        self.pointer = Pointer(D) if config.pointer is None else None
+        self.pointer = PlacePointer(D) if config.pointer is None else None
         self.asked = nn.Linear(D, POINTS)
 
     def loss(
-        self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch, pointer: Pointer | None = None
+        self, tokens_BPD: Tensor, passing_BnD: tuple[Tensor, ...], batch: Batch, pointer: PlacePointer | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean loss over the examples that say what their pictures show, and how many these are.
 
@@ -66,7 +66,7 @@ class DenseHeads(nn.Module):
             return tokens_BPD.sum() * 0.0, batch.action_mask_BHA.new_zeros((), dtype=torch.int64)
         labels_BPK = batch.dense_BVNK.flatten(1, 2)
         loss_B = self._label_loss(tokens_BPD, labels_BPK) + self._offset_loss(tokens_BPD, batch.offset_BVN2)
-        pointer = pointer or cast(Pointer, self.pointer)
+        pointer = pointer or cast(PlacePointer, self.pointer)
         for each_BnD in passing_BnD:
             pointed_B = pointer.loss(each_BnD[:, 0].float(), batch.points_BM2)
             pointed_B = pointed_B + self._asked_loss(each_BnD[:, 1:].float(), batch.points_BM2)

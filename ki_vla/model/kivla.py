@@ -25,7 +25,7 @@ from ki_vla.model.dense import DenseHeads
 from ki_vla.model.expert import Expert, ParallelHead, SharedHead
 from ki_vla.model.gemma import Backbone, Context
 from ki_vla.model.insulation import graded
-from ki_vla.model.pointer import Pointer
+from ki_vla.model.pointer import PlacePointer
 from ki_vla.model.siglip import Vision
 from ki_vla.objective.batch import Batch, check_inputs
 from ki_vla.objective.losses import Losses, action_loss, masked_mean, token_losses
@@ -115,7 +115,7 @@ class KiVla(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, D)
         self.backbone = Backbone(config.backbone)
         self.state_proj = nn.Linear(config.state_dim, D) if config.state_in_prefix else None
-        self.pointer = None if config.pointer is None else Pointer(D, config.pointer.cells)
+        self.pointer = None if config.pointer is None else PlacePointer(D, config.pointer.cells)
         head = HEAD_CLASSES.get(config.head)
         self.expert = None if head is None else head(config)
         self.dense = None if config.dense is None else DenseHeads(config)

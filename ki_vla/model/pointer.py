@@ -23,7 +23,7 @@ POINT_WEIGHT = 2.0  # of the place as numbers, against the cell in which it lies
 BETA = 0.1  # below this error, in those units, the loss is quadratic
 
 
-class Pointer(nn.Module):
+class PlacePointer(nn.Module):
     """Each place as two numbers, and the cell in which it lies by column and row, which says how sure it is."""
 
     def __init__(self, width: int, cells: int = CELLS) -> None:

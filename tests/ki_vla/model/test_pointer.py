@@ -11,7 +11,7 @@ import torch
 from ki_vla.errors import VlaError
 from ki_vla.model.config import DenseConfig, ModelConfig, PointerConfig, preset
 from ki_vla.model.kivla import KiVla
-from ki_vla.model.pointer import POINT_SCALE, Pointer
+from ki_vla.model.pointer import POINT_SCALE, PlacePointer
 from ki_vla.objective.batch import Batch
 from ki_vla.objective.patch_labels import UNKNOWN
 from ki_vla.objective.recipes import recipe
@@ -33,7 +33,7 @@ def pointed(batch: Batch) -> Batch:
 
 def test_it_learns_the_place_and_says_how_sure_it_is() -> None:
     torch.manual_seed(0)
-    pointer, seen_BD = Pointer(16), torch.randn(4, 16)
+    pointer, seen_BD = PlacePointer(16), torch.randn(4, 16)
     nowhere = [torch.nan, torch.nan]
     places_BM2 = torch.tensor(
         [[[0.1, 0.9], [0.2, 0.3]], [[0.5, 0.5], nowhere], [nowhere, [0.72, 0.3]], [nowhere, nowhere]]
