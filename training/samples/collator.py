@@ -32,6 +32,7 @@ from training.errors import TrainingError
 from training.samples.augment import augment
 from training.samples.dataset import Sample
 from training.samples.mixture import Draw
+from training.samples.things import PlaceInView
 from training.samples.vlm_data import VlmSample
 from training.train.config import Augment
 
@@ -150,7 +151,7 @@ class Collator:
         if self.processor.config.dense is not None:
             labels = self._seen(sample, first, pictures, len(row['images_VCHW']))
             row |= labels
-            if sample.things is not None or any(sample.points):
+            if np.isfinite(labels['points_M2']).any() or sample.things is not None:
                 fixed[0] = True  # what the labels say of a place must stay there
         if self.how is not None:
             row['images_VCHW'] = augment(row['images_VCHW'], row['image_mask_V'], fixed, self.how, rng)
@@ -173,7 +174,10 @@ class Collator:
         height, width = pictures[0].shape[:2]
         place = partial(self.processor.in_view, camera, height, width)
         found = None if things is None else [Thing(*place(each.x, each.y), each.words) for each in things]
-        return patch_labels(config, views, found, [None if each is None else place(*each) for each in sample.points])
+        points = sample.points
+        if isinstance(sample, Sample) and not any(points):
+            points = middle_of_box(sample.subtask), None
+        return patch_labels(config, views, found, [None if each is None else place(*each) for each in points])
 
 
 def misfit(processor: Processor, question: str, answer: str, pictures: int) -> str:
@@ -211,6 +215,15 @@ def requantised(text: str, bins: int) -> str:
     if bins == LOC_BINS:
         return text
     return LOC.sub(lambda match: f'<loc{int(match[1]) * bins // LOC_BINS:04d}>', text)
+
+
+def middle_of_box(text: str) -> PlaceInView:
+    """Where in the first view that is which the words of a file put in a box, `reach for the cup <loc...>` x 4."""
+    steps = [int(step) for step in LOC.findall(text)]
+    if len(steps) != 4:
+        return None
+    top, left, bottom, right = steps
+    return (left + right) / 2 / LOC_BINS, (top + bottom) / 2 / LOC_BINS
 
 
 def in_file_steps(text: str, bins: int) -> str:

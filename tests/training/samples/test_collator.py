@@ -138,14 +138,33 @@ def _recipe(name: str) -> Any:
     return recipe(name)
 
 
+def test_a_box_in_the_words_of_a_step_is_where_the_thing_is_that_is_acted_on(run_of: MakeRun) -> None:
+    run = run_of(model={'dense': {'labels': {'colour': ['red', 'blue']}}})
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    boxed = replace(sources.train[0], subtask='reach for the cup <loc0256><loc0512><loc0512><loc0768>')
+    known = replace(boxed, points=((0.9, 0.1), None))
+    plain = replace(boxed, subtask='reach for the cup')
+    drawn = [Draw('actions', 0, each, number) for number, each in enumerate((boxed, known, plain))]
+    turned = Augment(crop=0.5, rotate=90.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    one, other = (Collator(processor, 0, how=how)(drawn).batch for how in (None, turned))
+    assert one.points_BM2[0, 0].tolist() == pytest.approx([0.625, 0.375])
+    assert one.points_BM2[1, 0].tolist() == pytest.approx([0.9, 0.1]), 'what is known comes first'
+    assert one.points_BM2[2].isnan().all()
+    assert one.points_BM2[:, 1].isnan().all()
+    assert torch.equal(one.images_BVCHW[0, 0], other.images_BVCHW[0, 0]), 'a place in a picture stays there'
+    assert counts(one, _recipe('ours')).dense == 2
+
+
 def test_what_a_picture_shows_becomes_labels_of_patches_and_stays_where_it_is(run_of: MakeRun) -> None:
     labels = {'colour': ['red', 'blue'], 'kind': ['cup', 'ball']}
     run = run_of(model={'dense': {'labels': labels}})
     sources = open_sources(run)
     processor = begin(run, sources.train, [sources.vlm]).processor
     shown = (ShownThing({'colour': 'blue', 'kind': 'cup'}, 0.9, 0.1),)
-    known = replace(sources.train[0], things=shown, points=((0.9, 0.1), None))
-    drawn = [Draw('actions', 0, known, 0), Draw('actions', 0, sources.train[0], 1), Draw('vlm', 0, sources.vlm[0], 2)]
+    plain = replace(sources.train[0], subtask='')
+    known = replace(plain, things=shown, points=((0.9, 0.1), None))
+    drawn = [Draw('actions', 0, known, 0), Draw('actions', 0, plain, 1), Draw('vlm', 0, sources.vlm[0], 2)]
     turned = Augment(crop=0.5, rotate=90.0, brightness=0.0, contrast=0.0, saturation=0.0)
     one, other = (Collator(processor, 0, how=how)(drawn).batch for how in (None, turned))
     patch = processor.config.vision.image_size // processor.config.vision.patch_size - 1
