@@ -351,7 +351,8 @@ class KiVla(nn.Module):
         tokens = text = fast = dense = zero
         dense_count = action_count.new_zeros(())
         if self.dense is not None and recipe.sees:
-            dense, dense_count = self.dense.loss(tokens_BPD, prefix.passing_BnD, batch, self.pointer)
+            passing_BnD = prefix.passing_BnD if recipe.token_loss else ()
+            dense, dense_count = self.dense.loss(tokens_BPD, passing_BnD, batch, self.pointer)
         text_count = fast_count = action_count.new_zeros(())
         if recipe.token_loss:
             tokens, text, fast, text_count, fast_count = self._token_loss(prefix, batch, recipe, seen, teacher)
