@@ -31,7 +31,7 @@ class Talker(Node):
         if self.after:
             self.create_subscription(String, 'words', self.hear, 10)
         self.create_timer(1.0 / self.declare_parameter('rate', 50.0).value, self.tick)
-        self.get_logger().info(f'{self.get_fully_qualified_name()} says {self.word}')
+        self.begun = False
 
     def hear(self, message: String) -> None:
         """Counts from the first word of the one that was to be heard first."""
@@ -40,6 +40,9 @@ class Talker(Node):
 
     def tick(self) -> None:
         """Says both."""
+        if not self.begun:  # not sooner: who reads it may stop the node, and only one that spins says goodbye
+            self.begun = True
+            self.get_logger().info(f'{self.get_fully_qualified_name()} says {self.word}')
         self.words.publish(String(data=f'{self.word} {self.ticks} {time.time_ns()}'))
         self.states.publish(JointState(name=[f'joint{number}' for number in range(20)], position=[0.5] * 20))
         self.ticks += 1
