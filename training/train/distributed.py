@@ -103,7 +103,7 @@ def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
         for layer in getattr(stack, 'layers', ()):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    register_fsdp_forward_method(model, 'prefill')
+    register_fsdp_forward_method(model, 'prefill')  # for what is kept of a frozen backbone
 
 
 def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:
