@@ -32,8 +32,8 @@ EXPERT_NOTE = (
     'It says nothing about learning.'
 )
 TRAIN_NOTE = (
-    f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/mini_demo.yaml` makes one '
-    'from nothing, in two to three hours on two cores.'
+    f'To see a policy: `ki demo --bundle {SHIPPED}`, or one of yours. `ki train config/train/demo.yaml` makes one '
+    'from nothing, in one to two hours on two cores.'
 )
 
 

@@ -95,7 +95,9 @@ def record(
 def correct(
     bundle: Annotated[Path, typer.Argument(help='Folder of the policy bundle.')],
     out: Out,
-    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`.')] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help='Task; several times for several; `suite`, `all`. Else those it learned.')
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes of each task.')] = 20,
     first_seed: Annotated[int, typer.Option(min=0, help='First scene; not one that is evaluated on.')] = 500_000,
     patience: Annotated[
@@ -116,11 +118,10 @@ def correct(
     where the first one stopped.
     """
     from ki.simulation.sim_corrections import correct as run
+    from ki.simulation.sim_evaluation import trained_tasks
 
-    result = run(
-        bundle, out, task or ['demo'], episodes, first_seed, patience, keep_all, led, heldout, backend, seed, print
-    )
-    print(result)
+    tasks = task or trained_tasks(bundle)
+    print(run(bundle, out, tasks, episodes, first_seed, patience, keep_all, led, heldout, backend, seed, print))
 
 
 @app.command()

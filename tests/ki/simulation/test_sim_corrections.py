@@ -18,13 +18,25 @@ DEMO = Path(__file__).resolve().parents[3] / 'bundles' / 'demo'
 
 
 def test_a_corrected_episode_is_kept_once_and_says_who_drove_and_what_was_asked(tmp_path: Path) -> None:
-    asked = ['sim', 'correct', str(DEMO), '--out', str(tmp_path), '--episodes', '1', '--patience', '0.5']
+    asked = [
+        'sim',
+        'correct',
+        str(DEMO),
+        '--out',
+        str(tmp_path),
+        '--episodes',
+        '1',
+        '--patience',
+        '0.5',
+        '--task',
+        'put_in_bin',
+    ]
     for _ in range(2):
         for more in ([], ['--heldout']):
             done = CliRunner().invoke(app, [*asked, *more, '--backend', 'torch'])
             assert done.exit_code == 0, done.output
     assert '0 corrected, 0 done by the policy alone, 0 failed, 1 were there' in done.output
-    assert sorted(each.name for each in tmp_path.iterdir()) == ['demo-500000', 'demo-500000-heldout']
+    assert sorted(each.name for each in tmp_path.iterdir()) == ['put_in_bin-500000', 'put_in_bin-500000-heldout']
     for folder in tmp_path.iterdir():
         bag = open_bag(folder)
         decoded = {topic: [] for topic in ('/control_source', '/instruction')}

@@ -165,8 +165,8 @@ def test_the_shipped_policy_does_the_same_where_others_play_its_scenes(tmp_path:
         ray.init(address='local', num_cpus=2, log_to_driver=False, include_dashboard=False)
     plays = Plays(ROOT / 'bundles' / 'demo', 5, backend='torch')
     try:
-        ((_, here),) = evaluate_cells(plays, [EvaluationCell('demo')], tmp_path / 'one')
-        ((_, there),) = evaluate_cells(plays, [EvaluationCell('demo')], tmp_path / 'two', **shared)
+        ((_, here),) = evaluate_cells(plays, [EvaluationCell('put_in_bin')], tmp_path / 'one')
+        ((_, there),) = evaluate_cells(plays, [EvaluationCell('put_in_bin')], tmp_path / 'two', **shared)
     finally:
         if 'ray' in shared:
             ray.shutdown()

@@ -77,9 +77,10 @@ def test_the_shipped_policy_is_of_the_simulated_robot_and_is_played_scene_by_sce
     from ki_vla.engine.select import open_engine
 
     with open_engine(bundle, 'torch', device='cpu') as engine:
-        found = compared(bundle, engine, Trial(scenes=4), lambda line: None)
-        assert (found['before'], found['after'], found['scenes']) == (2, 2, 4)
-        assert played == [(bundle.policy_id, list(range(1_000_000, 1_000_004)))] * 2
+        found = compared(bundle, engine, Trial(scenes=10), lambda line: None)
+        assert (found['before'], found['after'], found['scenes']) == (5, 5, 10)
+        shared_out = [(bundle.policy_id, [1_000_000 + task, 1_000_005 + task]) for task in range(5)]
+        assert played == shared_out * 2
         fails = 'no camera is there'
-        with pytest.raises(KiError, match='each of its 4 episodes ended with an error'):
-            compared(bundle, engine, Trial(scenes=4), lambda line: None)
+        with pytest.raises(KiError, match='touch: each of its 2 episodes ended with an error'):
+            compared(bundle, engine, Trial(scenes=10), lambda line: None)

@@ -78,7 +78,7 @@ def test_the_hash_of_a_shipped_contract_stays_what_bundles_on_disk_hold(name: st
 
 
 def test_the_shipped_bundle_holds_the_contract_of_the_simulated_robot() -> None:
-    assert load_contract(ROOT / 'bundles/demo/contract.yaml').hash == load_contract('bimanual_mobile').hash
+    assert load_contract(ROOT / 'bundles/demo/contract.yaml').hash == load_contract('bimanual_demo').hash
 
 
 class LaterContract(Contract):
