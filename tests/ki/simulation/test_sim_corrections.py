@@ -18,19 +18,8 @@ DEMO = Path(__file__).resolve().parents[3] / 'bundles' / 'demo'
 
 
 def test_a_corrected_episode_is_kept_once_and_says_who_drove_and_what_was_asked(tmp_path: Path) -> None:
-    asked = [
-        'sim',
-        'correct',
-        str(DEMO),
-        '--out',
-        str(tmp_path),
-        '--episodes',
-        '1',
-        '--patience',
-        '0.5',
-        '--task',
-        'put_in_bin',
-    ]
+    options = ['--task', 'put_in_bin', '--episodes', '1', '--patience', '0.5']
+    asked = ['sim', 'correct', str(DEMO), '--out', str(tmp_path), *options]
     for _ in range(2):
         for more in ([], ['--heldout']):
             done = CliRunner().invoke(app, [*asked, *more, '--backend', 'torch'])
