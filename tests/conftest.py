@@ -17,6 +17,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from ki.simulation.simulated_data import load_triton_before_mesa
+
 ROOT = Path(__file__).resolve().parent.parent
 # What the tests on real data know by heart; other recordings will not do.
 RECORDINGS = ('unitree_g1_lerobot_v21', 'rosbag2_upstream_testbags', 'mcap_own_types')
@@ -28,6 +30,9 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'dds' / 'loopback.xml'))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+# One process renders in one test and steps an optimiser in another; see there for what happens otherwise.
+load_triton_before_mesa()
 
 # The same examples on every run and every machine: a red test is about the change at hand. A search for new ones is
 # HYPOTHESIS_PROFILE=search; what it finds becomes an @example.
