@@ -174,7 +174,7 @@ def picture(
     out: Annotated[Path, typer.Argument(help='PNG or JPEG to write.')],
     task: Annotated[str, typer.Option(help='Task.')] = 'demo',
     seed: Annotated[int, typer.Option(min=0, help='Seed.')] = 0,
-    camera: Annotated[str, typer.Option(help='Camera of the robot, or `bystander`.')] = 'head',
+    camera: Annotated[str, typer.Option(help='Camera of the robot, `front`, or `bystander`.')] = 'head',
     width: Annotated[int, typer.Option(help='Columns.')] = 640,
     height: Annotated[int, typer.Option(help='Rows.')] = 480,
     shadows: Annotated[bool, typer.Option(help='With shadows and reflections.')] = False,

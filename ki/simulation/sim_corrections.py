@@ -54,6 +54,7 @@ def correct(
                     arms=arms,
                     driver=policy.policy_id,
                     led=led,
+                    cameras=contract.camera_names,
                 )
                 human = human_steps(made)
                 corrected += human > 0 and made.success

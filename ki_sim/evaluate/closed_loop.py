@@ -247,7 +247,7 @@ def run_episode(
         try:
             for step in range(limit):
                 if videos is not None and step % VIDEO_EVERY == 0:
-                    frames.append(film(world))
+                    frames.append(film(world, first_camera(policy)))
                 rows.append(policy_row(policy, world, outcome))
                 world.step(rows[-1])
                 held = held + 1 if world.success() else 0
@@ -303,12 +303,17 @@ def seam(rows: Sequence[Floats]) -> float:
     return float(np.abs(np.diff(np.array(rows)[:, columns], n=2, axis=0) / most).max())
 
 
-def film(world: World, size: int = 160) -> npt.NDArray[np.uint8]:
-    """The head camera and both wrist cameras side by side, with the time passed."""
+def first_camera(policy: SimPolicy) -> str:
+    """What a policy sees first; the head camera, if it sees nothing."""
+    return (*policy.cameras, 'head')[0]
+
+
+def film(world: World, camera: str = 'head', size: int = 160) -> npt.NDArray[np.uint8]:
+    """A camera between both wrist cameras, with the time passed."""
     import cv2
 
     shape = world.image_size
-    views = [cv2.resize(world.image(name, shape), (size, size)) for name in ('left_wrist', 'head', 'right_wrist')]
+    views = [cv2.resize(world.image(name, shape), (size, size)) for name in ('left_wrist', camera, 'right_wrist')]
     frame = np.ascontiguousarray(np.concatenate(views, axis=1), np.uint8)
     cv2.putText(frame, f'{world.time_ns * 1e-9:.1f} s', (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1)
     return frame

@@ -31,7 +31,7 @@ from ki_sim.evaluate.episode_monitor import EpisodeMonitor
 from ki_sim.record.record import Tick
 from ki_sim.record.sim_bags import EPOCH_NS
 from ki_sim.world.camera_thread import CameraThread, Images
-from ki_sim.world.robot import POSITION_JOINTS
+from ki_sim.world.robot import CAMERAS, POSITION_JOINTS
 from ki_sim.world.world import STEP_NS, TICK_NS, World
 
 PATIENCE_S = 0.1
@@ -53,6 +53,7 @@ class SimSettings:
     goal: int | None = None
     split: str = 'train'
     image_size: tuple[int, int] = (96, 96)
+    cameras: tuple[str, ...] = CAMERAS
     camera_hz: float = 20.0
     speed: float = 1.0
     clock: bool = False
@@ -149,7 +150,7 @@ class LiveSimulation:
         self._step_open = False
         self._frames = 0
         self._picture_ns = -PICTURE_AGE_NS
-        self.camera = CameraThread(settings.image_size, self._pictured)
+        self.camera = CameraThread(settings.image_size, settings.cameras, self._pictured)
         self.camera.check(self.world)
         self._thread = threading.Thread(target=self._guarded, name='physics', daemon=True)
 

@@ -11,7 +11,7 @@ from ki_common.errors import KiError
 from ki_common.node_settings import Change, NodeSettings, setting
 from ki_robot.contract.contract import Contract
 from ki_sim.errors import SimError
-from ki_sim.world.robot import ARM_JOINTS, BASE_COLUMNS, CAMERAS, COLUMNS, GRIPPERS, SIDES
+from ki_sim.world.robot import ALL_CAMERAS, ARM_JOINTS, BASE_COLUMNS, COLUMNS, GRIPPERS, SIDES
 
 KINDS_OF_REFUSAL = 50  # told apart; a sender of ever new nonsense must not fill the memory
 SENTENCE = 400  # characters of one that are shown
@@ -94,8 +94,8 @@ def servable(contract: Contract) -> Contract:
     }
     where = f'robot {contract.name} cannot be simulated'
     for camera in contract.cameras:
-        if camera.name not in CAMERAS:
-            raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(CAMERAS)}")
+        if camera.name not in ALL_CAMERAS:
+            raise SimError(f"{where}: there is no camera '{camera.name}', only {', '.join(ALL_CAMERAS)}")
         if camera.transport not in ('raw', 'compressed'):
             raise SimError(f"{where}: camera '{camera.name}' is {camera.transport}; write raw or compressed")
     robot = contract.robot  # the simulator has joints; hands are the executor's affair

@@ -38,7 +38,7 @@ from ki_common.errors import KiError
 from ki_policy_node.common import process
 from ki_policy_node.common.parameters import Parameters
 from ki_policy_node.common.streams import controller_nodes
-from ki_robot.contract.contract import load_contract
+from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
 from ki_robot.contract.parts import Output as OutputSpec
 from ki_robot.messages.arrays import from_chunk, set_time
@@ -121,7 +121,9 @@ class SimRobot(Node):
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
             self._chunks = self._operator_node.create_publisher(ActionChunk, '~/action_chunk', newest)
             self._status = self._operator_node.create_publisher(PolicyStatus, '~/status', LATCHED)
-        self.live = LiveSimulation(simulated(settings), self, tuple(output.topic for output in self.contract.outputs))
+        self.live = LiveSimulation(
+            simulated(settings, self.contract), self, tuple(output.topic for output in self.contract.outputs)
+        )
         self.controllers = controller_nodes(self, self.contract.outputs)
         for output in self.contract.outputs:
             kind = CLASSES[CONTROLLER_KINDS[output.kind].messages[0]]
@@ -310,11 +312,12 @@ class SimRobot(Node):
         self._diagnostics.publish(array)
 
 
-def simulated(settings: SimRobotSettings) -> SimSettings:
-    """What is simulated and how fast, as the parameters say."""
+def simulated(settings: SimRobotSettings, contract: Contract) -> SimSettings:
+    """What is simulated and how fast, as the parameters say, seen by the cameras that the contract names."""
     return SimSettings(
         *settings.episode,
         image_size=(settings.height, settings.width),
+        cameras=contract.camera_names,
         camera_hz=settings.camera_rate,
         speed=settings.speed,
         clock=settings.clock,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ki_sim.errors import SimError
-from ki_sim.evaluate.closed_loop import BASE, SETTLED_STEPS, SceneOutcome, SimPolicy, policy_row
+from ki_sim.evaluate.closed_loop import BASE, SETTLED_STEPS, SceneOutcome, SimPolicy, first_camera, policy_row
 from ki_sim.expert.experts import correcting_steps, expert_steps
 from ki_sim.expert.motions import ExpertStep
 from ki_sim.record.record import Floats, RecordedFrame, Recording, Tick, jpeg, tick_of
@@ -74,18 +74,19 @@ def record_takeover(
     arms: Arms | None = None,
     driver: str = 'policy',
     led: bool = False,
+    cameras: tuple[str, ...] = CAMERAS,
 ) -> Recording:
     """One episode of a policy, to its end or to the end of the operator's correction; every frame says who drove.
 
     With `led` the operator drives as the recordings of the expert do, for a policy that learned from these; else at the
-    pace of moments.
+    pace of moments. `cameras` are recorded, those of the policy among them.
 
     Raises:
         SimError: the policy gave commands that are none.
     """
     policy.reset()
     operator = ScriptedOperator(patience or Patience())
-    with World(task, seed, None, split, image_size, CAMERAS) as world:
+    with World(task, seed, None, split, image_size, cameras) as world:
         episode = world.episode
         recording = Recording(episode, driver=driver)
         outcome = SceneOutcome(task, seed, episode.goal_seed, episode.instruction)
@@ -106,7 +107,8 @@ def record_takeover(
                 row = _standing(row if row is not None else seen.state)
                 if not stands:
                     moves = (expert_steps if led else correcting_steps)(world, arms)
-                    pointed = Pointer(world)  # as the expert's own data say it: a policy of two levels acts on it
+                    # As the expert's own data say it: a policy of two levels acts on it.
+                    pointed = Pointer(world, first_camera(policy))
             elif moves is not None:
                 move = _next(moves)
                 if move is None:

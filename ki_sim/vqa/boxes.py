@@ -18,7 +18,6 @@ LEAST_PIXELS = 90  # of those, for an object to be talked about
 CELLS = 6  # rows and columns of the coarse map of a picture
 LEAST_SHARE = 0.05  # of a cell, for an object to fill it
 LOCATIONS = 1024
-VIEW = 'head'
 POINTED = ('reach for the ', 'grasp the ')
 
 PictureBox = tuple[float, float, float, float]
@@ -60,15 +59,15 @@ def box_text(box: PictureBox) -> str:
 
 
 class Pointer:
-    """Adds to what the robot says it will do next where in the head camera's picture the object is.
+    """Adds to what the robot says it will do next where in a camera's picture the object is.
 
     `reach for the red cup` becomes `reach for the red cup <loc0407><loc0388><loc0473><loc0464>`. The box is measured
     when the robot begins to reach, and stays while it grasps. A hand that is in the way does not count: who takes over
     reaches from anywhere, and half a box would teach a place beside the object.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, camera: str = 'head') -> None:
+        self._world, self._camera = world, camera
         self._objects = {obj.label: f'object{i}' for i, obj in enumerate(world.episode.scene.objects)}
         self._last, self._boxes = '', dict.fromkeys(self._objects, '')
 
@@ -85,5 +84,5 @@ class Pointer:
     def _measure(self, body: str) -> str:
         model = self._world.model
         with Cameras(model, SHARP, SHARP) as cameras:
-            box = box_of(cameras.segments(self._world.arms_aside(), VIEW), model.body(body).id)
+            box = box_of(cameras.segments(self._world.arms_aside(), self._camera), model.body(body).id)
         return '' if box is None else box_text(box)

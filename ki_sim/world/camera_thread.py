@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from ki_sim.world.render import Cameras
-from ki_sim.world.robot import CAMERAS
 from ki_sim.world.world import World
 
 Images = dict[str, npt.NDArray[np.uint8]]
@@ -23,8 +22,8 @@ NICE = 5  # below the physics
 class CameraThread:
     """Draws in a thread of its own, which the OpenGL context belongs to; holds one order at a time."""
 
-    def __init__(self, size: tuple[int, int], show: Callable[[int, Images], None]) -> None:
-        self._size, self._show = size, show
+    def __init__(self, size: tuple[int, int], names: Sequence[str], show: Callable[[int, Images], None]) -> None:
+        self._size, self._names, self._show = size, tuple(names), show
         self._order: tuple[int, mujoco.MjModel] | None = None
         self._state = threading.Condition()
         self._ending = False
@@ -83,7 +82,7 @@ class CameraThread:
                     if cameras is not None:
                         cameras.close()
                     cameras = Cameras(model, *self._size)
-                images = {name: cameras.image(self._shown, name) for name in CAMERAS}
+                images = {name: cameras.image(self._shown, name) for name in self._names}
                 if time_ns >= 0:
                     self._show(time_ns, images)
             except Exception as error:

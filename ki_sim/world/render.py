@@ -89,7 +89,7 @@ class Cameras:
         index = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         if index < 0:
             names = [self.model.camera(i).name for i in range(self.model.ncam)]
-            raise SimError(f"camera '{camera}' is not on this robot: use one of {', '.join(names)}")
+            raise SimError(f"there is no camera '{camera}': use one of {', '.join(names)}")
         self._camera.fixedcamid = index
         self._update(data, self._camera)
 

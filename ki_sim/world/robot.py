@@ -15,6 +15,8 @@ ARM_JOINTS = {side: tuple(f'{side}_joint{i}' for i in range(1, 7)) for side in S
 GRIPPERS = {side: f'{side}_gripper' for side in SIDES}
 BASE_AXES = ('base_x', 'base_y', 'base_yaw')
 CAMERAS = ('head', 'left_wrist', 'right_wrist')
+SCENE_CAMERAS = ('front',)  # that do not move with the robot, see `scene.py`
+ALL_CAMERAS = CAMERAS + SCENE_CAMERAS
 BASE_COLUMNS = ('base/linear/x/velocity', 'base/linear/y/velocity', 'base/angular/z/velocity')
 
 POSITION_JOINTS = (*ARM_JOINTS['left'], GRIPPERS['left'], *ARM_JOINTS['right'], GRIPPERS['right'])

@@ -23,6 +23,7 @@ from ki_sim.world.controllers import (
 )
 from ki_sim.world.render import Cameras
 from ki_sim.world.robot import (
+    ALL_CAMERAS,
     ARM_JOINTS,
     BASE_AXES,
     BASE_COLUMNS,
@@ -91,8 +92,8 @@ class World:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (int(height), int(width))
         for camera in cameras:
-            if camera not in CAMERAS:
-                raise SimError(f"camera '{camera}' is not on this robot: use one of {', '.join(CAMERAS)}")
+            if camera not in ALL_CAMERAS:
+                raise SimError(f"there is no camera '{camera}': use one of {', '.join(ALL_CAMERAS)}")
         self.camera_names, self._shadows, self._timeout_ns = tuple(cameras), shadows, command_timeout_ns
         self._cameras: Cameras | None = None
         self.load(episode or tasks.episode(task, seed, goal, split))

@@ -58,7 +58,7 @@ def test_picture_and_film_can_be_looked_at(tmp_path):
         (('record', '--out', 'x', '--task', 'mop'), "task 'mop' is not known"),
         (('expert', '--task', 'mop', '--seeds', '1'), "task 'mop' is not known"),
         (('vqa', '--out', 'x', '--split', 'test'), "split 'test' is not known"),
-        (('picture', 'a.png', '--camera', 'nose'), "camera 'nose' is not on this robot"),
+        (('picture', 'a.png', '--camera', 'nose'), "there is no camera 'nose'"),
         (('picture', '/nowhere/a.png', '--width', '16', '--height', '16'), 'cannot be written'),
         (('picture', 'a.foo'), r"a.foo ends in '.foo': give a name that ends in .png or .jpg"),
         (('picture', 'a'), r"a ends in '': give a name that ends in .png"),

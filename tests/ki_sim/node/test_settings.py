@@ -40,7 +40,7 @@ def test_topics_may_be_named_otherwise() -> None:
 
 
 def test_a_camera_that_is_not_there_is_named() -> None:
-    with pytest.raises(SimError, match="there is no camera 'chest', only head, left_wrist, right_wrist"):
+    with pytest.raises(SimError, match="there is no camera 'chest', only head, left_wrist, right_wrist, front"):
         servable(changed(('cameras', 0, 'name'), 'chest'))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ki_sim.record.batch import jobs, record_one
 from ki_sim.record.record import load
-from ki_sim.vqa.boxes import LEAST_PIXELS, SHARP, VIEW, Pointer, box_of, box_text
+from ki_sim.vqa.boxes import LEAST_PIXELS, SHARP, Pointer, box_of, box_text
 from ki_sim.world.kinematics import Arms, pointing_down
 from ki_sim.world.render import Cameras
 from ki_sim.world.world import HOME_ARM, World
@@ -55,7 +55,7 @@ def test_a_hand_in_the_way_cuts_nothing_off_a_box(arms: Arms) -> None:
         world.data.qpos[world.model.joint('left_joint1').qposadr[0] + np.arange(6)] = joints
         mujoco.mj_forward(world.model, world.data)
         with Cameras(world.model, SHARP, SHARP) as cameras:
-            shown = box_of(cameras.segments(world.data, VIEW), world.model.body('object0').id)
+            shown = box_of(cameras.segments(world.data, 'head'), world.model.body('object0').id)
         assert shown is None or box_text(shown) != seen.split()[-1], 'the hand hides some of it'
         assert Pointer(world)(f'reach for the {label}') == seen
         assert np.allclose(world.data.qpos[world.model.joint('left_joint1').qposadr[0] + np.arange(6)], joints)

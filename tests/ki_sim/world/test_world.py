@@ -146,7 +146,7 @@ def test_a_command_far_away_is_carried_out_at_the_joints_speed(blind_world, stil
 def test_unknown_names_are_refused():
     with pytest.raises(SimError, match="task 'fold' is not known: use one of demo"):
         World('fold', 0)
-    with pytest.raises(SimError, match="camera 'nose' is not on this robot"):
+    with pytest.raises(SimError, match="there is no camera 'nose'"):
         World('demo', 0, cameras=('nose',))
     with pytest.raises(SimError, match='seeds count from 0'):
         World('demo', -1)
