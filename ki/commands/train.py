@@ -81,7 +81,7 @@ def _with_stages(run: Run, changes: dict[str, Any]) -> Run:
 
 def simulate(run: Run) -> None:
     """Recordings and moments of the expert and pictures with words, as files and without ROS; what is there stays."""
-    from ki.simulation.simulated_data import load_triton_before_mesa, moment_settings
+    from ki.simulation.simulated_data import first_view, load_triton_before_mesa, moment_settings
     from ki_sim.moments.shards import write as write_moments
     from ki_sim.record.batch import jobs, record
     from ki_sim.tasks.tasks import task_names
@@ -106,7 +106,7 @@ def simulate(run: Run) -> None:
         if scenes:
             with progress(f'scenes, {split}', scenes) as line:
                 size, workers = wanted.image_size, wanted.workers
-                write(out / 'vqa', scenes, 0, split, size, workers, line.advance, arrangements)
+                write(out / 'vqa', scenes, 0, split, size, workers, line.advance, arrangements, first_view(run))
     parts = f'{len(made) - failed} episodes ({failed} failed and left out)' if made else ''
     parts += f'{", " if made else ""}{wanted.moments} moments' if wanted.moments else ''
     print(f'{out}: {parts}, {wanted.scenes} scenes')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ki_sim.moments.shards import MomentSettings
+    from ki_sim.vqa.vqa_data import View
     from training.train.config import Run
 
 
@@ -17,11 +18,13 @@ def load_triton_before_mesa() -> None:
         importlib.import_module('triton')
 
 
-def head_crop(run: Run) -> tuple[float, float, float, float] | None:
-    """What of the head camera's picture a run's policy is shown: its pictures with words show the same."""
+def first_view(run: Run) -> View:
+    """What the first camera of a run's robot shows its policy: its pictures with words show the same."""
     from ki_robot.contract.contract import load_contract
+    from ki_sim.vqa.vqa_data import View
 
-    return next((camera.crop for camera in load_contract(run.robot).cameras if camera.name == 'head'), None)
+    camera = load_contract(run.robot).cameras[0]
+    return View(camera.name, camera.crop)
 
 
 def moment_settings(run: Run) -> MomentSettings:

@@ -150,16 +150,27 @@ def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> S
     return SceneObject(*pair, width, height, x, y, float(rng.uniform(-0.4, 0.4)), 1, float(rng.uniform(0.9, 1.08)))
 
 
+@dataclass(frozen=True)
+class View:
+    """What pictures with words show: a camera, and what of its picture is kept (`Camera.crop`; None: all)."""
+
+    camera: str = 'head'
+    crop: Crop | None = None
+
+
+WHOLE = View()
+
+
 class Photographer:
     """Poses scenes and takes their pictures; holds kinematics, so one per process.
 
     Args:
         image_size: rows and columns of the whole picture.
-        crop: what of it is kept, as `Camera.crop` of a contract says it.
+        view: the camera, and what of its picture is kept, as `Camera.crop` of a contract says it.
     """
 
-    def __init__(self, image_size: int = SIZE, crop: Crop | None = None) -> None:
-        self.image_size, self.crop, self.arms = image_size, crop, Arms()
+    def __init__(self, image_size: int = SIZE, view: View = WHOLE) -> None:
+        self.image_size, self.view, self.arms = image_size, view, Arms()
 
     def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
         """Pictures of one scene, its objects and arms elsewhere in each; None where something is hidden.
@@ -180,10 +191,10 @@ class Photographer:
                 self._pose_arms(data, still.places, rng)
                 self._pose_objects(data, objects, still.places, rng)
                 mujoco.mj_forward(model, data)
-                segments = _enlarged(cropped(sharp.segments(data, 'head'), self.crop))
+                segments = _enlarged(cropped(sharp.segments(data, self.view.camera), self.view.crop))
                 facts = [self._fact(data, still, i, box_of(segments, body)) for i, body in enumerate(bodies)]
                 seen = all(fact.box is not None for fact in facts)
-                image = cropped(cameras.image(data, 'head'), self.crop)
+                image = cropped(cameras.image(data, self.view.camera), self.view.crop)
                 yield Shot(image, facts, cells_of(segments, bodies)) if seen else None
 
     def _pose_arms(self, data: mujoco.MjData, places: tuple[str, ...], rng: np.random.Generator) -> None:
@@ -266,7 +277,7 @@ def scene_lines(seed: int, split: str, photographer: Photographer, arrangements:
         still = sample_still(seed, split)
     except SimError:  # the objects drawn do not fit on the table
         return
-    folder = _sized(split, photographer.image_size, photographer.crop)
+    folder = _sized(split, photographer.image_size, photographer.view)
     for number, shot in enumerate(photographer.album(still, arrangements)):
         if shot is None:
             continue
@@ -285,14 +296,14 @@ def write(
     workers: int = 0,
     progress: Callable[[], None] | None = None,
     arrangements: int = 1,
-    crop: Crop | None = None,
+    view: View = WHOLE,
 ) -> int:
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
     Each scene gives `arrangements` pictures, with its objects elsewhere in each. A line holds `image`, `kind` (caption,
-    colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE`, or of a part of the
-    picture (`crop`), are in a folder of their own, so that none is taken for another; with a crop, only scenes are kept
-    that lie within it.
+    colour, count, ...), `prompt`, `answer`, `seed` and `split`. Images of another size than `SIZE`, or of another
+    `view`, are in a folder of their own, so that none is taken for another; with a crop, only scenes are kept that lie
+    within it.
     """
     if split not in SPLITS:
         raise SimError(f"split '{split}' is not known: use train or heldout")
@@ -304,7 +315,7 @@ def write(
     out = Path(out)
     end = first_seed + scenes
     work = [
-        (str(out), first, min(first + PART, end), split, image_size, arrangements, crop)
+        (str(out), first, min(first + PART, end), split, image_size, arrangements, view)
         for first in range(first_seed, end, PART)
     ]
     for count in results_of(_write_part, work, workers):
@@ -314,31 +325,32 @@ def write(
     lines = 0
     with atomic_file(out / f'{split}.jsonl') as file:
         for _, first, last, *_ in work:
-            part = _part(out, split, first, last, image_size, arrangements, crop).read_bytes()
+            part = _part(out, split, first, last, image_size, arrangements, view).read_bytes()
             lines += part.count(b'\n')
             file.write(part)
     return lines
 
 
-def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int, crop: Crop | None) -> Path:
-    return out / 'parts' / f'{_sized(split, image_size, crop)}-{first:07d}-{last:07d}-{arrangements}.part'
+def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int, view: View) -> Path:
+    return out / 'parts' / f'{_sized(split, image_size, view)}-{first:07d}-{last:07d}-{arrangements}.part'
 
 
-def _sized(split: str, image_size: int, crop: Crop | None) -> str:
-    """What files of a split are named after: the split, and size and part of its images unless they are the usual."""
+def _sized(split: str, image_size: int, view: View) -> str:
+    """What files of a split are named after: it, and size, camera and part of its images unless they are the usual."""
     name = split if image_size == SIZE else f'{split}-{image_size}px'
-    return name if crop is None else f'{name}-{"_".join(f"{round(1000 * each):04d}" for each in crop)}'
+    name = name if view.camera == WHOLE.camera else f'{name}-{view.camera}'
+    return name if view.crop is None else f'{name}-{"_".join(f"{round(1000 * each):04d}" for each in view.crop)}'
 
 
-def _write_part(work: tuple[str, int, int, str, int, int, Crop | None]) -> int:
+def _write_part(work: tuple[str, int, int, str, int, int, View]) -> int:
     from ki_sim.record.record import jpeg
 
-    out, first, last, split, image_size, arrangements, crop = Path(work[0]), *work[1:]
-    part = _part(out, split, first, last, image_size, arrangements, crop)
+    out, first, last, split, image_size, arrangements, view = Path(work[0]), *work[1:]
+    part = _part(out, split, first, last, image_size, arrangements, view)
     if part.exists():
         return last - first
-    photographer = Photographer(image_size, crop)
-    (out / 'images' / _sized(split, image_size, crop)).mkdir(parents=True, exist_ok=True)
+    photographer = Photographer(image_size, view)
+    (out / 'images' / _sized(split, image_size, view)).mkdir(parents=True, exist_ok=True)
     text = []
     for seed in range(first, last):
         for image, lines in scene_lines(seed, split, photographer, arrangements):

@@ -30,6 +30,7 @@ from ki_sim.vqa.vqa_data import (
     VQA_HELD_OUT,
     Photographer,
     Still,
+    View,
     sample_still,
     scene_lines,
     vqa_pairs,
@@ -165,9 +166,10 @@ def test_boxes_enclose_the_colour_of_the_object(photographer):
     assert seen >= 2
 
 
-def test_a_part_of_the_picture_has_the_boxes_of_that_part_and_no_scene_beyond_it():
-    crop = (0.29, 0.3, 0.42, 0.42)
-    whole, part = Photographer(192), Photographer(192, crop)
+@pytest.mark.parametrize('view', [View('head', (0.29, 0.3, 0.42, 0.42)), View('front', (0.25, 0.25, 0.5, 0.5))])
+def test_a_part_of_the_picture_has_the_boxes_of_that_part_and_no_scene_beyond_it(view):
+    crop = view.crop
+    whole, part = Photographer(192, View(view.camera)), Photographer(192, view)
     compared = 0
     for seed in range(12):
         still = sample_still(seed, 'train')
