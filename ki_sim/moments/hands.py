@@ -14,6 +14,9 @@ from ki_sim.world.scene import TABLE_TOP
 from ki_sim.world.world import HOME_OPENING
 
 AT_HOME, GONE_WRONG = 0.12, 0.40  # shares of the moments
+# Of the moments right before something is let go of, those in which it is some centimetres off: who sees it low at its
+# place alone learns to let go wherever it is low.
+MISSED = 0.5
 FREE_X, FREE_Y, FREE_Z = (0.30, 0.58), (-0.14, 0.34), (0.84, 1.04)
 SHAKE = 0.0015  # m by which a measured hand is off the law's way at the object; more of it further away
 # What the fingers measure while they hold, less the nominal width of the object: soft contacts, pressed (measured).
@@ -51,22 +54,24 @@ def somewhere(rng: np.random.Generator, side: str, law: Law) -> Hand:
 def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:
     """Reaching, closing, carrying, or done, as the law does it."""
     kind = rng.random()
-    if kind < 0.42:
+    if kind < 0.38:
         return _rolled(rng, law, _reaching(rng, side, law), 24)
     grasp, place = law.grasp, law.place
-    if kind < 0.54:
+    if kind < 0.49:
         position = _near(rng, grasp.position, 0.004, 0.004)
         return _rolled(
             rng, law, Hand(position, _turned(rng, grasp.yaw, 0.06), float(rng.uniform(grasp.width, OPEN))), 9
         )
-    if kind < 0.80:
+    if kind < 0.75:
         x, y, _ = _free(rng, side)
         z = float(rng.uniform(grasp.position[2], place.over + 0.01))
         z = max(z, place.over - 0.03) if abs(y) > 0.17 else z
         carried = Hand((x, y, z), _turned(rng, easy_yaw(side, x, y), 0.1), grasp.width, holds=True)
         return _rolled(rng, law, carried, 26)
-    low = Hand(_near(rng, place.position, 0.006, 0.003), _turned(rng, place.yaw, 0.05), grasp.width, holds=True)
-    return _rolled(rng, law, low, 14)
+    missed = rng.random() < MISSED
+    x, y, z = _near(rng, place.position, *((0.018, 0.020) if missed else (0.006, 0.003)))
+    low = Hand((x, y, z), _turned(rng, place.yaw, 0.05), grasp.width, holds=True)
+    return _rolled(rng, law, low, 3 if missed else 14)
 
 
 def _reaching(rng: np.random.Generator, side: str, law: Move) -> Hand:

@@ -22,7 +22,7 @@ from ki_sim.world.kinematics import Arms, pointing_down
 from ki_sim.world.objects import SceneObject
 from ki_sim.world.render import Cameras
 from ki_sim.world.robot import ARM_JOINTS, SIDES
-from ki_sim.world.scene import BIN_CENTRE, TABLE_TOP, Scene, place, scene_xml
+from ki_sim.world.scene import BIN_CENTRE, TABLE_TOP, WORK_AREA, Scene, place, scene_xml
 from ki_sim.world.world import HOME_ARM
 
 REACHED = 3e-3  # m + rad / 10 that inverse kinematics may leave
@@ -30,8 +30,8 @@ ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several
 INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
 OTHER_HAND = 0.3  # share of the moments in which a hand is out that the words leave open, whichever is nearer
+BESIDE_FOOT = 0.15  # share of things to be stacked that stand beside their foot: put down wrong
 PUSHED = 0.6  # share of pushes that are met on their way
-VIEW = 'head'
 Image = npt.NDArray[np.uint8]
 
 
@@ -79,7 +79,7 @@ class MomentMaker:
     Args:
         columns: of state and actions.
         horizon: steps of a chunk.
-        cameras: whose pictures are taken, in the contract's order.
+        cameras: whose pictures are taken, in the contract's order; things and points are told of the first.
         image_size: their rows and columns.
         bias: how often what is nearest is asked for, 0..1, see `tasks.Bias`.
     """
@@ -127,7 +127,7 @@ class MomentMaker:
             return
         self._pose(model, data, now, hands, angles)
         images = {name: cameras.image(data, name) for name in self.cameras}
-        places = [_seen_at(model, data, i) for i in range(len(now.bodies))]
+        places = [_seen_at(model, data, self.cameras[0], i) for i in range(len(now.bodies))]
         things = tuple(
             ShownObject(obj.colour, obj.kind, *at)
             for obj, at in zip(scene.objects, places, strict=True)
@@ -227,6 +227,8 @@ def _half_done(rng: np.random.Generator, now: Situation) -> Situation:
     """Tasks are met in the middle, too: an object has been pushed a part of its way, some are in their bins."""
     if now.task == 'push':
         return _pushed_on(rng, now)
+    if now.task == 'stack' and rng.random() < BESIDE_FOOT:
+        return _put_down_wrong(rng, now)
     if len(now.goal.objects) < 2:
         return now
     bodies, slots = list(now.bodies), {side: list(SLOTS) for side in SIDES}
@@ -244,6 +246,25 @@ def _begun(rng: np.random.Generator, now: Situation) -> dict[str, Xyz]:
     if now.goal.other < 0 or rng.random() >= OTHER_HAND:
         return {}
     return {SIDES[int(rng.integers(2))]: now.bodies[now.goal.objects[0]].position}
+
+
+def _put_down_wrong(rng: np.random.Generator, now: Situation) -> Situation:
+    """Right beside what it was to stand on, nearer than objects are laid; as it was where it would not stand freely."""
+    (target,), foot = now.goal.objects, now.goal.other
+    x, y, _ = now.bodies[foot].position
+    away = now.objects[target].reach + now.objects[foot].reach + float(rng.uniform(0.003, 0.045))
+    turn = float(rng.uniform(-math.pi, math.pi))
+    spot = (x + away * math.cos(turn), y + away * math.sin(turn))
+    others = [i for i in range(len(now.bodies)) if i not in (target, foot)]
+    free = all(
+        math.dist(spot, now.bodies[i].position[:2]) > now.objects[i].reach + now.objects[target].reach + 0.03
+        for i in others
+    )
+    if not free or not all(low < each < high for each, (low, high) in zip(spot, WORK_AREA, strict=True)):
+        return now
+    bodies = list(now.bodies)
+    bodies[target] = replace(bodies[target], position=(*spot, bodies[target].position[2]))
+    return replace(now, bodies=tuple(bodies))
 
 
 def _pushed_on(rng: np.random.Generator, now: Situation) -> Situation:
@@ -300,9 +321,9 @@ def _rest_height(now: Situation, first: Duty, let_go: float) -> float:
     return min(let_go, TABLE_TOP + foot + half)
 
 
-def _seen_at(model: mujoco.MjModel, data: mujoco.MjData, index: int) -> tuple[float, float] | None:
-    """Where an object's centre is in the head camera's square picture, x to the right and y down; None if hidden."""
-    camera, body = model.camera(VIEW).id, model.body(f'object{index}').id
+def _seen_at(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> tuple[float, float] | None:
+    """Where an object's centre is in a camera's square picture, x to the right and y down; None if hidden."""
+    camera, body = model.camera(view).id, model.body(f'object{index}').id
     centre, eye = data.xpos[body], data.cam_xpos[camera]
     hit = np.full(1, -1, np.int32)
     mujoco.mj_ray(model, data, eye, centre - eye, None, 1, -1, hit)

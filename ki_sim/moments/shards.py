@@ -27,10 +27,12 @@ from ki_sim.moments.columns import MomentColumns
 from ki_sim.moments.maker import MomentMaker, SimMoment
 from ki_sim.tasks.tasks import SUITE, Bias
 from ki_sim.world.render import check_size
-from ki_sim.world.robot import CAMERAS
+from ki_sim.world.robot import ALL_CAMERAS
 
 PART = 2000  # moments of one file
-FORMAT = 2
+FORMAT = 3
+TWO_THINGS = ('next_to', 'stack')  # tasks in which a second thing must be found, and reached by what is held
+SHARES = (2, 3)  # scenes of any other task, and of one of these
 QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 HEADS = ('colour', 'kind')  # what is said of a thing
 SEEDS = 100_000  # scenes of one file begin so far from those of the one before; no file uses as many
@@ -45,7 +47,7 @@ class MomentSettings:
         state, actions: its columns.
         cameras: its cameras, in its order.
         horizon: steps of a chunk.
-        tasks: of `SUITE` or longer ones, in equal shares.
+        tasks: of `SUITE` or longer ones; those of `TWO_THINGS` have half as many scenes again as the others.
         image_size: rows and columns of the pictures.
         nearest: see `ki_sim.tasks.tasks.Bias`.
         first_seed: scenes are drawn from it on.
@@ -67,8 +69,8 @@ class MomentSettings:
             if task not in tasks_with_laws():
                 raise SimError(f"task '{task}' has no reactive expert: use one of {', '.join(tasks_with_laws())}")
         for camera in self.cameras:
-            if camera not in CAMERAS:
-                raise SimError(f"camera '{camera}' is not on this robot: use one of {', '.join(CAMERAS)}")
+            if camera not in ALL_CAMERAS:
+                raise SimError(f"there is no camera '{camera}': use one of {', '.join(ALL_CAMERAS)}")
         if not self.tasks:
             raise SimError('tasks is empty: name at least one')
         if not 0 <= self.nearest <= 1:
@@ -142,12 +144,17 @@ def part(number: int, size: int, settings: MomentSettings) -> dict[str, Any]:
         Bias(settings.nearest),
     )
     rows: list[SimMoment] = []
-    seed, tasks = settings.first_seed + number * SEEDS, len(settings.tasks)
+    seed, turns = settings.first_seed + number * SEEDS, task_turns(settings.tasks)
     while len(rows) < size:
-        task = settings.tasks[seed % tasks]
+        task = turns[seed % len(turns)]
         rows += maker.moments(task, seed)
         seed += 1
     return arrays(rows[:size], settings)
+
+
+def task_turns(tasks: Sequence[str]) -> list[str]:
+    """The tasks of scenes in a row, again and again."""
+    return [task for task in tasks for _ in range(SHARES[task in TWO_THINGS])]
 
 
 def arrays(rows: Sequence[SimMoment], settings: MomentSettings) -> dict[str, Any]:
