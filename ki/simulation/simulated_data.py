@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ki_sim.moments.shards import MomentSettings
-    from ki_sim.vqa.vqa_data import View
+    from ki_sim.vqa.vqa_data import PictureView
     from training.train.config import Run
 
 
@@ -18,13 +18,13 @@ def load_triton_before_mesa() -> None:
         importlib.import_module('triton')
 
 
-def first_view(run: Run) -> View:
+def first_view(run: Run) -> PictureView:
     """What the first camera of a run's robot shows its policy: its pictures with words show the same."""
     from ki_robot.contract.contract import load_contract
-    from ki_sim.vqa.vqa_data import View
+    from ki_sim.vqa.vqa_data import PictureView
 
     camera = load_contract(run.robot).cameras[0]
-    return View(camera.name, camera.crop)
+    return PictureView(camera.name, camera.crop)
 
 
 def moment_settings(run: Run) -> MomentSettings:

@@ -151,14 +151,14 @@ def _somewhere(rng: np.random.Generator, pair: tuple[str, str], where: str) -> S
 
 
 @dataclass(frozen=True)
-class View:
+class PictureView:
     """What pictures with words show: a camera, and what of its picture is kept (`Camera.crop`; None: all)."""
 
     camera: str = 'head'
     crop: Crop | None = None
 
 
-WHOLE = View()
+WHOLE = PictureView()
 
 
 class Photographer:
@@ -169,7 +169,7 @@ class Photographer:
         view: the camera, and what of its picture is kept, as `Camera.crop` of a contract says it.
     """
 
-    def __init__(self, image_size: int = SIZE, view: View = WHOLE) -> None:
+    def __init__(self, image_size: int = SIZE, view: PictureView = WHOLE) -> None:
         self.image_size, self.view, self.arms = image_size, view, Arms()
 
     def album(self, still: Still, arrangements: int = 1) -> Iterator[Shot | None]:
@@ -296,7 +296,7 @@ def write(
     workers: int = 0,
     progress: Callable[[], None] | None = None,
     arrangements: int = 1,
-    view: View = WHOLE,
+    view: PictureView = WHOLE,
 ) -> int:
     """Write OUT/SPLIT.jsonl and OUT/images/SPLIT/*.jpg and return the number of lines; goes on where it was stopped.
 
@@ -331,18 +331,18 @@ def write(
     return lines
 
 
-def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int, view: View) -> Path:
+def _part(out: Path, split: str, first: int, last: int, image_size: int, arrangements: int, view: PictureView) -> Path:
     return out / 'parts' / f'{_sized(split, image_size, view)}-{first:07d}-{last:07d}-{arrangements}.part'
 
 
-def _sized(split: str, image_size: int, view: View) -> str:
+def _sized(split: str, image_size: int, view: PictureView) -> str:
     """What files of a split are named after: it, and size, camera and part of its images unless they are the usual."""
     name = split if image_size == SIZE else f'{split}-{image_size}px'
     name = name if view.camera == WHOLE.camera else f'{name}-{view.camera}'
     return name if view.crop is None else f'{name}-{"_".join(f"{round(1000 * each):04d}" for each in view.crop)}'
 
 
-def _write_part(work: tuple[str, int, int, str, int, int, View]) -> int:
+def _write_part(work: tuple[str, int, int, str, int, int, PictureView]) -> int:
     from ki_sim.record.record import jpeg
 
     out, first, last, split, image_size, arrangements, view = Path(work[0]), *work[1:]

@@ -29,8 +29,8 @@ from ki_sim.vqa.questions import (
 from ki_sim.vqa.vqa_data import (
     VQA_HELD_OUT,
     Photographer,
+    PictureView,
     Still,
-    View,
     sample_still,
     scene_lines,
     vqa_pairs,
@@ -166,10 +166,12 @@ def test_boxes_enclose_the_colour_of_the_object(photographer):
     assert seen >= 2
 
 
-@pytest.mark.parametrize('view', [View('head', (0.29, 0.3, 0.42, 0.42)), View('front', (0.25, 0.25, 0.5, 0.5))])
+@pytest.mark.parametrize(
+    'view', [PictureView('head', (0.29, 0.3, 0.42, 0.42)), PictureView('front', (0.25, 0.25, 0.5, 0.5))]
+)
 def test_a_part_of_the_picture_has_the_boxes_of_that_part_and_no_scene_beyond_it(view):
     crop = view.crop
-    whole, part = Photographer(192, View(view.camera)), Photographer(192, view)
+    whole, part = Photographer(192, PictureView(view.camera)), Photographer(192, view)
     compared = 0
     for seed in range(12):
         still = sample_still(seed, 'train')
