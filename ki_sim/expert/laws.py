@@ -183,7 +183,7 @@ def _carry(law: Move, hand: Hand) -> tuple[HandCommand, Hand]:
         goal = (px, py, pz + _share(off, near, 0.025) * (law.place.over - pz))
         if law.place.gentle and z < pz + 0.03:
             speed = LIFT_SPEED
-        if off < near + 0.004 and z < pz + (0.004 if law.place.gentle else 0.012):
+        if off < near + 0.004 and z < pz + (0.007 if law.place.gentle else 0.012):
             opening = OPEN
     command, after = _go(hand, goal, law.place.yaw, opening, speed)
     if opening == OPEN and after.opening > law.grasp.width + 0.004:

@@ -214,7 +214,7 @@ def _stack(now: Situation) -> Duty:
     top = z + half_height(now, foot)
     dx, dy = _offset(now, target, side)
     over = max(top + 0.05, clear_height(now, target)) + below
-    place = Place((x + dx, y + dy, top + 0.003 + below), easy_yaw(side, x, y), over, near=0.005)
+    place = Place((x + dx, y + dy, top + 0.003 + below), easy_yaw(side, x, y), over, near=0.008)
     ax, ay, az = now.bodies[target].position
     done = (
         math.hypot(ax - x, ay - y) < now.objects[foot].width / 2
@@ -233,7 +233,7 @@ def _beside(now: Situation) -> Duty:
     x, y = free_spot(now, target, other)
     dx, dy = _offset(now, target, side)
     over = max(TABLE_TOP + 0.06, clear_height(now, target)) + below
-    place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), easy_yaw(side, x, y), over, near=0.008)
+    place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), easy_yaw(side, x, y), over, near=0.013)
     a, b = now.bodies[target].position, now.bodies[other].position
     gap = math.dist(a[:2], b[:2]) - (now.objects[target].width + now.objects[other].width) / 2
     resting = a[2] < TABLE_TOP + half_height(now, target) + 0.01

@@ -30,7 +30,7 @@ ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several
 INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
 OTHER_HAND = 0.3  # share of the moments in which a hand is out that the words leave open, whichever is nearer
-BESIDE_FOOT = 0.15  # share of things to be stacked that stand beside their foot: put down wrong
+BESIDE_FOOT = 0.25  # share of things to be stacked that stand beside their foot: put down wrong
 PUSHED = 0.6  # share of pushes that are met on their way
 Image = npt.NDArray[np.uint8]
 
