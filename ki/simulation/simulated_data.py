@@ -19,12 +19,16 @@ def load_triton_before_mesa() -> None:
 
 
 def first_view(run: Run) -> PictureView:
-    """What the first camera of a run's robot shows its policy: its pictures with words show the same."""
-    from ki_robot.contract.contract import load_contract
-    from ki_sim.vqa.vqa_data import PictureView
+    """What the first camera of a run's robot shows its policy: its pictures with words show the same.
 
-    camera = load_contract(run.robot).cameras[0]
-    return PictureView(camera.name, camera.crop)
+    Those for a robot with other cameras than the simulator's are from the head, whole.
+    """
+    from ki_robot.contract.contract import load_contract
+    from ki_sim.vqa.vqa_data import WHOLE, PictureView
+    from ki_sim.world.robot import ALL_CAMERAS
+
+    first = load_contract(run.robot).cameras[:1]
+    return next((PictureView(camera.name, camera.crop) for camera in first if camera.name in ALL_CAMERAS), WHOLE)
 
 
 def moment_settings(run: Run) -> MomentSettings:

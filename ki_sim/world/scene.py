@@ -124,7 +124,7 @@ def _apart(one: SceneObject, other: SceneObject) -> float:
 
 
 # Across the first table, on a stand that is not drawn. From the head, the arm itself hides where an object is to be put
-# in about half of the moments in which it is carried; from here, in one of six.
+# in about half of the moments in which it is carried; from here, in one of five.
 FRONT = '<camera name="front" pos="0.92 0 1.40" xyaxes="0 1 0 -0.808 0 0.589" fovy="58"/>'
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ki.simulation.simulated_data import first_view
+from ki_sim.vqa.vqa_data import WHOLE
 from training.train.config import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,3 +36,8 @@ def test_pictures_with_words_show_what_the_first_camera_shows_the_policy(
     assert sides == {round(plain['simulate']['image_size'] * (1.0 if view.crop is None else view.crop[3]))}
     with np.load(next((tmp_path / 'moments').glob('*.npz'))) as moments:
         assert str(moments['cameras'][0]) == view.camera
+
+
+@pytest.mark.parametrize('robot', ['g1_upper_body', 'arm_single'])
+def test_a_robot_with_cameras_of_its_own_is_shown_whole_pictures_from_the_head(robot: str) -> None:
+    assert first_view(load_run(ROOT / 'config/train/demo.yaml').replace(robot=robot)) == WHOLE
