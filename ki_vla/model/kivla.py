@@ -64,6 +64,17 @@ class Prefix:
     state_BS: Tensor | None = None
     said_BC: Tensor | None = None
 
+    def part(self, rows: slice) -> Prefix:
+        """Of some of the examples; without what passed on the way."""
+        k, v = (
+            kept[:, rows] if isinstance(kept, Tensor) else tuple(each[rows] for each in kept)
+            for kept in (self.k, self.v)
+        )
+        hidden_BD, state_BS, said_BC = (
+            None if each is None else each[rows] for each in (self.hidden_BD, self.state_BS, self.said_BC)
+        )
+        return Prefix(k, v, self.mask_BS[rows], hidden_BD, (), state_BS, said_BC)
+
     @property
     def length_B(self) -> Tensor:
         """Valid tokens, int64 [B]."""
@@ -372,6 +383,13 @@ class KiVla(nn.Module):
         generator: torch.Generator | None,
         given_BRH: Tensor | None,
     ) -> tuple[Tensor, Context | None]:
+        if batch.first_acting and not recipe.targets_see_actions:
+            # At least one, as below: several processes take the same path, or their collectives do not meet.
+            acting = slice(min(batch.first_acting, batch.size - 1), None)
+            batch, prefix = batch.part(acting), prefix.part(acting)
+            noise_BRHA, tau, given_BRH = (
+                None if each is None else each[acting] for each in (noise_BRHA, tau, given_BRH)
+            )
         actions_B1HA, mask_B1HA = batch.actions_BHA[:, None], batch.action_mask_BHA[:, None]
         if recipe.loss == 'l1':
             return action_loss(self.parallel_actions(prefix)[:, None], actions_B1HA, mask_B1HA, 'l1'), None
@@ -404,6 +422,9 @@ class KiVla(nn.Module):
     def _token_loss(
         self, prefix: Prefix, batch: Batch, recipe: Recipe, seen: Context | None, teacher: KiVla | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        if batch.first_acting is not None and recipe.targets == 'none':
+            speaking = slice(None, max(batch.first_acting, 1))
+            batch, prefix = batch.part(speaking), prefix.part(speaking)
         has_actions_B = batch.has_actions_B
         wanted_B = (has_actions_B & (recipe.targets != 'none')) | (~has_actions_B & recipe.vlm_data)
         wanted_BT = batch.loss_mask_BT & wanted_B[:, None]

@@ -10,7 +10,6 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -91,7 +90,7 @@ def _one_loss(model: KiVla, chosen: Recipe, loss: str) -> torch.Tensor:
     """One of the three losses alone, with its graph: the batch is cut to the samples that have it."""
     batch = random_batch(model.config)
     keep = batch.has_actions_B if loss in ('fast', 'flow') else ~batch.has_actions_B
-    batch = replace(batch, **{f.name: v[keep] for f in fields(batch) if (v := getattr(batch, f.name)) is not None})
+    batch = batch.part(keep)
     teacher = copy.deepcopy(model).requires_grad_(False) if chosen.consistency else None
     losses = model(batch, chosen.at(0.0), generator=torch.Generator().manual_seed(0), teacher=teacher)
     found: torch.Tensor = losses.flow if loss == 'flow' else losses.tokens

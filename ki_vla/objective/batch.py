@@ -38,6 +38,8 @@ class Batch:
         offset_BVN2: from the middle of a patch to that of the thing it shows, x and y in patches; NaN without one.
         points_BM2: where in the first view the thing is that is acted on, and that which it is put on or beside, x and
             y from 0 to 1; NaN if nowhere.
+        first_acting: where examples without actions stand before those with actions, how many those are: each kind then
+            takes only the paths that carry its losses. None: in any order. A number, which costs no device a wait.
     """
 
     images_BVCHW: Tensor
@@ -54,6 +56,7 @@ class Batch:
     dense_BVNK: Tensor | None = None
     offset_BVN2: Tensor | None = None
     points_BM2: Tensor | None = None
+    first_acting: int | None = None
 
     @property
     def size(self) -> int:
@@ -74,17 +77,21 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
-        }
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()}
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, as torch's data loader asks."""
-        pinned = {f.name: value.pin_memory() for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._tensors()}
         return replace(self, **pinned)
+
+    def part(self, rows: slice | Tensor) -> Batch:
+        """Some of the examples: a slice of them, or a mask."""
+        cut: dict[str, Any] = {name: value[rows] for name, value in self._tensors()}
+        return replace(self, **cut, first_acting=None)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(f.name, value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)]
 
     def check(self, config: ModelConfig, values: bool = False) -> Batch:
         """Refuse what does not fit the model; returns itself.
@@ -251,7 +258,7 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> Batch:
     """
     if not samples:
         raise VlaError('collate: there are no samples to put together.')
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Any] = {}
     for name in _DTYPES:
         short = name.replace('_B', '_', 1)
         found = [_field(sample, short, index, name in _OPTIONAL) for index, sample in enumerate(samples)]

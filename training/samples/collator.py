@@ -87,6 +87,7 @@ class Collator:
             it, while the others act on it.
         how: augmentation; None for evaluation.
         pin: give page-locked memory.
+        silent: what is done carries no loss as tokens, so samples with actions have no targets.
     """
 
     processor: Processor
@@ -95,28 +96,31 @@ class Collator:
     subtask: float = 0.0
     how: Augment | None = None
     pin: bool = False
+    silent: bool = False
     others: Mapping[str, Processor] = field(default_factory=dict)
 
     def __call__(self, drawn: Sequence[Draw]) -> Packet:
-        """One packet, in the order of the draws."""
+        """One packet; samples without actions come first, else in the order of the draws."""
         import cv2
 
         cv2.setNumThreads(0)  # many small pictures: a pool of threads costs more than it brings
-        rows = [self._sample(draw) for draw in drawn]
+        made = sorted(((draw, *self._sample(draw)) for draw in drawn), key=lambda each: _acts(each[1]))
+        rows = [row | _SILENCE if self.silent and _acts(row) else row for _, row, _, _ in made]
         config = self.processor.config
         noise, tau = [], []
-        for draw in drawn:
+        for draw, *_ in made:
             generator = torch.Generator().manual_seed(mixed(self.seed, draw.number))
             noise.append(flow.sample_noise((self.draws, config.horizon, config.action_dim), generator))
             tau.append(flow.sample_tau((self.draws,), generator))
-        batch = collate([row for row, _, _ in rows], self.processor.tokenizer.vocabulary.pad)
+        batch = collate(rows, self.processor.tokenizer.vocabulary.pad)
+        batch = replace(batch, first_acting=sum(not _acts(row) for row in rows))
         packet = Packet(
             _with_targets(batch).check(config, values=True),
             torch.stack(noise),
             torch.stack(tau),
-            tuple(draw.number for draw in drawn),
-            tuple(text for _, text, _ in rows),
-            tuple(answer for _, _, answer in rows),
+            tuple(draw.number for draw, *_ in made),
+            tuple(text for _, _, text, _ in made),
+            tuple(answer for *_, answer in made),
         )
         return packet.pin_memory() if self.pin else packet
 
@@ -197,6 +201,16 @@ def misfit(processor: Processor, question: str, answer: str, pictures: int) -> s
     )
 
 
+_SILENCE = {
+    'target_T': np.zeros(0, np.int64),
+    **{name: np.zeros(0, bool) for name in ('target_mask_T', 'loss_mask_T', 'action_token_T')},
+}
+
+
+def _acts(row: Mapping[str, np.ndarray]) -> bool:
+    return bool(row['action_mask_HA'].any())
+
+
 def _with_targets(batch: Batch, least: int = 2) -> Batch:
     """At least two columns of targets, if only padding: without any, the model takes another path.
 
@@ -206,7 +220,7 @@ def _with_targets(batch: Batch, least: int = 2) -> Batch:
     if lack <= 0:
         return batch
     names = ('target_BT', 'target_mask_BT', 'loss_mask_BT', 'action_token_BT')
-    padded = {name: torch.nn.functional.pad(getattr(batch, name), (0, lack)) for name in names}
+    padded: dict[str, Any] = {name: torch.nn.functional.pad(getattr(batch, name), (0, lack)) for name in names}
     return replace(batch, **padded)
 
 

@@ -170,7 +170,8 @@ class Trainer:
         self.fingerprint = resume_fingerprint(run, stage, processor, others or {}, parts, data_hash)
         collator = Collator(
             processor, run.seed, 1 if self.recipe.targets_see_actions else stage.draws, run.data.subtask, run.augment,
-            pin=world.device.type == 'cuda', others=others or {},
+            pin=world.device.type == 'cuda', silent=self.recipe.targets == 'none' and not self.recipe.stages,
+            others=others or {},
         )  # fmt: skip
         sampler = Sampler(Mixture(parts, run.seed), world.rank, world.size)
         self.loader = Loader(

@@ -195,6 +195,36 @@ def test_every_recipe_is_in_the_documentation(root) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize('without', [0, 3, 8], ids=['all act', 'some act', 'none acts'])
+@pytest.mark.parametrize(
+    'name', ['ours', 'ours_no_fast', 'ours_both_states', 'joint', 'hybrid', 'oft', 'transfusion', 'consistent']
+)
+def test_examples_in_order_take_shorter_paths_to_the_same_losses_and_gradients(
+    name: str, without: int, make_model: Callable, make_batch: Callable
+) -> None:
+    model = make_model(name)
+    batch, chosen = make_batch(model, size=8), recipe(name).at(0.0)
+    acting = torch.arange(8) >= without
+    batch = replace(batch, action_mask_BHA=batch.action_mask_BHA[:1].expand(8, -1, -1) & acting[:, None, None])
+    assert int(batch.has_actions_B.sum()) == 8 - without
+    teacher = copy.deepcopy(model) if chosen.consistency else None
+    generator = torch.Generator().manual_seed(3)
+    noise, tau = torch.randn(batch.actions_BHA.shape, generator=generator), torch.rand(8, generator=generator)
+
+    def trained(batch: Batch) -> tuple[list[float], dict[str, torch.Tensor]]:
+        model.zero_grad()
+        found = model(batch, chosen, noise_BRHA=noise[:, None], tau=tau[:, None], teacher=teacher)
+        found.total.backward()
+        told = [float(each) for each in (found.total, found.text, found.fast, found.flow)]
+        return told, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    (whole, slopes), (short, others) = trained(batch), trained(replace(batch, first_acting=without))
+    assert short == pytest.approx(whole, rel=1e-5, abs=1e-7)
+    assert set(others) == set(slopes)
+    for part, slope in slopes.items():
+        torch.testing.assert_close(others[part], slope, rtol=1e-3, atol=1e-6)
+
+
 def test_batches_are_shared(make_model: Callable, make_batch: Callable) -> None:
     """Structure differs, the batch does not."""
     a, b = (make_batch(make_model(n)) for n in ('ours', 'oft'))

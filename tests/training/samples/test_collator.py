@@ -36,16 +36,16 @@ def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
     sources = open_sources(run, ProcessGroup())
     processor = begin(run, sources.train, [sources.vlm]).processor
     collator = pickle.loads(pickle.dumps(Collator(processor, 3, 2, 1.0, run.augment)))
-    drawn = [Draw('actions', i, sources.train[i], 10 + i) for i in range(3)]
-    drawn += [Draw('vlm', i, sources.vlm[i], 20 + i) for i in range(5)]
+    drawn = [Draw('vlm', i, sources.vlm[i], 20 + i) for i in range(5)]
+    drawn += [Draw('actions', i, sources.train[i], 10 + i) for i in range(3)]
     whole = collator(drawn)
-    parts = [collator(drawn[:3]), collator(drawn[3:])]
+    parts = [collator(drawn[:5]), collator(drawn[5:])]
     assert torch.equal(whole.noise_BRHA, torch.cat([part.noise_BRHA for part in parts]))
     assert torch.equal(whole.tau_BR, torch.cat([part.tau_BR for part in parts]))
-    assert torch.equal(whole.batch.images_BVCHW[:3], parts[0].batch.images_BVCHW)
+    assert torch.equal(whole.batch.images_BVCHW[5:], parts[1].batch.images_BVCHW)
     assert not torch.equal(whole.noise_BRHA[0], whole.noise_BRHA[1])
     again = collator([Draw('actions', 0, sources.train[0], 11)])
-    assert not torch.equal(again.batch.images_BVCHW[0], whole.batch.images_BVCHW[0]), 'another draw, another crop'
+    assert not torch.equal(again.batch.images_BVCHW[0], whole.batch.images_BVCHW[5]), 'another draw, another crop'
 
     box = whole.texts.index('where is the cup?')
     plain = Collator(processor, 3, 2)(drawn)
@@ -61,6 +61,23 @@ def test_packets_are_the_same_wherever_they_are_made(run_of: MakeRun) -> None:
     assert found.dense == 0
     assert counts(whole.batch, _recipe('ours_no_vlm')).text < found.text
     assert counts(whole.batch, _recipe('frozen'))[:2] == (0, 0)
+
+
+def test_samples_without_actions_come_first_and_silent_actions_have_no_targets(run_of: MakeRun) -> None:
+    run = run_of()
+    sources = open_sources(run)
+    processor = begin(run, sources.train, [sources.vlm]).processor
+    actions = [Draw('actions', i, sources.train[i], 10 + i) for i in range(3)]
+    words = [Draw('vlm', i, sources.vlm[i], 20 + i) for i in range(2)]
+    packet = Collator(processor, 0)([actions[0], words[0], actions[1], words[1], actions[2]])
+    assert packet.numbers == (20, 21, 10, 11, 12)
+    assert packet.batch.first_acting == 2
+    assert packet.batch.has_actions_B.tolist() == [False, False, True, True, True]
+    silent = Collator(processor, 0, silent=True)([*actions, *words]).batch
+    assert silent.target_mask_BT[:2].any(1).all()
+    assert not silent.target_mask_BT[2:].any()
+    assert silent.target_BT.shape[1] < packet.batch.target_BT.shape[1], 'words are shorter than actions'
+    assert Collator(processor, 0, silent=True)(actions).batch.first_acting == 0
 
 
 def test_subtasks_are_said_for_the_share_that_was_asked_for(run_of: MakeRun) -> None:
@@ -164,16 +181,16 @@ def test_what_a_picture_shows_becomes_labels_of_patches_and_stays_where_it_is(ru
     shown = (ShownThing({'colour': 'blue', 'kind': 'cup'}, 0.9, 0.1),)
     plain = replace(sources.train[0], subtask='')
     known = replace(plain, things=shown, points=((0.9, 0.1), None))
-    drawn = [Draw('actions', 0, known, 0), Draw('actions', 0, plain, 1), Draw('vlm', 0, sources.vlm[0], 2)]
+    drawn = [Draw('vlm', 0, sources.vlm[0], 2), Draw('actions', 0, known, 0), Draw('actions', 0, plain, 1)]
     turned = Augment(crop=0.5, rotate=90.0, brightness=0.0, contrast=0.0, saturation=0.0)
     one, other = (Collator(processor, 0, how=how)(drawn).batch for how in (None, turned))
     patch = processor.config.vision.image_size // processor.config.vision.patch_size - 1
-    assert one.dense_BVNK[0, 0, patch].tolist() == [2, 1]
-    assert (one.dense_BVNK[0, 1:] == UNKNOWN).all()
-    assert (one.dense_BVNK[1:] == UNKNOWN).all()
-    assert one.points_BM2[0, 0].tolist() == pytest.approx([0.9, 0.1])
-    assert one.points_BM2[0, 1].isnan().all()
-    assert one.points_BM2[1:].isnan().all()
-    assert torch.equal(one.images_BVCHW[0, 0], other.images_BVCHW[0, 0]), 'a labelled picture keeps its geometry'
-    assert not torch.equal(one.images_BVCHW[1, 0], other.images_BVCHW[1, 0])
+    assert one.dense_BVNK[1, 0, patch].tolist() == [2, 1]
+    assert (one.dense_BVNK[1, 1:] == UNKNOWN).all()
+    assert (one.dense_BVNK[[0, 2]] == UNKNOWN).all()
+    assert one.points_BM2[1, 0].tolist() == pytest.approx([0.9, 0.1])
+    assert one.points_BM2[1, 1].isnan().all()
+    assert one.points_BM2[[0, 2]].isnan().all()
+    assert torch.equal(one.images_BVCHW[1, 0], other.images_BVCHW[1, 0]), 'a labelled picture keeps its geometry'
+    assert not torch.equal(one.images_BVCHW[2, 0], other.images_BVCHW[2, 0])
     assert counts(one, _recipe('ours')).dense == 1
