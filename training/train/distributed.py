@@ -1,7 +1,8 @@
-"""One run over many processes: torchrun starts them, and this file shards the weights with FSDP2.
+"""One run over many processes: torchrun starts them, and this file shares out the work and, of large models, the weights.
 
-Nothing here is an algorithm of our own. Weights, gradients and optimiser state are sharded by `fully_shard`; whole
-copies, for checkpoints that any number of processes can read, are put together by `torch.distributed.checkpoint`.
+Nothing here is an algorithm of our own. A small model is whole in every process, and its gradients are averaged once a
+step. Of a large one weights, gradients and optimiser state are sharded by `fully_shard` (FSDP2); whole copies, for
+checkpoints that any number of processes can read, are put together by `torch.distributed.checkpoint`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from training.errors import TrainingError
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # The first process indexes and saves alone while the others wait for it, for hours; torch would give up in minutes.
 PATIENCE = timedelta(hours=12)
-SMALL = 50_000_000  # parameters up to which one collective a step costs less than what sharding saves
+SMALL = 50_000_000  # parameters up to which the collectives of sharding cost more than the memory that it saves
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,17 @@ def close_world(world: ProcessGroup) -> None:
 
 
 def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
-    """Moves the model to its device and, with several processes, shards it: every block, then the rest.
+    """Moves the model to its device and, with several processes, shards a large one: every block, then the rest.
 
-    A small one is a single group. With `bf16` blocks are gathered in bfloat16, half the traffic, and gradients are
-    summed in float32; the inputs stay as they are, since flow times and noise need float32 and autocast rounds what a
-    matrix product takes.
+    With `bf16` blocks are gathered in bfloat16, half the traffic, and gradients are summed in float32; the inputs stay
+    as they are, since flow times and noise need float32 and autocast rounds what a matrix product takes.
     """
     model.to(world.device)
     if world.size == 1:
+        return
+    if sum(parameter.numel() for parameter in model.parameters()) <= SMALL:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -98,12 +102,26 @@ def shard(model: KiVla, world: ProcessGroup, bf16: bool = False) -> None:
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtypes = {'param_dtype': torch.bfloat16, 'reduce_dtype': torch.float32} if bf16 else {}
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
-    large = sum(parameter.numel() for parameter in model.parameters()) > SMALL
-    for stack in (model.vision, model.backbone, model.expert) if large else ():
+    for stack in (model.vision, model.backbone, model.expert):
         for layer in getattr(stack, 'layers', ()):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     register_fsdp_forward_method(model, 'prefill')  # for what is kept of a frozen backbone
+
+
+def average_gradients(model: nn.Module, world: ProcessGroup) -> None:
+    """Means over processes, where the model is whole in each; where it is sharded, the backward pass took them.
+
+    The processes have gradients of the same weights, since they take the same paths (see `Batch.first_acting`).
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if world.size == 1 or not gradients or isinstance(gradients[0], dist.tensor.DTensor):
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def totals(world: ProcessGroup, values: Sequence[float]) -> list[float]:

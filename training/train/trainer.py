@@ -37,6 +37,7 @@ from training.train.checkpoint import Checkpoint, check_fingerprint, checkpoints
 from training.train.config import Run, Stage
 from training.train.distributed import (
     ProcessGroup,
+    average_gradients,
     load_optimiser,
     load_weights,
     on_device,
@@ -255,11 +256,12 @@ class Trainer:
             found = self._losses(packet, index)
             loss = weighted(found, self.stage, self.current.alpha, here, whole_step)
             if loss.requires_grad:
-                (loss * self.world.size).backward()  # FSDP takes the mean over processes
+                (loss * self.world.size).backward()  # the mean over processes follows
             means = [(getattr(found, name).detach().double(), count) for name, count in here._asdict().items()]
             told = [each for mean, count in means for each in (mean * count, torch.full_like(mean, count))]
             sums += torch.stack([*told, loss.detach().double()])
         summed(self.world, sums)
+        average_gradients(self.model, self.world)
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self.stage.clip, foreach=True
         )

@@ -33,7 +33,7 @@ from training.train.run import train
 
 def sharded(model, world, bf16, shard=trainer.shard):
     shard(model, world, bf16)
-    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert {isinstance(parameter, DTensor) for parameter in model.parameters()} == {len(sys.argv) > 2}
 
 trainer.shard = sharded
 if len(sys.argv) > 2:  # block by block, as large models are
@@ -43,7 +43,7 @@ train(load_run(sys.argv[1]))
 
 
 def two_processes(run: Any, folder: Path, blocks: bool = False) -> None:
-    """The run over two processes, as torchrun would start them; `blocks`: sharded as large models are."""
+    """The run over two processes, as torchrun would start them; `blocks`: sharded as large models are, else whole."""
     folder.mkdir(exist_ok=True)
     config = folder / 'run.yaml'
     config.write_text(yaml.safe_dump(run.to_dict()), encoding='utf-8')
@@ -72,7 +72,11 @@ def losses(out: str) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('blocks', 'changes'),
-    [(False, {}), (True, {}), (True, {'optimiser': 'muon'}), (True, {'recipe': 'frozen', 'kept': 8, 'vlm': 0})],
+    [
+        (blocks, changes)
+        for blocks in (False, True)
+        for changes in ({}, {'optimiser': 'muon'}, {'recipe': 'frozen', 'kept': 8, 'vlm': 0})
+    ],
 )
 def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
     run_of: MakeRun, tmp_path: Path, blocks: bool, changes: dict[str, Any]
