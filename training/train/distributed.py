@@ -1,4 +1,4 @@
-"""One run over many processes: torchrun starts them, and this file shares out the work and, of large models, the weights.
+"""One run over many processes: torchrun starts them, this file shares out the work and, of large models, the weights.
 
 Nothing here is an algorithm of our own. A small model is whole in every process, and its gradients are averaged once a
 step. Of a large one weights, gradients and optimiser state are sharded by `fully_shard` (FSDP2); whole copies, for
