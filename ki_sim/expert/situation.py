@@ -32,7 +32,8 @@ OUT = 0.08  # m from where it rests, at which a hand is out
 ENOUGH = 0.025  # m past the line, at which a push is over: who sees where it stands by 1 cm does not stop short of it
 PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not look: the arm lags, contact comes late
 FOOT_SHARE = {'bowl': 0.62}  # of the width, where the shut fingers meet it
-BESIDE = 0.036  # m between an object and the one that it is put beside
+CARRIED = 0.05  # m over all other objects, at which what is put beside or on one is carried: a policy is some mm off
+BESIDE = 0.032  # m between an object and the one that it is put beside
 SPOT_AREA = ((0.345, 0.590), 0.140)  # of x and |y|: beyond it, open fingers meet the bins
 
 
@@ -213,7 +214,7 @@ def _stack(now: Situation) -> Duty:
     x, y, z = now.bodies[foot].position
     top = z + half_height(now, foot)
     dx, dy = _offset(now, target, side)
-    over = max(top + 0.05, clear_height(now, target)) + below
+    over = max(top + 0.05, clear_height(now, target, CARRIED)) + below
     place = Place((x + dx, y + dy, top + 0.003 + below), easy_yaw(side, x, y), over, near=0.008)
     ax, ay, az = now.bodies[target].position
     done = (
@@ -232,7 +233,7 @@ def _beside(now: Situation) -> Duty:
     below = _below(now, target, side, grasp)
     x, y = free_spot(now, target, other)
     dx, dy = _offset(now, target, side)
-    over = max(TABLE_TOP + 0.06, clear_height(now, target)) + below
+    over = max(TABLE_TOP + 0.06, clear_height(now, target, CARRIED)) + below
     place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), easy_yaw(side, x, y), over, near=0.013)
     a, b = now.bodies[target].position, now.bodies[other].position
     gap = math.dist(a[:2], b[:2]) - (now.objects[target].width + now.objects[other].width) / 2

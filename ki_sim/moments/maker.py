@@ -15,6 +15,7 @@ from ki_sim.expert.laws import Hand, Move, Push, Rest, Xyz, roll
 from ki_sim.expert.situation import PUSH_BEYOND, SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
 from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
+from ki_sim.tasks.episode import Goal
 from ki_sim.tasks.success import OTHER, SIDE_LINE
 from ki_sim.tasks.tasks import TASKS, Bias, biased_goal
 from ki_sim.vqa.boxes import box_text
@@ -31,6 +32,8 @@ INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
 OTHER_HAND = 0.3  # share of the moments in which a hand is out that the words leave open, whichever is nearer
 BESIDE_FOOT = 0.25  # share of things to be stacked that stand beside their foot: put down wrong
+TALL = 1.5  # times as high as wide: what falls over
+FALLEN = 0.1  # share of the tall objects that nothing is asked of that lie: knocked over on the way
 PUSHED = 0.6  # share of pushes that are met on their way
 Image = npt.NDArray[np.uint8]
 
@@ -57,8 +60,8 @@ class SimMoment:
         state: measured, in the contract's state columns.
         actions: (H, N) what the expert does from here, in the contract's action columns, absolute.
         things: what the first view shows.
-        points: where in it the object is that is acted on, and that which it is put on or beside; None for one that is
-            outside or hidden, or that there is not.
+        points: where in it the object is that is acted on, and that which it is put on or beside, hidden or not; None
+            for one that is outside, or that there is not.
         held: 0 free, 1 held, 2 done.
     """
 
@@ -117,7 +120,8 @@ class MomentMaker:
     ) -> Iterator[SimMoment]:
         asked = [biased_goal(task, scene, rng, self.bias) for _ in range(INSTRUCTIONS)]
         goal = asked[0][0]
-        now = _half_done(rng, Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects))))
+        standing = Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects)))
+        now = _half_done(rng, _some_fallen(rng, standing, [each for each, _ in asked]))
         first = duty(replace(now, hands=_begun(rng, now)))
         hands = {first.side: somewhere(rng, first.side, first.law)}
         hands[OTHER[first.side]] = at_home(rng, OTHER[first.side])
@@ -127,16 +131,17 @@ class MomentMaker:
             return
         self._pose(model, data, now, hands, angles)
         images = {name: cameras.image(data, name) for name in self.cameras}
-        places = [_seen_at(model, data, self.cameras[0], i) for i in range(len(now.bodies))]
+        places = [_place_in(model, data, self.cameras[0], i) for i in range(len(now.bodies))]
+        seen = [at if _is_seen(model, data, self.cameras[0], i) else None for i, at in enumerate(places)]
         things = tuple(
             ShownObject(obj.colour, obj.kind, *at)
-            for obj, at in zip(scene.objects, places, strict=True)
+            for obj, at in zip(scene.objects, seen, strict=True)
             if at is not None
         )
         state = self.columns.state(hands, angles)
         busy = bool(now.holding) or hands[first.side].done
         for wanted, words in dict(asked[:1] if busy else asked).items():
-            yield self._labelled(replace(now, goal=wanted), words, hands, angles, images, places, things, state)
+            yield self._labelled(replace(now, goal=wanted), words, hands, angles, images, places, seen, things, state)
 
     def _labelled(
         self,
@@ -146,6 +151,7 @@ class MomentMaker:
         angles: dict[str, npt.NDArray[np.float64]],
         images: dict[str, Image],
         places: list[tuple[float, float] | None],
+        seen: list[tuple[float, float] | None],
         things: tuple[ShownObject, ...],
         state: npt.NDArray[np.float64],
     ) -> SimMoment:
@@ -160,7 +166,7 @@ class MomentMaker:
                 self.horizon,
             )[0]
         acting = now.holding.get(found.side) == found.target
-        at = places[found.target]
+        at = seen[found.target]
         reaching = found.words.startswith('reach for')
         box = box_text(_box(at, now.objects[found.target])) if at is not None and reaching else ''
         return SimMoment(
@@ -171,7 +177,7 @@ class MomentMaker:
             state,
             self.columns.actions(commands, angles, self.arms),
             things,
-            (at, places[now.goal.other] if now.goal.other >= 0 else None),
+            (places[found.target], places[now.goal.other] if now.goal.other >= 0 else None),
             2 if found.done else int(acting),
         )
 
@@ -198,7 +204,9 @@ class MomentMaker:
             for finger in 'ab':
                 data.joint(f'{side}_finger_{finger}').qpos = hands[side].opening / 2
         for i, body in enumerate(now.bodies):
-            turn = (math.cos(body.yaw / 2), 0.0, 0.0, math.sin(body.yaw / 2))
+            turn = np.array([math.cos(body.yaw / 2), 0.0, 0.0, math.sin(body.yaw / 2)])
+            if not body.upright:  # its axis along x, before it is turned
+                turn = math.sqrt(0.5) * np.array([turn[0], -turn[3], turn[0], turn[3]])
             data.joint(f'object{i}').qpos = (*body.position, *turn)
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)
@@ -238,6 +246,24 @@ def _half_done(rng: np.random.Generator, now: Situation) -> Situation:
             x, y = x + slots[side].pop(0) + rng.normal(0, 0.008), y + rng.normal(0, 0.012)
             z = bodies[i].position[2] + 0.006
             bodies[i] = Body((float(x), float(y), z), bodies[i].yaw + float(rng.normal(0, 0.3)))
+    return replace(now, bodies=tuple(bodies))
+
+
+def _some_fallen(rng: np.random.Generator, now: Situation, asked: Sequence[Goal]) -> Situation:
+    """Tall objects that no instruction names may lie, where there is room for them."""
+    if now.task == 'push':  # its lanes are free
+        return now
+    named = {i for goal in asked for i in (*goal.objects, goal.other)}
+    bodies = list(now.bodies)
+    for i, obj in enumerate(now.objects):
+        x, y, _ = bodies[i].position
+        if i in named or obj.height < TALL * obj.width or rng.random() >= FALLEN:
+            continue
+        room = [
+            math.dist((x, y), bodies[j].position[:2]) - other.reach for j, other in enumerate(now.objects) if j != i
+        ]
+        if min(room, default=1.0) > obj.height / 2 + 0.01:
+            bodies[i] = Body((x, y, TABLE_TOP + obj.width / 2), float(rng.uniform(-math.pi, math.pi)), upright=False)
     return replace(now, bodies=tuple(bodies))
 
 
@@ -321,18 +347,21 @@ def _rest_height(now: Situation, first: Duty, let_go: float) -> float:
     return min(let_go, TABLE_TOP + foot + half)
 
 
-def _seen_at(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> tuple[float, float] | None:
-    """Where an object's centre is in a camera's square picture, x to the right and y down; None if hidden."""
-    camera, body = model.camera(view).id, model.body(f'object{index}').id
-    centre, eye = data.xpos[body], data.cam_xpos[camera]
-    hit = np.full(1, -1, np.int32)
-    mujoco.mj_ray(model, data, eye, centre - eye, None, 1, -1, hit)
-    if hit[0] < 0 or model.geom_bodyid[hit[0]] != body:
-        return None
-    x, y, z = data.cam_xmat[camera].reshape(3, 3).T @ (centre - eye)
+def _place_in(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> tuple[float, float] | None:
+    """Where an object's centre is in a camera's square picture, x to the right and y down; None if outside."""
+    camera, centre = model.camera(view).id, data.body(f'object{index}').xpos
+    x, y, z = data.cam_xmat[camera].reshape(3, 3).T @ (centre - data.cam_xpos[camera])
     focal = 0.5 / math.tan(math.radians(model.cam_fovy[camera]) / 2)
     at = float(0.5 + focal * x / -z), float(0.5 - focal * y / -z)
     return at if min(at) >= 0 and max(at) < 1 else None
+
+
+def _is_seen(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> bool:
+    """Whether a ray from a camera meets an object where its centre is."""
+    body, eye = model.body(f'object{index}').id, data.cam_xpos[model.camera(view).id]
+    hit = np.full(1, -1, np.int32)
+    mujoco.mj_ray(model, data, eye, data.xpos[body] - eye, None, 1, -1, hit)
+    return bool(hit[0] >= 0 and model.geom_bodyid[hit[0]] == body)
 
 
 def _box(at: tuple[float, float], obj: SceneObject) -> tuple[float, float, float, float]:

@@ -19,12 +19,13 @@ from ki_sim.expert.laws import HOME, OPEN, SHUT, Grasp, Move, Place
 from ki_sim.expert.situation import ENOUGH, PUSH_BEYOND, Situation, duty
 from ki_sim.moments.columns import MomentColumns, hand_columns
 from ki_sim.moments.hands import FINGER_GAP, somewhere
-from ki_sim.moments.maker import MomentMaker, SimMoment, _begun, _half_done, _standing
+from ki_sim.moments.maker import MomentMaker, SimMoment, _begun, _half_done, _some_fallen, _standing
 from ki_sim.moments.shards import MomentSettings, part, task_turns, write
 from ki_sim.tasks.success import SIDE_LINE
 from ki_sim.tasks.tasks import SUITE, TASKS, Bias, biased_goal
 from ki_sim.world.objects import HELD_OUT, KINDS
 from ki_sim.world.robot import GRIPPERS, SIDES
+from ki_sim.world.scene import TABLE_TOP
 
 COLUMNS = tuple(name for side in SIDES for name in (*hand_columns(side), f'{GRIPPERS[side]}/position'))
 TELLING = {
@@ -107,24 +108,28 @@ def test_no_held_out_pair_is_shown_and_points_are_at_things(made: list[SimMoment
         assert not {(thing.colour, thing.kind) for thing in moment.things} & HELD_OUT
         assert all(0 <= thing.x < 1 and 0 <= thing.y < 1 for thing in moment.things)
         for point in filter(None, moment.points):
-            assert any(math.dist((thing.x, thing.y), point) < 1e-9 for thing in moment.things)
+            assert all(0 <= each < 1 for each in point)
 
 
 def test_points_are_where_the_object_is_and_where_that_is_on_or_beside_which_it_is_put(made: list[SimMoment]) -> None:
-    shown = Counter[str]()
+    shown, hidden = Counter[str](), Counter[str]()
     for moment in made:
         seen = {f'{thing.colour} {thing.kind}': (thing.x, thing.y) for thing in moment.things}
         acted_on, other = moment.points
         said = re.match(r'(?:reach for|touch|push|put) the (\w+ \w+)', moment.subtask)
         assert said is not None
-        assert acted_on == seen.get(said[1])
+        hidden['acted on'] += acted_on is not None and said[1] not in seen
+        assert acted_on == seen.get(said[1], acted_on), 'told where it is, hidden or not'
         if moment.held == 1 and moment.task in ('stack', 'next_to'):
-            assert other == seen.get(' '.join(moment.subtask.split()[-2:])), 'put the red cup on the blue plate'
+            name = ' '.join(moment.subtask.split()[-2:])  # put the red cup on the blue plate
+            hidden['other'] += other is not None and name not in seen
+            assert other == seen.get(name, other)
         if moment.task not in ('stack', 'next_to'):
             assert other is None, 'a bin is no object'
         elif other is not None:
             assert other != acted_on
         shown[f'{moment.task} {moment.held}'] += 1
+    assert min(hidden['acted on'], hidden['other']) > 3
     assert {'stack 1', 'next_to 1', 'stack 0', 'next_to 0', 'touch 0', 'push 0'} <= set(shown)
 
 
@@ -146,9 +151,29 @@ def test_from_across_the_table_an_arm_seldom_hides_where_an_object_is_to_go() ->
         maker = MomentMaker(MomentColumns(COLUMNS, COLUMNS), 2, (camera,), 8, Bias())
         carried = [each for seed in range(10) for each in maker.moments('stack', seed) if each.held == 1]
         assert len(carried) > 8
-        return float(np.mean([each.points[1] is None for each in carried]))
+        wanted = [' '.join(each.subtask.split()[-2:]) for each in carried]
+        shown = [[f'{thing.colour} {thing.kind}' for thing in each.things] for each in carried]
+        return float(np.mean([name not in names for name, names in zip(wanted, shown, strict=True)]))
 
     assert hidden('front') < 0.66 * hidden('head')
+
+
+def test_some_tall_things_that_nothing_is_asked_of_lie_on_the_table() -> None:
+    maker = MomentMaker(MomentColumns(COLUMNS, COLUMNS), 2, ('front',), 8, Bias())
+    rng, lying, tall = np.random.default_rng(0), 0, 0
+    for seed in range(200):
+        scene = TASKS['next_to'].scene(np.random.default_rng(seed), 'train')
+        goal, _ = biased_goal('next_to', scene, rng, maker.bias)
+        standing = Situation('next_to', goal, scene.objects, tuple(map(_standing, scene.objects)))
+        for i, (obj, body) in enumerate(zip(scene.objects, _some_fallen(rng, standing, [goal]).bodies, strict=True)):
+            named = i in (*goal.objects, goal.other)
+            tall += not named and obj.height > 1.5 * obj.width
+            if body.upright:
+                continue
+            lying += 1
+            assert not named
+            assert body.position[2] == TABLE_TOP + obj.width / 2
+    assert 0.02 * tall < lying < 0.15 * tall
 
 
 def test_some_things_to_be_stacked_stand_where_they_were_put_down_wrong() -> None:
