@@ -49,11 +49,12 @@ def ticks():
     lead(40, granted)
     seen['tick'] = priority()
     ready.set()
+    stop.wait()  # or it ends while the threads are looked at
 
-bystander = threading.Thread(target=stop.wait)
+bystander = threading.Thread(target=stop.wait, daemon=True)
 bystander.start()
 granted = raise_priority(40)
-threading.Thread(target=ticks).start()
+threading.Thread(target=ticks, daemon=True).start()
 ready.wait()
 seen['callbacks'] = priority()
 threads = [int(name) for name in os.listdir('/proc/self/task')]
