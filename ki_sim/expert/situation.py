@@ -244,8 +244,12 @@ def _beside(now: Situation) -> Duty:
 
 
 def free_spot(now: Situation, target: int, other: int) -> tuple[float, float]:
-    """A spot beside an object, away from all others; it does not change while the object to be put there moves."""
+    """A spot beside an object, away from all others and not far from the object to be put there.
+
+    Who is near one side keeps to it: a choice that only what is seen decides comes out in between, on the object.
+    """
     x, y, _ = now.bodies[other].position
+    here = now.bodies[target].position[:2]
     distance = now.objects[other].width / 2 + now.objects[target].width / 2 + BESIDE
     best, best_cost = (x, y), math.inf
     for turn in range(24):
@@ -258,9 +262,8 @@ def free_spot(now: Situation, target: int, other: int) -> tuple[float, float]:
             if i not in (target, other):
                 room = math.dist(spot, now.bodies[i].position[:2]) - obj.reach - now.objects[target].reach
                 crowd += max(0.0, 0.05 - room)
-        # Fingers close about left-right: a neighbour before or behind leaves them room. Towards the robot rather than
-        # away from it, and the middle rather than an edge.
-        cost = 40 * crowd + 80 * beyond + 1.2 * abs(math.sin(angle)) + 0.4 * spot[0] + 0.2 * abs(spot[1])
+        # Fingers close about left-right: a neighbour before or behind leaves them room.
+        cost = 40 * crowd + 80 * beyond + 1.2 * abs(math.sin(angle)) + 5 * math.dist(spot, here)
         if cost < best_cost:
             best, best_cost = spot, cost
     return best

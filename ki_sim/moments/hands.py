@@ -17,6 +17,7 @@ AT_HOME, GONE_WRONG = 0.12, 0.40  # shares of the moments
 # Of the moments right before something is let go of, those in which it is some centimetres off: who sees it low at its
 # place alone learns to let go wherever it is low.
 MISSED = 0.5
+MISSED_BY = (0.018, 0.045)  # m, spread of these: a policy sees its place by some mm, or not at all
 FREE_X, FREE_Y, FREE_Z = (0.30, 0.58), (-0.14, 0.34), (0.84, 1.04)
 SHAKE = 0.0015  # m by which a measured hand is off the law's way at the object; more of it further away
 # What the fingers measure while they hold, less the nominal width of the object: soft contacts, pressed (measured).
@@ -69,7 +70,8 @@ def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:
         carried = Hand((x, y, z), _turned(rng, easy_yaw(side, x, y), 0.1), grasp.width, holds=True)
         return _rolled(rng, law, carried, 26)
     missed = rng.random() < MISSED
-    x, y, z = _near(rng, place.position, *((0.018, 0.020) if missed else (0.006, 0.003)))
+    aside = MISSED_BY[int(rng.integers(len(MISSED_BY)))]
+    x, y, z = _near(rng, place.position, *((aside, 0.020) if missed else (0.006, 0.003)))
     low = Hand((x, y, z), _turned(rng, place.yaw, 0.05), grasp.width, holds=True)
     return _rolled(rng, law, low, 3 if missed else 14)
 
