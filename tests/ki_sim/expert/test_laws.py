@@ -25,7 +25,7 @@ from ki_sim.expert.laws import (
     step,
 )
 from ki_sim.expert.reactive_expert import ReactiveExpert, look
-from ki_sim.expert.situation import Body, Situation, duty
+from ki_sim.expert.situation import CARRIED, Body, Situation, duty, free_spot, half_height
 from ki_sim.moments.hands import somewhere
 from ki_sim.tasks.success import OTHER
 from ki_sim.tasks.tasks import SUITE, episode
@@ -159,6 +159,31 @@ def test_the_hand_that_was_not_the_nearer_one_does_it_too(blind_world: Any, arms
             world.step(move.action)
         assert world.success()
         assert acted == {other}
+
+
+def test_what_is_put_beside_another_stays_on_the_side_that_it_is_near() -> None:
+    standing = situation('next_to', 3)
+    (target,), other = standing.goal.objects, standing.goal.other
+    # Nothing else is near, and there is room on either side: only where the object is decides.
+    bodies = [Body((0.30, -0.3 + 0.3 * i, b.position[2]), 0.0) for i, b in enumerate(standing.bodies)]
+    bodies[other] = Body((0.47, 0.0, standing.bodies[other].position[2]), 0.0)
+    for way in (-1.0, 1.0):
+        for off in (0.20, 0.12, 0.05, 0.02):
+            bodies[target] = Body((0.47 + way * off, 0.01, standing.bodies[target].position[2] + 0.1), 0.0)
+            x, _ = free_spot(replace(standing, bodies=tuple(bodies)), target, other)
+            assert way * (x - 0.47) > 0.03, (way, off)
+
+
+@pytest.mark.parametrize('task', ['next_to', 'stack'])
+def test_what_is_carried_passes_well_above_all_others(task: str) -> None:
+    for seed in range(20):
+        now = situation(task, seed)
+        law = duty(now).law
+        assert isinstance(law, Move)
+        (target,) = now.goal.objects
+        top = max(b.position[2] + half_height(now, i) for i, b in enumerate(now.bodies) if i != target)
+        below = law.grasp.position[2] - (now.bodies[target].position[2] - half_height(now, target))
+        assert law.place.over - below >= top + CARRIED - 1e-9
 
 
 def test_a_task_without_a_law_is_named() -> None:
