@@ -20,6 +20,7 @@ TURN, GRIP = 0.09, 0.018  # of a hand (rad) and of its opening, per step
 TRAVEL = TABLE_TOP + BIN_HEIGHT + 0.045  # what is carried passes over bins with its foot at this height
 HOME = {'left': (0.36, 0.27, 1.0), 'right': (0.36, -0.27, 1.0)}
 AT = 0.009  # a hand this near to a grasp closes
+NEARLY = 0.010  # a hand that is open but for so much is open
 BETWEEN = 0.010  # fingers closed by so much more than an object's width do not have it between them
 
 Xyz = tuple[float, float, float]
@@ -153,7 +154,7 @@ def _reach(grasp: Grasp, hand: Hand) -> tuple[HandCommand, Hand]:
     off, high = math.hypot(gx - x, gy - y), z - gz
     empty = hand.opening < grasp.width - BETWEEN
     closing = off < 2 * AT and abs(high) < 0.014 and not empty
-    if (off < AT and abs(high) < 0.008 and not empty) or (closing and hand.opening < OPEN - 0.010):
+    if (off < AT and abs(high) < 0.008 and not empty) or (closing and hand.opening < OPEN - NEARLY):
         command, after = _go(hand, grasp.position, grasp.yaw, SHUT, NEAR_SPEED)
         if after.opening <= grasp.width:
             after = replace(after, opening=grasp.width, holds=True)
@@ -192,10 +193,11 @@ def _carry(law: Move, hand: Hand) -> tuple[HandCommand, Hand]:
 
 
 def _leave(hand: Hand, width: float, place: Place) -> tuple[HandCommand, Hand]:
-    """Open, then straight up, then stay above."""
+    """Open, then straight up, then stay above; slowly from what is so wide that the fingers stay near it."""
     x, y, z = hand.position
-    goal = (x, y, z if hand.opening < width + 0.03 else max(place.over, z))
-    return _go(hand, goal, hand.yaw, OPEN, SPEED)
+    room = width + 0.03
+    goal = (x, y, z if hand.opening < min(room, OPEN - NEARLY) else max(place.over, z))
+    return _go(hand, goal, hand.yaw, OPEN, SPEED if hand.opening >= room else LIFT_SPEED)
 
 
 def _touch(law: Touch, hand: Hand) -> tuple[HandCommand, Hand]:
@@ -206,7 +208,7 @@ def _touch(law: Touch, hand: Hand) -> tuple[HandCommand, Hand]:
         across = 1.0 if z > law.above - 0.02 else 0.2
         goal = (x + across * (tx - x), y + across * (ty - y), law.above)
     else:
-        goal = (tx, ty, tz + _share(off, 0.006, 0.050) * (law.above - tz))
+        goal = (tx, ty, tz + _share(off, 0.012, 0.050) * (law.above - tz))
     return _go(hand, goal, law.yaw, SHUT, SPEED if z > tz + 0.05 else LIFT_SPEED)
 
 

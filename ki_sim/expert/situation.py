@@ -21,13 +21,14 @@ from ki_sim.expert.laws import (
     easy_yaw,
 )
 from ki_sim.tasks.episode import Goal
-from ki_sim.tasks.success import OTHER, SIDE_LINE
+from ki_sim.tasks.success import OTHER, SIDE_LINE, TIP
 from ki_sim.world.objects import KINDS, SceneObject
 from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import BIN_CENTRE, BIN_HALF, TABLE_TOP
 
 FINGERS = 0.014  # half of the shut fingers, along and across, m
 SLOTS = (-0.05, 0.05, 0.0)  # m from a bin's middle, where several objects go
+PRESS = 0.010  # m under its top, to where a touch goes: who sees the top by some mm does not stop in the air
 OUT = 0.08  # m from where it rests, at which a hand is out
 ENOUGH = 0.025  # m past the line, at which a push is over: who sees where it stands by 1 cm does not stop short of it
 PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not look: the arm lags, contact comes late
@@ -217,11 +218,10 @@ def _stack(now: Situation) -> Duty:
     over = max(top + 0.05, clear_height(now, target, CARRIED)) + below
     place = Place((x + dx, y + dy, top + 0.003 + below), easy_yaw(side, x, y), over, near=0.008)
     ax, ay, az = now.bodies[target].position
-    done = (
-        math.hypot(ax - x, ay - y) < now.objects[foot].width / 2
-        and abs(az - top - half_height(now, target)) < 0.012
-        and not _is_held(now, target)
-    )
+    # What lies or leans there is not done: success counts the height of what stands.
+    rise = az - z - (now.objects[foot].height + now.objects[target].height) / 2
+    over_foot = math.hypot(ax - x, ay - y) < now.objects[foot].width / 2
+    done = over_foot and abs(rise) < TIP and not _is_held(now, target)
     words = _words(now, target, f'put the {{}} on the {now.objects[foot].label}')
     return Duty(side, Move(grasp, place), words, target, done)
 
@@ -237,8 +237,8 @@ def _beside(now: Situation) -> Duty:
     place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), easy_yaw(side, x, y), over, near=0.013)
     a, b = now.bodies[target].position, now.bodies[other].position
     gap = math.dist(a[:2], b[:2]) - (now.objects[target].width + now.objects[other].width) / 2
-    resting = a[2] < TABLE_TOP + half_height(now, target) + 0.01
-    done = gap < 0.058 and resting and not _is_held(now, target)
+    flat = a[2] - TABLE_TOP < now.objects[target].height / 2 + TIP  # a plate that leans on something is not put down
+    done = gap < 0.058 and flat and not _is_held(now, target)
     words = _words(now, target, f'put the {{}} next to the {now.objects[other].label}')
     return Duty(side, Move(grasp, place), words, target, done)
 
@@ -274,7 +274,7 @@ def _touch_duty(now: Situation) -> Duty:
     x, y, z = now.bodies[target].position
     top = z + half_height(now, target)
     above = max(top + 0.05, clear_height(now, target)) + FINGER_REACH
-    law = Touch((x, y, top + FINGER_REACH - 0.003), easy_yaw(side, x, y), above)
+    law = Touch((x, y, top + FINGER_REACH - PRESS), easy_yaw(side, x, y), above)
     return Duty(side, law, f'touch the {now.objects[target].label}', target)
 
 

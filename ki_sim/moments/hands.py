@@ -16,8 +16,9 @@ from ki_sim.world.world import HOME_OPENING
 AT_HOME, GONE_WRONG = 0.12, 0.40  # shares of the moments
 # Of the moments right before something is let go of, those in which it is some centimetres off: who sees it low at its
 # place alone learns to let go wherever it is low.
-MISSED = 0.5
-MISSED_BY = (0.018, 0.045)  # m, spread of these: a policy sees its place by some mm, or not at all
+MISSED = 0.6
+MISSED_BY = (0.018, 0.045, 0.070)  # m, spread of these: a policy sees its place by some mm, or not at all
+RISEN, RISEN_ASIDE = 0.12, 0.012  # m over the way across to which an open hand rises, and its spread beside the object
 FREE_X, FREE_Y, FREE_Z = (0.30, 0.58), (-0.14, 0.34), (0.84, 1.04)
 SHAKE = 0.0015  # m by which a measured hand is off the law's way at the object; more of it further away
 # What the fingers measure while they hold, less the nominal width of the object: soft contacts, pressed (measured).
@@ -50,6 +51,16 @@ def somewhere(rng: np.random.Generator, side: str, law: Law) -> Hand:
         found = _shut(rng, side, law)
         ends = law.position if isinstance(law, Touch) else law.behind
     return _shaken(rng, found, ends)
+
+
+def just_let_go(rng: np.random.Generator, law: Move) -> Hand:
+    """A hand that has opened and rises, over an object that it has put down where it should not stand."""
+    x, y, low = law.grasp.position
+    narrow = min(law.grasp.width + 0.004, OPEN)
+    opening = OPEN if rng.random() < 0.7 else float(rng.uniform(narrow, OPEN))
+    height = float(rng.uniform(low, law.place.over + RISEN)) if opening == OPEN else low
+    position = _near(rng, (x, y, height), RISEN_ASIDE, 0.003)
+    return _shaken(rng, Hand(position, _turned(rng, law.grasp.yaw, 0.06), opening), law.grasp.position)
 
 
 def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:

@@ -14,7 +14,7 @@ from ki_sim.errors import SimError
 from ki_sim.expert.laws import Hand, Move, Push, Rest, Xyz, roll
 from ki_sim.expert.situation import PUSH_BEYOND, SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
-from ki_sim.moments.hands import FINGER_GAP, at_home, somewhere
+from ki_sim.moments.hands import FINGER_GAP, at_home, just_let_go, somewhere
 from ki_sim.tasks.episode import Goal
 from ki_sim.tasks.success import OTHER, SIDE_LINE
 from ki_sim.tasks.tasks import TASKS, Bias, biased_goal
@@ -31,7 +31,10 @@ ARRANGEMENTS = 12  # pictures of a scene: compiling one costs as much as several
 INSTRUCTIONS = 2  # drawn for each picture; the same one twice counts once
 BINNED = 0.35  # share of the objects of a tidying task that are in their bin already
 OTHER_HAND = 0.3  # share of the moments in which a hand is out that the words leave open, whichever is nearer
-BESIDE_FOOT = 0.25  # share of things to be stacked that stand beside their foot: put down wrong
+PUT_WRONG = {'stack': 0.25, 'next_to': 0.35}  # share of things that stand where they should not have been put
+WRONG_GAP = {'stack': (0.003, 0.045), 'next_to': (0.062, 0.130)}  # m from there to the foot, or to the other thing
+SPOTS = 12  # tried for these: tables are small and full
+LET_GO = 0.6  # share of these in which the hand has only just let go
 TALL = 1.5  # times as high as wide: what falls over
 FALLEN = 0.1  # share of the tall objects that nothing is asked of that lie: knocked over on the way
 PUSHED = 0.6  # share of pushes that are met on their way
@@ -123,7 +126,8 @@ class MomentMaker:
         standing = Situation(task, goal, scene.objects, tuple(map(_standing, scene.objects)))
         now = _half_done(rng, _some_fallen(rng, standing, [each for each, _ in asked]))
         first = duty(replace(now, hands=_begun(rng, now)))
-        hands = {first.side: somewhere(rng, first.side, first.law)}
+        put_wrong = now.bodies[first.target] != standing.bodies[first.target]
+        hands = {first.side: _acting(rng, first, put_wrong)}
         hands[OTHER[first.side]] = at_home(rng, OTHER[first.side])
         now, hands = _settled(rng, now, first, hands)
         angles = self._solve(hands)
@@ -235,7 +239,7 @@ def _half_done(rng: np.random.Generator, now: Situation) -> Situation:
     """Tasks are met in the middle, too: an object has been pushed a part of its way, some are in their bins."""
     if now.task == 'push':
         return _pushed_on(rng, now)
-    if now.task == 'stack' and rng.random() < BESIDE_FOOT:
+    if rng.random() < PUT_WRONG.get(now.task, 0.0):
         return _put_down_wrong(rng, now)
     if len(now.goal.objects) < 2:
         return now
@@ -267,6 +271,16 @@ def _some_fallen(rng: np.random.Generator, now: Situation, asked: Sequence[Goal]
     return replace(now, bodies=tuple(bodies))
 
 
+def _acting(rng: np.random.Generator, first: Duty, put_wrong: bool) -> Hand:
+    """The hand that acts; over what it put down wrong it has often just let go.
+
+    A policy that sees an open hand over a standing object only where all is done stays wherever it has let go.
+    """
+    if put_wrong and isinstance(first.law, Move) and rng.random() < LET_GO:
+        return just_let_go(rng, first.law)
+    return somewhere(rng, first.side, first.law)
+
+
 def _begun(rng: np.random.Generator, now: Situation) -> dict[str, Xyz]:
     """The hand that has begun, where no words say which, and that need not be the nearer one."""
     if now.goal.other < 0 or rng.random() >= OTHER_HAND:
@@ -275,22 +289,21 @@ def _begun(rng: np.random.Generator, now: Situation) -> dict[str, Xyz]:
 
 
 def _put_down_wrong(rng: np.random.Generator, now: Situation) -> Situation:
-    """Right beside what it was to stand on, nearer than objects are laid; as it was where it would not stand freely."""
+    """Beside what it was to stand on, or too far from what it was to stand beside; as it was where there is no room."""
     (target,), foot = now.goal.objects, now.goal.other
     x, y, _ = now.bodies[foot].position
-    away = now.objects[target].reach + now.objects[foot].reach + float(rng.uniform(0.003, 0.045))
-    turn = float(rng.uniform(-math.pi, math.pi))
-    spot = (x + away * math.cos(turn), y + away * math.sin(turn))
     others = [i for i in range(len(now.bodies)) if i not in (target, foot)]
-    free = all(
-        math.dist(spot, now.bodies[i].position[:2]) > now.objects[i].reach + now.objects[target].reach + 0.03
-        for i in others
-    )
-    if not free or not all(low < each < high for each, (low, high) in zip(spot, WORK_AREA, strict=True)):
-        return now
-    bodies = list(now.bodies)
-    bodies[target] = replace(bodies[target], position=(*spot, bodies[target].position[2]))
-    return replace(now, bodies=tuple(bodies))
+    for _ in range(SPOTS):
+        away = now.objects[target].reach + now.objects[foot].reach + float(rng.uniform(*WRONG_GAP[now.task]))
+        turn = float(rng.uniform(-math.pi, math.pi))
+        spot = (x + away * math.cos(turn), y + away * math.sin(turn))
+        room = [math.dist(spot, now.bodies[i].position[:2]) - now.objects[i].reach for i in others]
+        inside = all(low < each < high for each, (low, high) in zip(spot, WORK_AREA, strict=True))
+        if inside and min(room, default=1.0) > now.objects[target].reach + 0.015:
+            bodies = list(now.bodies)
+            bodies[target] = replace(bodies[target], position=(*spot, bodies[target].position[2]))
+            return replace(now, bodies=tuple(bodies))
+    return now
 
 
 def _pushed_on(rng: np.random.Generator, now: Situation) -> Situation:

@@ -11,13 +11,16 @@ import pytest
 
 from ki_sim.errors import SimError
 from ki_sim.expert.laws import (
+    FINGER_REACH,
     GRIP,
     HOME,
     OPEN,
     SHUT,
     SPEED,
+    Grasp,
     Hand,
     Move,
+    Place,
     Push,
     Rest,
     Touch,
@@ -30,6 +33,7 @@ from ki_sim.moments.hands import somewhere
 from ki_sim.tasks.success import OTHER
 from ki_sim.tasks.tasks import SUITE, episode
 from ki_sim.world.kinematics import Arms, pointing_down
+from ki_sim.world.objects import KINDS
 from ki_sim.world.robot import SIDES
 from ki_sim.world.scene import TABLE_TOP
 
@@ -52,6 +56,27 @@ def test_a_law_comes_to_its_end_from_anywhere(task: str) -> None:
             assert math.dist(after.position, found.law.position) < 0.004
         else:
             assert after.done, (seed, hand)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_hand_rises_from_what_it_has_let_go_of_however_wide(kind: str) -> None:
+    width, place = KINDS[kind].width[1], Place((0.45, 0.1, TABLE_TOP + 0.05), 0.0, TABLE_TOP + 0.15)
+    law = Move(Grasp(place.position, 0.0, width, place.over), place)
+    _, after = roll(law, Hand(place.position, 0.0, width + 0.005, done=True), 40)
+    assert after.position[2] == pytest.approx(place.over, abs=0.002)
+
+
+def test_a_touch_misjudged_by_some_millimetres_still_meets_the_object() -> None:
+    for seed in range(20):
+        now = situation('touch', seed)
+        found = duty(now)
+        assert isinstance(found.law, Touch)
+        x, y, z = found.law.position
+        top = now.bodies[found.target].position[2] + half_height(now, found.target)
+        for aside, above in ((0.0, 0.006), (0.010, 0.004)):  # the law of one who sees it so much too high, or aside
+            wrong = replace(found.law, position=(x + aside, y, z + above))
+            _, after = roll(wrong, Hand((x, y, top + FINGER_REACH + 0.03), 0.0, SHUT), 40)
+            assert after.position[2] - FINGER_REACH < top - 0.002
 
 
 @pytest.mark.parametrize('task', SUITE)
@@ -172,6 +197,31 @@ def test_what_is_put_beside_another_stays_on_the_side_that_it_is_near() -> None:
             bodies[target] = Body((0.47 + way * off, 0.01, standing.bodies[target].position[2] + 0.1), 0.0)
             x, _ = free_spot(replace(standing, bodies=tuple(bodies)), target, other)
             assert way * (x - 0.47) > 0.03, (way, off)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'height', 'width'), [('plate', 0.02, 0.09), ('bowl', 0.045, 0.09), ('block', 0.045, 0.045)]
+)
+@pytest.mark.parametrize('task', ['next_to', 'stack'])
+def test_what_leans_on_something_where_it_was_to_stand_is_not_done(
+    task: str, kind: str, height: float, width: float
+) -> None:
+    standing = situation(task, 3)
+    (target,), other = standing.goal.objects, standing.goal.other
+    objects = [replace(obj, x=0.3, y=-0.3 + 0.2 * i) for i, obj in enumerate(standing.objects)]
+    objects[target] = replace(objects[target], kind=kind, height=height, width=width)
+    bodies = [Body((obj.x, obj.y, TABLE_TOP + obj.height / 2), 0.0) for obj in objects]
+    x, y, z = bodies[other].position
+    below = 2 * z - TABLE_TOP  # the top of the other
+    if task == 'next_to':
+        x, below = x + (objects[other].width + width) / 2 + 0.03, TABLE_TOP
+
+    def done(rise: float, upright: bool) -> bool:
+        bodies[target] = Body((x, y, below + height / 2 + rise), 0.0, upright)
+        return duty(replace(standing, objects=tuple(objects), bodies=tuple(bodies))).done
+
+    assert done(0.0, upright=True)
+    assert not done(0.02, upright=False)
 
 
 @pytest.mark.parametrize('task', ['next_to', 'stack'])
