@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
             rclpy.init(args=[*given, *enclave], signal_handler_options=SignalHandlerOptions.NO)
             node = make()
         answer_always(node)
+        tell_lost_answers(node.get_logger())
         if freed:
             node.get_logger().info(f'freed {freed / 1e6:.0f} MB of shared memory that killed processes had left')
         return profile, node
@@ -148,6 +150,22 @@ def start(make: Callable[[], Any], arguments: list[str] | None = None) -> tuple[
             'A parameter is given without a value, as `name:` or `name: []` in a file of parameters; write one, or '
             'leave the parameter out.'
         ) from error
+
+
+def tell_lost_answers(logger: Any) -> None:
+    """Says in the log what rclpy warns of with a line of its code: an answer had no way back to its caller.
+
+    A server may hear a client before it has discovered where answers go; our own calls ask again (`service_calls`).
+    """
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if 'failed to send response' in str(message):
+            logger.warning('The answer to a service call was lost, its caller is not discovered yet: ask again.')
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = tell
 
 
 def spin(node: Node, executor: Any, stopped: Callable[[], bool]) -> int:

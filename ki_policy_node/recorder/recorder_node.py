@@ -98,6 +98,8 @@ class OngoingEpisode:
     policy_id: str
     start_ns: int
     start_s: float
+    since_ns: int
+    """Wall time from which on what arrives is of this episode, ns."""
     finished: Future = field(default_factory=Future)
 
 
@@ -129,10 +131,11 @@ class Recorder(Node):
             RecordEpisode,
             '~/record',
             self._on_record,
-            goal_callback=lambda goal: GoalResponse.REJECT if self.episode else GoalResponse.ACCEPT,
+            goal_callback=self._on_goal,
             cancel_callback=lambda goal: CancelResponse.ACCEPT,
         )
         self._goal: Any = None
+        self._accepted_ns = 0
         self._answers: deque[tuple[str, Any]] = deque(maxlen=ANSWERS_KEPT)
         self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
         self._in_sim_time = bool(self.get_parameter('use_sim_time').value)
@@ -213,8 +216,15 @@ class Recorder(Node):
         log_ns = self._log_ns(sent_ns, heard_ns)
         if self._black_box is not None:
             self._black_box.hear(KeptMessage(stream.channel, log_ns, data, sent_ns, stream.arrivals[-1]))
-        if self.episode:
-            stream.dropped += not self.episode.writer.write(stream.channel, log_ns, data, sent_ns)
+        episode = self.episode
+        if episode is None:
+            return
+        # What waited in a queue while this process stalled is of the time before; but the wall clock may be set back.
+        if heard_ns < episode.since_ns <= time.time_ns():
+            if stream.latched is None:
+                return
+            log_ns = episode.start_ns
+        stream.dropped += not episode.writer.write(stream.channel, log_ns, data, sent_ns)
 
     def _on_clock(self, message: ClockMessage, sent_ns: int, _heard_ns: int) -> None:
         self._clock_history.append((sent_ns, message.clock.sec * 10**9 + message.clock.nanosec))
@@ -232,8 +242,12 @@ class Recorder(Node):
 
     # -- episodes
 
-    def start(self, task: str, policy_id: str = '', path: Path | None = None) -> OngoingEpisode:
+    def start(
+        self, task: str, policy_id: str = '', path: Path | None = None, since_ns: int | None = None
+    ) -> OngoingEpisode:
         """Opens an episode in `path`, or in the next free folder.
+
+        It holds what arrives from now on, or from the wall time `since_ns` on, and what is latched.
 
         Raises:
             NodeError: one is open already, a text is too long, or there is too little space.
@@ -254,11 +268,12 @@ class Recorder(Node):
         path = path or self.folder / f'{settings.prefix}_{index:04d}'
         writer = EpisodeWriter(path, settings.compression, settings.cache_mib << 20)
         start_ns = self.get_clock().now().nanoseconds
+        since_ns = time.time_ns() if since_ns is None else since_ns
         for stream in self.streams.values():
             stream.received = stream.dropped = 0
         for channel, data, sent_ns in self._latched():
             writer.write(channel, start_ns, data, sent_ns)
-        self.episode = OngoingEpisode(writer, index, task, policy_id, start_ns, time.monotonic())
+        self.episode = OngoingEpisode(writer, index, task, policy_id, start_ns, time.monotonic(), since_ns)
         self._mark(EpisodeMarker.PHASE_START, EpisodeMarker.OUTCOME_UNLABELED)
         self.get_logger().info(f'recording {writer.path}: {task}')
         return self.episode
@@ -361,7 +376,7 @@ class Recorder(Node):
             or 0 < settings.rotate_mib * MIB <= episode.writer.bytes
         ):
             self.stop()
-            self.start(episode.task, episode.policy_id)
+            self.start(episode.task, episode.policy_id, since_ns=episode.since_ns)  # what waits is lost to neither
 
     def _latched(self) -> Iterator[tuple[RecordedTopic, bytes, int]]:
         """Latched messages with the wall time at which they were sent: every recording begins with them."""
@@ -409,10 +424,15 @@ class Recorder(Node):
             if self._black_box is not None:
                 self._black_box.close(self._latched())
 
+    def _on_goal(self, _: RecordEpisode.Goal) -> GoalResponse:
+        self._accepted_ns = time.time_ns()
+        return GoalResponse.REJECT if self.episode else GoalResponse.ACCEPT
+
     async def _on_record(self, goal: Any) -> RecordEpisode.Result:
         result = RecordEpisode.Result()
         try:
-            episode = self.start(goal.request.task, goal.request.policy_id)
+            # Who was told that it is accepted counts on it from then on.
+            episode = self.start(goal.request.task, goal.request.policy_id, since_ns=self._accepted_ns)
         except (NodeError, BagError) as error:
             result.message = str(error)
             goal.abort()

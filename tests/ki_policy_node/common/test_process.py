@@ -6,11 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip('rclpy')
+
+from ki_policy_node.common import process
+
 pytestmark = pytest.mark.ros
 ROOT = Path(__file__).resolve().parents[3]
 # The clock knows a jump callback by its address alone. One that was dropped and not unregistered makes configuring
@@ -117,3 +122,14 @@ def test_a_service_answers_whatever_happens_in_it(ros_domain):
         node.destroy_node()
     finally:
         rclpy.shutdown()
+
+
+def test_an_answer_that_is_lost_is_told_in_the_log_and_other_warnings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    logged: list[str] = []
+    monkeypatch.setattr(warnings, 'showwarning', lambda message, *_, **__: shown.append(str(message)))
+    process.tell_lost_answers(SimpleNamespace(warning=logged.append))
+    for text in ('failed to send response (timeout): client will not receive response', 'something else'):
+        warnings.warn_explicit(text, RuntimeWarning, 'service.py', 1)
+    assert shown == ['something else']
+    assert ['ask again' in text for text in logged] == [True]

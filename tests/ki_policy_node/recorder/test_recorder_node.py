@@ -171,6 +171,49 @@ def test_what_waited_for_a_recorder_that_stalled_keeps_the_time_it_arrived_at(tm
     assert times[-1] - times[0] > 0.1e9, 'sent over 0.2 s'
 
 
+def test_what_waited_for_a_recorder_that_stalled_before_the_episode_is_not_of_it_unless_latched(tmp_path: Path) -> None:
+    from rclpy.qos import QoSProfile
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+    from ki_policy_node.recorder.recorder_node import Recorder
+
+    with ros.node('talker') as node:
+        publisher = node.create_publisher(String, 'words', 10)
+        latched = node.create_publisher(String, 'robot_description', QoSProfile(depth=1, durability=1))
+        recorder = Recorder()
+        try:
+            for each in (publisher, latched):
+                assert ros.spin_until(recorder, each.get_subscription_count, 10.0), 'the recorder does not listen'
+            publisher.publish(String(data='before'))
+            latched.publish(String(data='a robot'))
+            time.sleep(0.1)  # they have arrived, and nobody has looked
+            episode = recorder.start('listen', path=tmp_path / 'bag')
+            publisher.publish(String(data='in it'))
+            assert ros.spin_until(recorder, lambda: recorder.streams['/words'].received == 2, 10.0)
+            recorder.stop()
+            publisher.publish(String(data='between two parts of a long episode'))
+            time.sleep(0.1)
+            recorder.start('listen', path=tmp_path / 'next', since_ns=episode.since_ns)
+            assert ros.spin_until(recorder, lambda: recorder.streams['/words'].received == 1, 10.0)
+            recorder.stop()
+        finally:
+            recorder.destroy_node()
+    first, second = (read(tmp_path / name) for name in ('bag', 'next'))
+    assert [text_of(message) for message in first['/words']] == ['in it']
+    assert [text_of(message) for message in second['/words']] == ['between two parts of a long episode']
+    for part in (first, second):
+        assert {text_of(message) for message in part['/robot_description']} == {'a robot'}
+    assert first['/robot_description'][0].log_ns == episode.start_ns
+
+
+def text_of(message: Any) -> str:
+    from rclpy.serialization import deserialize_message
+    from std_msgs.msg import String
+
+    return str(deserialize_message(message.data, String).data)
+
+
 @pytest.mark.parametrize(
     ('namespace', 'given', 'recorded'),
     [
