@@ -22,6 +22,8 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
@@ -38,6 +40,26 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 # A machine that runs other things must not turn a late thread into a hold; the tests of the timeouts set their own.
 FOLLOWED_NS = 150_000_000
 PATIENT = {'state_timeout': 1.0, 'status_timeout': 1.0}
+PATIENT_STREAM = {'max_age_s': 1.0}
+# Where a transition leads; a second request for it is refused there.
+LEADS_TO = {
+    Transition.TRANSITION_CONFIGURE: 'inactive',
+    Transition.TRANSITION_ACTIVATE: 'active',
+    Transition.TRANSITION_DEACTIVATE: 'inactive',
+    Transition.TRANSITION_CLEANUP: 'unconfigured',
+}
+
+
+def change_state(calls: ServiceCalls, node: str, transition: int, seconds: float = 10.0) -> bool:
+    """One transition of a node's lifecycle; whether it was made, also where the answer was lost."""
+
+    def done() -> bool:
+        state = calls.call(GetState, f'{node}/get_state', GetState.Request(), seconds).current_state
+        return bool(state.label == LEADS_TO[transition])
+
+    request = ChangeState.Request(transition=Transition(id=transition))
+    answer = calls.call(ChangeState, f'{node}/change_state', request, seconds, done=done)
+    return answer is None or bool(answer.success)
 
 
 def small_robot() -> dict[str, Any]:
@@ -146,6 +168,8 @@ class Rig:
         self.folder = folder
         self.contract_file = folder / 'small.yaml'
         plain = contract or small_robot()
+        streams = {kind: [each | PATIENT_STREAM for each in plain[kind]] for kind in ('cameras', 'state_streams')}
+        plain = plain | streams | {'sync_tolerance_s': PATIENT_STREAM['max_age_s']}
         self.contract_file.write_text(yaml.safe_dump(plain))
         self.contract = Contract.parse(plain)
         self.processes: list[Process] = []
@@ -251,6 +275,10 @@ class Rig:
     def call(self, kind: Any, name: str, request: Any = None, seconds: float = 5.0) -> Any:
         """Calls a service."""
         return self._calls.call(kind, name, request or kind.Request(), seconds)
+
+    def change_state(self, node: str, transition: int) -> bool:
+        """One transition of a node's lifecycle; whether it was made."""
+        return change_state(self._calls, node, transition)
 
     def remove(self, node: Any) -> None:
         """Ends one of the robot's nodes, between two turns of the thread that spins it."""

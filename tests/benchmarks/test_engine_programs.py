@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,7 +84,11 @@ def test_a_rung_that_breaks_off_is_told_and_the_others_are_kept(ladder: Any) -> 
 def test_what_no_longer_fits_into_the_time_is_skipped_and_named(ladder: Any) -> None:
     ladder.take('long', 1000.0, lambda: pytest.fail('it ran'))
     assert ladder.take('short', 1.0, lambda: 'done') == 'done'
-    assert json.loads(ladder.path.read_text())['skipped'] == {'long': 'needs about 1000 s, 10 s are left'}
+    [(name, why)] = json.loads(ladder.path.read_text())['skipped'].items()
+    assert name == 'long'
+    found = re.fullmatch(r'needs about 1000 s, (\d+) s are left', why)
+    assert found
+    assert 0 < int(found[1]) <= 10  # a slow machine has used some of it
 
 
 def test_the_floor_is_that_of_the_gpu_that_is_there(ladder: Any) -> None:

@@ -4,6 +4,7 @@ who drove.
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -48,8 +49,11 @@ def test_a_human_who_falls_silent_is_a_hold_until_the_policy_is_given_back_to(ri
     assert rig.call(SetBool, 'chunk_executor/take_over', SetBool.Request(data=False)).success
     rig.until('the policy again', lambda: statuses[-1].source == ExecutorStatus.SOURCE_POLICY)
 
-    def changes() -> list[int]:
-        told = [each.source for each in sources]
-        return [new for old, new in zip([None, *told], told, strict=False) if new != old]
+    nobody, policy, human = ControlSource.SOURCE_HOLD, ControlSource.SOURCE_POLICY, ControlSource.SOURCE_HUMAN
 
-    rig.until('every change of who drives', lambda: changes() == [0, 1, 0, 2, 0, 1])
+    def drivers() -> list[int]:
+        return [source for source, _ in itertools.groupby(each.source for each in sources if each.source != nobody)]
+
+    rig.until('every change of who drives', lambda: drivers() == [policy, human, policy])
+    told = [source for source, _ in itertools.groupby(each.source for each in sources)]
+    assert all(nobody in pair for pair in itertools.pairwise(told)), f'nobody drives between two who do: {told}'

@@ -138,7 +138,7 @@ def test_ctrl_c_ends_every_process_and_leaves_what_was_written(tmp_path: Path, m
         time.sleep(0.1)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=40)
+    said, _ = process.communicate(timeout=120)  # it writes its report first
     assert process.returncode == 130, said
     numbers = json.loads((out / 'demo.json').read_text())
     assert [each['outcome'] for each in numbers['episodes']] == ['interrupted']

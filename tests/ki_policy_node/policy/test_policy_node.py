@@ -13,7 +13,7 @@ from ki_msgs.action import RunPolicy
 from ki_msgs.msg import Instruction, PolicyStatus, StreamHealth
 from ki_msgs.srv import LoadPolicy, SetInstruction
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
@@ -110,15 +110,11 @@ def test_a_fault_outlives_deactivation_and_loading(rig):
     answer = rig.call(LoadPolicy, 'policy_node/load_policy', LoadPolicy.Request())
     assert (answer.success, answer.message) == (False, 'The inference has not returned; restart the node.')
 
-    def change(which):
-        request = ChangeState.Request(transition=Transition(id=which))
-        return rig.call(ChangeState, 'policy_node/change_state', request).success
-
-    assert change(Transition.TRANSITION_DEACTIVATE)
-    assert change(Transition.TRANSITION_ACTIVATE), 'active, and waiting for the reset'
+    assert rig.change_state('policy_node', Transition.TRANSITION_DEACTIVATE)
+    assert rig.change_state('policy_node', Transition.TRANSITION_ACTIVATE), 'active, and waiting for the reset'
     assert rig.status.state == PolicyStatus.STATE_FAULT
-    assert change(Transition.TRANSITION_DEACTIVATE)
-    assert not change(Transition.TRANSITION_CLEANUP), 'the engine is in use'
+    assert rig.change_state('policy_node', Transition.TRANSITION_DEACTIVATE)
+    assert not rig.change_state('policy_node', Transition.TRANSITION_CLEANUP), 'the engine is in use'
     assert rig.status.state == PolicyStatus.STATE_FAULT
 
 
@@ -166,28 +162,24 @@ def test_another_policy_is_loaded_only_between_runs_and_a_bad_one_changes_nothin
 
 
 def test_the_lifecycle_is_driven_by_a_manager_when_autostart_is_off(rig):
-    def change(which, name='policy_node'):
-        request = ChangeState.Request(transition=Transition(id=which))
-        return rig.call(ChangeState, f'{name}/change_state', request).success
-
     rig.start_policy(autostart=False)
     rig.start_executor(autostart=False)
     assert rig.call(GetState, 'policy_node/get_state').current_state.label == 'unconfigured'
     answer = rig.call(Trigger, 'policy_node/start')
     assert 'not active' in answer.message
     for name in ('policy_node', 'chunk_executor'):
-        assert change(Transition.TRANSITION_CONFIGURE, name)
-        assert change(Transition.TRANSITION_ACTIVATE, name)
+        assert rig.change_state(name, Transition.TRANSITION_CONFIGURE)
+        assert rig.change_state(name, Transition.TRANSITION_ACTIVATE)
     rig.running()
     asked_ns = rig.statuses[-1][0]
-    assert change(Transition.TRANSITION_DEACTIVATE, 'chunk_executor')
+    assert rig.change_state('chunk_executor', Transition.TRANSITION_DEACTIVATE)
     assert rig.hold_points(asked_ns)
-    assert change(Transition.TRANSITION_CLEANUP, 'chunk_executor')
-    assert change(Transition.TRANSITION_DEACTIVATE)
+    assert rig.change_state('chunk_executor', Transition.TRANSITION_CLEANUP)
+    assert rig.change_state('policy_node', Transition.TRANSITION_DEACTIVATE)
     rig.until('the run is over', lambda: rig.status.state == PolicyStatus.STATE_READY)
-    assert change(Transition.TRANSITION_CLEANUP)
-    assert change(Transition.TRANSITION_CONFIGURE)
-    assert change(Transition.TRANSITION_ACTIVATE)
+    assert rig.change_state('policy_node', Transition.TRANSITION_CLEANUP)
+    assert rig.change_state('policy_node', Transition.TRANSITION_CONFIGURE)
+    assert rig.change_state('policy_node', Transition.TRANSITION_ACTIVATE)
     count = len(rig.chunks)
     rig.until('chunks again', lambda: len(rig.chunks) > count)
 

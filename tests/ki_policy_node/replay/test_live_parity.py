@@ -191,18 +191,18 @@ def ki(*words: object) -> subprocess.CompletedProcess[str]:
 
 def set_parameter(name: str, value: bool) -> None:
     """Of the running policy node."""
+    import rclpy
     from rcl_interfaces.srv import SetParameters
     from rclpy.parameter import Parameter
 
     from ki_policy_node.common import ros
+    from ki_policy_node.common.service_calls import ServiceCalls
 
     with ros.node('setter') as node:
-        client = node.create_client(SetParameters, 'policy_node/set_parameters')
-        assert ros.spin_until(node, client.service_is_ready, 30.0)
+        calls = ServiceCalls(node, lambda: rclpy.spin_once(node, timeout_sec=0.1))
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-        future = client.call_async(request)
-        assert ros.spin_until(node, future.done, 30.0)
-        assert future.result().results[0].successful
+        answer = calls.call(SetParameters, 'policy_node/set_parameters', request, 30.0)
+        assert answer.results[0].successful
 
 
 @pytest.mark.ros

@@ -24,7 +24,6 @@ import yaml
 from ki_msgs.msg import ActionChunk, Instruction, PolicyStatus
 from ki_msgs.srv import SetInstruction
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -36,6 +35,7 @@ from ki_bags import message_builders
 from ki_bags.reader import open_bag
 from ki_bags.writer import BagWriter
 from ki_common.nodes import NODES
+from ki_policy_node.common.service_calls import ServiceCalls
 from ki_policy_node.common.streams import message_type
 from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.cycle.policy_types import Policy
@@ -112,10 +112,10 @@ def write_bag(
 class Live:
     """A policy node on simulated time, told one thing after the other, each only when it has heard the last."""
 
-    def __init__(self, node: Any, process: Any, contract: Contract) -> None:
-        self._node, self._process = node, process
+    def __init__(self, node: Any, process: Any, contract: Contract, rigs: ModuleType) -> None:
+        self._process, self._rigs = process, rigs
         self._status: Any = PolicyStatus()
-        self._clients: dict[str, Any] = {}
+        self._calls = ServiceCalls(node, lambda: time.sleep(0.001))
         self._sent, self._configured = 0, False
         self.chunks: list[Any] = []
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -141,17 +141,12 @@ class Live:
                 raise AssertionError(f'not within {seconds:g} s: {what}\n{self._status}\n{self._process.text()}')
             time.sleep(0.001)
 
-    def call(self, kind: Any, name: str, request: Any) -> Any:
-        client = self._clients.setdefault(name, self._node.create_client(kind, f'policy_node/{name}'))
-        self.until(name, client.service_is_ready)
-        future = client.call_async(request)
-        self.until(f'an answer of {name}', future.done)
-        return future.result()
+    def call(self, kind: Any, name: str, request: Any, done: Callable[[], bool] = lambda: False) -> Any:
+        return self._calls.call(kind, f'policy_node/{name}', request, 90.0, done=done)
 
     def change(self, *transitions: int) -> None:
         for which in transitions:
-            request = ChangeState.Request(transition=Transition(id=which))
-            assert self.call(ChangeState, 'change_state', request).success, self._process.text()
+            assert self._rigs.change_state(self._calls, 'policy_node', which, 90.0), self._process.text()
 
     def configure(self, now_ns: int, **parameters: Any) -> None:
         """Unconfigured, with other parameters, active again, and then it is `now_ns`."""
@@ -168,7 +163,11 @@ class Live:
         self.chunks.clear()
 
     def start(self) -> None:
-        assert self.call(Trigger, 'start', Trigger.Request()).success
+        def runs() -> bool:
+            return bool(self._status.state == PolicyStatus.STATE_DRY_RUN)
+
+        answer = self.call(Trigger, 'start', Trigger.Request(), runs)
+        assert answer is None or answer.success
 
     def clock(self, now_ns: int) -> None:
         """From now on it is `now_ns`, and the node knows."""
@@ -235,7 +234,7 @@ def live(
         thread = threading.Thread(target=spin, daemon=True)
         thread.start()
         stack.callback(lambda: (stop.set(), thread.join(), executor.shutdown()))
-        yield Live(node, process, contract)
+        yield Live(node, process, contract, rigs)
 
 
 class GatedPolicy:
