@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ki_policy_node.common.ros import message_class, security_arguments
 from ki_policy_node.errors import NodeError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_type_is_found_by_its_name():
@@ -51,3 +56,17 @@ def test_a_node_finds_its_enclave_and_security_is_asked_for_in_one_word():
         security_arguments('recorder', [], {'KI_SECURITY': 'yes'})
     with pytest.raises(NodeError, match='ki security init'):
         security_arguments('recorder', [], {'KI_SECURITY': 'enforce'})
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('profile', ['loopback', 'lan'])
+def test_errors_of_fast_dds_stand_beside_what_a_command_prints(profile: str, tmp_path: Path, ros_domain: int) -> None:
+    broken = tmp_path / 'broken.xml'
+    plain = (ROOT / f'config/dds/{profile}.xml').read_text()
+    broken.write_text(plain.replace('<rtps>', '<rtps><unheard_of/>'))  # told by Fast DDS after it has read where to
+    code = "import rclpy; rclpy.init(); rclpy.create_node('one').destroy_node(); rclpy.shutdown(); print('its own')"
+    names = 'FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'
+    environment = os.environ | dict.fromkeys(names, str(broken))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (0, 'its own\n'), done.stderr
+    assert 'unheard_of' in done.stderr
