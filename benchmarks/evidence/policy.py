@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages = [stage.name for stage in load_run(given.config).stages]
     results: dict[str, Any] = {
         'what': f'A policy from nothing by {given.config}, seed {given.seed}, and played on scenes it has never seen',
-        'commands': [' '.join(command) for command in parts.values()],
+        'commands': ['OMP_NUM_THREADS=1 ' + ' '.join(command) for command in parts.values()],
         'machine': {'cores': cores, 'note': given.note},
         'minutes': minutes(given.out, stages),
         'policy': load_bundle(given.out / 'bundle').policy_id,

@@ -95,12 +95,12 @@ class DenseHeads(nn.Module):
         return torch.where(there_BP, loss_BP, 0.0).sum(1) / there_BP.sum(1).clamp(min=1)
 
     def _asked_loss(self, first_view_BND: Tensor, points_BM2: Tensor) -> Tensor:
-        """Which patch of the first view has the things asked for: cross-entropy over its patches [B].
+        """Which patch of the first view has the things asked for, where it has them: cross-entropy over patches [B].
 
         Each patch need only compare the words with what it shows itself, so this is learned long before the last token
         of the prefix has learned to look for it.
         """
-        there_BM, side = points_BM2.isfinite().all(dim=-1), math.isqrt(first_view_BND.shape[1])
+        there_BM, side = ((points_BM2 >= 0) & (points_BM2 < 1)).all(dim=-1), math.isqrt(first_view_BND.shape[1])
         at_BM2 = (points_BM2.nan_to_num(0.5) * side).long().clamp(0, side - 1)
         logits_BNM = self.asked(first_view_BND).float()
         loss_BM = F.cross_entropy(logits_BNM, at_BM2[..., 1] * side + at_BM2[..., 0], reduction='none')

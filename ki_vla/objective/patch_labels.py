@@ -14,6 +14,7 @@ from ki_vla.errors import VlaError
 from ki_vla.model.config import POINTS, DenseConfig, ModelConfig
 
 UNKNOWN, NOTHING = -1, 0  # of a label: nobody has looked; none of its words
+BESIDE = 0.5  # of the view: how far from its edge a thing that has left it is said to be, at most
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def patch_labels(
         views: how many the example has.
         things: everything that is in the first view, farthest first: of two in one patch, the nearer one names it. None
             where nobody has looked.
-        points: where in the first view the thing is that is acted on, and that which it is put on or beside; outside of
-            it counts as nowhere.
+        points: where in the first view the thing is that is acted on, and that which it is put on or beside. One that
+            has left the view stands beside it, on the side where it is: who says nothing of a thing that is carried out
+            of sight learns to point at another one.
 
     Raises:
         VlaError: a thing has a word that the model does not know.
@@ -66,10 +68,8 @@ def patch_labels(
                 patch = row * side + column
                 labels_VNK[0, patch] = _words(config.dense, thing.words)
                 offset_VN2[0, patch] = thing.x * side - column - 0.5, thing.y * side - row - 0.5
-    nowhere = (np.nan, np.nan)
-    points_M2 = np.array(
-        [each if each is not None and min(each) >= 0.0 and max(each) < 1.0 else nowhere for each in points], np.float32
-    )
+    unknown = (np.nan, np.nan)
+    points_M2 = np.array([unknown if each is None else each for each in points], np.float32).clip(-BESIDE, 1 + BESIDE)
     return {'dense_VNK': labels_VNK, 'offset_VN2': offset_VN2, 'points_M2': points_M2}
 
 

@@ -50,6 +50,8 @@ def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Call
     """Its head reads what the patch became in the backbone, where it has read the words; not the picture alone."""
     model = make_model('ours', CONFIG)
     batch = labelled(make_batch(model))
+    assert batch.points_BM2 is not None
+    batch.points_BM2[1, 0] = torch.tensor([1.2, 0.4])  # carried out of the view
     heads = model.dense
     assert heads is not None
     tokens = model.encode(batch.images_BVCHW)
@@ -60,7 +62,7 @@ def test_a_patch_learns_whether_it_shows_what_the_words_ask_for(make_model: Call
     torch.testing.assert_close(prefix.hidden_BD, model.prefix(tokens, *seen, hidden=True).hidden_BD)
     loss_B = heads._asked_loss(passing_BnD[:, 1:], batch.points_BM2)
     assert float(loss_B[0].detach()) > 0
-    assert not loss_B[1:].any(), 'nobody knows where the others should look'
+    assert not loss_B[1:].any(), 'no patch shows what those ask for, or nobody knows which'
     loss_B.sum().backward()
     assert model.embed.weight.grad is not None
     words = batch.prompt_BL[0][batch.prompt_mask_BL[0]].unique()

@@ -33,10 +33,16 @@ def pointed(batch: Batch) -> Batch:
 
 def test_it_learns_the_place_and_says_how_sure_it_is() -> None:
     torch.manual_seed(0)
-    pointer, seen_BD = PlacePointer(16), torch.randn(4, 16)
-    nowhere = [torch.nan, torch.nan]
+    pointer, seen_BD = PlacePointer(16), torch.randn(5, 16)
+    nowhere, outside = [torch.nan, torch.nan], [1.3, 0.5]
     places_BM2 = torch.tensor(
-        [[[0.1, 0.9], [0.2, 0.3]], [[0.5, 0.5], nowhere], [nowhere, [0.72, 0.3]], [nowhere, nowhere]]
+        [
+            [[0.1, 0.9], [0.2, 0.3]],
+            [[0.5, 0.5], nowhere],
+            [nowhere, [0.72, 0.3]],
+            [nowhere, nowhere],
+            [outside, nowhere],
+        ]
     )
     there_BM = places_BM2.isfinite().all(-1)
     optimiser = torch.optim.Adam(pointer.parameters(), lr=0.03)
@@ -49,8 +55,8 @@ def test_it_learns_the_place_and_says_how_sure_it_is() -> None:
     said_BC = pointer(seen_BD)
     columns, rows, places = (each.unflatten(-1, (2, -1)) for each in said_BC.detach().split([24, 24, 4], dim=-1))
     torch.testing.assert_close(places[there_BM], (places_BM2[there_BM] - 0.5) / POINT_SCALE, atol=0.05, rtol=0)
-    assert columns.argmax(-1)[there_BM].tolist() == [1, 2, 6, 8]
-    assert rows.argmax(-1)[there_BM].tolist() == [10, 3, 6, 3]
+    assert columns.argmax(-1)[there_BM].tolist() == [1, 2, 6, 8, 11]
+    assert rows.argmax(-1)[there_BM].tolist() == [10, 3, 6, 3, 6]
     assert columns.amax(-1)[there_BM].min() > 0.9
 
 

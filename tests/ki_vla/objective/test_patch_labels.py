@@ -8,7 +8,7 @@ import pytest
 from ki_robot.contract.contract import load_contract
 from ki_vla.errors import VlaError
 from ki_vla.model.config import DenseConfig, preset
-from ki_vla.objective.patch_labels import NOTHING, UNKNOWN, Thing, patch_labels
+from ki_vla.objective.patch_labels import BESIDE, NOTHING, UNKNOWN, Thing, patch_labels
 from ki_vla.policy.processor import Processor
 from ki_vla.policy.untrained import untrained_processor
 
@@ -43,7 +43,12 @@ def test_of_two_in_one_patch_the_later_names_it_and_one_outside_names_none() -> 
     found = patch_labels(CONFIG, 1, things, ((1.2, 0.1), None))
     assert found['dense_VNK'][0, 0].tolist() == [2, UNKNOWN]
     assert (found['dense_VNK'][0, 1:] == NOTHING).all()
-    assert np.isnan(found['points_M2']).all()
+
+
+def test_a_thing_that_is_asked_for_and_has_left_the_view_stands_beside_it() -> None:
+    found = patch_labels(CONFIG, 1, None, ((1.2, 0.1), (-3.0, 0.4)))
+    np.testing.assert_allclose(found['points_M2'], [[1.2, 0.1], [-BESIDE, 0.4]], rtol=1e-6)
+    assert np.isnan(patch_labels(CONFIG, 1, None, (None, (0.5, 0.5)))['points_M2'][0]).all()
 
 
 def test_where_nobody_looked_everything_is_unknown_and_a_strange_word_is_refused() -> None:
