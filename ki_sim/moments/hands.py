@@ -14,6 +14,9 @@ from ki_sim.world.scene import TABLE_TOP
 from ki_sim.world.world import HOME_OPENING
 
 AT_HOME, GONE_WRONG = 0.12, 0.40  # shares of the moments
+# A hand that opens is half open for a moment only. Where half-open empty hands are as frequent as others, a hand that
+# holds something counts as empty in one plan of ten: by its fingers it could be either.
+HALF_OPEN, KEPT_HALF_OPEN = (0.016, HOME_OPENING - 0.006), 0.08
 # Of the moments right before something is let go of, those in which it is some centimetres off: who sees it low at its
 # place alone learns to let go wherever it is low.
 MISSED = 0.6
@@ -45,7 +48,10 @@ def somewhere(rng: np.random.Generator, side: str, law: Law) -> Hand:
     if isinstance(law, Rest) or rng.random() < AT_HOME:
         return at_home(rng, side)
     if isinstance(law, Move):
-        found = _gone_wrong(rng, side, law) if rng.random() < GONE_WRONG else _moving(rng, side, law)
+        made = _gone_wrong if rng.random() < GONE_WRONG else _moving
+        found = made(rng, side, law)
+        while _opens_midair(found, law) and rng.random() > KEPT_HALF_OPEN:
+            found = made(rng, side, law)
         ends = law.grasp.position
     else:
         found = _shut(rng, side, law)
@@ -61,6 +67,13 @@ def just_let_go(rng: np.random.Generator, law: Move) -> Hand:
     height = float(rng.uniform(low, law.place.over + RISEN)) if opening == OPEN else low
     position = _near(rng, (x, y, height), RISEN_ASIDE, 0.003)
     return _shaken(rng, Hand(position, _turned(rng, law.grasp.yaw, 0.06), opening), law.grasp.position)
+
+
+def _opens_midair(hand: Hand, law: Move) -> bool:
+    """Empty, half open, and not where the fingers close or have just let go."""
+    low, high = HALF_OPEN
+    aside = min(math.dist(hand.position, end) for end in (law.grasp.position, law.place.position))
+    return not hand.holds and not hand.done and low < hand.opening < high and aside > 0.02
 
 
 def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:
@@ -118,7 +131,7 @@ def _gone_wrong(rng: np.random.Generator, side: str, law: Move) -> Hand:
     else:
         x, y, z = _free(rng, side)
     hand = Hand((float(x), float(y), float(z)), _turned(rng, easy_yaw(side, x, y), 0.1), opening)
-    return _rolled(rng, law, hand, 10)
+    return _rolled(rng, law, hand, 10 if opening == OPEN else 3)
 
 
 def _shut(rng: np.random.Generator, side: str, law: Touch | Push) -> Hand:

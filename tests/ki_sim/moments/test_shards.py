@@ -223,6 +223,20 @@ def test_what_is_held_low_is_not_always_where_it_is_let_go_of() -> None:
     assert min(hand.position[2] for hand in low) > 0.80, 'over what it is put on'
 
 
+def test_empty_hands_are_seldom_half_open_so_that_fingers_which_hold_look_held() -> None:
+    side, rng = 'left', np.random.default_rng(0)
+    law = Move(Grasp((0.45, 0.05, 0.80), 0.0, 0.05, 0.93), Place((0.50, -0.05, 0.85), 0.0, 0.93, near=0.005))
+    hands = [somewhere(rng, side, law) for _ in range(3000)]
+    ends = (law.grasp.position, law.place.position)
+    midair = [hand for hand in hands if min(math.dist(hand.position, end) for end in ends) > 0.025]
+    half_open = [hand for hand in midair if not hand.holds and not hand.done and 0.02 < hand.opening < 0.09]
+    holding = sum(hand.holds for hand in midair)
+    assert holding > 500
+    assert 10 < len(half_open) < 0.12 * holding, 'they are met, too'
+    assert sum(not hand.holds and hand.opening < 0.015 for hand in midair) > 100, 'shut without anything'
+    assert sum(not hand.holds and hand.opening > 0.11 for hand in midair) > 500
+
+
 def test_tasks_with_a_second_thing_to_find_have_more_scenes() -> None:
     assert Counter(task_turns(('touch', 'push', 'stack', 'next_to'))) == {
         'touch': 2,
