@@ -22,38 +22,27 @@ from ki.simulation.sim_evaluation import camera_size, trained_tasks
 from ki_common.files import write_text
 from ki_sim.moments.columns import MomentColumns
 from ki_sim.moments.maker import MomentMaker, SimMoment
+from ki_sim.moments.shards import FORMAT
 from ki_sim.tasks.tasks import Bias
 from ki_vla.model.kivla import KiVla
-from ki_vla.model.pointer import POINT_SCALE
 from ki_vla.policy.bundle import load_bundle
 from ki_vla.policy.processor import Processor
 
 FIRST_SEED = 900_000_000  # no data begin so high
-BATCH = 64
 DONE_WITH = ('free', 'held', 'done')
 PLACES = ('acted on', 'put on or beside')
 SAME = 0.05  # of the view: a shown thing this near to the true place is the one that is meant
 
 
-def pointed(model: KiVla, processor: Processor, moments: list[SimMoment]) -> np.ndarray:
-    """Places in the first view (B, 2, 2), 0..1 from the left and from the top, as the expert hears them."""
-    inputs = [processor.inputs(each.images, each.state, each.instruction) for each in moments]
-    rows = [each.sample() for each in inputs]
-    longest = max(len(row['prompt_L']) for row in rows)
-
-    def stacked(name: str, fill: Any = None) -> torch.Tensor:
-        values = [row[name] for row in rows]
-        if fill is not None:
-            values = [np.concatenate([each, np.full(longest - len(each), fill, each.dtype)]) for each in values]
-        return torch.from_numpy(np.stack(values))
-
-    pad = processor.tokenizer.vocabulary.pad
-    seen = stacked('images_VCHW'), stacked('image_mask_V')
-    prompt = stacked('prompt_L', pad), stacked('prompt_mask_L', False)
-    said_BC = model.prefill(*seen, *prompt, stacked('state_S').float()).said_BC
-    if said_BC is None:
-        raise SystemExit('The model has no pointer (model.pointer).')
-    return said_BC[:, -4:].reshape(-1, 2, 2).numpy() * POINT_SCALE + 0.5
+def pointed(model: KiVla, processor: Processor, moment: SimMoment) -> np.ndarray:
+    """Places in the first view (2, 2), 0..1 from the left and from the top, as the expert hears them."""
+    seen = processor.inputs(moment.images, moment.state, moment.instruction).sample()
+    row = {name: torch.from_numpy(np.asarray(value))[None] for name, value in seen.items()}
+    prompt = row['prompt_L'], row['prompt_mask_L'], row['state_S'].float()
+    said_BC = model.prefill(row['images_VCHW'], row['image_mask_V'], *prompt).said_BC
+    if model.pointer is None or said_BC is None:
+        raise SystemExit('The model has no pointer; name a bundle that was trained with model.pointer.')
+    return model.pointer.heard(said_BC)[0].detach().numpy()
 
 
 def judged(processor: Processor, moment: SimMoment, said_M2: np.ndarray) -> list[tuple[str, float, bool | None]]:
@@ -92,11 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     off: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     wrong: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
     for task in trained_tasks(given.bundle):
-        made = [each for seed in range(given.scenes) for each in maker.moments(task, FIRST_SEED + seed)]
-        for begin in range(0, len(made), BATCH):
-            part = made[begin : begin + BATCH]
-            for moment, said_M2 in zip(part, pointed(model, processor, part), strict=True):
-                for name, error, mistaken in judged(processor, moment, said_M2):
+        for seed in range(given.scenes):
+            for moment in maker.moments(task, FIRST_SEED + seed):
+                for name, error, mistaken in judged(processor, moment, pointed(model, processor, moment)):
                     key = task, name, DONE_WITH[moment.held]
                     off[key].append(error)
                     if mistaken is not None:
@@ -104,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     told: dict[str, Any] = {
         'command': f'python benchmarks/evidence/pointing.py {given.bundle} --scenes {given.scenes}',
         'policy': bundle.policy_id,
+        'moments of format': FORMAT,
         'places': {},
     }
     for key, errors in sorted(off.items()):

@@ -5,7 +5,8 @@
 Makes the data, trains with a process a core, and plays what came out on scenes that it has never seen: at three
 intervals of planning, every scene with two instructions, things that no action data show, and inferences that take
 their time. A second call goes on where the first one stopped; the minutes of a part that was interrupted are those of
-its last life, and the results say so.
+its last life, and the results say so, as they do where the data were there before. Another seed takes another --out;
+it trains on the same data.
 """
 
 from __future__ import annotations
@@ -42,17 +43,7 @@ def commands(config: Path, seed: int, out: Path, processes: int) -> dict[str, li
     run = [str(config), '--seed', str(seed), '--out', str(out)]
     parts = {
         'data': ['ki', 'train', *run, '--data-only'],
-        'train': [
-            'torchrun',
-            '--nproc-per-node',
-            str(processes),
-            '--max-restarts',
-            '3',
-            '-m',
-            'ki.main',
-            'train',
-            *run,
-        ],
+        'train': f'torchrun --nproc-per-node {processes} --max-restarts 3 -m ki.main train'.split() + run,
     }
     for name, options in PLAYED.items():
         folder = ['--out', str(out / 'played' / name)]
@@ -60,14 +51,19 @@ def commands(config: Path, seed: int, out: Path, processes: int) -> dict[str, li
     return parts
 
 
-def do(name: str, command: list[str], out: Path) -> None:
-    """Runs a part that is not done, and writes down how long it took.
+def do(name: str, command: list[str], out: Path, there: bool = False) -> None:
+    """Runs a part that is not done, and writes down how long it took; `there`: it found what it makes.
 
     Raises:
-        SystemExit: it failed; its own words are on the terminal.
+        SystemExit: it failed or was interrupted, its own words are on the terminal; or another command did it.
     """
     done = out / 'timed' / f'{name}.json'
     if done.is_file():
+        before = json.loads(done.read_text())['command']
+        if before != command:
+            raise SystemExit(
+                f'{done} is of `{" ".join(before)}`, and not of `{" ".join(command)}`: give another --out.'
+            )
         return
     done.parent.mkdir(parents=True, exist_ok=True)
     lives = done.with_suffix('.lives')
@@ -77,10 +73,14 @@ def do(name: str, command: list[str], out: Path) -> None:
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     begun = time.time()
     print('+', *command, flush=True)
-    failed = subprocess.run(programs[command[0]] + command[1:], cwd=ROOT, env=environment).returncode
+    try:
+        failed = subprocess.run(programs[command[0]] + command[1:], cwd=ROOT, env=environment).returncode
+    except KeyboardInterrupt:
+        failed = 130
     if failed:
         raise SystemExit(failed)
-    write_text(done, json.dumps({'begun': begun, 'ended': time.time(), 'lives': life}))
+    about = {'command': command, 'begun': begun, 'ended': time.time(), 'lives': life, 'there': there}
+    write_text(done, json.dumps(about))
 
 
 def minutes(out: Path, stages: list[str]) -> dict[str, float | str]:
@@ -96,6 +96,8 @@ def minutes(out: Path, stages: list[str]) -> dict[str, float | str]:
     found = {name: round(float(each), 1) for name, each in found.items()}
     if data['lives'] + train['lives'] > 2:
         found['interrupted'] = 'yes: the times are those after it'
+    if data['there']:
+        found['data'] = 'were there before, at least in part: their making is not in these minutes'
     return found
 
 
@@ -152,9 +154,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     cores = len(os.sched_getaffinity(0))
     parts = commands(given.config, given.seed, given.out, cores)
+    run = load_run(given.config)
+    there = run.simulate is not None and (ROOT / run.simulate.out).exists()
     for name, command in parts.items():
-        do(name, command, given.out)
-    stages = [stage.name for stage in load_run(given.config).stages]
+        do(name, command, given.out, there and name == 'data')
+    stages = [stage.name for stage in run.stages]
     results: dict[str, Any] = {
         'what': f'A policy from nothing by {given.config}, seed {given.seed}, and played on scenes it has never seen',
         'commands': ['OMP_NUM_THREADS=1 ' + ' '.join(command) for command in parts.values()],

@@ -48,6 +48,11 @@ class PlacePointer(nn.Module):
         parts = (columns_BMc.softmax(-1), rows_BMc.softmax(-1), self.places(passing_BD))
         return torch.cat([each.flatten(1) for each in parts], dim=-1)
 
+    def heard(self, said_BC: Tensor) -> Tensor:
+        """The places in what the expert hears: x and y from 0 to 1 of the view, beyond that outside of it [B, M, 2]."""
+        places_BM2: Tensor = said_BC[:, -2 * POINTS :].unflatten(-1, (POINTS, 2))
+        return places_BM2 * POINT_SCALE + 0.5
+
     def loss(self, passing_BD: Tensor, points_BM2: Tensor) -> Tensor:
         """The cells of the things asked for, and their places as numbers, summed over the places that there are [B]."""
         there_BM = points_BM2.isfinite().all(dim=-1)

@@ -37,7 +37,7 @@ class Batch:
             -1 for patches that nobody has looked at.
         offset_BVN2: from the middle of a patch to that of the thing it shows, x and y in patches; NaN without one.
         points_BM2: where in the first view the thing is that is acted on, and that which it is put on or beside, x and
-            y from 0 to 1; NaN if nowhere.
+            y from 0 to 1, beyond that where it has left the view; NaN if unknown.
         first_acting: where examples without actions stand before those with actions, how many those are: each kind then
             takes only the paths that carry its losses. None: in any order. A number, which costs no device a wait.
     """

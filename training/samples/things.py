@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PlaceInView = tuple[float, float] | None  # in a picture, as a thing's; None where hidden or unknown
+PlaceInView = tuple[float, float] | None  # in a picture, as a thing's; None where unknown
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def test_every_question_is_told_by_task_and_for_all_together(tmp_path: Path) -> 
 def test_a_part_is_done_once_and_its_minutes_are_told(tmp_path: Path) -> None:
     do = POLICY['do']
     do('data', ['ki', '--help'], tmp_path)
-    do('data', ['ki', 'no such command'], tmp_path)  # it is done: nothing runs
+    do('data', ['ki', '--help'], tmp_path)  # it is done: nothing runs
+    with pytest.raises(SystemExit, match='give another --out'):
+        do('data', ['ki', 'train', 'other.yaml'], tmp_path)
     with pytest.raises(SystemExit):
         do('train', ['ki', 'nonsense'], tmp_path)
     do('train', ['ki', '--help'], tmp_path)
@@ -67,7 +69,7 @@ def test_a_part_is_done_once_and_its_minutes_are_told(tmp_path: Path) -> None:
     for name, lives in (('data', 1), ('train', 2)):
         path = tmp_path / 'timed' / f'{name}.json'
         assert json.loads(path.read_text())['lives'] == lives
-        path.write_text(json.dumps({'begun': begun[name], 'ended': begun[name] + 200, 'lives': lives}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'begun': begun[name], 'ended': begun[name] + 200}))
     curves = tmp_path / 'acts' / 'curves.png'
     curves.parent.mkdir()
     curves.touch()
@@ -76,6 +78,9 @@ def test_a_part_is_done_once_and_its_minutes_are_told(tmp_path: Path) -> None:
     told = found.pop('interrupted')
     assert 'after' in told
     assert found == {'moments and questions': 3.3, 'acts': 2.0, 'bundle': 1.3, 'sum': 6.7}
+    path = tmp_path / 'timed' / 'data.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'there': True}))
+    assert 'not in these minutes' in POLICY['minutes'](tmp_path, ['acts'])['data']
 
 
 def test_commands_are_those_that_a_user_would_type() -> None:

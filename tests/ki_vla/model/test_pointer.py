@@ -55,6 +55,7 @@ def test_it_learns_the_place_and_says_how_sure_it_is() -> None:
     said_BC = pointer(seen_BD)
     columns, rows, places = (each.unflatten(-1, (2, -1)) for each in said_BC.detach().split([24, 24, 4], dim=-1))
     torch.testing.assert_close(places[there_BM], (places_BM2[there_BM] - 0.5) / POINT_SCALE, atol=0.05, rtol=0)
+    torch.testing.assert_close(pointer.heard(said_BC)[there_BM], places_BM2[there_BM], atol=0.02, rtol=0)
     assert columns.argmax(-1)[there_BM].tolist() == [1, 2, 6, 8, 11]
     assert rows.argmax(-1)[there_BM].tolist() == [10, 3, 6, 3, 6]
     assert columns.amax(-1)[there_BM].min() > 0.9
