@@ -19,12 +19,13 @@ from ki_bags.types import full_name, known, serialise, typestore
 from ki_bags.writer import BagWriter
 from ki_robot.contract.contract import Contract
 from ki_robot.contract.controller_kinds import ARRAY, CONTROLLER_KINDS, POSE_STAMPED, TRAJECTORY, TWIST
-from ki_robot.contract.names import interface_of, joint_of
+from ki_robot.contract.names import joint_of
 from ki_robot.contract.parts import Output, StateStream
 from ki_robot.contract.poses import POSE_STREAMS
 from ki_robot.messages.arrays import (
     fill_compressed,
     fill_image,
+    fill_joint_columns,
     fill_joint_state,
     fill_multi_array,
     fill_trajectory,
@@ -123,15 +124,7 @@ def state(contract: Contract, stream: StateStream, time_ns: int, values: Mapping
         return pose(time_ns, columns, [values[column] for column in columns], stream)
     if stream.type == 'odometry':
         return odometry(time_ns, columns, [values[column] for column in columns])
-    joints = list(dict.fromkeys(joint_of(column) for column in columns))
-    every = {
-        interface: [values.get(f'{joint}/{interface}', 0.0) for joint in joints]
-        if any(interface_of(column) == interface for column in columns)
-        else []
-        for interface in ('position', 'velocity', 'effort')
-    }
-    names = [joint.removeprefix(stream.prefix) for joint in joints]
-    return joint_state(time_ns, names, every['position'], every['velocity'], every['effort'])
+    return fill_joint_columns(empty(JOINT_STATE), values, columns, time_ns, stream.prefix)
 
 
 def pose(time_ns: int, columns: Sequence[str], values: ArrayLike, stream: StateStream) -> Any:

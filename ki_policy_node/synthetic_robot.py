@@ -28,12 +28,12 @@ from ki_policy_node.synthetic_settings import SyntheticRobotSettings
 from ki_robot.actions.motion import Profile
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.contract.controller_kinds import CONTROLLER_KINDS
-from ki_robot.contract.names import interface_of, joint_of
+from ki_robot.contract.names import interface_of
 from ki_robot.contract.parts import Camera, Output, StateStream
 from ki_robot.messages.arrays import (
     fill_compressed,
     fill_image,
-    fill_joint_state,
+    fill_joint_columns,
     fill_twist,
     set_time,
     stamp_ns,
@@ -167,8 +167,7 @@ class SyntheticRobot(Node):
             set_time(message.header.stamp, now_ns)
             fill_twist(message.twist.twist, columns, [self.velocities[name] for name in columns])
             return message
-        joints = [joint_of(name).removeprefix(stream.prefix) for name in columns]
-        return fill_joint_state(JointState(), joints, [self.positions.get(name, 0.0) for name in columns], now_ns)
+        return fill_joint_columns(JointState(), self.positions, columns, now_ns, stream.prefix)
 
     def _receive(self, output: Output) -> Callable[[Any], None]:
         def keep(message: Any) -> None:

@@ -92,18 +92,19 @@ class SimRobotColumns:
 
     def __init__(self, contract: Contract) -> None:
         from ki_robot.space.robot_space import RobotSpace
-        from ki_sim.world.robot import COLUMNS
+        from ki_sim.world.robot import COLUMNS, EFFORTS
 
         self._space, self._count = RobotSpace(contract), len(COLUMNS)
-        self._measured = [COLUMNS.index(name) for name in contract.robot.state_names]
+        self._measured = [(*COLUMNS, *EFFORTS).index(name) for name in contract.robot.state_names]
         self._commanded = [COLUMNS.index(name) for name in contract.robot.action_names]
         self._solved: tuple[ActionChunk, Row] | None = None
         self._row: Row | None = None  # what it was told last, else what it senses
 
-    def state(self, sensed: Row) -> Row:
-        """What the policy sees of the simulator's columns (17,)."""
-        self._row = sensed if self._row is None else self._row
-        return self._space.state(sensed[self._measured])
+    def state(self, sensed: SimObservation) -> Row:
+        """What the policy sees of the simulator's columns."""
+        self._row = sensed.state if self._row is None else self._row
+        efforts = [joint.effort for joint in sensed.joints.values()]
+        return self._space.state(np.concatenate([sensed.state, efforts])[self._measured])
 
     def row(self, chunk: ActionChunk, step: int) -> Row:
         """What the simulator is told (17,) at one step of a chunk, which is solved from what it was told before."""
@@ -138,7 +139,7 @@ class SimObservations:
         stamp_ns = self._begin_ns + sensed.time_ns
         images = {name: image for name, image in sensed.images.items() if name in self._cameras}
         stamps = dict.fromkeys(images, stamp_ns)
-        state = self._columns.state(sensed.state)
+        state = self._columns.state(sensed)
         return Observation(stamp_ns, images, stamps, state, stamp_ns, sensed.instruction)
 
     def problems(self, now_ns: int) -> tuple[StreamProblem, ...]:

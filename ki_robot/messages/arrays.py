@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import array
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     'decode_image',
     'fill_compressed',
     'fill_image',
+    'fill_joint_columns',
     'fill_joint_state',
     'fill_multi_array',
     'fill_trajectory',
@@ -242,6 +243,28 @@ def fill_joint_state(
             raise RobotError(f'{name} has shape {values.shape}; {len(joints)} joints are named.')
         _put(msg, name, values, 'd')
     return msg
+
+
+def fill_joint_columns(
+    msg: Any, values: Mapping[str, float], columns: Sequence[str], stamp: int, prefix: str = ''
+) -> Any:
+    """Fills a sensor_msgs/JointState such that `joint_values` reads `columns` from it; what `values` lacks is 0.
+
+    Args:
+        msg: The message to fill.
+        values: SI, by column.
+        columns: Interfaces such as `joint1/position` or `joint1/effort`; several may be of one joint.
+        stamp: Nanoseconds.
+        prefix: Taken off the names, which `joint_values` puts before them.
+    """
+    joints = list(dict.fromkeys(joint_of(column) for column in columns))
+    told = {interface_of(column) for column in columns}
+    positions, velocities, efforts = (
+        [values.get(f'{joint}/{interface}', 0.0) for joint in joints] if interface in told else []
+        for interface in ('position', 'velocity', 'effort')
+    )
+    names = [joint.removeprefix(prefix) for joint in joints]
+    return fill_joint_state(msg, names, positions, stamp, velocities, efforts)
 
 
 def fill_trajectory(

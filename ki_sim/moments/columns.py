@@ -38,20 +38,21 @@ class MomentColumns:
     def __init__(self, state_names: Sequence[str], action_names: Sequence[str]) -> None:
         self.state_names, self.action_names = tuple(state_names), tuple(action_names)
         known = {name for side in SIDES for name in (*hand_columns(side), *_joints(side), _gripper(side))}
+        efforts = {_effort(side) for side in SIDES}  # moments step no physics: of the arms they know none
         for name in (*self.state_names, *self.action_names):
-            if name not in known | set(BASE_COLUMNS):
+            if name not in known | set(BASE_COLUMNS) and not (name in efforts and name in self.state_names):
                 raise SimError(
                     f'column {name} is not one of the simulated robot: use bimanual_hands or bimanual_mobile'
                 )
         self._joint_actions = any(name in self.action_names for side in SIDES for name in _joints(side))
 
-    def state(self, hands: Mapping[str, Hand], angles: Mapping[str, Floats]) -> Floats:
-        """What is measured, (S,)."""
+    def state(self, hands: Mapping[str, Hand], angles: Mapping[str, Floats], efforts: Mapping[str, float]) -> Floats:
+        """What is measured, (S,), of hands, joints (rad) and the servos of the grippers (N)."""
         values = dict.fromkeys(BASE_COLUMNS, 0.0)
         for side, hand in hands.items():
             values |= dict(zip(hand_columns(side), (*hand.position, hand.yaw), strict=True))
             values |= dict(zip(_joints(side), angles[side].tolist(), strict=True))
-            values[_gripper(side)] = hand.opening
+            values |= {_gripper(side): hand.opening, _effort(side): efforts[side]}
         return np.array([values[name] for name in self.state_names])
 
     def actions(self, commands: HandCommands, angles: Mapping[str, Floats], arms: Arms) -> Floats:
@@ -83,3 +84,7 @@ def _joints(side: str) -> tuple[str, ...]:
 
 def _gripper(side: str) -> str:
     return f'{GRIPPERS[side]}/position'
+
+
+def _effort(side: str) -> str:
+    return f'{GRIPPERS[side]}/effort'

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from ki_sim.expert.laws import HOME, OPEN, SHUT, Hand, Law, Move, Push, Rest, Touch, Xyz, easy_yaw, step
+from ki_sim.world.robot import GRIPPERS, LIMITS
 from ki_sim.world.scene import TABLE_TOP
 from ki_sim.world.world import HOME_OPENING
 
@@ -35,6 +36,9 @@ FINGER_GAP = {
     'bowl': -0.0011,
     'bottle': -0.0011,
 }
+# What the gripper's servo measures, N: all that it can while it holds, less while it opens or has only just closed, and
+# next to nothing while nothing is between the fingers (measured).
+GRIP_EFFORT, LESS_EFFORT, NO_EFFORT = -LIMITS[GRIPPERS['left']].effort, 0.15, 0.3
 
 
 def at_home(rng: np.random.Generator, side: str) -> Hand:
@@ -67,6 +71,13 @@ def just_let_go(rng: np.random.Generator, law: Move) -> Hand:
     height = float(rng.uniform(low, law.place.over + RISEN)) if opening == OPEN else low
     position = _near(rng, (x, y, height), RISEN_ASIDE, 0.003)
     return _shaken(rng, Hand(position, _turned(rng, law.grasp.yaw, 0.06), opening), law.grasp.position)
+
+
+def grip_effort(rng: np.random.Generator, holds: bool) -> float:
+    """What the servo of a gripper measures, N."""
+    if not holds:
+        return float(rng.normal(0, NO_EFFORT))
+    return GRIP_EFFORT * float(rng.random() if rng.random() < LESS_EFFORT else 1.0)
 
 
 def _opens_midair(hand: Hand, law: Move) -> bool:

@@ -14,7 +14,7 @@ from ki_sim.errors import SimError
 from ki_sim.expert.laws import Hand, Move, Push, Rest, Xyz, roll
 from ki_sim.expert.situation import PUSH_BEYOND, SLOTS, Body, Duty, Situation, duty
 from ki_sim.moments.columns import HandCommands, MomentColumns
-from ki_sim.moments.hands import FINGER_GAP, at_home, just_let_go, somewhere
+from ki_sim.moments.hands import FINGER_GAP, at_home, grip_effort, just_let_go, somewhere
 from ki_sim.tasks.episode import Goal
 from ki_sim.tasks.success import OTHER, SIDE_LINE
 from ki_sim.tasks.tasks import TASKS, Bias, biased_goal
@@ -142,7 +142,8 @@ class MomentMaker:
             for obj, at in zip(scene.objects, seen, strict=True)
             if at is not None
         )
-        state = self.columns.state(hands, angles)
+        efforts = {side: grip_effort(rng, now.holding.get(side) is not None) for side in hands}
+        state = self.columns.state(hands, angles, efforts)
         busy = bool(now.holding) or hands[first.side].done
         for wanted, words in dict(asked[:1] if busy else asked).items():
             yield self._labelled(replace(now, goal=wanted), words, hands, angles, images, places, seen, things, state)

@@ -24,14 +24,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from ki_sim.errors import SimError
 from ki_sim.evaluate.episode_monitor import EpisodeMonitor
-from ki_sim.record.record import Tick
+from ki_sim.record.record import Tick, tick_of
 from ki_sim.record.sim_bags import EPOCH_NS
 from ki_sim.world.camera_thread import CameraThread, Images
-from ki_sim.world.robot import CAMERAS, POSITION_JOINTS
+from ki_sim.world.robot import CAMERAS
 from ki_sim.world.world import STEP_NS, TICK_NS, World
 
 PATIENCE_S = 0.1
@@ -338,7 +336,7 @@ class LiveSimulation:
             # A tick carries the time at which it was due, so that stamps are as even as the ticks.
             late_ns = max(0, time.monotonic_ns() - self._due_ns)
             self.stamp_ns = max(self.stamp_ns + 1, time.time_ns() - late_ns)
-        self.outlets.senses(measured(world, self.stamp_ns))
+        self.outlets.senses(tick_of(world, self.stamp_ns))
         if world.time_ns < self._frames * 1e9 / self.settings.camera_hz:
             return
         self._frames = int(world.time_ns * self.settings.camera_hz / 1e9 + 1e-6) + 1
@@ -351,14 +349,6 @@ class LiveSimulation:
             self.counters.left_out += 1
             return
         self._picture_ns = world.time_ns
-
-
-def measured(world: World, stamp_ns: int) -> Tick:
-    """What the fast sensors say now, under a stamp."""
-    states = world.joint_states()
-    pose, twist = world.odometry()
-    rows = np.array([states[name] for name in POSITION_JOINTS])
-    return Tick(stamp_ns, rows[:, 0], rows[:, 1], pose, twist)
 
 
 def _raise(sentence: str) -> None:

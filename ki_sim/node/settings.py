@@ -11,7 +11,7 @@ from ki_common.errors import KiError
 from ki_common.node_settings import Change, NodeSettings, setting
 from ki_robot.contract.contract import Contract
 from ki_sim.errors import SimError
-from ki_sim.world.robot import ALL_CAMERAS, ARM_JOINTS, BASE_COLUMNS, COLUMNS, GRIPPERS, SIDES
+from ki_sim.world.robot import ALL_CAMERAS, ARM_JOINTS, BASE_COLUMNS, COLUMNS, EFFORTS, GRIPPERS, SIDES
 
 KINDS_OF_REFUSAL = 50  # told apart; a sender of ever new nonsense must not fill the memory
 SENTENCE = 400  # characters of one that are shown
@@ -99,9 +99,9 @@ def servable(contract: Contract) -> Contract:
         if camera.transport not in ('raw', 'compressed'):
             raise SimError(f"{where}: camera '{camera.name}' is {camera.transport}; write raw or compressed")
     robot = contract.robot  # the simulator has joints; hands are the executor's affair
-    for column in (*robot.state_names, *robot.action_names):
-        if column not in COLUMNS:
-            raise SimError(f"{where}: there is no '{column}', only {', '.join(COLUMNS)}")
+    for names, there in ((robot.state_names, (*COLUMNS, *EFFORTS)), (robot.action_names, COLUMNS)):
+        if strange := next((name for name in names if name not in there), ''):
+            raise SimError(f"{where}: there is no '{strange}', only {', '.join(there)}")
     for output in robot.outputs:
         if tuple(output.columns) not in known.get(output.kind, []):
             raise SimError(f"{where}: output '{output.name}' ({output.kind}) has no controller for {output.columns}")

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import Any
 
 import rclpy
@@ -166,7 +167,7 @@ class SimRobot(Node):
 
     def senses(self, tick: Tick) -> None:
         """Physics thread: joints and base."""
-        self._sensors.tick(Tick(tick.time_ns - EPOCH_NS, tick.position, tick.velocity, tick.pose, tick.twist))
+        self._sensors.tick(replace(tick, time_ns=tick.time_ns - EPOCH_NS))
 
     def pictures(self, time_ns: int, images: Images) -> None:
         """Camera thread: a picture of every camera."""

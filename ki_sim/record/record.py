@@ -30,11 +30,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tick:
-    """What the fast sensors say every 10 ms: joint positions and velocities, the base's pose and twist."""
+    """What the fast sensors say every 10 ms: joint positions, velocities and efforts, the base's pose and twist."""
 
     time_ns: int
     position: Floats
     velocity: Floats
+    effort: Floats
     pose: Floats
     twist: Floats
 
@@ -189,12 +190,12 @@ def load(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def tick_of(world: World) -> Tick:
-    """What the fast sensors say now."""
+def tick_of(world: World, stamp_ns: int | None = None) -> Tick:
+    """What the fast sensors say now, under a stamp; the world's own time unless given."""
     states = world.joint_states()
     pose, twist = world.odometry()
-    rows = np.array([states[name] for name in POSITION_JOINTS])
-    return Tick(world.time_ns, rows[:, 0], rows[:, 1], pose, twist)
+    position, velocity, effort = np.array([states[name] for name in POSITION_JOINTS]).T
+    return Tick(world.time_ns if stamp_ns is None else stamp_ns, position, velocity, effort, pose, twist)
 
 
 __all__ = [

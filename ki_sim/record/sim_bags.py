@@ -113,7 +113,7 @@ class Sender:
     def tick(self, tick: Tick) -> None:
         """Joint states and odometry."""
         time_ns = tick.time_ns + EPOCH_NS
-        joints = message_builders.joint_state(time_ns, POSITION_JOINTS, tick.position, tick.velocity)
+        joints = message_builders.joint_state(time_ns, POSITION_JOINTS, tick.position, tick.velocity, tick.effort)
         self._send(self._states['joint_state'], time_ns, joints)
         if 'odometry' in self._states:
             x, y, yaw = tick.pose

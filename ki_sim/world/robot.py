@@ -22,6 +22,7 @@ BASE_COLUMNS = ('base/linear/x/velocity', 'base/linear/y/velocity', 'base/angula
 POSITION_JOINTS = (*ARM_JOINTS['left'], GRIPPERS['left'], *ARM_JOINTS['right'], GRIPPERS['right'])
 # The contract's column order, for state and for action alike.
 COLUMNS = (*(f'{joint}/position' for joint in POSITION_JOINTS), *BASE_COLUMNS)
+EFFORTS = tuple(f'{joint}/effort' for joint in POSITION_JOINTS)  # sensed beside these
 
 UPPER_ARM, FOREARM, HAND = 0.33, 0.31, 0.20  # HAND: wrist pitch axis to the point between the pads
 SHOULDER = (0.13, 0.17, 1.06)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -53,17 +54,25 @@ HOME_OPENING = 0.10
 STOPPED = 'the emergency stop is pressed: release it before commanding the robot'
 
 
+class JointSense(NamedTuple):
+    """What is measured of a joint: rad, rad/s and N m, or m, m/s and N for a gripper; its effort is the servo's."""
+
+    position: float
+    velocity: float
+    effort: float
+
+
 @dataclass(frozen=True)
 class SimObservation:
     """What the robot senses at one moment.
 
-    `images` are uint8 RGB by camera; `joints` maps each joint to (position, velocity); `pose` is the base's odometry
-    (x, y, yaw), `twist` its velocity in its own frame; `state` is the contract's state vector (see robot.COLUMNS).
+    `images` are uint8 RGB by camera; `joints` what is measured of each; `pose` is the base's odometry (x, y, yaw),
+    `twist` its velocity in its own frame; `state` is the contract's state vector (see robot.COLUMNS).
     """
 
     time_ns: int
     images: dict[str, npt.NDArray[np.uint8]]
-    joints: dict[str, tuple[float, float]]
+    joints: dict[str, JointSense]
     pose: Floats
     twist: Floats
     state: Floats
@@ -232,15 +241,16 @@ class World:
         mujoco.mj_kinematics(self.model, data)
         return data
 
-    def joint_states(self) -> dict[str, tuple[float, float]]:
-        """Position and velocity of every commanded joint, by name."""
-        q, v = self.data.qpos, self.data.qvel
+    def joint_states(self) -> dict[str, JointSense]:
+        """What is measured of every commanded joint, by name."""
+        q, v, force = self.data.qpos, self.data.qvel, self.data.actuator_force
         states = {}
         for side in SIDES:
-            for name, i, j in zip(ARM_JOINTS[side], self._qpos[side], self._dofs[side], strict=True):
-                states[name] = (float(q[i]), float(v[j]))
-            fingers, speeds = self._fingers[side], self._finger_dofs[side]
-            states[GRIPPERS[side]] = (float(q[fingers].sum()), float(v[speeds].sum()))
+            indices = zip(ARM_JOINTS[side], self._qpos[side], self._dofs[side], self._arm_ctrl[side], strict=True)
+            for name, i, j, k in indices:
+                states[name] = JointSense(float(q[i]), float(v[j]), float(force[k]))
+            fingers, speeds, grip = self._fingers[side], self._finger_dofs[side], self._grip_ctrl[side]
+            states[GRIPPERS[side]] = JointSense(float(q[fingers].sum()), float(v[speeds].sum()), float(force[grip]))
         return states
 
     def sent(self, side: str) -> tuple[Floats, float]:

@@ -17,7 +17,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ki_policy_node.errors import NodeError
 from ki_policy_node.synthetic_robot import SyntheticRobot
-from ki_robot.contract.contract import Contract
+from ki_robot.contract.contract import Contract, load_contract
+from ki_robot.messages.arrays import joint_values
+from ki_robot.messages.states import measured_columns
 
 pytestmark = pytest.mark.ros
 
@@ -28,9 +30,10 @@ def make(ros_domain: int, rigs: ModuleType) -> Iterator[Any]:
     rclpy.init(context=context)
     made: list[SyntheticRobot] = []
 
-    def robot(*parameters: Parameter) -> SyntheticRobot:
+    def robot(*parameters: Parameter, contract: Contract | None = None) -> SyntheticRobot:
         small = [Parameter('width', value=32), Parameter('height', value=24), *parameters]
-        made.append(SyntheticRobot(Contract.parse(rigs.small_robot()), context=context, parameter_overrides=small))
+        contract = contract or Contract.parse(rigs.small_robot())
+        made.append(SyntheticRobot(contract, context=context, parameter_overrides=small))
         return made[-1]
 
     yield robot
@@ -62,6 +65,16 @@ def test_what_is_told_to_be_silent_is_until_it_is_told_otherwise(make: Any) -> N
     assert sent(robot) == {'wrist'}
     robot.set_parameters([silent()])
     assert sent(robot) == {'scene', 'wrist', 'joint_states'}
+
+
+def test_an_effort_beside_a_position_is_of_the_same_joint(make: Any) -> None:
+    contract = load_contract('bimanual_demo')
+    robot = make(contract=contract)
+    [stream] = contract.robot.state_streams
+    columns = measured_columns(contract.robot, stream)
+    assert {'left_gripper/position', 'left_gripper/effort'} <= set(columns)
+    values = joint_values(robot._measure(stream, 1), columns, extra_joints='refuse')
+    assert dict(zip(columns, values, strict=True))['left_gripper/effort'] == 0
 
 
 def test_a_stream_that_there_is_not_cannot_be_silent(make: Any) -> None:

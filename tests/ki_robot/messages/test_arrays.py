@@ -14,6 +14,7 @@ from ki_robot.actions.chunk import ActionChunk
 from ki_robot.errors import Reason, Rejected, RobotError
 from ki_robot.messages.arrays import (
     fill_image,
+    fill_joint_columns,
     fill_joint_state,
     fill_multi_array,
     fill_trajectory,
@@ -61,6 +62,15 @@ def test_interfaces_are_picked_from_their_fields(make: Any) -> None:
     )
     columns = ['left_joint2/effort', 'left_joint1/velocity', 'left_joint2/position']
     np.testing.assert_array_equal(joint_values(msg, columns), [8.0, 4.0, 2.0])
+
+
+def test_columns_are_written_as_they_are_read_however_many_are_of_one_joint(make: Any) -> None:
+    columns = ['left_gripper/effort', 'left_joint1/position', 'left_gripper/position']
+    values = {'left_gripper/effort': -30.0, 'left_gripper/position': 0.05}
+    msg = fill_joint_columns(make('sensor_msgs/JointState'), values, columns, 1, prefix='left_')
+    assert list(msg.name) == ['gripper', 'joint1']
+    read = joint_values(make.through_the_wire(msg), columns, prefix='left_', extra_joints='refuse')
+    np.testing.assert_array_equal(read, [-30.0, 0.0, 0.05])
 
 
 def test_a_prefix_tells_two_arms_apart(make: Any) -> None:

@@ -29,7 +29,9 @@ def test_labels_carried_out_as_chunks_do_the_task(blind_world, arms, task: str, 
         laws = {side: found.law if side == found.side else Rest(side) for side in SIDES}
         commands = {side: roll(laws[side], hands[side], EXECUTED)[0] for side in SIDES}
         assert np.allclose(
-            columns.state(hands, {s: np.zeros(6) for s in SIDES}), space.state(sensed[measured]), atol=1e-3
+            columns.state(hands, {s: np.zeros(6) for s in SIDES}, dict.fromkeys(SIDES, 0.0)),
+            space.state(sensed[measured]),
+            atol=1e-3,
         )
         actions = columns.actions(commands, {}, arms)
         rows = np.zeros((EXECUTED, len(COLUMNS)))

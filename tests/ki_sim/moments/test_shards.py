@@ -24,7 +24,7 @@ from ki_sim.moments.shards import MomentSettings, part, task_turns, write
 from ki_sim.tasks.success import SIDE_LINE
 from ki_sim.tasks.tasks import SUITE, TASKS, Bias, biased_goal
 from ki_sim.world.objects import HELD_OUT, KINDS
-from ki_sim.world.robot import GRIPPERS, SIDES
+from ki_sim.world.robot import GRIPPERS, LIMITS, SIDES
 from ki_sim.world.scene import TABLE_TOP
 
 COLUMNS = tuple(name for side in SIDES for name in (*hand_columns(side), f'{GRIPPERS[side]}/position'))
@@ -101,6 +101,19 @@ def test_what_fingers_hold_has_the_gap_that_the_simulator_measures(made: list[Si
         low, high = KINDS[kind].width
         assert low + FINGER_GAP[kind] - 0.004 < opening < high + FINGER_GAP[kind] + 0.004
     assert len(held) > 10
+
+
+def test_a_gripper_that_holds_measures_the_force_that_the_simulator_does_and_an_empty_one_none() -> None:
+    columns = (*COLUMNS, *(f'{GRIPPERS[side]}/effort' for side in SIDES))
+    maker = MomentMaker(MomentColumns(columns, COLUMNS), 10, ('head',), 32, Bias())
+    moments = [moment for seed in range(4) for moment in maker.moments('put_in_bin', seed)]
+    held = np.array([moment.held == 1 for moment in moments])
+    efforts = np.array([moment.state[-2:] for moment in moments])
+    most = LIMITS[GRIPPERS['left']].effort
+    assert np.isclose(efforts[held].min(axis=1), -most).mean() > 0.7
+    assert (efforts[held].min(axis=1) >= -most).all()
+    assert (np.abs(efforts[~held]) < 2).all()
+    assert held.sum() > 10
 
 
 def test_no_held_out_pair_is_shown_and_points_are_at_things(made: list[SimMoment]) -> None:
@@ -298,6 +311,8 @@ def test_joints_are_solved_where_a_contract_has_no_hands(arms) -> None:
         ({'horizon': 0}, 'horizon is 0'),
         ({'image_size': 4}, 'image size 4x4'),
         ({'state': ('left_elbow/position',)}, 'column left_elbow/position is not one of the simulated robot'),
+        ({'state': ('left_joint1/effort',)}, 'column left_joint1/effort is not one'),
+        ({'actions': ('left_gripper/effort',)}, 'column left_gripper/effort is not one'),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict, says: str) -> None:

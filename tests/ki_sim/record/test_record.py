@@ -101,6 +101,7 @@ def test_the_bag_says_what_the_recording_says(bag, recording):
     assert twist.header.frame_id == 'base_link'
     joints = next(m for t, m in found['/joint_states'] if t == stamp)
     assert np.array_equal(joint_positions(joints, POSITION_JOINTS), frame.state[:14])
+    assert np.array_equal(joints.effort, frame.ticks[-1].effort)
     odometry = next(m for t, m in found['/odom'] if t == stamp)
     assert np.allclose(odometry_values(odometry, COLUMNS[14:]), frame.state[14:])
     image = next(m for t, m in found['/head_camera/image_raw/compressed'] if t == stamp)

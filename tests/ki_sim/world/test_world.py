@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ki_sim.errors import SimError
+from ki_sim.expert.experts import correcting_steps
 from ki_sim.world.controllers import Point, TrajectoryCommand
-from ki_sim.world.robot import ARM_JOINTS, CAMERAS
+from ki_sim.world.robot import ARM_JOINTS, CAMERAS, GRIPPERS, LIMITS, SIDES
 from ki_sim.world.world import World, clipped
 
 
@@ -164,6 +165,17 @@ def test_clipping_keeps_rows_inside_and_refuses_broken_ones():
     assert row[16] == 1.2
     with pytest.raises(SimError, match='the policy is broken'):
         clipped(np.full(17, np.nan))
+
+
+def test_a_gripper_feels_what_it_holds_and_nothing_else(blind_world, arms):
+    world = blind_world('put_in_bin', 1)
+    felt: dict[bool, list[float]] = {True: [], False: []}
+    for step in correcting_steps(world, arms):
+        world.step(step.action)
+        for hand, index in ((side, index) for side in SIDES for index in world.touches.held(side) or (-1,)):
+            felt[index >= 0].append(world.joint_states()[GRIPPERS[hand]].effort)
+    assert np.median(felt[True]) == -LIMITS[GRIPPERS['left']].effort
+    assert np.quantile(np.abs(felt[False]), 0.95) < 2
 
 
 def test_gravity_and_contact_act_on_objects(blind_world, put):
