@@ -17,6 +17,7 @@ OPEN, SHUT = 0.115, 0.0  # the two openings that a law asks for
 FINGER_REACH = 0.018  # how far the finger tips extend beyond the point between the pads
 SPEED, NEAR_SPEED, LIFT_SPEED, PUSH_SPEED = 0.022, 0.016, 0.008, 0.010  # of a hand, per step
 TURN, GRIP = 0.09, 0.018  # of a hand (rad) and of its opening, per step
+TURNED = 2.0  # rad, of a hand that may let go turned either way
 TRAVEL = TABLE_TOP + BIN_HEIGHT + 0.045  # what is carried passes over bins with its foot at this height
 HOME = {'left': (0.36, 0.27, 1.0), 'right': (0.36, -0.27, 1.0)}
 AT = 0.009  # a hand this near to a grasp closes
@@ -61,13 +62,24 @@ class Grasp:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a hand lets go: `position`, `yaw`; `over`: its height on the way; `near`: how far off it may go down."""
+    """Where a hand lets go: `position`, `yaw`; `over`: its height on the way; `near`: how far off it may go down.
+
+    `either`: turned as `yaw` says or half a turn from that, whichever is nearer.
+    """
 
     position: Xyz
     yaw: float
     over: float
     near: float = 0.008
     gentle: bool = True
+    either: bool = False
+
+    def turned(self, yaw: float) -> float:
+        """How a hand that is turned so is to be turned, for the wrist never further than `TURNED`."""
+        if not self.either:
+            return self.yaw
+        near = self.yaw + math.pi * round((yaw - self.yaw) / math.pi)
+        return near if abs(near) <= TURNED else self.yaw - math.pi * round(self.yaw / math.pi)
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,7 @@ def _carry(law: Move, hand: Hand) -> tuple[HandCommand, Hand]:
             speed = LIFT_SPEED
         if off < near + 0.004 and z < pz + (0.007 if law.place.gentle else 0.012):
             opening = OPEN
-    command, after = _go(hand, goal, law.place.yaw, opening, speed)
+    command, after = _go(hand, goal, law.place.turned(hand.yaw), opening, speed)
     if opening == OPEN and after.opening > law.grasp.width + 0.004:
         return command, replace(after, holds=False, done=True)
     return command, replace(after, opening=max(after.opening, law.grasp.width))

@@ -35,6 +35,7 @@ PUSH_BEYOND = 0.045  # m past the line, to which a hand pushes that does not loo
 FOOT_SHARE = {'bowl': 0.62}  # of the width, where the shut fingers meet it
 CARRIED = 0.05  # m over all other objects, at which what is put beside or on one is carried: a policy is some mm off
 BESIDE = 0.032  # m between an object and the one that it is put beside
+ROOM = 0.015  # m from there to all others
 SPOT_AREA = ((0.345, 0.590), 0.140)  # of x and |y|: beyond it, open fingers meet the bins
 
 
@@ -234,8 +235,10 @@ def _beside(now: Situation) -> Duty:
     x, y = free_spot(now, target, other)
     dx, dy = _offset(now, target, side)
     over = max(TABLE_TOP + 0.06, clear_height(now, target, CARRIED)) + below
-    place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), easy_yaw(side, x, y), over, near=0.013)
     a, b = now.bodies[target].position, now.bodies[other].position
+    # Fingers open along the hand's y: turned such that none of them is between the two.
+    yaw = math.atan2(y - b[1], x - b[0])
+    place = Place((x + dx, y + dy, TABLE_TOP + 0.004 + below), yaw, over, near=0.013, either=True)
     gap = math.dist(a[:2], b[:2]) - (now.objects[target].width + now.objects[other].width) / 2
     flat = a[2] - TABLE_TOP < now.objects[target].height / 2 + TIP  # a plate that leans on something is not put down
     done = gap < 0.058 and flat and not _is_held(now, target)
@@ -244,28 +247,27 @@ def _beside(now: Situation) -> Duty:
 
 
 def free_spot(now: Situation, target: int, other: int) -> tuple[float, float]:
-    """A spot beside an object, away from all others and not far from the object to be put there.
+    """A spot beside an object, on the side of what is to be put there, or as near to that as there is room.
 
-    Who is near one side keeps to it: a choice that only what is seen decides comes out in between, on the object.
+    It goes with what is carried. A choice between two sides that only what is seen decides comes out in between.
     """
     x, y, _ = now.bodies[other].position
-    here = now.bodies[target].position[:2]
+    here = now.bodies[target].position
     distance = now.objects[other].width / 2 + now.objects[target].width / 2 + BESIDE
-    best, best_cost = (x, y), math.inf
-    for turn in range(24):
-        angle = turn * math.pi / 12
-        spot = (x + distance * math.cos(angle), y + distance * math.sin(angle))
+    bearing = math.atan2(here[1] - y, here[0] - x)
+    best, least = (x, y), math.inf
+    for turn in sorted((i * math.pi / 60 for i in range(-60, 60)), key=abs):
+        spot = (x + distance * math.cos(bearing + turn), y + distance * math.sin(bearing + turn))
         (low, high), wide = SPOT_AREA
         beyond = max(0.0, low - spot[0], spot[0] - high) + max(0.0, abs(spot[1]) - wide)
         crowd = 0.0
         for i, obj in enumerate(now.objects):
             if i not in (target, other):
                 room = math.dist(spot, now.bodies[i].position[:2]) - obj.reach - now.objects[target].reach
-                crowd += max(0.0, 0.05 - room)
-        # Fingers close about left-right: a neighbour before or behind leaves them room.
-        cost = 40 * crowd + 80 * beyond + 1.2 * abs(math.sin(angle)) + 5 * math.dist(spot, here)
-        if cost < best_cost:
-            best, best_cost = spot, cost
+                crowd += max(0.0, ROOM - room)
+        cost = abs(turn) + 150 * crowd + 150 * beyond
+        if cost < least:
+            best, least = spot, cost
     return best
 
 

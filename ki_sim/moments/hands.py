@@ -22,6 +22,7 @@ HALF_OPEN, KEPT_HALF_OPEN = (0.016, HOME_OPENING - 0.006), 0.08
 # place alone learns to let go wherever it is low.
 MISSED = 0.6
 MISSED_BY = (0.018, 0.045, 0.070)  # m, spread of these: a policy sees its place by some mm, or not at all
+HALF_TURNED = 0.6  # share of the hands that carry, or have let go, on their way to be turned
 RISEN, RISEN_ASIDE = 0.12, 0.012  # m over the way across to which an open hand rises, and its spread beside the object
 FREE_X, FREE_Y, FREE_Z = (0.30, 0.58), (-0.14, 0.34), (0.84, 1.04)
 SHAKE = 0.0015  # m by which a measured hand is off the law's way at the object; more of it further away
@@ -70,7 +71,7 @@ def just_let_go(rng: np.random.Generator, law: Move) -> Hand:
     opening = OPEN if rng.random() < 0.7 else float(rng.uniform(narrow, OPEN))
     height = float(rng.uniform(low, law.place.over + RISEN)) if opening == OPEN else low
     position = _near(rng, (x, y, height), RISEN_ASIDE, 0.003)
-    return _shaken(rng, Hand(position, _turned(rng, law.grasp.yaw, 0.06), opening), law.grasp.position)
+    return _shaken(rng, Hand(position, _half_turned(rng, law, law.grasp.yaw, 0.06), opening), law.grasp.position)
 
 
 def grip_effort(rng: np.random.Generator, holds: bool) -> float:
@@ -102,12 +103,13 @@ def _moving(rng: np.random.Generator, side: str, law: Move) -> Hand:
         x, y, _ = _free(rng, side)
         z = float(rng.uniform(grasp.position[2], place.over + 0.01))
         z = max(z, place.over - 0.03) if abs(y) > 0.17 else z
-        carried = Hand((x, y, z), _turned(rng, easy_yaw(side, x, y), 0.1), grasp.width, holds=True)
+        carried = Hand((x, y, z), _half_turned(rng, law, easy_yaw(side, x, y), 0.1), grasp.width, holds=True)
         return _rolled(rng, law, carried, 26)
     missed = rng.random() < MISSED
     aside = MISSED_BY[int(rng.integers(len(MISSED_BY)))]
     x, y, z = _near(rng, place.position, *((aside, 0.020) if missed else (0.006, 0.003)))
-    low = Hand((x, y, z), _turned(rng, place.yaw, 0.05), grasp.width, holds=True)
+    yaw = place.turned(_half_turned(rng, law, easy_yaw(side, x, y), 0.1))
+    low = Hand((x, y, z), _turned(rng, yaw, 0.05), grasp.width, holds=True)
     return _rolled(rng, law, low, 3 if missed else 14)
 
 
@@ -179,6 +181,12 @@ def _near(rng: np.random.Generator, point: Xyz, aside: float, above: float) -> X
 
 def _turned(rng: np.random.Generator, yaw: float, spread: float) -> float:
     return yaw + float(rng.normal(0, spread))
+
+
+def _half_turned(rng: np.random.Generator, law: Move, yaw: float, spread: float) -> float:
+    """About a yaw, or up to a quarter of a turn off where a hand lets go turned either way: it turns on its way."""
+    turned = law.place.either and rng.random() < HALF_TURNED
+    return _turned(rng, yaw, spread) + (float(rng.uniform(-math.pi, math.pi)) / 2 if turned else 0.0)
 
 
 def _rolled(rng: np.random.Generator, law: Law, hand: Hand, most: int) -> Hand:

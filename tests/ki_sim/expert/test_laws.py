@@ -17,6 +17,7 @@ from ki_sim.expert.laws import (
     OPEN,
     SHUT,
     SPEED,
+    TURNED,
     Grasp,
     Hand,
     Move,
@@ -197,6 +198,44 @@ def test_what_is_put_beside_another_stays_on_the_side_that_it_is_near() -> None:
             bodies[target] = Body((0.47 + way * off, 0.01, standing.bodies[target].position[2] + 0.1), 0.0)
             x, _ = free_spot(replace(standing, bodies=tuple(bodies)), target, other)
             assert way * (x - 0.47) > 0.03, (way, off)
+
+
+def test_a_spot_beside_another_hardly_moves_where_everything_is_seen_a_little_elsewhere() -> None:
+    rng, far = np.random.default_rng(0), []
+    for seed in range(300):
+        now = situation('next_to', seed)
+        (target,), other = now.goal.objects, now.goal.other
+        off = rng.normal(0, 0.008, (len(now.bodies), 2))
+        seen = tuple(
+            replace(body, position=(body.position[0] + dx, body.position[1] + dy, body.position[2]))
+            for body, (dx, dy) in zip(now.bodies, off, strict=True)
+        )
+        far.append(math.dist(free_spot(now, target, other), free_spot(replace(now, bodies=seen), target, other)))
+    assert np.mean(np.array(far) > 0.05) < 0.06, 'a choice that hangs on millimetres comes out in between'
+
+
+def test_a_spot_beside_another_is_where_nothing_else_stands() -> None:
+    for seed in range(100):
+        now = situation('next_to', seed)
+        (target,), other = now.goal.objects, now.goal.other
+        spot = free_spot(now, target, other)
+        for i, (obj, body) in enumerate(zip(now.objects, now.bodies, strict=True)):
+            if i not in (target, other):
+                assert math.dist(spot, body.position[:2]) > obj.reach + now.objects[target].reach
+
+
+def test_no_finger_opens_between_what_is_put_down_and_what_it_is_put_beside() -> None:
+    for seed in range(20):
+        now = situation('next_to', seed)
+        other = now.goal.other
+        law, (x, y, _) = duty(now).law, now.bodies[other].position
+        assert isinstance(law, Move)
+        bearing = math.atan2(law.place.position[1] - y, law.place.position[0] - x)
+        for yaw in (-1.5, -0.3, 0.4, 1.4):
+            turned = law.place.turned(yaw)
+            assert abs(math.sin(turned - bearing)) < 1e-9, 'fingers open across the line from one to the other'
+            assert abs(turned) <= TURNED
+            assert abs(turned - yaw) <= math.pi / 2 + 1e-9 or abs(turned) < math.pi / 2 + 1e-9
 
 
 @pytest.mark.parametrize(
