@@ -18,6 +18,7 @@ from ki_common.configuration.types import Words
 from ki_common.configuration.yaml_reader import read_yaml
 from ki_common.errors import KiError
 from ki_common.files import sha256_of
+from ki_robot.contract.contract import load_contract
 
 if TYPE_CHECKING:
     from training.train.config import Run
@@ -107,7 +108,8 @@ class MatrixPlan:
         judged, trained = ({k: v for k, v in data.items() if k not in aside} for data in self.written)
         start = None if self.base.start is None else Path(self.base.start) / 'manifest.json'
         weights = sha256_of(start) if start is not None and start.is_file() else ''
-        text = json.dumps([judged, trained, self.matrix.samples[-1], weights], sort_keys=True, default=str)
+        depends = [judged, trained, self.matrix.samples[-1], weights, load_contract(self.base.robot).hash]
+        text = json.dumps(depends, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def steps_at(self, samples: int) -> int:

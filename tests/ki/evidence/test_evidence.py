@@ -16,6 +16,7 @@ from ki.evidence.figures import FIGURES, MEASURES, NOT_REPRODUCED, NOT_RUN, REPR
 from ki.evidence.matrix import EvidenceError, load_plan
 from ki.evidence.page import page_of, write_page
 from ki.evidence.runner import jobs_of
+from ki_robot.contract.contract import contract_file
 from ki_vla.objective.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -178,6 +179,20 @@ def test_only_missing_cells_are_run_and_those_with_an_error_again(matrix: Path) 
     cell('ours', 1, 0.5, 100, plan=plan.digest).save(folder)  # one point of two
     left = [(job['recipe'], job['seed']) for job in jobs_of(plan, matrix, matrix.parent)]
     assert left == [('pi0', 0), ('ours', 1), ('pi0', 1)]
+
+
+def test_cells_of_a_robot_that_senses_other_things_are_of_another_plan(matrix: Path, tmp_path: Path) -> None:
+    robot = tmp_path / 'robot.yaml'
+
+    def digest(text: str) -> str:
+        robot.write_text(text)
+        plan = load_plan(matrix)
+        return replace(plan, base=plan.base.replace(robot=str(robot))).digest
+
+    told = contract_file('bimanual_demo').read_text().replace('urdf: ', f'urdf: {ROOT}/config/robots/')
+    felt = '  - {name: left_gripper/effort, unit: N, source: joint_states}\n'
+    assert felt in told
+    assert digest(told) == digest(told + '# a remark\n') != digest(told.replace(felt, ''))
 
 
 def test_scenes_are_shared_out_and_the_same_for_every_recipe(matrix: Path) -> None:
