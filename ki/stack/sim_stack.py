@@ -200,10 +200,10 @@ class RosStackServices:
         return message.message or 'no reason'
 
     def _receive(self) -> None:
-        import rclpy
+        from ki_policy_node.common.ros import spin_once
 
         self.check()
-        rclpy.spin_once(self.node, timeout_sec=0.05)
+        spin_once(self.node, 0.05)
 
     def _hear(self, kind: type, topic: str, text: Any, qos: Any) -> None:
         def keep(message: Any) -> None:

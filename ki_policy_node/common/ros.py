@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ki_common.share import share_file, share_folders
-from ki_policy_node.common.stop_request import StopRequest
+from ki_policy_node.common.stop_request import StopRequest, held_signals
 from ki_policy_node.errors import NodeError
 
 DDS_PROFILES = ('loopback', 'lan', 'none')
@@ -167,16 +167,22 @@ def node(name: str, **options: Any) -> Iterator[Any]:
         rclpy.try_shutdown()
 
 
-def spin_until(node: Any, condition: Any, timeout_s: float) -> bool:
-    """Spins until `condition()` holds or the time is over; says whether it held."""
+def spin_once(node: Any, timeout_s: float) -> None:
+    """Does one piece of a node's work, whole: a signal that comes meanwhile counts afterwards, see `held_signals`."""
     import rclpy
 
+    with held_signals():
+        rclpy.spin_once(node, timeout_sec=timeout_s)
+
+
+def spin_until(node: Any, condition: Any, timeout_s: float) -> bool:
+    """Spins until `condition()` holds or the time is over; says whether it held."""
     end = time.monotonic() + timeout_s
     while not condition():
         left = end - time.monotonic()
         if left <= 0:
             return False
-        rclpy.spin_once(node, timeout_sec=min(left, 0.1))
+        spin_once(node, min(left, 0.1))
     return True
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import rclpy
 from ki_msgs.action import RecordEpisode
 from ki_msgs.msg import ActionChunk, PolicyStatus, SafetyEvent
 from rclpy.action import ActionClient
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from ki_policy_node.common.ros import spin_once
 from ki_policy_node.errors import NodeError
 from ki_robot.messages.arrays import time_ns
 
@@ -79,7 +79,7 @@ class Watch:
             if time.monotonic() > end:
                 missing = ', '.join(sorted(wanted - set(self.seen.rates_hz))) or 'the recorder'
                 raise NodeError(f'Nothing was heard of {missing} within {PATIENCE_S:g} s.')
-            rclpy.spin_once(self._node, timeout_sec=0.05)
+            spin_once(self._node, 0.05)
         self._recording = True
 
     def stop(self, port: Any, outcome: int) -> str:

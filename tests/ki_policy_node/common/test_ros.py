@@ -1,10 +1,12 @@
-"""Names that come from the network open no module that is not a message package."""
+"""Names that come from the network open no module that is not a message package; Ctrl-C leaves a node whole."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,38 @@ def test_errors_of_fast_dds_stand_beside_what_a_command_prints(profile: str, tmp
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (0, 'its own\n'), done.stderr
     assert 'unheard_of' in done.stderr
+
+
+@pytest.mark.ros
+def test_a_node_that_was_interrupted_while_it_took_a_message_still_hears(
+    ros_domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rclpy.executors import Executor
+    from std_msgs.msg import String
+
+    from ki_policy_node.common.ros import node, spin_once
+
+    take, heard = Executor._take_subscription, []
+
+    def interrupted(executor, subscription):
+        taken = take(executor, subscription)
+        if heard == ['0'] and not interruptions:
+            interruptions.append(time.monotonic())
+            signal.raise_signal(signal.SIGINT)
+        return taken
+
+    interruptions: list[float] = []
+    monkeypatch.setattr(Executor, '_take_subscription', interrupted)
+    stopped = 0
+    with node('interrupted') as made:
+        made.create_subscription(String, 'said', lambda message: heard.append(message.data), 10)
+        publisher, end = made.create_publisher(String, 'said', 10), time.monotonic() + 20.0
+        for number in range(4):
+            publisher.publish(String(data=str(number)))
+            while len(heard) <= number and time.monotonic() < end:
+                try:
+                    spin_once(made, 0.05)
+                except KeyboardInterrupt:
+                    stopped += 1
+    assert heard == ['0', '1', '2', '3']
+    assert stopped == len(interruptions) == 1
