@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import subprocess
 import sys
 import time
@@ -79,8 +78,7 @@ def main() -> None:
 
     from ki_policy_node.common import ros
 
-    ros.use_dds_profile()
-    rclpy.init()
+    ros.start()
     node = rclpy.create_node('ki_roundtrip_far')
     publisher = node.create_publisher(Header, ECHO, 10)
 
@@ -88,8 +86,7 @@ def main() -> None:
         publisher.publish(image.header)
 
     node.create_subscription(Image, IMAGE, answer, qos_profile_sensor_data)
-    with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        rclpy.spin(node)
+    ros.spin_until_signal(node)
 
 
 if __name__ == '__main__':

@@ -137,6 +137,9 @@ def checked_topic(name: str) -> str:
 def start() -> None:
     """Starts ROS for a command; Ctrl-C arrives as KeyboardInterrupt there, not as a closed context below it.
 
+    rclpy's own handler of signals is left out for another reason, too: where SIGTERM comes while `rclpy.spin` waits,
+    it now and then goes unnoticed for ever. End a process by `spin_until_signal`.
+
     Raises:
         NodeError: the environment names a domain or a profile that is none, or what else ROS refuses.
     """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
-import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.action import ActionServer, CancelResponse
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 from test_msgs.action import Fibonacci
+
+from ki_policy_node.common import ros
+from ki_policy_node.common.stop_request import StopRequest
 
 
 class Server(LifecycleNode):
@@ -57,11 +57,12 @@ class Server(LifecycleNode):
 
 def main() -> None:
     """Spins with two threads until it is told to stop."""
-    rclpy.init()
+    ros.start()
     executor = MultiThreadedExecutor(2)
     executor.add_node(Server())
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        executor.spin()
+    stop = StopRequest(executor.wake)
+    while not stop.is_set():
+        executor.spin_once(timeout_sec=0.5)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -72,6 +73,21 @@ def test_errors_of_fast_dds_stand_beside_what_a_command_prints(profile: str, tmp
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (0, 'its own\n'), done.stderr
     assert 'unheard_of' in done.stderr
+
+
+@pytest.mark.parametrize('room', ['ki', 'ki_policy_node', 'ki_sim', 'tests/ki_msgs', 'tests/ki', 'tests/ros'])
+def test_no_program_leaves_its_end_to_the_signal_handler_of_rclpy(room: str) -> None:
+    """While rclpy.spin waits, rclpy's handler now and then misses a SIGTERM: 3 of 310 processes never ended."""
+    called: set[str] = set()
+    for path in sorted((ROOT / room).rglob('*.py')):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and (name := ast.unparse(call.func)).startswith('rclpy.'):
+                called.add(name)
+                if name == 'rclpy.init':
+                    given = {word.arg for word in call.keywords}
+                    assert given & {'signal_handler_options', 'context'}, f'{path}:{call.lineno}: use ros.start()'
+                assert name != 'rclpy.spin', f'{path}:{call.lineno}: use ros.spin_until_signal()'
+    assert called
 
 
 @pytest.mark.ros
