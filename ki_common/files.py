@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -150,18 +151,26 @@ def _is_another_alive(process: int) -> bool:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    if not folder.exists():
+    # Not asked first whether it is there: another process may write the same folder, and be done in between.
+    try:
         partial.replace(folder)
-    elif not _exchange(partial, folder):
-        old = folder.parent / f'.{folder.name}.old-{os.getpid()}'
-        folder.replace(old)
-        try:
-            partial.replace(folder)
-        except OSError:
-            old.replace(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        if not _exchange(partial, folder):
+            _replace_in_two_steps(partial, folder)
     sync_folder(folder.parent)
+
+
+def _replace_in_two_steps(partial: Path, folder: Path) -> None:
+    old = folder.parent / f'.{folder.name}.old-{os.getpid()}'
+    folder.replace(old)
+    try:
+        partial.replace(folder)
+    except OSError:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

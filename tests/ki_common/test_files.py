@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_a_new_folder_replaces_the_old_one_whole(
             (partial / name).touch()
     assert names(tmp_path / 'folder') == ['new']
     assert names(tmp_path) == ['folder']
+
+
+SAME = """
+import pathlib, sys, time
+from ki_common.files import atomic_folder
+at_s = float(sys.argv[2])
+for number in range(200):
+    at_s += 0.005
+    with atomic_folder(pathlib.Path(sys.argv[1]) / str(number)) as new:
+        (new / 'whole').write_text('all')
+        time.sleep(max(at_s - time.time(), 0.0))
+"""
+
+
+def test_processes_that_write_the_same_folder_at_once_all_succeed(tmp_path: Path) -> None:
+    begin = str(time.time() + 1.0)
+    writers = [subprocess.Popen([sys.executable, '-c', SAME, str(tmp_path), begin]) for _ in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    written = {path.name: [(each.name, each.read_text()) for each in path.iterdir()] for path in tmp_path.iterdir()}
+    assert written == {str(number): [('whole', 'all')] for number in range(200)}
 
 
 @pytest.mark.parametrize('step', ['_sync_tree', '_put_in_place', 'body'])
