@@ -89,8 +89,11 @@ class Recipe:
         return self.loss != 'none'
 
     def configure(self, config: ModelConfig) -> ModelConfig:
-        """The given model with the structure that this recipe needs."""
-        return config.replace(head=self.head, adaptive=self.adaptive, state_repr=self.state_repr)
+        """The given model with the structure that this recipe needs; only an expert groups several steps in a token."""
+        grouped = config.steps_per_token if self.head == 'expert' else 1
+        return config.replace(
+            head=self.head, adaptive=self.adaptive, state_repr=self.state_repr, steps_per_token=grouped
+        )
 
     def at(self, progress: float) -> Recipe:
         """The recipe in force at a share of training, 0..1: itself, or the stage that has started last."""

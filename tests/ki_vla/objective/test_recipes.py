@@ -166,6 +166,12 @@ def test_the_lower_half_keeps_still_and_the_upper_one_learns(make_model: Callabl
             assert parameter.requires_grad == (int(name.split('.')[2]) >= depth // 2), name
 
 
+@pytest.mark.parametrize('name', sorted(RECIPES))
+def test_every_recipe_shapes_a_model_whose_expert_groups_steps(name: str) -> None:
+    model = recipe(name).configure(preset('tiny').replace(horizon=20, steps_per_token=5))
+    assert model.steps_per_token == (5 if model.head == 'expert' else 1)
+
+
 def test_structure_that_does_not_fit_is_refused() -> None:
     model = KiVla(recipe('pi0_fast').configure(preset('tiny')))
     with pytest.raises(VlaError, match=r'needs model\.head'):
