@@ -7,10 +7,13 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 from ki_common.errors import KiError
@@ -20,6 +23,7 @@ Work = Callable[[Any], Any]
 AHEAD = 4  # jobs that a Ray cluster holds for each of its cores
 RAY_EXTRA = "run `pip install 'ki_policy_node[ray]'`"
 RAY_START = 'start one with `ray start --head`, or write --ray local'
+_orphaned = threading.Event()  # in a worker: the process that it works for is gone
 
 
 class ClusterError(KiError):
@@ -63,13 +67,35 @@ def results_of(work: Work, jobs: Sequence[Any], workers: int = 1, ray: str = '',
 
 
 def _begin(capped: bool) -> None:
-    """A worker is one core."""
+    """A worker is one core, and ends when the process does that it works for."""
     _use_one_core()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if capped:
         import resource
 
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         resource.setrlimit(resource.RLIMIT_AS, (total, total))
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot say so: its workers would go on with jobs of hours, beside those of the next call.
+
+    SIGTERM, so that what trains writes a checkpoint first.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        _orphaned.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _one_job(work: Work, job: Any) -> Any:
+    """A job in a worker."""
+    try:
+        return work(job)
+    finally:
+        if _orphaned.is_set():  # it may have taken the SIGTERM for its own; there would be a next job
+            os._exit(128 + signal.SIGTERM)
 
 
 def _use_one_core() -> None:
@@ -86,7 +112,7 @@ def _over_processes(work: Work, jobs: Sequence[Any], workers: int, capped: bool)
     begin = partial(_begin, capped)
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin)
     try:
-        futures: dict[Future[Any], int] = {pool.submit(work, job): number for number, job in left.items()}
+        futures: dict[Future[Any], int] = {pool.submit(_one_job, work, job): number for number, job in left.items()}
         for future in as_completed(futures):
             try:
                 result = future.result()
@@ -102,7 +128,7 @@ def _over_processes(work: Work, jobs: Sequence[Any], workers: int, capped: bool)
     for number, job in left.items():
         with ProcessPoolExecutor(1, context, initializer=begin) as pool:
             try:
-                yield number, pool.submit(work, job).result()
+                yield number, pool.submit(_one_job, work, job).result()
             except BrokenProcessPool as error:
                 yield number, error
             except Exception as error:

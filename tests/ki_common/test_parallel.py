@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +77,6 @@ def test_a_cluster_that_is_not_there_is_told_by_its_address() -> None:
 
 
 def slow(job: dict[str, Any]) -> dict[str, Any]:
-    import time
-
     time.sleep(0.2)
     with open(job['done'], 'a', encoding='utf-8') as file:
         file.write('x')
@@ -88,3 +89,47 @@ def test_who_stops_does_not_wait_for_jobs_not_yet_begun(tmp_path: Path) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len((tmp_path / 'done').read_text()) < 12
+
+
+PARENT = """
+import sys
+from ki_common.parallel import run_all
+from tests_of_parallel import stubborn
+for _ in run_all(stubborn, [sys.argv[1]] * 6, 2):
+    pass
+"""
+STUBBORN = """
+import os, signal, time
+from pathlib import Path
+
+
+def stubborn(folder):
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    Path(folder, f'{os.getpid()}-{time.monotonic_ns()}').touch()
+    while not asked:
+        time.sleep(0.05)
+    Path(folder, f'{os.getpid()}.saved').touch()  # as training writes its checkpoint
+    signal.signal(signal.SIGTERM, before)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_of_a_killed_process_finish_what_they_hold_and_begin_nothing_more(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / 'tests_of_parallel.py').write_text(STUBBORN)
+    (tmp_path / 'begun').mkdir()
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
+    parent = subprocess.Popen([sys.executable, '-c', PARENT, str(tmp_path / 'begun')], env=environment)
+    end_s = time.monotonic() + 60.0
+    while len(workers := {path.name.split('-')[0] for path in (tmp_path / 'begun').iterdir()}) < 2:
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    parent.send_signal(number)
+    assert parent.wait(30) == -number
+    while any(Path('/proc', worker).exists() for worker in workers):
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    assert {path.name for path in (tmp_path / 'begun').glob('*.saved')} == {f'{worker}.saved' for worker in workers}
+    assert len(list((tmp_path / 'begun').iterdir())) == 4
