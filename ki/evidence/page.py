@@ -9,8 +9,9 @@ from ki.evidence.cells import EvidenceCell, load_cells
 from ki.evidence.figures import FIGURES, MEASURES, NOT_RUN, ClaimVerdict, Figure, bar, cells_at, judge, start_of
 from ki.evidence.matrix import MatrixPlan, load_plan
 from ki.evidence.modes import modes_section
+from ki.evidence.picture import picture_of
 from ki.evidence.statistics import Estimate
-from ki_common.files import write_text
+from ki_common.files import atomic_file, write_text
 
 MATRIX = Path('benchmarks/evidence/matrix.yaml')
 PAGE = Path('docs/evidence.md')
@@ -18,19 +19,26 @@ BAR = 20  # characters of a whole bar
 
 
 def write_page(matrix: Path, page: Path) -> str:
-    """Writes the page of a matrix, and gives its text.
+    """Writes the page of a matrix and its picture beside it, and gives the text.
 
     Raises:
         EvidenceError: the matrix or a cell cannot be read.
+        NodeError: matplotlib is not installed.
     """
     plan = load_plan(matrix)
-    text = page_of(plan, load_cells(plan.folder / 'cells', plan.digest), plan.folder)
+    cells = load_cells(plan.folder / 'cells', plan.digest)
+    drawn = picture_of(cells, plan.matrix.recipes, plan.matrix.samples)
+    picture = page.with_suffix('.png')
+    if drawn:
+        with atomic_file(picture) as file:
+            file.write(drawn)
+    text = page_of(plan, cells, plan.folder, picture.name if drawn else '')
     write_text(page, text)
     return text
 
 
-def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path) -> str:
-    """The page as Markdown."""
+def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path, picture: str = '') -> str:
+    """The page as Markdown; `picture` lies beside it, empty: there is none."""
     points, matrix = plan.matrix.samples, plan.matrix
     verdicts = {figure.name: [judge(claim, cells, points) for claim in figure.claims] for figure in FIGURES}
     done = sum(not cell.error for cell in cells if cell.samples)
@@ -40,6 +48,7 @@ def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path) -> st
         _introduction(plan, done, whole),
         '## What came out',
         _overview(verdicts),
+        *([f'![Success by samples of training, and what every recipe came to]({picture})'] if picture else []),
         *(_figure(figure, verdicts[figure.name], cells, points) for figure in FIGURES),
         _knowledge(cells, matrix.recipes, points[-1]),
         modes_section(folder),

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from ki.evidence.cells import START, EvidenceCell, PlayedEpisode, load_cell, loa
 from ki.evidence.figures import FIGURES, MEASURES, NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Claim, bar, judge
 from ki.evidence.matrix import EvidenceError, load_plan
 from ki.evidence.page import page_of, write_page
+from ki.evidence.picture import picture_of
 from ki.evidence.runner import jobs_of
 from ki_robot.contract.contract import contract_file
 from ki_vla.objective.recipes import RECIPES
@@ -153,12 +155,18 @@ def test_the_page_says_what_is_there_and_what_is_not(matrix: Path) -> None:
     assert '| `hybrid` | not run |' in text
     assert '-10 points' in text  # of the questions: 60 % after, 70 % before
     assert 'Not run: `ki evidence modes' in text
+    assert '(evidence.png)' in text
+    drawn = cv2.imread(str(matrix.parent / 'evidence.png'))
+    assert drawn.shape == (420, 1200, 3)
+    assert drawn.std() > 10
 
 
 def test_an_empty_page_is_honestly_empty(matrix: Path) -> None:
     text = page_of(load_plan(matrix), [], matrix.parent)
     assert '0 of 8 are there' in text
     assert '**reproduced**' not in text
+    assert '.png' not in text
+    assert not picture_of([], ['ours'], POINTS)
     assert text.count('**not run**') == sum(len(figure.claims) for figure in FIGURES)
 
 
