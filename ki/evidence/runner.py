@@ -154,14 +154,15 @@ def _played(plan: MatrixPlan, bundle: Path, out: Path, count: int, paired: bool,
 
 
 def _questions(plan: MatrixPlan, bundle: Path) -> dict[str, Any]:
-    """Held-out questions; none where the run names no files of them."""
+    """Held-out questions of the kinds that the run teaches; none where it names no files of them."""
     from training.evaluate.held_out import HeldOutSettings, evaluate, open_policy
     from training.samples.vlm_data import VlmDataset
 
-    held = plan.base.data.vlm_held
+    held, taught = plan.base.data.vlm_held, plan.base.stages[0].kinds
     if not held or not plan.matrix.questions:
         return {}
-    report = evaluate(open_policy(bundle), None, VlmDataset(held), HeldOutSettings(questions=plan.matrix.questions))
+    words = VlmDataset(held).only(taught) if taught else VlmDataset(held)
+    report = evaluate(open_policy(bundle), None, words, HeldOutSettings(questions=plan.matrix.questions))
     found: dict[str, Any] = report['questions']
     return {key: found[key] for key in ('accuracy', 'asked', 'kinds')}
 
