@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ki_vla.policy.serving import Decode
 
 Row = NDArray[np.float64]
+SOLVED_AHEAD = 12  # steps of a chunk of hand poses; few are carried out before the next plan, and the others cost time
 MEASURED = -1  # in place of steps of delay: an inference takes as long as it takes here
 
 
@@ -83,6 +85,16 @@ def simulated_robot(bundle: Path | None) -> str:
     return HANDS_ROBOT if contract.hands else ROBOT
 
 
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """The first steps of a chunk as the simulator's columns (steps, 17), solved from commands (R,) at a first step."""
+
+    chunk: ActionChunk
+    start: Row
+    first: int
+    rows: Row
+
+
 class SimRobotColumns:
     """The simulator's columns, as a policy of it sees them, and its chunks as the simulator takes them.
 
@@ -97,7 +109,7 @@ class SimRobotColumns:
         self._space, self._count = RobotSpace(contract), len(COLUMNS)
         self._measured = [(*COLUMNS, *EFFORTS).index(name) for name in contract.robot.state_names]
         self._commanded = [COLUMNS.index(name) for name in contract.robot.action_names]
-        self._solved: tuple[ActionChunk, Row] | None = None
+        self._solved: _Solved | None = None
         self._row: Row | None = None  # what it was told last, else what it senses
 
     def state(self, sensed: SimObservation) -> Row:
@@ -108,14 +120,21 @@ class SimRobotColumns:
 
     def row(self, chunk: ActionChunk, step: int) -> Row:
         """What the simulator is told (17,) at one step of a chunk, which is solved from what it was told before."""
-        if self._solved is None or self._solved[0] is not chunk:
+        step = max(step, 0)
+        if self._solved is None or self._solved.chunk is not chunk:
             assert self._row is not None  # a chunk answers to an observation
-            made, _ = self._space.chunk(chunk, self._row[self._commanded], max(step, 0))
-            rows = np.zeros((made.horizon, self._count))  # a base that no column commands stands still
-            rows[:, self._commanded] = made.columns(self._space.robot.action_names)
-            self._solved = chunk, rows
-        self._row = self._solved[1][step]
+            self._solved = self._solve(chunk, self._row[self._commanded], step, step + SOLVED_AHEAD)
+        elif step >= len(self._solved.rows):
+            self._solved = self._solve(chunk, self._solved.start, self._solved.first, chunk.horizon)
+        self._row = self._solved.rows[step]
         return self._row
+
+    def _solve(self, chunk: ActionChunk, start: Row, first: int, end: int) -> _Solved:
+        """The steps before `end`; each is solved from those before it alone, so where it ends changes none."""
+        made, _ = self._space.chunk(replace(chunk, data_HN=chunk.data_HN[:end]), start, first)
+        rows = np.zeros((made.horizon, self._count))  # a base that no column commands stands still
+        rows[:, self._commanded] = made.columns(self._space.robot.action_names)
+        return _Solved(chunk, start, first, rows)
 
 
 class SimObservations:

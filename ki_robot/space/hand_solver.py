@@ -167,7 +167,6 @@ class HandSolver:
         q_n, best, least = start_n, None, np.inf
         for _ in range(iterations):
             off_m, off = self._off(q_n, turn, target)
-            J = self._jacobian(q_n, turn is not None)
             size = float(np.sqrt(off @ off))
             if best is None or size < least:
                 slow = size > 0.999 * least
@@ -176,7 +175,7 @@ class HandSolver:
                 slow = True
             if slow or (off_m @ off_m < CLOSE_M**2 and size < self._arm_m * CLOSE_RAD):
                 break
-            wanted = off * min(1.0, LEAP / size)
+            J, wanted = self._jacobian(q_n, turn is not None), off * min(1.0, LEAP / size)
             q_n = self._step(q_n, J, wanted, (DAMPING + min(0.05, 0.2 * size)) ** 2, lower_n, upper_n)
         assert best is not None
         q_n, off_m, off = best

@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ki.simulation.sim_policy import MEASURED, ClosedLoopPolicy, open_sim_policy
+from ki.simulation.sim_policy import MEASURED, ClosedLoopPolicy, SimRobotColumns, open_sim_policy
 from ki_policy_node.cycle.continuation import Timing
 from ki_policy_node.errors import NodeError
+from ki_robot.actions.chunk import ActionChunk
 from ki_robot.contract.contract import Contract, load_contract
 from ki_robot.observation.observation import Observation
 from ki_robot.space.robot_space import RobotSpace
@@ -24,7 +25,7 @@ from ki_sim.record.record import record_episode
 from ki_sim.record.sim_bags import HANDS_ROBOT, ROBOT
 from ki_sim.world.kinematics import Arms
 from ki_sim.world.robot import COLUMNS
-from ki_sim.world.world import STEP_NS, SimObservation
+from ki_sim.world.world import STEP_NS, SimObservation, World
 from ki_vla.policy.inferred import Inferred
 from ki_vla.policy.serving import ASKED_MODES, Serving
 from ki_vla.policy.untrained import write_untrained
@@ -98,6 +99,21 @@ def test_hand_poses_are_carried_out_by_the_joints() -> None:
     plan = Chunks(hands, RobotSpace(hands).actions(told))
     outcome = run_episode(ClosedLoopPolicy(plan, Timing('latest', 20), 4), 'put_in_bin', 3, settings=SMALL)
     assert outcome.success
+
+
+@pytest.mark.parametrize('order', [(0, 49), (0, 30, 31), (7, 8, 25), tuple(range(50))])
+def test_a_step_of_hand_poses_comes_out_as_if_the_whole_chunk_were_solved(order: tuple[int, ...]) -> None:
+    hands = load_contract(HANDS_ROBOT)
+    space, columns = RobotSpace(hands), SimRobotColumns(hands)
+    frames = record_episode('put_in_bin', 3, None, quality=None, arms=Arms()).frames[40:90]
+    commanded = [COLUMNS.index(name) for name in hands.robot.action_names]
+    told = np.array([frame.action for frame in frames])[:, commanded]
+    chunk = ActionChunk(1, STEP_NS, hands.action_names, space.actions(told))
+    with World('put_in_bin', 3, cameras=()) as world:
+        columns.state(replace(world.observe(images=False), state=frames[0].action))
+    whole, _ = space.chunk(chunk, told[0], order[0])
+    for step in order:
+        np.testing.assert_array_equal(columns.row(chunk, step)[commanded], whole.data_HN[step])
 
 
 @pytest.mark.parametrize('robot', [ROBOT, HANDS_ROBOT])
