@@ -391,8 +391,9 @@ class Trainer:
             fresh = Tally(began=now, waited=waited)
             tally.__dict__.update(fresh.__dict__)
         if self.held and self.step % self.run.validate_every == 0:
+            begun = time.perf_counter()
             self._validate(journal)
-            tally.began = time.perf_counter()
+            tally.began += time.perf_counter() - begun  # of the steps alone
 
     def _validate(self, journal: Journal) -> None:
         values = self.validation()

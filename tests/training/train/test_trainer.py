@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from ki_vla.policy.bundle import load_bundle
 from ki_vla.policy.serving import Serving
 from training.errors import TrainingError
 from training.fit.fitted_artifacts import digests
+from training.train import trainer
 from training.train.checkpoint import checkpoints, read_checkpoint, shipped_weights
 from training.train.config import Stage
 from training.train.run import train
 from training.train.run_report import CURVES, read_metrics
 from training.train.ship import trained_parts
+from training.train.trainer import Trainer
 
 MakeRun = Callable[..., Any]
 
@@ -66,6 +69,28 @@ def test_six_steps_are_three_and_three_more_to_the_last_bit(run_of: MakeRun, tmp
         for folder in (tmp_path / 'whole' / 'vla', tmp_path / 'halves' / 'vla')
     ]
     assert lines[0] == lines[1]
+
+
+def test_speed_is_that_of_the_steps_also_where_a_validation_lies_between(
+    run_of: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    step, validation = Trainer.one_step, Trainer.validation
+
+    def passes(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any) -> Any:
+            clock[0] += seconds
+            return what(*given)
+
+        return done
+
+    monkeypatch.setattr(trainer, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Trainer, 'one_step', passes(1.0, step))
+    monkeypatch.setattr(Trainer, 'validation', passes(100.0, validation))
+    run = run_of(log_every=2, validate_every=3)
+    assert train(run) is not None
+    lines = [line for line in read_metrics(Path(run.out) / 'vla') if line['kind'] == 'train']
+    assert [line['samples_per_s'] for line in lines[1:]] == [run.stages[0].batch] * 2
 
 
 def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(run_of: MakeRun) -> None:
