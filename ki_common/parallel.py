@@ -24,6 +24,7 @@ AHEAD = 4  # jobs that a Ray cluster holds for each of its cores
 RAY_EXTRA = "run `pip install 'ki_policy_node[ray]'`"
 RAY_START = 'start one with `ray start --head`, or write --ray local'
 _orphaned = threading.Event()  # in a worker: the process that it works for is gone
+_interrupted = threading.Event()  # in a worker: a job of it was asked to stop
 
 
 class ClusterError(KiError):
@@ -34,6 +35,8 @@ def run_all(
     work: Work, jobs: Sequence[Any], workers: int = 1, ray: str = '', capped: bool = False
 ) -> Generator[tuple[int, Any], None, None]:
     """Yields (number of the job, result) as results come; a result that is an Exception is what the job died of.
+
+    A job that raises KeyboardInterrupt ends them all: those that are at work end, no other begins.
 
     Args:
         work: A module-level function of one job. Jobs and results are pickled.
@@ -46,6 +49,7 @@ def run_all(
 
     Raises:
         ClusterError: Ray is asked for and not installed, or no cluster is there.
+        KeyboardInterrupt: a job or this process was asked to stop.
     """
     workers = workers or os.cpu_count() or 1
     if ray:
@@ -90,9 +94,14 @@ def _end_with_parent() -> None:
 
 
 def _one_job(work: Work, job: Any) -> Any:
-    """A job in a worker."""
+    """A job in a worker; the pool keeps one ready for it, which does not begin once it was asked to stop."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
     try:
         return work(job)
+    except KeyboardInterrupt:
+        _interrupted.set()
+        raise
     finally:
         if _orphaned.is_set():  # it may have taken the SIGTERM for its own; there would be a next job
             os._exit(128 + signal.SIGTERM)

@@ -30,7 +30,10 @@ def run(
     workers: Annotated[int, typer.Option(min=0, help='Jobs at a time; 0: one per core, or one on a GPU.')] = 0,
     ray: RayAddress = '',
 ) -> None:
-    """Train and judge every recipe and seed that has no cell yet, and write the page; a second call goes on."""
+    """Train and judge every recipe and seed that has no cell yet, and write the page.
+
+    Ctrl-C saves what trains; the same command goes on.
+    """
     import os
 
     from ki.commands.train import simulate
@@ -43,7 +46,11 @@ def run(
         simulate(plan.base)
     # One thread each: jobs fill the cores.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    cells = work(matrix, out, workers or _jobs_at_a_time(), ray)
+    try:
+        cells = work(matrix, out, workers or _jobs_at_a_time(), ray)
+    except KeyboardInterrupt:
+        print(f'Stopped; what trained is saved in {out}, and the same command goes on.')
+        raise typer.Exit(130) from None
     pages.write_page(matrix, page)
     print(f'{len(cells)} cells in {plan.folder / "cells"}; {page}: written')
 

@@ -22,7 +22,7 @@ from ki_common.parallel import run_all
 
 Tell = Callable[[str], None]
 Job = dict[str, Any]
-DONE, STOPPED = 'done', 'stopped'
+DONE = 'done'
 TIMES = 'train_s.json'
 
 
@@ -48,6 +48,7 @@ def run(matrix: Path, out: Path, workers: int, ray: str = '', tell: Tell = print
 
     Raises:
         EvidenceError: the matrix, or data that its run makes first.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM while it trains; what trained has written its checkpoint.
     """
     plan = load_plan(matrix)
     jobs = jobs_of(plan, matrix.resolve(), out.resolve())
@@ -96,8 +97,8 @@ def _train_and_judge(plan: MatrixPlan, recipe: str, seed: int, out: Path) -> str
     began = time.monotonic()
     bundle = train(wanted)
     spent = _add_time(folder, time.monotonic() - began)
-    if bundle is None:
-        return STOPPED
+    if bundle is None:  # asked to stop, and so are the jobs that wait
+        raise KeyboardInterrupt
     last = plan.matrix.samples[-1]
     for samples in plan.matrix.samples:
         if _has(plan, recipe, seed, samples):

@@ -114,6 +114,52 @@ def stubborn(folder):
 """
 
 
+ASKED = """
+import sys, time
+from pathlib import Path
+from ki_common.parallel import run_all
+from tests_of_parallel import asked
+if __name__ == '__main__':
+    try:
+        for _ in run_all(asked, [sys.argv[1]] * 12, int(sys.argv[2])):
+            pass
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+STOPS = """
+import os, signal, time
+from pathlib import Path
+
+
+def asked(folder):
+    stop = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: stop.append(number))
+    Path(folder, f'{os.getpid()}-{time.monotonic_ns()}').touch()
+    while not stop:
+        time.sleep(0.05)
+    signal.signal(signal.SIGINT, before)
+    raise KeyboardInterrupt  # as a training does that has written its checkpoint
+"""
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_ctrl_c_ends_the_jobs_at_work_and_begins_no_other(tmp_path: Path, workers: int) -> None:
+    """A terminal sends SIGINT to all processes of a command."""
+    (tmp_path / 'tests_of_parallel.py').write_text(STOPS)
+    (tmp_path / 'command.py').write_text(ASKED)
+    (tmp_path / 'begun').mkdir()
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
+    command = [sys.executable, str(tmp_path / 'command.py'), str(tmp_path / 'begun'), str(workers)]
+    parent = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    end_s = time.monotonic() + 60.0
+    while len(list((tmp_path / 'begun').iterdir())) < workers:
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.wait(30) == 130
+    assert len(list((tmp_path / 'begun').iterdir())) == workers
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_workers_of_a_killed_process_finish_what_they_hold_and_begin_nothing_more(
     tmp_path: Path, number: signal.Signals
