@@ -67,7 +67,9 @@ def show(matrix: MatrixFile = MATRIX, page: PageFile = PAGE) -> None:
 def modes(
     bundle: Annotated[Path, typer.Argument(help='A policy.')],
     rtc: Annotated[Path | None, typer.Option(help='A policy that was trained with delays, for the mode rtc.')] = None,
-    task: Annotated[list[str] | None, typer.Option(help='Task; several times for several; else the suite.')] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help='Task; several times for several; else those that it was trained on.')
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help='Scenes of each task.')] = 10,
     delay_steps: Annotated[list[int] | None, typer.Option(min=0, help='Delays; else 0, 2, 4 and 8 steps.')] = None,
     execute_steps: Annotated[int, typer.Option(min=1, help='Steps of a chunk that are carried out.')] = 8,
@@ -78,10 +80,10 @@ def modes(
     """Success, seam and time of every way in which chunks may follow each other, against the delay of an inference."""
     from ki.evidence.modes import DELAYS, MODES, measure, save
     from ki.evidence.page import write_page
-    from ki.simulation.sim_evaluation import Plays, camera_size
+    from ki.simulation.sim_evaluation import Plays, camera_size, trained_tasks
     from ki_sim.tasks.tasks import task_names
 
-    names, delays = task_names(task or ['suite']), delay_steps or list(DELAYS)
+    names, delays = task_names(task or trained_tasks(bundle)), delay_steps or list(DELAYS)
     count = seeds * len(names) * len(delays) * (len(MODES) + (rtc is not None))
     plays = Plays(bundle, seeds, backend='torch', image_size=camera_size(bundle))
     with progress('episodes', count) as line:
