@@ -30,13 +30,15 @@ def picture_of(cells: Sequence[EvidenceCell], recipes: Sequence[str], points: Se
     played = [name for name in recipes if any(cells_at(cells, name, samples) for samples in points)]
     if not played:
         return b''
-    drawn = figure(WIDTH, HEIGHT)
-    panels = drawn.subplots(1, 3, width_ratios=[1, 1, 1.1])
     figures = {each.name: each for each in FIGURES}
-    for axes, name in zip(panels, CURVES, strict=False):
-        _curves(axes, cells, [each for each in figures[name].recipes if each in played], points)
-        axes.set_title(figures[name].title, fontsize=10)
-    _bars(panels[-1], cells, played, points[-1])
+    curves = {figures[name].title: [each for each in figures[name].recipes if each in played] for name in CURVES}
+    curves = {title: names for title, names in curves.items() if names}
+    drawn = figure(WIDTH * (len(curves) + 1) / 3, HEIGHT)
+    *left, last = drawn.subplots(1, len(curves) + 1, width_ratios=[1] * len(curves) + [1.1], squeeze=False)[0]
+    for axes, (title, names) in zip(left, curves.items(), strict=True):
+        _curves(axes, cells, names, points)
+        axes.set_title(title, fontsize=10)
+    _bars(last, cells, played, points[-1])
     return png_of(drawn)
 
 
@@ -60,8 +62,7 @@ def _curves(axes: Any, cells: Sequence[EvidenceCell], names: Sequence[str], poin
     axes.set_xticks(list(points), [f'{samples:,}' for samples in points], fontsize=8)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend(frameon=False, fontsize=8, loc='upper left')
+    axes.legend(frameon=False, fontsize=8, loc='upper left')
 
 
 def _bars(axes: Any, cells: Sequence[EvidenceCell], names: Sequence[str], samples: int) -> None:
