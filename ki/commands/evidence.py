@@ -66,7 +66,7 @@ def show(matrix: MatrixFile = MATRIX, page: PageFile = PAGE) -> None:
 @app.command()
 def modes(
     bundle: Annotated[Path, typer.Argument(help='A policy.')],
-    rtc: Annotated[Path | None, typer.Option(help='A policy that was trained with delays, for the mode rtc.')] = None,
+    rtc: Annotated[Path | None, typer.Option(help='The same, trained with delays: for the mode rtc.')] = None,
     task: Annotated[
         list[str] | None, typer.Option(help='Task; several times for several; else those that it was trained on.')
     ] = None,
@@ -78,13 +78,13 @@ def modes(
     page: PageFile = PAGE,
 ) -> None:
     """Success, seam and time of every way in which chunks may follow each other, against the delay of an inference."""
-    from ki.evidence.modes import DELAYS, MODES, measure, save
+    from ki.evidence.modes import DELAYS, MODES, TRAINED_MODES, measure, save
     from ki.evidence.page import write_page
     from ki.simulation.sim_evaluation import Plays, camera_size, trained_tasks
     from ki_sim.tasks.tasks import task_names
 
     names, delays = task_names(task or trained_tasks(bundle)), delay_steps or list(DELAYS)
-    count = seeds * len(names) * len(delays) * (len(MODES) + (rtc is not None))
+    count = seeds * len(names) * len(delays) * (len(MODES) + (len(TRAINED_MODES) if rtc is not None else 0))
     plays = Plays(bundle, seeds, backend='torch', image_size=camera_size(bundle))
     with progress('episodes', count) as line:
         rows = measure(plays, rtc, names, delays, execute_steps, out, line.advance)
@@ -92,7 +92,8 @@ def modes(
     write_page(matrix, page)
     for row in rows:
         rate = row['success']
-        print(f'{row["mode"]:<18} delay {row["delay_steps"]}  {rate["k"]}/{rate["n"]}  seam {row["seam"]:.2f}')
+        who = f'{row["policy"].partition("@")[0]:<12} {row["mode"]:<18}'
+        print(f'{who} delay {row["delay_steps"]}  {rate["k"]}/{rate["n"]}  seam {row["seam"]:.2f}')
     print(f'{path}, {page}: written')
 
 

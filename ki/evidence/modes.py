@@ -13,7 +13,7 @@ from ki_common.files import read_json, write_text
 
 MODES = ('latest', 'queue', 'temporal_ensemble', 'guided')
 DELAYS = (0, 2, 4, 8)
-RTC = 'rtc'  # of a policy that was trained with delays
+TRAINED_MODES = ('latest', 'rtc')  # of a policy that was trained with delays
 FILE = 'modes.json'
 
 
@@ -30,7 +30,7 @@ def measure(
 
     Args:
         plays: The policy and the scenes.
-        rtc: A policy that was trained with delays, for the mode `rtc`; None leaves that out.
+        rtc: A policy that was trained with delays, for `TRAINED_MODES`; None leaves them out.
         tasks: Of the simulator.
         delays: Steps that an inference is thought to take.
         execute_steps: Of a chunk, after which the next is planned.
@@ -40,7 +40,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     sets: list[tuple[Plays, Sequence[str], Path]] = [(plays, MODES, out)]
     if rtc is not None:
-        sets.append((replace(plays, bundle=rtc), (RTC,), out / 'trained'))
+        sets.append((replace(plays, bundle=rtc), TRAINED_MODES, out / 'trained'))
     for policy, modes, folder in sets:
         cells = cells_of(tasks, modes, [execute_steps], delays)
         found: dict[tuple[str, int], list[Any]] = {}
@@ -75,7 +75,7 @@ def modes_section(folder: Path) -> str:
     if not path.exists():
         return f'{title}\n\nNot run: `ki evidence modes BUNDLE --rtc BUNDLE_TRAINED_WITH_DELAYS`.'
     rows: list[dict[str, Any]] = list(read_json(path, EvidenceError, 'measure them again')['rows'])
-    head = ['| mode | delay | success | mean time | seam |', '|---|---|---|---|---|']
+    head = ['| policy | mode | delay | success | mean time | seam |', '|---|---|---|---|---|---|']
     text = (
         f'{rows[0]["execute_steps"]} steps of each chunk are carried out. *Delay*: steps of 50 ms that an inference '
         "takes. *Seam*: the largest change of a joint's commanded speed from one step to the next, as a share of its "
@@ -88,4 +88,5 @@ def _line(row: dict[str, Any]) -> str:
     rate = row['success']
     shown = f'{rate["k"]}/{rate["n"]} = {rate["rate"]:.0%} [{rate["low"]:.0%}, {rate["high"]:.0%}]'
     took = '' if row['time_s'] is None else f'{row["time_s"]:.1f} s'
-    return f'| {row["mode"]} | {row["delay_steps"]} | {shown} | {took} | {row["seam"]:.2f} |'
+    cells = (row['policy'].partition('@')[0], row['mode'], row['delay_steps'], shown, took, f'{row["seam"]:.2f}')
+    return f'| {" | ".join(map(str, cells))} |'

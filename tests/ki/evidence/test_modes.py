@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ki.evidence import modes
-from ki.evidence.modes import DELAYS, MODES, RTC, measure, modes_section, save
+from ki.evidence.modes import DELAYS, MODES, TRAINED_MODES, measure, modes_section, save
 from ki.simulation.sim_evaluation import EvaluationCell, Plays
 from ki_sim.evaluate.closed_loop import EvaluationReport, SceneOutcome
 from ki_vla.policy.serving import ASKED_MODES
@@ -40,18 +40,18 @@ def test_every_mode_meets_every_delay(tmp_path: Path, played: list[tuple[str, Ev
     tasks = ['touch', 'push']
     rows = measure(Plays(Path('plain'), 10), Path('trained'), tasks, DELAYS, 8, tmp_path, lambda: told.append(None))
     assert [(row['mode'], row['delay_steps']) for row in rows] == [
-        (mode, delay) for mode in (*MODES, RTC) for delay in DELAYS
+        (mode, delay) for mode in (*MODES, *TRAINED_MODES) for delay in DELAYS
     ]
-    assert {bundle for bundle, cell in played if cell.mode == RTC} == {'trained'}
-    assert {bundle for bundle, cell in played if cell.mode != RTC} == {'plain'}
-    assert len(told) == 10 * 2 * 4 * 5
+    assert {cell.mode for bundle, cell in played if bundle == 'trained'} == set(TRAINED_MODES)
+    assert {cell.mode for bundle, cell in played if bundle == 'plain'} == set(MODES)
+    assert len(told) == 10 * 2 * 4 * 6
     assert rows[3]['success']['k'] == 4  # delay 8: two of ten scenes in each of two tasks
-    assert set(MODES) | {RTC} <= set(ASKED_MODES)
+    assert {*MODES, *TRAINED_MODES} <= set(ASKED_MODES)
     assert modes_section(tmp_path).endswith('DELAYS`.')
     save(rows, tmp_path)
     text = modes_section(tmp_path)
     assert text.count('\n| ') == 1 + len(rows)
-    assert '| latest | 8 | 4/20 = 20%' in text
+    assert '| plain | latest | 8 | 4/20 = 20%' in text
 
 
 def test_without_a_trained_policy_its_mode_is_left_out(tmp_path: Path, played: list[Any]) -> None:
