@@ -67,7 +67,8 @@ def _introduction(plan: MatrixPlan, done: int, whole: int) -> str:
         f'instructions, and on {matrix.curve_scenes} of them at the points before. Bars are '
         'means over seeds with 95 % Wilson intervals. A claim is *reproduced* where the 95 % bootstrap interval of the '
         'difference, over seeds and scenes, says so; *not reproduced* where it excludes what the paper says; else '
-        '*undecided*, as with fewer than two seeds. What has not been run says so.'
+        '*undecided*, as with fewer than two seeds. What has not been run says so. A verdict speaks of models of this '
+        'size and of a start as small, not of the size of the paper.'
     )
 
 
