@@ -173,13 +173,16 @@ def judge(claim: Claim, cells: Sequence[EvidenceCell], points: Sequence[int]) ->
     samples, (function, _) = points[claim.point], MEASURES[claim.measure]
     one, other = (cells_at(cells, name, samples) for name in (claim.one, claim.other))
     if claim.says == 'longer':
-        return _judge_longer(claim, cells, samples)
-    found = statistics.difference(one, other, function, part_of(claim.measure))
+        found = _ratio(claim, cells, samples)
+    else:
+        found = statistics.difference(one, other, function, part_of(claim.measure))
     if found is None:
         return ClaimVerdict(claim, None, NOT_RUN)
     if min(len(one), len(other)) < SEEDS:
         return ClaimVerdict(claim, found, UNDECIDED)
-    if claim.says == 'more':
+    if claim.says == 'longer':
+        verdict = REPRODUCED if found.low > SLOWER else NOT_REPRODUCED if found.high < SLOWER else UNDECIDED
+    elif claim.says == 'more':
         verdict = REPRODUCED if found.low > 0 else NOT_REPRODUCED if found.high < SMALL else UNDECIDED
     else:
         inside, outside = found.low > -ALIKE and found.high < ALIKE, found.low > ALIKE or found.high < -ALIKE
@@ -187,13 +190,12 @@ def judge(claim: Claim, cells: Sequence[EvidenceCell], points: Sequence[int]) ->
     return ClaimVerdict(claim, found, verdict)
 
 
-def _judge_longer(claim: Claim, cells: Sequence[EvidenceCell], samples: int) -> ClaimVerdict:
+def _ratio(claim: Claim, cells: Sequence[EvidenceCell], samples: int) -> Estimate | None:
+    """How many times as much one recipe comes to as the other; None where one was not played."""
     one, other = (bar(cells, name, samples, claim.measure) for name in (claim.one, claim.other))
     if one is None or other is None:
-        return ClaimVerdict(claim, None, NOT_RUN)
-    ratio = Estimate(one.value / other.value, one.low / other.high, one.high / other.low, one.n)
-    verdict = REPRODUCED if ratio.low > SLOWER else NOT_REPRODUCED if ratio.high < SLOWER else UNDECIDED
-    return ClaimVerdict(claim, ratio, verdict)
+        return None
+    return Estimate(one.value / other.value, one.low / other.high, one.high / other.low, one.n)
 
 
 def start_of(cells: Sequence[EvidenceCell]) -> EvidenceCell | None:

@@ -106,6 +106,8 @@ def test_a_claim_is_decided_only_by_its_interval(
 def test_one_seed_decides_nothing() -> None:
     cells = [cell('ours', 0, 0.9), cell('pi0', 0, 0.1)]
     assert judge(Claim('ours', 'more', 'pi0'), cells, POINTS).verdict == UNDECIDED
+    cells = [cell('pi0_fast', 0, 0.5, think_s=6.0), cell('ours', 0, 0.5, think_s=0.5)]
+    assert judge(Claim('pi0_fast', 'longer', 'ours', 'duration'), cells, POINTS).verdict == UNDECIDED
 
 
 def test_slower_is_judged_by_time_on_the_wall() -> None:
