@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,33 @@ def test_who_stops_does_not_wait_for_jobs_not_yet_begun(tmp_path: Path) -> None:
     assert len((tmp_path / 'done').read_text()) < 12
 
 
+@contextlib.contextmanager
+def parent_of_jobs(
+    folder: Path, program: str, jobs: str, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A process over jobs, and the folder in which they say that they began; none of them outlives the test."""
+    (folder / 'tests_of_parallel.py').write_text(jobs)
+    (folder / 'program.py').write_text(program)
+    begun = folder / 'begun'
+    begun.mkdir()
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(folder), os.environ.get('PYTHONPATH', '')])}
+    command = [sys.executable, str(folder / 'program.py'), str(begun), *arguments]
+    parent = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        yield parent, begun
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+
+
 PARENT = """
 import sys
 from ki_common.parallel import run_all
 from tests_of_parallel import stubborn
-for _ in run_all(stubborn, [sys.argv[1]] * 6, 2):
-    pass
+if __name__ == '__main__':
+    for _ in run_all(stubborn, [sys.argv[1]] * 6, 2):
+        pass
 """
 STUBBORN = """
 import os, signal, time
@@ -115,8 +138,7 @@ def stubborn(folder):
 
 
 ASKED = """
-import sys, time
-from pathlib import Path
+import sys
 from ki_common.parallel import run_all
 from tests_of_parallel import asked
 if __name__ == '__main__':
@@ -145,37 +167,29 @@ def asked(folder):
 @pytest.mark.parametrize('workers', [1, 2])
 def test_ctrl_c_ends_the_jobs_at_work_and_begins_no_other(tmp_path: Path, workers: int) -> None:
     """A terminal sends SIGINT to all processes of a command."""
-    (tmp_path / 'tests_of_parallel.py').write_text(STOPS)
-    (tmp_path / 'command.py').write_text(ASKED)
-    (tmp_path / 'begun').mkdir()
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
-    command = [sys.executable, str(tmp_path / 'command.py'), str(tmp_path / 'begun'), str(workers)]
-    parent = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    end_s = time.monotonic() + 60.0
-    while len(list((tmp_path / 'begun').iterdir())) < workers:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
-    os.killpg(parent.pid, signal.SIGINT)
-    assert parent.wait(30) == 130
-    assert len(list((tmp_path / 'begun').iterdir())) == workers
+    with parent_of_jobs(tmp_path, ASKED, STOPS, str(workers)) as (parent, begun):
+        end_s = time.monotonic() + 60.0
+        while len(list(begun.iterdir())) < workers:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.wait(30) == 130
+        assert len(list(begun.iterdir())) == workers
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_workers_of_a_killed_process_finish_what_they_hold_and_begin_nothing_more(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    (tmp_path / 'tests_of_parallel.py').write_text(STUBBORN)
-    (tmp_path / 'begun').mkdir()
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
-    parent = subprocess.Popen([sys.executable, '-c', PARENT, str(tmp_path / 'begun')], env=environment)
-    end_s = time.monotonic() + 60.0
-    while len(workers := {path.name.split('-')[0] for path in (tmp_path / 'begun').iterdir()}) < 2:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
-    parent.send_signal(number)
-    assert parent.wait(30) == -number
-    while any(Path('/proc', worker).exists() for worker in workers):
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
-    assert {path.name for path in (tmp_path / 'begun').glob('*.saved')} == {f'{worker}.saved' for worker in workers}
-    assert len(list((tmp_path / 'begun').iterdir())) == 4
+    with parent_of_jobs(tmp_path, PARENT, STUBBORN) as (parent, begun):
+        end_s = time.monotonic() + 60.0
+        while len(workers := {path.name.split('-')[0] for path in begun.iterdir()}) < 2:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        parent.send_signal(number)
+        assert parent.wait(30) == -number
+        while any(Path('/proc', worker).exists() for worker in workers):
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        assert {path.name for path in begun.glob('*.saved')} == {f'{worker}.saved' for worker in workers}
+        assert len(list(begun.iterdir())) == 4

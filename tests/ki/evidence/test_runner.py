@@ -80,12 +80,15 @@ def test_who_is_asked_to_stop_saves_what_it_trains_and_begins_no_other(tmp_path:
     options = ('--matrix', matrix, '--out', out, '--page', tmp_path / 'page.md', '--workers', 1)
     command = [sys.executable, '-m', 'ki.main', 'evidence', 'run', *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        end_s = time.monotonic() + 120.0
-        while not (journals := list(out.glob('*/*/metrics.jsonl'))) or not journals[0].stat().st_size:
-            assert time.monotonic() < end_s
-            time.sleep(0.05)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=60.0)
+        try:
+            end_s = time.monotonic() + 120.0
+            while not (journals := list(out.glob('*/*/metrics.jsonl'))) or not journals[0].stat().st_size:
+                assert time.monotonic() < end_s
+                time.sleep(0.05)
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=60.0)
+        finally:
+            process.kill()  # it would train for days
     assert process.returncode == 130
     assert 'the same command goes on' in said
     assert [path.name for path in out.iterdir()] == ['ours-0']
