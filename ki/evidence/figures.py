@@ -126,11 +126,11 @@ FIGURES = (
         'Figure 10',
         'How the state is told',
         'State as text and as one continuous token do as well; special tokens do worse.',
-        ('ours', 'ours_continuous_state', 'ours_special_state', 'pi0'),
+        ('ours', 'ours_text_state', 'ours_continuous_state', 'ours_special_state', 'pi0'),
         ('success',),
         (
-            Claim('ours', 'alike', 'ours_continuous_state'),
-            Claim('ours', 'more', 'ours_special_state'),
+            Claim('ours_text_state', 'alike', 'ours_continuous_state'),
+            Claim('ours_text_state', 'more', 'ours_special_state'),
         ),
     ),
     Figure(

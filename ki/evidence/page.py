@@ -58,13 +58,14 @@ def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path, pictu
 
 
 def _introduction(plan: MatrixPlan, done: int, whole: int) -> str:
-    matrix, start = plan.matrix, plan.base.start
+    matrix, start, state = plan.matrix, plan.base.start, plan.base.model.get('state_repr')
+    told = f' Where a recipe is not about the state (figure 10), the state is told as `{state}`.' if state else ''
     return (
         f'`ki evidence run` writes this page from the cells in `benchmarks/evidence/cells`: {done} of {whole} are '
         f'there. Every recipe of [recipes](recipes.md) starts from `{start}`, as the paper starts all from PaliGemma, '
-        f'and trains on the same data, {matrix.samples[-1]:,} samples, with {len(matrix.seeds)} seeds. It is judged on '
-        f'{matrix.scenes} scenes of the simulator ({", ".join(matrix.task_names)}), the same for all, each with two '
-        f'instructions, and on {matrix.curve_scenes} of them at the points before. Bars are '
+        f'and trains on the same data, {matrix.samples[-1]:,} samples, with {len(matrix.seeds)} seeds.{told} It is '
+        f'judged on {matrix.scenes} scenes of the simulator ({", ".join(matrix.task_names)}), the same for all, each '
+        f'with two instructions, and on {matrix.curve_scenes} of them at the points before. Bars are '
         'means over seeds with 95 % Wilson intervals. A claim is *reproduced* where the 95 % bootstrap interval of the '
         'difference, over seeds and scenes, says so; *not reproduced* where it excludes what the paper says; else '
         '*undecided*, as with fewer than two seeds. What has not been run says so. A verdict speaks of models of this '

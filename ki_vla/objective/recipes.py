@@ -14,6 +14,7 @@ from ki_vla.errors import VlaError
 from ki_vla.model.config import HEADS, STATE_REPRS, Head, ModelConfig, StateRepr
 
 TARGETS = ('fast', 'naive', 'naive_stride5', 'none')
+WITHOUT_EXPERT: dict[StateRepr, StateRepr] = {'both': 'continuous', 'suffix': 'text'}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Recipe:
         consistency: weight of the divergence of what the model says to questions from what it said before this stage.
         frozen_below: the eyes, and this share of the backbone's layers from below, are not trained.
         targets_see_actions: target tokens attend to the expert's noisy actions (HybridVLA).
-        adaptive, state_repr: structure; see `ModelConfig`.
+        adaptive: structure; see `ModelConfig`.
+        state_repr: how the state is told, where that is what the recipe is about; None: as the model has it, which
+            is in words, as in the paper, where nobody says otherwise.
         alpha: weight of the action loss; 1 under insulation, where it trains weights of its own.
         stages: for recipes in stages: (share of training at which it starts, recipe name), in order. The other fields
             are those of the last stage; train with `at(progress)`, and `prepare` again when that changes.
@@ -54,17 +57,19 @@ class Recipe:
     consistency: float = 0.0
     targets_see_actions: bool = False
     adaptive: bool = True
-    state_repr: StateRepr = 'text'
+    state_repr: StateRepr | None = None
     alpha: float = 1.0
     stages: tuple[tuple[float, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse combinations that mean nothing."""
-        for field, allowed in (('targets', TARGETS), ('head', HEADS), ('state_repr', STATE_REPRS)):
-            if getattr(self, field) not in allowed:
-                raise VlaError(
-                    f'recipe {self.name}: {field} {getattr(self, field)!r} is not one of {", ".join(allowed)}.'
-                )
+        for field, said, allowed in (
+            ('targets', self.targets, TARGETS),
+            ('head', self.head, HEADS),
+            ('state_repr', self.state_repr or 'text', STATE_REPRS),
+        ):
+            if said not in allowed:
+                raise VlaError(f'recipe {self.name}: {field} {said!r} is not one of {", ".join(allowed)}.')
         for field in ('passes', 'frozen_below'):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise VlaError(f'recipe {self.name}: {field} is {getattr(self, field)}; write a share from 0 to 1.')
@@ -89,11 +94,15 @@ class Recipe:
         return self.loss != 'none'
 
     def configure(self, config: ModelConfig) -> ModelConfig:
-        """The given model with the structure that this recipe needs; only an expert groups several steps in a token."""
-        grouped = config.steps_per_token if self.head == 'expert' else 1
-        return config.replace(
-            head=self.head, adaptive=self.adaptive, state_repr=self.state_repr, steps_per_token=grouped
-        )
+        """The given model with the structure that this recipe needs.
+
+        Only an expert groups several steps in a token, and only an expert has a state token of its own: a model without
+        one is told the state in the prefix alone.
+        """
+        grouped, state = config.steps_per_token, self.state_repr or config.state_repr
+        if self.head != 'expert':
+            grouped, state = 1, WITHOUT_EXPERT.get(state, state)
+        return config.replace(head=self.head, adaptive=self.adaptive, state_repr=state, steps_per_token=grouped)
 
     def at(self, progress: float) -> Recipe:
         """The recipe in force at a share of training, 0..1: itself, or the stage that has started last."""
@@ -181,30 +190,9 @@ RECIPES: dict[str, Recipe] = _table(
     replace(
         _OURS, name='pi05_first', about='first stage of pi05: action tokens and language, expert untouched', loss='none'
     ),
+    replace(_OURS, name='ours_text_state', about='ours, state in words', state_repr='text'),
     replace(_OURS, name='ours_special_state', about='ours, state as special tokens', state_repr='special'),
     replace(_OURS, name='ours_continuous_state', about='ours, state as one projected token', state_repr='continuous'),
-    replace(
-        _OURS,
-        name='ours_both_states',
-        about='ours, state as one projected token of the prefix and again in front of the noisy actions',
-        state_repr='both',
-    ),
-    replace(
-        _OURS,
-        name='both_states_last',
-        about='a stage after ours_both_states: the expert alone goes on, on a backbone that stands still',
-        targets='none',
-        vlm_data=False,
-        frozen=True,
-        state_repr='both',
-    ),
-    replace(
-        _OURS,
-        name='continuous_state_first',
-        about='a stage before ours_continuous_state: action tokens and language, expert untouched',
-        loss='none',
-        state_repr='continuous',
-    ),
     # Arms of control, for what the field doubts about insulation.
     replace(
         _OURS,

@@ -184,7 +184,10 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
         raise TrainingError(f'embodiments: chunks must have one length; the horizons are {horizons}.')
     first = recipe(run.stages[0].recipe)  # what the run changes may need the structure of its recipe
     if start is not None and run.preset is None:
-        config = first.configure(start.config).changed({**_wide_enough(start.config, contracts), **run.model})
+        there = start.config
+        if there.state_repr == 'suffix' and first.targets != 'none':
+            there = there.replace(state_repr='text')  # pi0's way would hide the state from tokens
+        config = first.configure(there).changed({**_wide_enough(there, contracts), **run.model})
     else:
         assert run.preset is not None  # of a settled run
         least = 32 if run.preset == 'full' else 0

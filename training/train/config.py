@@ -221,7 +221,7 @@ class Stage(TrainingConfig):
     """Weight of the heads for training only (`model.dense`), where the model has them."""
     kept: int = Field(default=0, ge=0)
     """Samples whose keys and values are computed once and kept in memory, for a recipe that leaves the backbone as it
-    is (both_states_last): they are drawn again and again, each time with fresh noise, at a fraction of the price. 0:
+    is (frozen): they are drawn again and again, each time with fresh noise, at a fraction of the price. 0:
     none."""
     sight: bool = False
     """Of samples with actions learn only what their pictures show, and where in them the thing is that is asked for
@@ -243,7 +243,7 @@ class Stage(TrainingConfig):
         if self.kept and not RECIPES[self.recipe].frozen:
             raise ValueError(
                 f'kept is {self.kept}, and recipe {self.recipe} trains the backbone, so nothing stays as it was '
-                'computed; write 0, or take both_states_last or frozen'
+                'computed; write 0, or take frozen'
             )
         if self.kept and (self.vlm or self.kept < self.batch):
             raise ValueError(

@@ -82,7 +82,7 @@ def test_actions_follow_what_it_says_and_teach_it_only_without_insulation(
 
 
 def test_heads_for_training_teach_it(make_model: Callable, make_batch: Callable) -> None:
-    model = make_model('ours_both_states', CONFIG)
+    model = make_model('ours', CONFIG)
     found = model(pointed(make_batch(model)))
     assert int(found.dense_count) == 1
     found.dense.backward()
@@ -91,10 +91,10 @@ def test_heads_for_training_teach_it(make_model: Callable, make_batch: Callable)
 
 
 def test_it_is_a_part_that_stands_still_where_nothing_teaches_it() -> None:
-    assert 'pointer' in parts_of(recipe('ours_both_states'), CONFIG)
-    assert 'pointer' not in parts_of(recipe('ours_both_states'), CONFIG.replace(pointer=None))
-    assert 'pointer' not in parts_of(recipe('both_states_last'), CONFIG)
-    assert all(name.startswith('expert.') for name in prepare(KiVla(CONFIG), recipe('both_states_last')))
+    assert 'pointer' in parts_of(recipe('ours'), CONFIG)
+    assert 'pointer' not in parts_of(recipe('ours'), CONFIG.replace(pointer=None))
+    assert 'pointer' not in parts_of(recipe('frozen'), CONFIG)
+    assert all(name.startswith('expert.') for name in prepare(KiVla(CONFIG), recipe('frozen')))
 
 
 def test_a_served_model_hears_it_without_the_heads_that_taught_it(make_model: Callable, make_batch: Callable) -> None:

@@ -44,6 +44,7 @@ FLOWS = {
     'naive_stride5': (BACKBONE, BACKBONE, EXPERT),
     'pi05': (BACKBONE, BACKBONE, None),
     'pi05_first': (BACKBONE, BACKBONE, None),
+    'ours_text_state': (BACKBONE, BACKBONE, EXPERT),
     'ours_special_state': (BACKBONE, BACKBONE, EXPERT),
     'ours_continuous_state': (BACKBONE, BACKBONE, EXPERT),
     'ours_no_fast': (BACKBONE, NOTHING, EXPERT),
@@ -52,9 +53,6 @@ FLOWS = {
     'deaf': (None, None, EXPERT),
     'consistent': (BACKBONE, BACKBONE, EVERYTHING),
     'lower_half_frozen': (BACKBONE, BACKBONE, EVERYTHING),
-    'ours_both_states': (BACKBONE, BACKBONE, EXPERT),
-    'continuous_state_first': (BACKBONE, BACKBONE, None),
-    'both_states_last': (None, None, EXPERT),
 }
 
 

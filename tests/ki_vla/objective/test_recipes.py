@@ -33,17 +33,15 @@ MOVED = {
     'naive_stride5': VISION_LANGUAGE | {'expert'},
     'pi05': VISION_LANGUAGE,  # its first stage
     'pi05_first': VISION_LANGUAGE,
+    'ours_text_state': VISION_LANGUAGE | {'expert'},
     'ours_special_state': VISION_LANGUAGE | {'expert'},
     'ours_continuous_state': VISION_LANGUAGE | {'expert', 'state_proj'},
-    'continuous_state_first': VISION_LANGUAGE | {'state_proj'},
-    'both_states_last': {'expert'},
     'ours_no_fast': VISION_LANGUAGE | {'expert'},
     'graded': VISION_LANGUAGE | {'expert'},
     'deaf_first': {'expert'},  # its first stage
     'deaf': {'expert'},
     'consistent': VISION_LANGUAGE | {'expert'},
     'lower_half_frozen': {'embed', 'backbone', 'expert'},
-    'ours_both_states': VISION_LANGUAGE | {'expert', 'state_proj'},
 }
 
 
@@ -172,6 +170,25 @@ def test_every_recipe_shapes_a_model_whose_expert_groups_steps(name: str) -> Non
     assert model.steps_per_token == (5 if model.head == 'expert' else 1)
 
 
+@pytest.mark.parametrize(
+    ('name', 'said', 'told'),
+    [
+        ('ours', 'text', 'text'),
+        ('ours', 'both', 'both'),
+        ('ours', 'none', 'none'),
+        ('oft', 'both', 'continuous'),
+        ('pi0_fast', 'suffix', 'text'),
+        ('pi0', 'both', 'suffix'),
+        ('ours_text_state', 'both', 'text'),
+        ('ours_special_state', 'both', 'special'),
+        ('ours_continuous_state', 'text', 'continuous'),
+    ],
+)
+def test_the_state_is_told_as_the_model_says_where_the_recipe_is_not_about_it(name: str, said: str, told: str) -> None:
+    config = preset('tiny').changed({'state_repr': said})
+    assert recipe(name).configure(config).state_repr == told
+
+
 def test_structure_that_does_not_fit_is_refused() -> None:
     model = KiVla(recipe('pi0_fast').configure(preset('tiny')))
     with pytest.raises(VlaError, match=r'needs model\.head'):
@@ -202,9 +219,7 @@ def test_every_recipe_is_in_the_documentation(root) -> None:
 
 
 @pytest.mark.parametrize('without', [0, 3, 8], ids=['all act', 'some act', 'none acts'])
-@pytest.mark.parametrize(
-    'name', ['ours', 'ours_no_fast', 'ours_both_states', 'joint', 'hybrid', 'oft', 'transfusion', 'consistent']
-)
+@pytest.mark.parametrize('name', ['ours', 'ours_no_fast', 'joint', 'hybrid', 'oft', 'transfusion', 'consistent'])
 def test_examples_in_order_take_shorter_paths_to_the_same_losses_and_gradients(
     name: str, without: int, make_model: Callable, make_batch: Callable
 ) -> None:

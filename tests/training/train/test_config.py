@@ -116,7 +116,7 @@ def test_a_mistake_is_told_with_file_field_value_and_what_to_write(tmp_path: Pat
 
 
 def test_what_the_recipe_gives_the_model_is_there_for_what_the_run_changes(tmp_path: Path) -> None:
-    run = load(tmp_path, 'data: {bags: x}\nstages: [{recipe: ours_both_states}]\nmodel: {pointer: {layer: 1}}')
+    run = load(tmp_path, 'data: {bags: x}\nstages: [{recipe: pi0}]\nmodel: {pointer: {layer: 1}}')
     assert run.model == {'pointer': {'layer': 1}}
 
 

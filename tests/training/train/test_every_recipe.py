@@ -121,7 +121,7 @@ def test_an_expert_policy_says_its_tokens_when_asked_to_and_they_have_a_scale_of
 
 
 # One recipe of each form of graphs; the others differ in how they train, and are exported by the same code.
-FORMS = ('ours', 'pi0', 'pi0_fast', 'oft', 'transfusion', 'ours_both_states', 'ours_special_state')
+FORMS = ('ours', 'pi0', 'pi0_fast', 'oft', 'transfusion', 'ours_continuous_state', 'ours_special_state')
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_run_decodes_as_the_policy_that_it_trains(second: Callable[..., Run]) 
 
 
 def test_another_structure_takes_what_fits_and_begins_the_rest_anew(second: Callable[..., Run], first: Bundle) -> None:
-    made = begun(second('ours_both_states'))
+    made = begun(second('ours', model={'state_repr': 'both'}))
     assert made.taken is not None
     assert set(made.taken.fresh) == {
         'state_proj.weight',
@@ -139,6 +139,21 @@ def test_another_structure_takes_what_fits_and_begins_the_rest_anew(second: Call
     assert trained_parts(made.run, made.processor.config, None, made.taken) == sorted(
         {'vision', 'projector', 'embed', 'backbone', 'expert', 'state_proj'}
     )
+
+
+def test_the_state_is_told_as_before_unless_tokens_would_not_hear_of_it(
+    second: Callable[..., Run], tmp_path: Path
+) -> None:
+    for before, said, after in (
+        ({'state_repr': 'both'}, {}, 'both'),
+        ({'state_repr': 'continuous'}, {'state_repr': 'both'}, 'both'),
+        ({'state_repr': 'suffix'}, {}, 'text'),
+        ({'state_repr': 'suffix'}, {'state_repr': 'suffix'}, 'suffix'),
+    ):
+        name = '-'.join([*before.values(), *said.values()])
+        there = train(second(model=before, out=str(tmp_path / name), subtasks=False))
+        made = begun(second(model=said, start=str(there), subtasks=False))
+        assert made.processor.config.state_repr == after
 
 
 def test_every_head_of_another_recipe_begins_anew_and_counts_as_untrained(second: Callable[..., Run]) -> None:
