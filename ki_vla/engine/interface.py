@@ -345,7 +345,8 @@ class Engine:
             raise VlaError(f'carry.previous_PA: shape {tuple(previous.shape)}; (at most {H}, {A}) is needed.')
         previous_HA = rtc.at_full_length(previous[None], torch.zeros(1, H, A), needed)[0].numpy()
         if carry.mode == 'trained':
-            return Carried('trained', previous_HA, np.arange(H) < carry.delay)
+            given = rtc.given_steps(carry.delay, len(previous), H, self.config.steps_per_token)
+            return Carried('trained', previous_HA, np.arange(H) < given)
         weights = rtc.prefix_weights(H, carry.delay, carry.end, carry.schedule)
         return Carried('guided', previous_HA, weights.numpy().astype(np.float32))
 

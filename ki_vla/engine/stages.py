@@ -302,6 +302,8 @@ class ActionStage(Denoiser):
     def field(self, cached: Cached, noisy_HA: Tensor, row: int | Tensor) -> Tensor:
         """The flow field omega - a, float32 [H, A]."""
         tokens_HA = grouped(noisy_HA, self.steps_per_token)
+        if isinstance(row, Tensor) and len(row) > 1:
+            row = row[:: self.steps_per_token]
         x_QD = self.action_in(tokens_HA.to(self.action_in.weights[0].dtype))
         if self.time_out is not None:
             x_QD = self.time_out(F.silu(x_QD + self.times.bias[row]))

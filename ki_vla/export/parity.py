@@ -120,6 +120,7 @@ class Reference:
     values: np.ndarray
     valid_S: np.ndarray
     chunks: dict[str, np.ndarray]
+    steps_per_token: int
     said: tuple[int, ...] = ()
     logits: np.ndarray | None = None
 
@@ -134,7 +135,8 @@ class Reference:
         if kind == 'plain':
             return None
         if kind == 'trained':
-            return Carried(kind, self.previous_HA, np.arange(H) < max(1, H // 4))
+            given = rtc.given_steps(max(1, H // 4), H, H, self.steps_per_token)
+            return Carried(kind, self.previous_HA, np.arange(H) < given)
         weights = rtc.prefix_weights(H, max(1, H // 4), max(1, H // 2)).numpy()
         return Carried(kind, self.previous_HA, weights.astype(np.float32))
 
@@ -176,7 +178,9 @@ def reference(
         keys, values = (torch.stack(list(each))[:, 0].numpy() for each in (prefix.k, prefix.v))
         tokens_VND = tokens[0].unflatten(0, (images.shape[1], -1)).numpy()
         valid_S = prefix.mask_BS[0].numpy()
-        found = Reference(inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {}, said, logits)
+        found = Reference(
+            inputs, noise_HA, previous_HA, tokens_VND, keys, values, valid_S, {}, config.steps_per_token, said, logits
+        )
         denoised = [kind for kind in kinds if kind != SAID]
         if denoised:
             with one_part(source, action_part(config), torch.float32) as model:

@@ -159,7 +159,7 @@ class ModelConfig(VlaConfig):
     `parallel`, the backbone on learned queries (OpenVLA-OFT); `none`, nobody (pi0-FAST)."""
     steps_per_token: PositiveInt = 1
     """Action steps that the expert reads and writes as one token. A chunk of 50 steps may be 10 tokens.
-    The steps of a token have one time in the flow, so `max_delay` needs 1."""
+    The steps of a token have one time in the flow, so a chunk is continued by whole tokens."""
     adaptive: bool = True
     """Time enters through adaptive RMSNorm (the paper, pi0.5); false: through an MLP on the inputs (pi0)."""
     views: PositiveInt = 3
@@ -246,9 +246,8 @@ class ModelConfig(VlaConfig):
 
     @property
     def denoising_kinds(self) -> tuple[str, ...]:
-        """Ways of denoising; a token of several steps cannot have some of them given."""
-        known = HEAD_KINDS[self.head]
-        return known if self.steps_per_token == 1 else tuple(kind for kind in known if kind != 'trained')
+        """Ways of denoising."""
+        return HEAD_KINDS[self.head]
 
     @property
     def state_in_prefix(self) -> bool:

@@ -1,6 +1,6 @@
 """The action expert: a small Gemma that turns noisy actions into the flow field, reading the backbone's K and V.
 
-Time enters through adaptive RMSNorm (paper, appendix B), one tau for a whole chunk or one for each of its steps.
+Time enters through adaptive RMSNorm (paper, appendix B), one tau for a whole chunk or one for each of its tokens.
 pi0's older form is here too: plain norms, time mixed into the inputs by an MLP, and a state token in front of the
 actions.
 
@@ -69,7 +69,7 @@ class Expert(nn.Module):
 
         Args:
             noisy_BRHA: a_tau.
-            tau: [B, R, 1] for one a chunk, [B, R, H] for one a step, where a token is one step.
+            tau: [B, R, 1] for one a chunk, [B, R, H] for one a step, the same for all steps of a token.
             context: the backbone's keys and values.
             positions_BQ: positions of the queries, after the prefix.
             state_BS: normalised state, and what a pointer says; only for a state token (pi0).
@@ -80,10 +80,10 @@ class Expert(nn.Module):
             field_BRHA, and the expert's own keys and values per layer [B, R, Q, G, K].
 
         Raises:
-            VlaError: times of single steps for tokens of several, or no state for a state token.
+            VlaError: no state for a state token.
         """
-        if self.steps_per_token > 1 and tau.shape[-1] > 1:
-            raise VlaError(f'tau: a token has one time for its {self.steps_per_token} steps (model.steps_per_token).')
+        if tau.shape[-1] > 1:
+            tau = tau[..., :: self.steps_per_token]
         tokens_BRHA = grouped(noisy_BRHA, self.steps_per_token)
         x_BRQD, cond = self._embed(tokens_BRHA, tau, state_BS)
         Q = x_BRQD.shape[2]

@@ -76,15 +76,18 @@ def target(actions: Tensor, noise: Tensor) -> Tensor:
 
 
 def give_first_actions(
-    tau: Tensor, horizon: int, max_delay: int, generator: torch.Generator | None = None
+    tau: Tensor, horizon: int, max_delay: int, generator: torch.Generator | None = None, steps_per_token: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Training for real-time chunking: the first d actions are clean (tau = 1), d uniform in 0..max_delay.
+
+    A token has one time, so of one with several steps all are given (`rtc.given_steps`).
 
     Args:
         tau: [B, R], or [B, R, H].
         horizon: H.
         max_delay: the largest d, in steps; below the horizon.
         generator: for reproducible delays.
+        steps_per_token: action steps of a token of the expert; divides the horizon.
 
     Returns:
         tau_BRH and the mask of given actions, bool [B, R, H], which carry no loss.
@@ -96,7 +99,8 @@ def give_first_actions(
         raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {horizon}.')
     home = _home(generator, tau.device)
     delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=home).to(tau.device)
-    given_BRH = torch.arange(horizon, device=tau.device) < delay_BR[..., None]
+    tokens_BR = ((delay_BR + steps_per_token - 1) // steps_per_token).clamp(max=horizon // steps_per_token - 1)
+    given_BRH = torch.arange(horizon, device=tau.device) < (tokens_BR * steps_per_token)[..., None]
     tau_BRH = tau if tau.ndim == 3 else tau[..., None].expand(-1, -1, horizon)
     return torch.where(given_BRH, 1.0, tau_BRH), given_BRH
 

@@ -130,7 +130,7 @@ def denoise_guided(
 
 @torch.no_grad()
 def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay: int, steps: int = 10) -> Tensor:
-    """A new chunk [B, H, A] whose first `delay` actions are the old ones, exactly.
+    """A new chunk [B, H, A] whose first `delay` actions are the old ones, exactly; whole tokens (`given_steps`).
 
     At every step those actions are put in clean, each with its own tau = 1, as in training with `max_delay`.
 
@@ -148,6 +148,21 @@ def denoise_trained(field: Field, noise_BHA: Tensor, previous_BPA: Tensor, delay
         return field(noisy, torch.where(given_H, 1.0, tau))
 
     return torch.where(given_H[:, None], previous_BHA, flow.euler(with_given, noise_BHA, steps))
+
+
+def given_steps(delay: int, rows: int, horizon: int, steps_per_token: int) -> int:
+    """How many of the old actions are given for a delay: whole tokens, as many as the old chunk has.
+
+    A token that the delay ends in is given whole, so the new chunk is free from the next token on, and never all given.
+
+    Args:
+        delay: steps that will have been executed when the new chunk is there.
+        rows: steps that are left of the old chunk.
+        horizon: steps of a chunk.
+        steps_per_token: action steps of a token of the expert.
+    """
+    tokens = -(-delay // steps_per_token)
+    return min(tokens, rows // steps_per_token, horizon // steps_per_token - 1) * steps_per_token
 
 
 def at_full_length(previous_BPA: Tensor, noise_BHA: Tensor, needed: int) -> Tensor:

@@ -150,11 +150,6 @@ class Trainer:
                 'labels to learn; write model.dense.labels' if model.dense is None else 'a recipe that trains the eyes'
             )
             raise TrainingError(f'stage {stage.name}: sight needs {lacks}, or leave sight out.')
-        if stage.max_delay and model.config.steps_per_token > 1:
-            raise TrainingError(
-                f'stage {stage.name}: max_delay is {stage.max_delay}, which gives single steps clean; write 0, or '
-                'model.steps_per_token: 1.'
-            )
         self.held, self.folder = list(held), folder
         self.tell = tell or (lambda kind, values: None)
         self.bf16 = (world.device.type == 'cuda') if run.bf16 is None else run.bf16
@@ -321,7 +316,10 @@ class Trainer:
             # Delays are the one thing drawn here: by step, micro-batch and process; on the host, whose generator it is.
             mixed = ((self.run.seed * 1_000_003 + self.step) * 1_009 + index) * 1_013 + self.world.rank
             generator = torch.Generator().manual_seed(mixed % 2**63)
-            tau, given = flow.give_first_actions(tau, self.model.config.horizon, self.stage.max_delay, generator)
+            config = self.model.config
+            tau, given = flow.give_first_actions(
+                tau, config.horizon, self.stage.max_delay, generator, config.steps_per_token
+            )
         there = packet.to(self.world.device)
         tau, given = (self._sent(each) for each in (tau, given))
         with self._precision():

@@ -50,7 +50,8 @@ class Compared:
         shape = (config.horizon, config.action_dim)
         self.noise, self.previous = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
         self.weights = rtc.prefix_weights(config.horizon, 2, 5)
-        self.given = torch.arange(config.horizon) < 2
+        self.count = rtc.given_steps(2, config.horizon, config.horizon, config.steps_per_token)
+        self.given = torch.arange(config.horizon) < self.count
         views = self.images.permute(0, 3, 1, 2)[None]
         with torch.no_grad():
             self.prefix = model.prefill(
@@ -63,7 +64,7 @@ class Compared:
             if kind == 'plain':
                 return self.model.denoise(self.prefix, noise, STEPS)[0]
             if kind == 'trained':
-                return rtc.denoise_trained(self.model.field_at(self.prefix), noise, previous, 2, STEPS)[0]
+                return rtc.denoise_trained(self.model.field_at(self.prefix), noise, previous, self.count, STEPS)[0]
             return rtc.denoise_guided(self.model.field_at(self.prefix), noise, previous, 2, 5, STEPS)[0]
 
     def carried(self, kind: str) -> tuple[torch.Tensor, ...]:
@@ -160,10 +161,3 @@ def test_half_precision_stays_close(make_model: Any, dtype: torch.dtype) -> None
 def test_a_model_without_continuous_actions_has_no_stage_for_them(make_model: Any) -> None:
     with pytest.raises(VlaError, match="'none' has no continuous actions; it says them as tokens"):
         action_stage(make_model('pi0_fast'), 2, PLAIN)
-
-
-def test_tokens_of_several_steps_have_no_times_of_single_ones(make_model: Any) -> None:
-    case = build(make_model, 'four steps a token')
-    assert case.model.config.denoising_kinds == ('plain', 'guided')
-    with pytest.raises(VlaError, match='a token has one time for its 4 steps'):
-        case.expected('trained')

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ki_vla.engine.exported import Export, find_export
-from ki_vla.engine.interface import Shape, example_inputs
+from ki_vla.engine.interface import Carry, Shape, example_inputs
 from ki_vla.engine.onnx import available_providers
 from ki_vla.engine.select import open_engine
 from ki_vla.errors import VlaError
@@ -85,20 +85,21 @@ def test_bf16_cannot_be_checked_on_a_cpu_and_is_not_written(bundle: Bundle, tmp_
     assert not (copy.folder / 'onnx').exists()
 
 
-def test_tokens_of_several_steps_are_exported_without_the_way_that_gives_single_ones(make_bundle: Any) -> None:
+def test_tokens_of_several_steps_are_exported_and_continue_a_chunk_by_whole_tokens(make_bundle: Any) -> None:
     made = make_bundle(steps_per_token=5)
     export = export_onnx(made, 'fp32', steps=2)
-    assert export.kinds == ('plain', 'guided')
+    assert export.kinds == ('plain', 'trained', 'guided')
     noise = np.random.default_rng(0).standard_normal((made.config.horizon, made.config.action_dim), np.float32)
     inputs = example_inputs(made.config, Shape(3, 20))
+    previous = np.random.default_rng(1).standard_normal(noise.shape, np.float32)
     chunks = []
     for backend in ('torch', 'onnx'):
         with open_engine(made, backend, device='cpu', steps=2) as engine:
             assert engine.kinds == export.kinds
-            chunks.append(engine.infer(inputs, noise))
+            after = engine.infer(inputs, noise, carry=Carry(previous, delay=3, mode='trained'))
+            np.testing.assert_array_equal(after[:5], previous[:5], 'the token that the delay ends in is given whole')
+            chunks.append(np.concatenate([engine.infer(inputs, noise), after]))
     np.testing.assert_allclose(*chunks, atol=1e-4)
-    with pytest.raises(VlaError, match='kinds plain, trained: choose of plain, guided'):
-        export_onnx(made, 'fp32', kinds=('plain', 'trained'))
 
 
 def test_an_expert_that_hears_a_pointer_is_exported_with_it(make_bundle: Any) -> None:

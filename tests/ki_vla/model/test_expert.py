@@ -74,11 +74,15 @@ def test_steps_of_a_token_are_read_and_written_in_their_order(make_model: Callab
     assert (model.field(prefix, other, tau) - before).abs().max() > 1e-3
 
 
-def test_a_token_of_several_steps_has_one_time(make_model: Callable, make_batch: Callable) -> None:
+def test_every_token_of_several_steps_has_a_time_of_its_own(make_model: Callable, make_batch: Callable) -> None:
     model = make_model(config=preset('tiny', steps_per_token=2))
     prefix, noisy = _prefix(model, make_batch), torch.randn(4, 8, 4)
-    with pytest.raises(VlaError, match='tau: a token has one time for its 2 steps'):
-        model.field(prefix, noisy, torch.rand(4, 8))
+    whole = torch.full((4,), 0.3)
+    steps = whole[:, None].expand(4, 8).clone()
+    torch.testing.assert_close(model.field(prefix, noisy, steps), model.field(prefix, noisy, whole))
+    steps[:, :2] = 1.0
+    given = model.field(prefix, noisy, steps)
+    assert (given - model.field(prefix, noisy, whole)).abs().amax(dim=(0, 2)).min() > 1e-6, 'all tokens hear of it'
 
 
 @pytest.mark.parametrize(

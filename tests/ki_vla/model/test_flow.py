@@ -77,3 +77,12 @@ def test_given_actions_are_clean_and_delays_cover_their_range() -> None:
     assert torch.equal(tau_BRH[given], torch.ones(int(given.sum())))
     assert torch.all(tau_BRH[~given] == 0.3)
     assert bool((given[..., :-1] | ~given[..., 1:]).all()), 'given actions come first'
+
+
+@pytest.mark.parametrize(('per_token', 'counts'), [(1, {0, 1, 2, 3, 4, 5, 6, 7}), (2, {0, 2, 4, 6}), (4, {0, 4})])
+def test_tokens_are_given_whole_and_never_all(per_token: int, counts: set[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tau_BRH, given = flow.give_first_actions(torch.full((500, 2), 0.3), 8, 7, generator, per_token)
+    assert set(given.sum(dim=-1).flatten().tolist()) == counts
+    times = tau_BRH.unflatten(-1, (-1, per_token))
+    assert torch.equal(times, times[..., :1].expand_as(times)), 'a token has one time'

@@ -123,6 +123,16 @@ def test_trained_chunking_gives_the_old_actions_exactly_and_tells_the_model(
         assert bool((tau[:, 3:] == step / 4).all())
 
 
+@pytest.mark.parametrize(
+    ('delay', 'rows', 'per_token', 'given'),
+    [(3, 8, 1, 3), (0, 8, 4, 0), (1, 8, 4, 4), (4, 8, 4, 4), (5, 8, 4, 4), (7, 8, 1, 7), (3, 3, 4, 0), (3, 5, 2, 4)],
+)
+def test_tokens_that_are_given_are_whole_are_there_and_leave_one(
+    delay: int, rows: int, per_token: int, given: int
+) -> None:
+    assert rtc.given_steps(delay, rows, 8, per_token) == given
+
+
 def test_trained_chunking_without_delay_is_free(make_model: Callable, make_batch: Callable) -> None:
     model = make_model()
     b = make_batch(model)

@@ -115,13 +115,12 @@ def test_a_run_ends_with_a_bundle_of_the_averaged_weights_curves_and_its_origin(
     assert 'step' not in told, 'what is finished is not trained again'
 
 
-def test_delays_need_a_token_for_each_step(run_of: MakeRun) -> None:
+def test_delays_are_trained_by_whole_tokens(run_of: MakeRun) -> None:
     run = run_of({'steps': 1, 'max_delay': 3}).replace(model={'steps_per_token': 4})
-    with pytest.raises(TrainingError, match=r'stage vla: max_delay is 3, which gives single steps clean; write 0'):
-        train(run)
-    (stage,) = run.stages
-    bundle = load_bundle(train(run.replace(stages=(stage.replace(max_delay=0),))))
+    bundle = load_bundle(train(run))
     assert bundle.config.action_tokens == bundle.config.horizon // 4
+    assert bundle.serving.max_delay == 3
+    assert bundle.serving.mode == 'rtc'
 
 
 def test_a_bundle_says_which_delay_it_was_trained_for_and_whether_its_head_was_trained(run_of: MakeRun) -> None:
