@@ -117,10 +117,17 @@ class MatrixPlan:
         return samples // self.base.stages[0].batch
 
     def run_of(self, recipe: str, seed: int, out: Path) -> Run:
-        """The run of a recipe and seed: checkpoints at every point, and nothing else differs from the base."""
+        """The run of a recipe and seed: checkpoints at every point, and nothing else differs from the base.
+
+        What pictures show, in labels (`model.dense`), is knowledge, as words are: without language data there is none.
+        """
+        from ki_vla.objective.recipes import RECIPES
+
         steps = [self.steps_at(samples) for samples in self.matrix.samples]
         every = math.gcd(*steps)
         stage = self.base.stages[0].replace(recipe=recipe, steps=steps[-1])
+        if not RECIPES[recipe].vlm_data:
+            stage = stage.replace(dense=0.0)
         return self.base.replace(
             name=f'{recipe}_{seed}',
             out=str(out),

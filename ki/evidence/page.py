@@ -60,6 +60,12 @@ def page_of(plan: MatrixPlan, cells: Sequence[EvidenceCell], folder: Path, pictu
 def _introduction(plan: MatrixPlan, done: int, whole: int) -> str:
     matrix, start, state = plan.matrix, plan.base.start, plan.base.model.get('state_repr')
     told = f' Where a recipe is not about the state (figure 10), the state is told as `{state}`.' if state else ''
+    if plan.base.model.get('dense'):
+        told += (
+            ' With language data go labels of what patches show, and of which patches the words ask for '
+            '(`model.dense`): the part that boxes have in those of PaliGemma. Recipes without language data learn '
+            'neither.'
+        )
     return (
         f'`ki evidence run` writes this page from the cells in `benchmarks/evidence/cells`: {done} of {whole} are '
         f'there. Every recipe of [recipes](recipes.md) starts from `{start}`, as the paper starts all from PaliGemma, '

@@ -216,7 +216,17 @@ def test_a_run_of_the_matrix_differs_in_recipe_and_seed_alone(matrix: Path) -> N
     run = plan.run_of('pi0', 1, matrix.parent / 'out')
     (stage,) = run.stages
     assert (stage.recipe, stage.steps, run.seed, run.save_every, run.keep) == ('pi0', 10, 1, 1, 10)
-    assert plan.base.stages[0].replace(recipe='pi0', steps=10, warmup=1) == stage
+    assert plan.base.stages[0].replace(recipe='pi0', steps=10, warmup=1, dense=0.0) == stage
+
+
+def test_labels_of_patches_are_taught_with_language_data_alone(matrix: Path) -> None:
+    plan = load_plan(matrix)
+    taught = {name: plan.run_of(name, 0, matrix.parent).stages[0].dense for name in RECIPES}
+    assert {name for name, weight in taught.items() if weight} == {
+        name for name, each in RECIPES.items() if each.vlm_data
+    }
+    assert taught['ours'] == plan.base.stages[0].dense
+    assert not taught['pi0']
 
 
 @pytest.mark.parametrize(
