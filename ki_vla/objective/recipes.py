@@ -8,7 +8,9 @@ samples are mixed in).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ki_vla.errors import VlaError
 from ki_vla.model.config import HEADS, STATE_REPRS, Head, ModelConfig, StateRepr
@@ -93,16 +95,26 @@ class Recipe:
         """Whether there is a loss on continuous actions."""
         return self.loss != 'none'
 
-    def configure(self, config: ModelConfig) -> ModelConfig:
-        """The given model with the structure that this recipe needs.
+    def configure(self, config: ModelConfig, changes: Mapping[str, Any] | None = None) -> ModelConfig:
+        """The given model with the structure that this recipe needs, and what a run changes of it besides.
 
         Only an expert groups several steps in a token, and only an expert has a state token of its own: a model without
         one is told the state in the prefix alone.
+
+        Args:
+            config: the model.
+            changes: see `ModelConfig.changed`; `state_repr` counts where the recipe is not about it.
+
+        Raises:
+            VlaError: a change that does not fit.
         """
-        grouped, state = config.steps_per_token, self.state_repr or config.state_repr
+        rest = dict(changes or {})
+        said = rest.pop('state_repr', config.state_repr)
+        grouped, state = config.steps_per_token, self.state_repr or said
         if self.head != 'expert':
             grouped, state = 1, WITHOUT_EXPERT.get(state, state)
-        return config.replace(head=self.head, adaptive=self.adaptive, state_repr=state, steps_per_token=grouped)
+        shaped = config.replace(head=self.head, adaptive=self.adaptive, state_repr=state, steps_per_token=grouped)
+        return shaped.changed(rest)
 
     def at(self, progress: float) -> Recipe:
         """The recipe in force at a share of training, 0..1: itself, or the stage that has started last."""

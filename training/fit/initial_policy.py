@@ -187,7 +187,7 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
         there = start.config
         if there.state_repr == 'suffix' and first.targets != 'none':
             there = there.replace(state_repr='text')  # pi0's way would hide the state from tokens
-        config = first.configure(there).changed({**_wide_enough(there, contracts), **run.model})
+        config = first.configure(there, {**_wide_enough(there, contracts), **run.model})
     else:
         assert run.preset is not None  # of a settled run
         least = 32 if run.preset == 'full' else 0
@@ -197,7 +197,7 @@ def _config(run: Run, contracts: Sequence[Contract], start: Bundle | None) -> Mo
             'state_dim': max(least, *(len(contract.state) for contract in contracts)),
             'views': max(len(contract.cameras) for contract in contracts),
         }
-        config = first.configure(preset(run.preset, **sizes)).changed(run.model)
+        config = first.configure(preset(run.preset, **sizes), run.model)
     wanted, *others = (recipe(stage.recipe).configure(config) for stage in run.stages)
     if any(other != wanted for other in others):
         recipes = ', '.join(stage.recipe for stage in run.stages)

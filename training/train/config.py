@@ -381,7 +381,7 @@ class Run(TrainingConfig):
             return self  # the bundle decides, when it is there
         name = self.preset or 'tiny'
         try:
-            RECIPES[self.stages[0].recipe].configure(PRESETS[name]).changed(self.model)
+            RECIPES[self.stages[0].recipe].configure(PRESETS[name], self.model)
         except VlaError as error:
             raise ValueError(f'model does not fit the preset {name}: {error}') from None
         return self

@@ -20,6 +20,7 @@ from ki.evidence.picture import picture_of
 from ki.evidence.runner import jobs_of
 from ki_robot.contract.contract import contract_file
 from ki_vla.objective.recipes import RECIPES
+from ki_vla.policy.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 POINTS = (10, 100)
@@ -217,6 +218,16 @@ def test_a_run_of_the_matrix_differs_in_recipe_and_seed_alone(matrix: Path) -> N
     (stage,) = run.stages
     assert (stage.recipe, stage.steps, run.seed, run.save_every, run.keep) == ('pi0', 10, 1, 1, 10)
     assert plan.base.stages[0].replace(recipe='pi0', steps=10, warmup=1, dense=0.0) == stage
+
+
+def test_every_recipe_of_the_committed_matrix_has_a_model(tmp_path: Path) -> None:
+    plan = load_plan(ROOT / 'benchmarks/evidence/matrix.yaml')
+    assert plan.base.start is not None
+    start = load_bundle(ROOT / plan.base.start).config
+    for name in plan.matrix.recipes:
+        run = plan.run_of(name, 0, tmp_path)
+        made = RECIPES[run.stages[0].recipe].configure(start, run.model)
+        assert made.state_repr == (RECIPES[name].state_repr or ('both' if made.head == 'expert' else 'continuous'))
 
 
 def test_labels_of_patches_are_taught_with_language_data_alone(matrix: Path) -> None:

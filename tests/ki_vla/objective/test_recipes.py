@@ -187,6 +187,7 @@ def test_every_recipe_shapes_a_model_whose_expert_groups_steps(name: str) -> Non
 def test_the_state_is_told_as_the_model_says_where_the_recipe_is_not_about_it(name: str, said: str, told: str) -> None:
     config = preset('tiny').changed({'state_repr': said})
     assert recipe(name).configure(config).state_repr == told
+    assert recipe(name).configure(preset('tiny'), {'state_repr': said}).state_repr == told, 'a run says so'
 
 
 def test_structure_that_does_not_fit_is_refused() -> None:
