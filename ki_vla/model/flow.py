@@ -85,7 +85,7 @@ def give_first_actions(
     Args:
         tau: [B, R], or [B, R, H].
         horizon: H.
-        max_delay: the largest d, in steps; below the horizon.
+        max_delay: the largest d, in steps; it leaves a token.
         generator: for reproducible delays.
         steps_per_token: action steps of a token of the expert; divides the horizon.
 
@@ -95,12 +95,15 @@ def give_first_actions(
     Raises:
         VlaError: a delay that no chunk can have.
     """
-    if not 0 <= max_delay < horizon:
-        raise VlaError(f'max_delay: {max_delay} must be at least 0 and below the horizon {horizon}.')
+    if not 0 <= max_delay <= horizon - steps_per_token:
+        raise VlaError(
+            f'max_delay: {max_delay} must be at least 0 and leave one token of the horizon {horizon}; write at most '
+            f'{horizon - steps_per_token}.'
+        )
     home = _home(generator, tau.device)
     delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=home).to(tau.device)
-    tokens_BR = ((delay_BR + steps_per_token - 1) // steps_per_token).clamp(max=horizon // steps_per_token - 1)
-    given_BRH = torch.arange(horizon, device=tau.device) < (tokens_BR * steps_per_token)[..., None]
+    whole_BR = (delay_BR + steps_per_token - 1) // steps_per_token * steps_per_token
+    given_BRH = torch.arange(horizon, device=tau.device) < whole_BR[..., None]
     tau_BRH = tau if tau.ndim == 3 else tau[..., None].expand(-1, -1, horizon)
     return torch.where(given_BRH, 1.0, tau_BRH), given_BRH
 

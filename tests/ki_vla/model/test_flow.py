@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ki_vla.errors import VlaError
 from ki_vla.model import flow
 
 
@@ -79,10 +80,14 @@ def test_given_actions_are_clean_and_delays_cover_their_range() -> None:
     assert bool((given[..., :-1] | ~given[..., 1:]).all()), 'given actions come first'
 
 
-@pytest.mark.parametrize(('per_token', 'counts'), [(1, {0, 1, 2, 3, 4, 5, 6, 7}), (2, {0, 2, 4, 6}), (4, {0, 4})])
-def test_tokens_are_given_whole_and_never_all(per_token: int, counts: set[int]) -> None:
+@pytest.mark.parametrize(
+    ('per_token', 'most', 'counts'), [(1, 7, {0, 1, 2, 3, 4, 5, 6, 7}), (2, 5, {0, 2, 4, 6}), (4, 4, {0, 4})]
+)
+def test_tokens_are_given_whole_and_never_all(per_token: int, most: int, counts: set[int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    tau_BRH, given = flow.give_first_actions(torch.full((500, 2), 0.3), 8, 7, generator, per_token)
+    tau_BRH, given = flow.give_first_actions(torch.full((500, 2), 0.3), 8, most, generator, per_token)
     assert set(given.sum(dim=-1).flatten().tolist()) == counts
     times = tau_BRH.unflatten(-1, (-1, per_token))
     assert torch.equal(times, times[..., :1].expand_as(times)), 'a token has one time'
+    with pytest.raises(VlaError, match=f'leave one token of the horizon 8; write at most {8 - per_token}'):
+        flow.give_first_actions(torch.full((5, 2), 0.3), 8, 9 - per_token, generator, per_token)
