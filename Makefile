@@ -38,7 +38,7 @@ check: ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/python -m pytest -q tests/test_import_directions.py
+	$(BIN)/python -m pytest -q tests/test_import_directions.py tests/tools/test_write_schemas.py
 	@$(MAKE) --no-print-directory docs
 
 bench: ready
