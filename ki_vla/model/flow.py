@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ki_vla.errors import VlaError
 ALPHA, S = 1.5, 0.999
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 Field = Callable[[Tensor, Tensor], Tensor]
+Count = TypeVar('Count', int, Tensor)
 
 
 def time_features(tau: Tensor, width: int) -> Tensor:
@@ -102,10 +104,14 @@ def give_first_actions(
         )
     home = _home(generator, tau.device)
     delay_BR = torch.randint(0, max_delay + 1, tau.shape[:2], generator=generator, device=home).to(tau.device)
-    whole_BR = (delay_BR + steps_per_token - 1) // steps_per_token * steps_per_token
-    given_BRH = torch.arange(horizon, device=tau.device) < whole_BR[..., None]
+    given_BRH = torch.arange(horizon, device=tau.device) < whole_tokens(delay_BR, steps_per_token)[..., None]
     tau_BRH = tau if tau.ndim == 3 else tau[..., None].expand(-1, -1, horizon)
     return torch.where(given_BRH, 1.0, tau_BRH), given_BRH
+
+
+def whole_tokens(steps: Count, steps_per_token: int) -> Count:
+    """Action steps, rounded up to whole tokens of the expert."""
+    return -(-steps // steps_per_token) * steps_per_token
 
 
 def step(noisy: Tensor, field: Tensor, size: float) -> Tensor:

@@ -161,8 +161,8 @@ def given_steps(delay: int, rows: int, horizon: int, steps_per_token: int) -> in
         horizon: steps of a chunk.
         steps_per_token: action steps of a token of the expert.
     """
-    tokens = -(-delay // steps_per_token)
-    return min(tokens, rows // steps_per_token, horizon // steps_per_token - 1) * steps_per_token
+    whole, left = flow.whole_tokens(delay, steps_per_token), rows - rows % steps_per_token
+    return min(whole, left, horizon - steps_per_token)
 
 
 def at_full_length(previous_BPA: Tensor, noise_BHA: Tensor, needed: int) -> Tensor:
