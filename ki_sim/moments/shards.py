@@ -30,7 +30,7 @@ from ki_sim.world.render import check_size
 from ki_sim.world.robot import ALL_CAMERAS
 
 PART = 2000  # moments of one file
-FORMAT = 11
+FORMAT = 12
 TWO_THINGS = ('next_to', 'stack')  # tasks in which a second thing must be found, and reached by what is held
 SHARES = (2, 3)  # scenes of any other task, and of one of these
 QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
