@@ -206,6 +206,16 @@ def matching_qos(node: Any, topic: str, depth: int = 100) -> Any:
     )
 
 
+def waiting(subscription: Any, most: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What a subscription has heard and no executor has taken yet, with what is known of it; `most` messages."""
+    for _ in range(most):
+        with subscription.handle:
+            heard = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        if heard is None:
+            return
+        yield heard
+
+
 def spin_until_signal(node: Any, seconds: float = math.inf) -> None:
     """Spins a node until SIGINT, SIGTERM or the end of the time, and leaves ROS running for last words.
 

@@ -63,6 +63,7 @@ DEPTH = 1000  # of every subscription: a stall of this process must not cost mes
 LATCHED_KEPT = 100  # /tf_static has one message per broadcaster
 # Topics that all robots of a graph share by their names; the other topics of another namespace are another robot's.
 SHARED = frozenset({'/tf', '/tf_static', '/clock', '/diagnostics'})
+TELLS_TIMES = hasattr(Subscription, 'CallbackType')  # Humble does not
 ANSWERS_KEPT = 16  # of services, for requests that are repeated because their answer was lost
 
 
@@ -72,6 +73,7 @@ class Stream:
 
     channel: RecordedTopic
     latched: deque[tuple[bytes, int]] | None
+    subscription: Subscription | None = None
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     received: int = 0
     dropped: int = 0
@@ -139,9 +141,10 @@ class Recorder(Node):
         self._answers: deque[tuple[str, Any]] = deque(maxlen=ANSWERS_KEPT)
         self._clock_history: deque[tuple[int, int]] = deque(maxlen=DEPTH)
         self._in_sim_time = bool(self.get_parameter('use_sim_time').value)
+        self._clock_subscription: Subscription | None = None
         if self._in_sim_time:
             qos = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
-            self.create_subscription(ClockMessage, '/clock', with_times(self._on_clock), qos)
+            self._clock_subscription = self.create_subscription(ClockMessage, '/clock', with_times(self._on_clock), qos)
         # On its own clock: where simulated time stands still, topics are to be found all the same.
         self.create_timer(DISCOVERY_S, self.discover, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(FEEDBACK_S, self._tick)
@@ -206,7 +209,7 @@ class Recorder(Node):
         stream = self.streams[name] = Stream(channel, deque(maxlen=kept) if latched else None)
 
         store = functools.partial(self._store, stream)
-        self.create_subscription(cls, name, with_times(store), qos, raw=True)
+        stream.subscription = self.create_subscription(cls, name, with_times(store), qos, raw=True)
 
     def _store(self, stream: Stream, data: bytes, sent_ns: int, heard_ns: int) -> None:
         stream.received += 1
@@ -287,6 +290,8 @@ class Recorder(Node):
         """
         if not self.episode:
             raise NodeError(self._ended or 'No episode is being recorded; start one first.')
+        if outcome != EpisodeMarker.OUTCOME_DISCARD:
+            self._take_waiting()
         self._mark(EpisodeMarker.PHASE_END, outcome)
         episode, self.episode = self.episode, None
         path = None
@@ -298,6 +303,15 @@ class Recorder(Node):
             self.get_logger().error(f'{episode.writer.dropped} messages were dropped: the disk is too slow (cache_mib)')
         self.get_logger().info(f'{path or "discarded"}: {episode.writer.messages} messages')
         return episode, path
+
+    def _take_waiting(self) -> None:
+        """Stores what has arrived and waits, as this thread was busy: an episode that ends keeps its last moments."""
+        # The clock first: it says when the others were sent.
+        for subscription in (self._clock_subscription, *(stream.subscription for stream in self.streams.values())):
+            if subscription is None:
+                continue
+            for heard in ros.waiting(subscription, DEPTH):
+                subscription.callback(*(heard if TELLS_TIMES else heard[:1]))
 
     def _mark(self, phase: int, outcome: int) -> None:
         assert self.episode
@@ -477,7 +491,7 @@ def with_times(callback: Callable[[Any, int, int], None]) -> Callable[..., None]
 
     Humble tells neither; there the time of this call stands for both. A middleware may leave out the arrival.
     """
-    if hasattr(Subscription, 'CallbackType'):
+    if TELLS_TIMES:
         return lambda message, info: callback(
             message, info['source_timestamp'], info['received_timestamp'] or time.time_ns()
         )

@@ -207,6 +207,43 @@ def test_what_waited_for_a_recorder_that_stalled_before_the_episode_is_not_of_it
     assert first['/robot_description'][0].log_ns == episode.start_ns
 
 
+@pytest.mark.parametrize('ends', ['stop', 'close', 'discard'])
+def test_an_episode_keeps_what_had_arrived_when_it_ended_and_waited_for_a_recorder_that_stalled(
+    tmp_path: Path, ends: str
+) -> None:
+    from ki_msgs.msg import EpisodeMarker
+    from std_msgs.msg import String
+
+    from ki_policy_node.common import ros
+    from ki_policy_node.recorder.recorder_node import Recorder
+
+    with ros.node('talker') as node:
+        publisher = node.create_publisher(String, 'words', 100)
+        recorder = Recorder()
+        try:
+            assert ros.spin_until(recorder, publisher.get_subscription_count, 10.0), 'the recorder does not listen'
+            recorder.start('listen', path=tmp_path / 'bag')
+            for number in range(50):
+                publisher.publish(String(data=str(number)))
+            time.sleep(0.2)  # they have arrived, and nobody has looked
+            if ends == 'close':
+                recorder.close()
+            else:
+                recorder.stop(EpisodeMarker.OUTCOME_DISCARD if ends == 'discard' else EpisodeMarker.OUTCOME_SUCCESS)
+            taken = recorder.streams['/words'].received
+            publisher.publish(String(data='after it'))
+            assert ros.spin_until(recorder, lambda: recorder.streams['/words'].received == 51, 10.0)
+        finally:
+            recorder.destroy_node()
+    if ends == 'discard':
+        assert not (tmp_path / 'bag').exists()
+        assert taken == 0, 'nothing is worth waiting for'
+        return
+    found = read(tmp_path / 'bag')
+    assert [text_of(message) for message in found['/words']] == [str(number) for number in range(50)]
+    assert found['/words'][-1].log_ns <= found['/episode'][-1].log_ns, 'the mark of the end is the last'
+
+
 def text_of(message: Any) -> str:
     from rclpy.serialization import deserialize_message
     from std_msgs.msg import String
