@@ -135,7 +135,7 @@ class MomentMaker:
             return
         self._pose(model, data, now, hands, angles)
         images = {name: cameras.image(data, name) for name in self.cameras}
-        places = [_place_in(model, data, self.cameras[0], i) for i in range(len(now.bodies))]
+        places = [place_in(model, data, self.cameras[0], i) for i in range(len(now.bodies))]
         seen = [at if _is_seen(model, data, self.cameras[0], i) else None for i, at in enumerate(places)]
         things = tuple(
             ShownObject(obj.colour, obj.kind, *at)
@@ -361,7 +361,7 @@ def _rest_height(now: Situation, first: Duty, let_go: float) -> float:
     return min(let_go, TABLE_TOP + foot + half)
 
 
-def _place_in(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> tuple[float, float] | None:
+def place_in(model: mujoco.MjModel, data: mujoco.MjData, view: str, index: int) -> tuple[float, float] | None:
     """Where an object's centre is in a camera's square picture, x to the right and y down; None if outside."""
     camera, centre = model.camera(view).id, data.body(f'object{index}').xpos
     x, y, z = data.cam_xmat[camera].reshape(3, 3).T @ (centre - data.cam_xpos[camera])
